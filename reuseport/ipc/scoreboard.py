@@ -1,0 +1,69 @@
+"""The scoreboard: one row of 64-bit counters for each worker, in memory that all processes map.
+
+Only the worker that owns a row writes it, so no lock is needed: an aligned 64-bit store is atomic on every platform
+that Linux and CPython share, and a reader that sees one counter a moment before another does no harm. The row
+outlives its worker until the master gives it to another, so that the last figures of a dead worker can still be read.
+
+Counters only ever grow, but for those marked as gauges.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+ROWS = 2048
+FIELDS = 32
+ROW_BYTES = FIELDS * 8
+
+TURNED = 0  # gauge: CLOCK_MONOTONIC in nanoseconds when the worker's loop last turned; 0 before its loop runs
+REQUESTS = 1  # requests answered or failed, whatever the outcome
+ACTIVE = 2  # gauge: requests the application is working on now
+CONNECTIONS = 3  # gauge: open client connections
+ACCEPTED = 4  # connections accepted from the worker's own slots
+STOLEN = 5  # connections accepted from a sibling's slot
+ERRORS = 6  # responses with a 5xx status, and requests that ended in an exception
+RSS = 7  # gauge: resident memory in bytes
+PSS = 8  # gauge: proportional memory in bytes
+JOBS = 9  # gauge: registered jobs now
+BYTES_OUT = 10  # response bytes handed to the kernel
+LOOKS = 11  # looks at siblings' slots
+# Fields 12 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
+
+NAMES = {
+    "requests_total": REQUESTS,
+    "requests_active": ACTIVE,
+    "connections": CONNECTIONS,
+    "accepted": ACCEPTED,
+    "stolen": STOLEN,
+    "errors": ERRORS,
+    "rss": RSS,
+    "pss": PSS,
+    "jobs": JOBS,
+    "bytes_out": BYTES_OUT,
+    "looks": LOOKS,
+}
+
+
+class Scoreboard:
+    """The mapped file. `row(i)` is a writable view of row i: index it with the field numbers above."""
+
+    def __init__(self, path: str, *, create: bool = False) -> None:
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        fd = os.open(path, flags, 0o600)
+        try:
+            if os.fstat(fd).st_size < ROWS * ROW_BYTES:
+                os.ftruncate(fd, ROWS * ROW_BYTES)
+            self._view = memoryview(mmap.mmap(fd, ROWS * ROW_BYTES)).cast("Q")
+        finally:
+            os.close(fd)
+
+    def row(self, index: int) -> memoryview:
+        """The counters of row `index`, shared with every process that maps the file. IndexError if there is none."""
+        if not 0 <= index < ROWS:
+            raise IndexError(f"the scoreboard has {ROWS} rows, not {index + 1}")
+        return self._view[index * FIELDS : (index + 1) * FIELDS]
+
+    def clear(self, index: int) -> None:
+        """Zero a row before a new worker gets it."""
+        self.row(index)[:] = memoryview(bytes(ROW_BYTES)).cast("Q")

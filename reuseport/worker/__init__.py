@@ -1,0 +1,1 @@
+"""The gevent process that serves requests."""
