@@ -1,0 +1,156 @@
+"""The client's end of the control socket: one JSON line to the master, JSON lines back, the last one "done".
+
+A master may be older or newer than this client, so events and fields that are unknown here are passed over. The end of
+the stream before "done" means that the master died: nothing else closes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from reuseport.cli.failure import NO_MASTER, Failure
+from reuseport.ipc.rundir import RunDir
+from reuseport.options.address import UNIX_PATH_BYTES
+
+VERSION = 1
+CONNECT_SECONDS = 5.0
+
+
+def ask(
+    run_dir: str,
+    request: dict[str, Any],
+    *,
+    on_stage: Callable[[str], None] = lambda text: None,
+    timeout: float | None = None,
+    gone_within: float | None = None,
+    hint: str = "",
+) -> dict[str, Any]:
+    """Send one request to the master of `run_dir` and return its "done".
+
+    `on_stage` gets the text of each stage before it. `timeout` is the longest silence in seconds, None for any: a
+    release takes as long as its application's import. With `gone_within` the call returns only when the master's
+    process has ended, so many seconds after "done" at the latest. `hint` ends the message about a missing master.
+    Raises Failure.
+    """
+    with connect(run_dir, hint) as connection, contextlib.ExitStack() as stack:
+        master = _pidfd(connection) if gone_within is not None else None
+        if master is not None:
+            stack.callback(os.close, master)
+        connection.settimeout(timeout)
+        try:
+            connection.sendall(json.dumps({"v": VERSION, **request}).encode() + b"\n")
+            done = _done(connection, run_dir, on_stage)
+            if gone_within is not None and done.get("ok"):
+                _await_end(connection, master, gone_within, run_dir)
+        except TimeoutError as error:
+            raise Failure(f"the master in {run_dir} has not answered for {timeout:g} seconds") from error
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise _died(run_dir) from error
+        return done
+
+
+def connect(run_dir: str, hint: str = "") -> socket.socket:
+    """A connection to the master of `run_dir`. Raises Failure, with the status NO_MASTER if there is none."""
+    path = RunDir(run_dir).control
+    if len(os.fsencode(path)) > UNIX_PATH_BYTES:
+        raise Failure(f"no master in {run_dir}: its path is too long for a unix socket{hint}", NO_MASTER)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(CONNECT_SECONDS)
+    try:
+        connection.connect(path)
+        _check_peer(connection, run_dir)
+    except OSError as error:
+        connection.close()
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.ELOOP):
+            raise Failure(f"no master in {run_dir}{hint}", NO_MASTER) from error
+        if isinstance(error, TimeoutError) or error.errno == errno.EAGAIN:
+            raise Failure(f"the master in {run_dir} does not take connections") from error
+        raise Failure(f"cannot reach the master in {run_dir}: {(error.strerror or str(error)).lower()}") from error
+    except Failure:
+        connection.close()
+        raise
+    return connection
+
+
+def is_alive(run_dir: str) -> bool:
+    """Whether a master answers in `run_dir`."""
+    try:
+        connect(run_dir).close()
+    except Failure as failure:
+        # One that cannot be reached for another reason is there all the same, and the user should hear of it.
+        return failure.status != NO_MASTER
+    return True
+
+
+def _check_peer(connection: socket.socket, run_dir: str) -> None:
+    # /tmp is everybody's: whoever makes the directory first could play the master, and its answers are printed.
+    _, uid, _ = _credentials(connection)
+    if uid not in (0, os.geteuid()) and os.geteuid() != 0:
+        raise Failure(f"what listens in {run_dir} belongs to user {uid}, and is not trusted")
+
+
+def _credentials(connection: socket.socket) -> tuple[int, int, int]:
+    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", packed)
+    return pid, uid, gid
+
+
+def _pidfd(connection: socket.socket) -> int | None:
+    """A descriptor of the master's process; None where it cannot be seen from here (another pid namespace)."""
+    pid, _, _ = _credentials(connection)
+    if pid <= 0:
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        # Without it the end of the stream has to do; it comes a moment earlier than the end of the process.
+        return None
+
+
+def _done(connection: socket.socket, run_dir: str, on_stage: Callable[[str], None]) -> dict[str, Any]:
+    with connection.makefile("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                message = json.loads(line)
+            except ValueError as error:
+                raise Failure(f"the master in {run_dir} sent what is not JSON: {line[:60]!r}") from error
+            if not isinstance(message, dict):
+                raise Failure(f"the master in {run_dir} sent what is no message: {line[:60]!r}")
+            if message.get("event") == "done":
+                return message
+            if message.get("event") == "stage":
+                on_stage(str(message.get("text", "")))
+    raise _died(run_dir)
+
+
+def _died(run_dir: str) -> Failure:
+    return Failure(f"the master in {run_dir} died before it had answered; its log may say why")
+
+
+def _await_end(connection: socket.socket, master: int | None, seconds: float, run_dir: str) -> None:
+    if master is not None:
+        poll = select.poll()
+        poll.register(master, select.POLLIN)
+        ended = bool(poll.poll(seconds * 1000))
+    else:
+        connection.settimeout(seconds)
+        try:
+            while connection.recv(4096):
+                pass
+            ended = True
+        except ConnectionResetError:
+            ended = True
+        except TimeoutError:
+            ended = False
+    if not ended:
+        raise Failure(f"the master in {run_dir} said that it stops, but has not ended within {seconds:g} seconds")

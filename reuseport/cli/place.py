@@ -1,0 +1,98 @@
+"""Which master a command means.
+
+Say to `release`, `status` and `stop` what was said to `serve`, by flags, variables or file, and they find the same run
+directory. When nothing is said, the one master that lives in the default place is meant.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reuseport.cli.client import is_alive
+from reuseport.cli.failure import NO_MASTER, USAGE, Failure
+from reuseport.options import Option, default_run_dir, working_directory
+from reuseport.options.machine import run_dirs
+from reuseport.options.reading import Words, config_file, from_environment, from_flags, from_table, merge, read_toml
+from reuseport.options.spec import default_name
+from reuseport.options.table import BY_NAME
+
+# The same declarations as serve's, so that a flag means the same everywhere; of its help only the effect is not ours.
+WHERE = tuple(
+    replace(BY_NAME[name], group="Which server (as was said to serve; else the only one that lives)", effect="always")
+    for name in ("name", "run_dir", "config")
+)
+_DECIDING = tuple(BY_NAME[name] for name in ("app", "name", "run_dir", "config"))
+
+
+class Place(NamedTuple):
+    """A run directory, and the words that end a message about a master missing there."""
+
+    run_dir: str
+    hint: str
+
+
+def read(argv: Sequence[str], options: Sequence[Option]) -> tuple[dict[str, Any], Words]:
+    """A command's own values by name, and the words of its command line. Raises OptionError."""
+    words = from_flags(argv, (*options, *WHERE), [])
+    values = {option.name: option.default for option in options}
+    values.update({name: said.value for name, said in words if name in values})
+    return values, words
+
+
+def find(typed: Words, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> Place:
+    """The run directory of the master that is meant. Raises OptionError, and Failure if it takes more to be said."""
+    environ = os.environ if environ is None else environ
+    cwd = working_directory(environ) if cwd is None else cwd
+    said = from_environment(environ, _DECIDING, []) + [word for word in typed if word[0] in BY_NAME]
+    if not any(name == "run_dir" for name, _ in said):
+        # A file with mistakes elsewhere must not keep anyone from stopping the server: only what decides is read.
+        path, place = config_file(typed, said, cwd)
+        deciding = {option.name for option in _DECIDING}
+        table = read_toml(path, place) if path else {}
+        said = from_table({key: table[key] for key in table if key.replace("-", "_") in deciding}, path, []) + said
+    uid = os.getuid()
+    values: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for option in _DECIDING:
+        mine = [word for name, word in said if name == option.name]
+        if mine:
+            values[option.name] = merge(option, mine, cwd)
+            places[option.name] = mine[-1].place
+    if "run_dir" in values:
+        return _place(values["run_dir"], places["run_dir"], environ, uid)
+    if "name" in values:
+        return _place(default_run_dir(values["name"], environ, uid), places["name"], environ, uid)
+    if "app" in values or environ.get("RUNTIME_DIRECTORY"):
+        name = default_name(values.get("app"))
+        return _place(default_run_dir(name, environ, uid), places.get("app", "RUNTIME_DIRECTORY"), environ, uid)
+    return _only_one(environ, uid)
+
+
+def _place(run_dir: str, said: str, environ: Mapping[str, str], uid: int) -> Place:
+    others = [name for name in _living(environ, uid) if os.path.join(run_dirs(environ, uid), name) != run_dir]
+    alive = f" (others that live: {', '.join('-n ' + name for name in others)})" if others else ""
+    return Place(run_dir, f", which {said} stands for; -n NAME or --run-dir DIR names another{alive}")
+
+
+def _only_one(environ: Mapping[str, str], uid: int) -> Place:
+    home = run_dirs(environ, uid)
+    living = _living(environ, uid)
+    if not living:
+        raise Failure(f"no master in {home}; -n NAME, --run-dir DIR or -c FILE says where it is", NO_MASTER)
+    if len(living) > 1:
+        raise Failure(f"which master? {' or '.join('-n ' + name for name in living)} (they live in {home})", USAGE)
+    return Place(os.path.join(home, living[0]), "")
+
+
+def _living(environ: Mapping[str, str], uid: int) -> list[str]:
+    home = Path(run_dirs(environ, uid))
+    try:
+        names = sorted(entry.name for entry in home.iterdir() if entry.is_dir())
+    except OSError:
+        # It is not there, or not ours to read: then no master of ours lives in it.
+        return []
+    return [name for name in names if is_alive(str(home / name))]

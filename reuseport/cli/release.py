@@ -1,0 +1,75 @@
+"""`reuseport release`: ask for a release, follow its stages, and exit with its outcome.
+
+Who asks gets the answer: 0 means that the new generation serves, 1 that the old one still does, and then standard error
+shows what the application said.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+
+from reuseport.cli import place
+from reuseport.cli.client import ask
+from reuseport.cli.failure import FAILED, INTERRUPTED, Failure
+from reuseport.options import Option, kinds
+from reuseport.options.manual import manual
+from reuseport.options.table import FLAG
+
+ABOUT = """\
+Reads the configuration again, loads the application's new version, and lets it take over as soon as it is ready. If \
+anything fails, the old version serves on.
+
+Exit status: 0 the new generation serves; 1 the release failed, and what the application said is on standard error; \
+2 wrong usage; 3 no master there."""
+
+OPTIONS = (
+    Option(
+        "wait",
+        kinds.choice("ready", "drained", "none"),
+        "ready",
+        group="Options",
+        metavar="UNTIL",
+        where=frozenset({FLAG}),
+        help="ready: return when the new generation serves. drained: when the old ones have ended too. none: when "
+        "the release has begun.",
+    ),
+    Option(
+        "json",
+        kinds.SWITCH,
+        False,
+        group="Options",
+        where=frozenset({FLAG}),
+        help="Print the outcome as one JSON object, and no stages.",
+    ),
+)
+
+
+def help_text() -> str:
+    usage = "reuseport release [--wait ready|drained] [--json] [-n NAME | --run-dir DIR | -c FILE]"
+    return manual((*OPTIONS, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Release and return the exit status. Raises OptionError and Failure."""
+    values, words = place.read(argv, OPTIONS)
+    master = place.find(words)
+    on_stage = (lambda text: None) if values["json"] else (lambda text: print(text, flush=True))
+    try:
+        done = ask(master.run_dir, {"do": "release", "wait": values["wait"]}, on_stage=on_stage, hint=master.hint)
+    except KeyboardInterrupt:
+        raise Failure("no longer waiting; the release goes on (reuseport status shows it)", INTERRUPTED) from None
+    if values["json"]:
+        print(json.dumps(done), flush=True)
+    if done.get("ok"):
+        if not values["json"]:
+            print(done.get("text") or f"generation {done.get('generation')} serves")
+        return 0
+    sys.stdout.flush()
+    print(f"reuseport: release failed: {done.get('error') or 'the master gave no reason'}", file=sys.stderr)
+    output = str(done.get("output") or "")
+    if output:
+        print(output.rstrip("\n"), file=sys.stderr)
+    return FAILED

@@ -1,0 +1,56 @@
+"""`reuseport serve`: read the options, check what can be checked, and become the master.
+
+What is wrong is said before anything has been bound or started, and all of it at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+
+from reuseport.cli.failure import FAILED
+from reuseport.options import OPTIONS, OptionError, check, load, working_directory
+from reuseport.options.manual import manual, print_config
+
+ABOUT = """\
+Serves a WSGI application, and releases its new version without an interruption when it gets SIGHUP or `reuseport \
+release` asks for it.
+
+Each option may also be said by an environment variable or by a key of a TOML file. A flag wins over a variable, that \
+over the file, that over the default. Times are in seconds unless a unit follows (500ms, 90s, 15m, 2h), sizes in \
+bytes (64K, 512M, 2G; powers of 1024). A switch is turned off by --no-NAME. Relative paths lie in the working \
+directory unless it says otherwise.
+
+Signals: HUP releases. TERM stops after requests and jobs have ended, a second TERM at once; so do INT and QUIT. TTIN \
+and TTOU make it one worker more or less. USR1 opens the log again."""
+
+
+def help_text() -> str:
+    return manual(OPTIONS, "reuseport serve [OPTIONS] MODULE:APP", ABOUT, shutil.get_terminal_size().columns)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Serve until stopped; the exit status is the master's. Raises OptionError."""
+    settings = load(argv, os.environ, working_directory(os.environ))
+    for remark in settings.remarks:
+        print(f"reuseport: {remark}", file=sys.stderr)
+    if settings.print_config:
+        sys.stdout.write(print_config(settings))
+        if not settings.check_config:
+            return 0
+    if settings.app is None and not settings.check_config:
+        raise OptionError("serve: which application? name it, as in: reuseport serve MODULE:APP")
+    problems = check(settings)
+    for problem in problems:
+        print(f"reuseport: {problem}", file=sys.stderr)
+    if problems:
+        return FAILED
+    if settings.check_config:
+        print(f"the configuration of {settings.name} is good", file=sys.stderr)
+        return 0
+    from reuseport.master.main import run as run_master
+
+    sys.stderr.flush()
+    return run_master(settings)

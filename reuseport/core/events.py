@@ -1,0 +1,227 @@
+"""What can happen to the cluster, and what can be done about it.
+
+Events are facts that the master learned; commands are what it must do. Both are plain data, so that a test can make up
+any story, and a log can tell one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reuseport.core.model import Asker, Key, Release
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed, nothing else."""
+
+
+@dataclass(frozen=True)
+class ReleaseAsked:
+    release: Release
+    asker: Asker | None = None
+
+
+@dataclass(frozen=True)
+class Started:
+    """The zygote runs (its pid); or it could not even be started (`error`)."""
+
+    key: Key
+    pid: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The zygote can fork workers. `workers` is set where the application's own script said how many (embedding)."""
+
+    key: Key
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A process says why it cannot go on; its exit follows."""
+
+    key: Key
+    error: str
+
+
+@dataclass(frozen=True)
+class Forked:
+    key: Key
+    pid: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    key: Key
+
+
+@dataclass(frozen=True)
+class Accepting:
+    key: Key
+
+
+@dataclass(frozen=True)
+class Retire:
+    """The worker, or an operator, wants it replaced: it goes when its successor accepts."""
+
+    key: Key
+    reason: str
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """The worker's loop has not turned for too long."""
+
+    key: Key
+
+
+@dataclass(frozen=True)
+class Unblocked:
+    key: Key
+
+
+@dataclass(frozen=True)
+class Exited:
+    """A process is gone. `how` says it in words, as in "was killed by SIGKILL"."""
+
+    key: Key
+    how: str = "exited"
+
+
+@dataclass(frozen=True)
+class ScaleAsked:
+    by: int
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """`timeout`: seconds after which a graceful stop becomes a quick one; 0 for never."""
+
+    quick: bool = False
+    timeout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A process that an earlier master left behind says hello to this one. `state` is a worker's state."""
+
+    key: Key
+    pid: int
+    release: Release
+    state: str = "accepting"
+    place: int = 0
+    slots: int = 0
+
+
+Event = (
+    Tick | ReleaseAsked | Started | Loaded | Failed | Forked | Ready | Accepting | Retire | Blocked | Unblocked
+    | Exited | ScaleAsked | StopAsked | Adopted
+)  # fmt: skip
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OpenSlots:
+    """Have this many slots per address, in every process that may need them."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class CloseSlots:
+    """The master lets go of the slots: a stop."""
+
+
+@dataclass(frozen=True)
+class StartZygote:
+    generation: int
+    release: Release
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Ask the zygote for a worker."""
+
+    key: Key
+    place: int
+
+
+@dataclass(frozen=True)
+class Accept:
+    """Tell the worker to accept, and which slots are its own. A later one replaces an earlier one."""
+
+    key: Key
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Drain:
+    """SIGTERM. `last`: nobody accepts after it, so it takes what waits in the queues before it lets go of them."""
+
+    key: Key
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Quit:
+    """End at once, in an orderly way if it can."""
+
+    key: Key
+
+
+@dataclass(frozen=True)
+class Abort:
+    """SIGABRT: end, and leave a Python stack behind, since it is not known what it hangs in."""
+
+    key: Key
+
+
+@dataclass(frozen=True)
+class Kill:
+    key: Key
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tell an asker how its release ended."""
+
+    asker: Asker
+    ok: bool
+    generation: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A release ended: "serving", "failed" or "superseded"."""
+
+    generation: int
+    outcome: str
+    text: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the log."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """All is ended: leave with this exit status."""
+
+    status: int
+
+
+Command = (
+    OpenSlots | CloseSlots | StartZygote | Fork | Accept | Drain | Quit | Abort | Kill | Answer | Record | Note | Finish
+)

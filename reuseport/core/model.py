@@ -1,0 +1,188 @@
+"""What the cluster is: generations, their processes, and the words for their states.
+
+A generation moves through five states, and only along these lines (`TRANSITIONS` is the same as data):
+
+      loading ──loaded──> warming ──all ready──> opening ──all accepting──> serving ──succeeded──> draining
+         │                   │                      │                          │ stopped               │
+         └──────failed───────┴────────failed────────┘                          └──────> draining       │ hurried
+                       │                                                                               │
+                       └──────────────────────────────> ending <───────────────────────────────────────┘
+
+- *loading*: its zygote imports the application.
+- *warming*: its workers are forked and start up; none of them accepts.
+- *opening*: all were ready and have been told to accept; the old generation still accepts too.
+- *serving*: it accepts. At most one generation serves.
+- *draining*: it accepts nothing new and leaves when its work is done. Any number may drain.
+- *ending*: it is being ended whatever it does: a failed or replaced boot, or a quick stop.
+
+A generation disappears when its last process has. Nothing here does I/O or reads a clock: times are seconds of a
+monotonic clock that the caller hands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+
+class Key(NamedTuple):
+    """Names a process: worker 2 of generation 7 is (7, 2). Number 0 is the generation's zygote."""
+
+    generation: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.generation}.{self.number}"
+
+
+ZYGOTE = 0
+
+# States of a generation.
+LOADING = "loading"
+WARMING = "warming"
+OPENING = "opening"
+SERVING = "serving"
+DRAINING = "draining"
+ENDING = "ending"
+
+TRANSITIONS: Mapping[str, Mapping[str, str]] = {
+    LOADING: {"loaded": WARMING, "failed": ENDING},
+    WARMING: {"all ready": OPENING, "failed": ENDING},
+    OPENING: {"all accepting": SERVING, "stopped": DRAINING, "failed": ENDING},
+    SERVING: {"succeeded": DRAINING, "stopped": DRAINING, "hurried": ENDING},
+    DRAINING: {"hurried": ENDING},
+    ENDING: {},
+}
+
+# The set of states in which a generation is on its way to serving.
+BOOTING = frozenset({LOADING, WARMING, OPENING})
+
+# States of a worker.
+FORKING = "forking"  # the zygote was asked for it
+STARTING = "starting"  # it runs, and is not ready yet
+READY = "ready"
+TOLD = "told"  # it has been told to accept
+ACCEPTING = "accepting"
+LEAVING = "draining"  # it has had its SIGTERM
+QUITTING = "quitting"  # it has been told to end at once
+
+YOUNG = frozenset({FORKING, STARTING, READY, TOLD})
+LIVELY = YOUNG | {ACCEPTING}
+
+
+@dataclass(frozen=True)
+class Release:
+    """A version that somebody asked for. `recipe` is opaque here: whatever the zygote needs in order to load it.
+
+    `boot_timeout` is in seconds and covers everything from the zygote's exec to the last worker's readiness.
+    """
+
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    workers: int = 1
+    boot_timeout: float = 120.0
+    kill_blocked: bool = False
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Somebody who waits for a release's outcome. `wait` is "ready" or "drained"."""
+
+    name: str
+    wait: str = "ready"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker as the master knows it. `place` (0, 1, …) decides which slots it owns; a replacement gets the same."""
+
+    place: int
+    state: str = FORKING
+    pid: int = 0
+    since: float = 0.0  # when it entered its state
+    kill_at: float | None = None  # when SIGKILL follows
+    retiring: str = ""  # why it is to be replaced: its successor accepts first, then it drains
+    blocked: bool = False
+
+
+@dataclass(frozen=True)
+class Zygote:
+    pid: int = 0
+    loaded: bool = False
+    leaving: bool = False
+    kill_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    number: int
+    release: Release
+    wanted: int
+    state: str = LOADING
+    since: float = 0.0
+    born: float = 0.0
+    deadline: float | None = None  # for the boot, or for a zygote that is loading a second time
+    zygote: Zygote | None = None
+    zygote_after: float = 0.0  # not before this time is a lost zygote replaced
+    zygote_losses: int = 0
+    workers: Mapping[int, Worker] = field(default_factory=dict)
+    forked: int = 0  # the highest worker number given out
+    deaths: int = 0  # workers in a row that died young
+    fork_after: float = 0.0  # not before this time is another one forked
+    askers: tuple[Asker, ...] = ()
+    failure: str = ""
+    first_served: float | None = None
+
+    def having(self, *states: str) -> dict[int, Worker]:
+        """The workers in one of these states, by number."""
+        return {number: worker for number, worker in self.workers.items() if worker.state in states}
+
+    @property
+    def empty(self) -> bool:
+        return self.zygote is None and not self.workers
+
+    def place_taken(self, place: int) -> bool:
+        """Whether a worker stands, or is on its way, at this place and is not about to be replaced."""
+        return any(w.place == place and w.state in LIVELY and not w.retiring for w in self.workers.values())
+
+    def with_worker(self, number: int, worker: Worker | None) -> Generation:
+        workers = dict(self.workers)
+        if worker is None:
+            workers.pop(number, None)
+        else:
+            workers[number] = worker
+        return replace(self, workers=workers)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The whole state. `stopping` is "", "graceful" or "quick"."""
+
+    generations: Mapping[int, Generation] = field(default_factory=dict)
+    last: int = 0  # the highest generation number given out: they only go forward
+    slots: int = 0  # slots per address; they only become more
+    replaced: int = 0  # boots in a row that a newer release replaced
+    pending: Release | None = None
+    pending_askers: tuple[Asker, ...] = ()
+    drain_askers: tuple[tuple[Asker, int], ...] = ()
+    stopping: str = ""
+    stop_by: float | None = None
+    served: bool = False  # whether any generation has ever served
+    finished: bool = False
+
+    @property
+    def serving(self) -> Generation | None:
+        return next((g for g in self.generations.values() if g.state == SERVING), None)
+
+    @property
+    def booting(self) -> Generation | None:
+        return next((g for g in self.generations.values() if g.state in BOOTING), None)
+
+    def having(self, *states: str) -> list[Generation]:
+        """The generations in one of these states, oldest first."""
+        return [self.generations[n] for n in sorted(self.generations) if self.generations[n].state in states]
+
+
+def slots_of(place: int, workers: int, slots: int) -> tuple[int, ...]:
+    """The slots that the worker at `place` owns among `workers` places: every slot has an owner, spare ones too."""
+    return tuple(slot for slot in range(slots) if slot % workers == place)

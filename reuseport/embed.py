@@ -1,0 +1,92 @@
+"""`reuseport.serve(app, ...)`: the server inside a plain `python server.py`.
+
+The process that calls it is replaced in place by the master (exec, same pid), since a master must have neither gevent
+nor the application in it. Each generation's zygote then patches, runs the same script again up to this very call, and
+finds the application in its argument. So `kill -HUP` of a plain script brings its new code too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from reuseport import options
+from reuseport.options import Settings
+
+VARIABLE = "REUSEPORT_EMBEDDED"
+
+
+class EmbeddingError(RuntimeError):
+    """`serve` was called where a server cannot be started from; the message says what would do."""
+
+
+def serve(app: str | Callable[..., Any], **keywords: Any) -> NoReturn:
+    """Serve `app` until the process is stopped; never returns.
+
+    `app` is a WSGI callable, or a string as for the command line ("module:app"). The keywords are the options of
+    `reuseport serve` with underscores: bind="127.0.0.1:8000", workers=4, warmup=["/"], … in seconds and bytes.
+    Raises OptionError for an option that does not exist or cannot have that value, and EmbeddingError where the
+    caller is no script that could be run again: at a prompt, from standard input or `-c`, or in another thread.
+    """
+    _inside_a_generation(app, keywords)
+    settings = options.from_keywords(app if isinstance(app, str) else None, **keywords)
+    if threading.current_thread() is not threading.main_thread():
+        raise EmbeddingError("reuseport.serve replaces the process, so only the main thread can call it")
+    extra: dict[str, Any] = {} if isinstance(app, str) else {"script": _script()}
+    extra["flags"] = [f for f in subprocess._args_from_interpreter_flags() if f != "-P"]
+    os.environ[VARIABLE] = json.dumps({"settings": settings.to_json(), "extra": extra})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # An exec resets handlers: a HUP that comes before the master's own stand would end it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    os.execv(sys.executable, [sys.executable, "-P", *extra["flags"], "-m", "reuseport.embed"])
+
+
+def _inside_a_generation(app: Any, keywords: dict[str, Any]) -> None:
+    """In a zygote, or in a worker that imports for itself, go on as that; never returns then."""
+    zygote_module = sys.modules.get("reuseport.zygote")
+    if zygote_module is None:
+        return
+    zygote = zygote_module.Zygote.current
+    if zygote is not None:
+        workers = options.from_keywords(None, **keywords).workers if "workers" in keywords else None
+        zygote_module.live(zygote.captured(app, workers))
+    worker_module = sys.modules.get("reuseport.worker.main")
+    if worker_module is not None and worker_module.Worker.current is not None:
+        if worker_module.Worker.current.engine is not None:
+            raise EmbeddingError("reuseport.serve was called by an application that is being served already")
+        worker_module.captured(worker_module.Worker.current, app)
+
+
+def _script() -> dict[str, Any]:
+    """How to run the caller again. EmbeddingError where that is not possible."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name:
+        module = spec.name.removesuffix(".__main__")
+        return {"module": module, "argv": sys.argv}
+    path = getattr(main, "__file__", None)
+    if not path or not os.path.isfile(path):
+        raise EmbeddingError(
+            "reuseport.serve(callable) runs the calling script again for each release, and there is none: not at a "
+            'prompt, from standard input or with -c. Put it into a file, or pass the application as "module:app"'
+        )
+    return {"path": os.path.join(options.working_directory(os.environ), path), "argv": sys.argv}
+
+
+def main() -> int:
+    """The master that `serve` has become."""
+    said = json.loads(os.environ.pop(VARIABLE))
+    from reuseport.master.main import run
+
+    return run(Settings.from_json(said["settings"]), said["extra"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""A channel: messages between the master and one of its processes, each with the file descriptors that it needs.
+
+A message is one JSON object in one packet of a SOCK_SEQPACKET unix socket, so it arrives whole or not at all, and the
+end of the stream is seen as such. Nothing here ever blocks: what the kernel does not take is kept and sent later.
+
+The sockets are those of `_socket`, the C class, because gevent replaces the Python class of the same name in the
+processes that it patches, and a channel must behave the same on both sides of that.
+"""
+
+from __future__ import annotations
+
+import _socket
+import array
+import errno
+import json
+import os
+import struct
+from collections import deque
+from typing import Any
+
+VERSION = 1  # of the messages: they pass between a master and zygotes of other versions of this package
+
+PACKET = 65536  # bytes: the largest message
+FDS = 64  # file descriptors in one message; the kernel takes at most 253 (SCM_MAX_FD)
+
+_FD_BYTES = array.array("i").itemsize
+
+
+class ChannelError(Exception):
+    """The peer sent something that no version of this package sends."""
+
+
+class Channel:
+    """One end. `closed` is true once the peer has gone."""
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self._sock = sock
+        self._sock.setblocking(False)
+        self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self.closed = False
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def peer(self) -> tuple[int, int]:
+        """(pid, uid) of the process that connected, as the kernel knows them (SO_PEERCRED, unix(7))."""
+        credentials = self._sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        pid, uid, _ = struct.unpack("3i", credentials)
+        return pid, uid
+
+    def send(self, type: str, fds: tuple[int, ...] = (), **fields: Any) -> None:
+        """Send a message. The fds are only lent: a message that has to wait keeps copies of its own."""
+        message = json.dumps({"v": VERSION, "type": type, **fields}, separators=(",", ":")).encode()
+        if len(message) > PACKET:
+            raise ValueError(f"a message of {len(message)} bytes is larger than {PACKET}: {type}")
+        if self.closed:
+            return
+        if self._unsent or not self._try(message, fds):
+            self._unsent.append((message, tuple(os.dup(fd) for fd in fds)))
+
+    @property
+    def unsent(self) -> bool:
+        """Whether messages wait for the socket to become writable; then call `flush`."""
+        return bool(self._unsent)
+
+    def flush(self) -> None:
+        while self._unsent and self._try(*self._unsent[0]):
+            for fd in self._unsent.popleft()[1]:
+                os.close(fd)
+
+    def _try(self, message: bytes, fds: tuple[int, ...]) -> bool:
+        extra = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self._sock.sendmsg([message], extra, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                return False
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                raise
+            self.closed = True
+        return True
+
+    def wait(self, seconds: float | None) -> list[tuple[dict[str, Any], list[int]]]:
+        """Block until a message arrives, for so long at most; then as `receive`. For processes without a loop."""
+        self._sock.settimeout(seconds)
+        try:
+            return self._receive(0)
+        finally:
+            if not self.closed:
+                self._sock.setblocking(False)
+
+    def receive(self) -> list[tuple[dict[str, Any], list[int]]]:
+        """All messages that have arrived, with the fds that came along (close-on-exec). Sets `closed` at the end."""
+        return self._receive(_socket.MSG_DONTWAIT)
+
+    def _receive(self, block: int) -> list[tuple[dict[str, Any], list[int]]]:
+        messages: list[tuple[dict[str, Any], list[int]]] = []
+        while not self.closed:
+            try:
+                data, extra, flags, _ = self._sock.recvmsg(
+                    PACKET, _socket.CMSG_SPACE(FDS * _FD_BYTES), block | _socket.MSG_CMSG_CLOEXEC
+                )
+            except (BlockingIOError, InterruptedError, TimeoutError):
+                break
+            except ConnectionError:
+                self.closed = True
+                break
+            block = _socket.MSG_DONTWAIT
+            fds = array.array("i")
+            for level, kind, payload in extra:
+                if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                    fds.frombytes(payload[: len(payload) - len(payload) % _FD_BYTES])
+            if not data:
+                self.closed = True
+                break
+            if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
+                for fd in fds:
+                    os.close(fd)
+                raise ChannelError("a message was cut short: too large, or no file descriptors were left to receive it")
+            messages.append((_decode(data), list(fds)))
+        return messages
+
+    def close(self) -> None:
+        self.closed = True
+        for _, fds in self._unsent:
+            for fd in fds:
+                os.close(fd)
+        self._unsent.clear()
+        self._sock.close()
+
+
+def _decode(data: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(data)
+        if not isinstance(message, dict) or not isinstance(message["type"], str) or not isinstance(message["v"], int):
+            raise ValueError(message)
+    except (ValueError, KeyError) as error:
+        raise ChannelError(f"not a message: {data[:100]!r}") from error
+    return message
+
+
+def connect(path: str) -> Channel:
+    """A channel to the master whose socket this is. OSError where there is none."""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return Channel(sock)
+
+
+def listen(path: str) -> _socket.socket:
+    """The master's side: a non-blocking socket to `accept` from. A path that an earlier master left is taken over."""
+    if os.path.lexists(path):
+        os.unlink(path)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK, 0)
+    sock.bind(path)
+    sock.listen(1024)
+    return sock
+
+
+def accept(listener: _socket.socket) -> Channel | None:
+    """The next channel that waits, or None."""
+    try:
+        fd, _ = listener._accept()
+    except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+        return None
+    return Channel(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd))

@@ -1,0 +1,107 @@
+"""The run directory: whoever owns it is the master.
+
+    RUN_DIR/            mode 0700, or 0711 where workers run as another user
+      master.lock       a POSIX record lock, held by the master for its whole life
+      master.pid        the master's pid, for people
+      control.sock      the command line talks to the master here
+      boot-7.log        what generation 7 printed until it was ready
+      work/             belongs to the workers' user
+        hello.sock      every process of every generation says hello to the master here
+        scoreboard      one row of counters per worker
+
+POSIX record locks die with the process and only with it; flock and OFD locks would live on in any forked child that
+holds the description (fcntl(2)). The price is that the lock is gone as soon as the process closes any descriptor of
+the file, so the lock file is opened once and never again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+
+class RunDirError(Exception):
+    """The run directory cannot be used; the message says why, and names the option."""
+
+
+class RunDir:
+    """The paths in a run directory. Creating the object touches nothing."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.work = os.path.join(path, "work")
+        self.lock = os.path.join(path, "master.lock")
+        self.pid = os.path.join(path, "master.pid")
+        self.control = os.path.join(path, "control.sock")
+        self.hello = os.path.join(self.work, "hello.sock")
+        self.scoreboard = os.path.join(self.work, "scoreboard")
+
+    def boot_log(self, generation: int) -> str:
+        return os.path.join(self.path, f"boot-{generation}.log")
+
+    def stacks(self, worker: str) -> str:
+        """Where a worker's Python stacks are dumped to when its loop is blocked."""
+        return os.path.join(self.work, f"stacks-{worker}.txt")
+
+    def own(self, uid: int | None, gid: int | None) -> int:
+        """Create what is missing, take the lock and return its descriptor, which must stay open.
+
+        `uid` and `gid` are those of the workers, where they are not the master's own. RunDirError where another
+        master owns it, where it belongs to somebody else, or where it is open to others.
+        """
+        other = uid is not None and uid != os.geteuid()
+        for path, mode in ((self.path, 0o711 if other else 0o700), (self.work, 0o700)):
+            self._make(path, mode)
+        if other:
+            assert uid is not None
+            os.chown(self.work, uid, -1 if gid is None else gid)
+        try:
+            fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise RunDirError(f"--run-dir: cannot open {self.lock}: {error.strerror}") from None
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise RunDirError(f"--run-dir: cannot lock {self.lock}: {error.strerror}") from None
+            raise RunDirError(
+                f"--run-dir: {self.path} belongs to a running master (pid {self.owner() or 'unknown'}); "
+                "stop it, or give this server a name (-n) or a run directory of its own"
+            ) from None
+        Path(self.pid).write_text(f"{os.getpid()}\n")
+        return fd
+
+    def owner(self) -> int | None:
+        """The pid that the last owner wrote down; it may have died since."""
+        try:
+            return int(Path(self.pid).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _make(self, path: str, mode: int) -> None:
+        try:
+            parent = os.path.dirname(path)
+            if not os.path.isdir(parent):
+                os.makedirs(parent, mode=0o755)
+            elif os.stat(parent).st_uid not in (0, os.geteuid()):
+                # Its owner could put another directory in the place of ours.
+                raise RunDirError(f"--run-dir: {parent} belongs to another user (uid {os.stat(parent).st_uid})")
+            os.mkdir(path, mode)
+            os.chmod(path, mode)
+        except FileExistsError:
+            self._check(path, mode)
+        except OSError as error:
+            raise RunDirError(f"--run-dir: cannot create {path}: {error.strerror}") from None
+
+    def _check(self, path: str, mode: int) -> None:
+        info = os.lstat(path)
+        if not stat.S_ISDIR(info.st_mode):
+            raise RunDirError(f"--run-dir: {path} is not a directory")
+        if path == self.path and info.st_uid != os.geteuid():
+            raise RunDirError(f"--run-dir: {path} belongs to uid {info.st_uid}, not to {os.geteuid()}, who runs this")
+        if info.st_uid == os.geteuid() and stat.S_IMODE(info.st_mode) != mode:
+            os.chmod(path, mode)

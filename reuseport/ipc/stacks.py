@@ -1,0 +1,8 @@
+"""The signal that makes a worker write down what every one of its threads is doing, in Python lines.
+
+A real-time signal: the application may have uses of its own for USR1 and USR2.
+"""
+
+import signal
+
+STACK_SIGNAL = signal.SIGRTMIN + 5

@@ -1,0 +1,144 @@
+"""The control socket: the command line's way to the master.
+
+One JSON line asks; JSON lines answer, and the last of them has "event": "done". A client that reads slowly, or not at
+all, holds up nobody: what it does not take is kept, up to a bound at which it is let go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from reuseport.master.loop import READ, WRITE, Loop
+
+VERSION = 1
+QUESTION = 65536  # bytes: the longest
+UNREAD = 4 << 20  # bytes that a client may leave unread
+
+Answer = Callable[["Client", dict[str, Any]], None]
+
+
+class Client:
+    """One connection of a command line."""
+
+    def __init__(self, name: str, sock: socket.socket, server: Control) -> None:
+        self.name = name
+        self._socket = sock
+        self._server = server
+        self._in = b""
+        self._out = b""
+        self._last = False
+        self.watching = False  # whether it is told the stages of the release under way
+
+    def say(self, **fields: Any) -> None:
+        self._out += json.dumps({"v": VERSION, **fields}).encode() + b"\n"
+        if len(self._out) > UNREAD:
+            self.close()
+        else:
+            self.flush()
+
+    def done(self, ok: bool, **fields: Any) -> None:
+        """The last answer; the connection closes behind it."""
+        self._last = True
+        self.say(event="done", ok=ok, **fields)
+
+    def readable(self) -> None:
+        try:
+            data = self._socket.recv(QUESTION)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        self._in += data
+        if not data or len(self._in) > QUESTION:
+            self.close()
+            return
+        line, newline, rest = self._in.partition(b"\n")
+        if not newline:
+            return
+        self._in = rest
+        try:
+            question = json.loads(line)
+            if not isinstance(question, dict) or not isinstance(question.get("do"), str):
+                raise ValueError("no 'do' in it")
+        except ValueError as error:
+            self.done(False, error=f"not a question that this master understands: {error}")
+            return
+        self._server.answer(self, question)
+
+    def flush(self) -> None:
+        while self._out:
+            try:
+                self._out = self._out[self._socket.send(self._out) :]
+            except BlockingIOError:
+                self._server.loop.watch(self._socket.fileno(), self._ready, READ | WRITE)
+                return
+            except ConnectionError:
+                self.close()
+                return
+        if self._last:
+            self.close()
+
+    def _ready(self) -> None:
+        self._server.loop.watch(self._socket.fileno(), self.readable, READ)
+        self.flush()
+
+    def close(self) -> None:
+        self._out = b""
+        if self._socket.fileno() != -1:
+            self._server.loop.forget(self._socket.fileno())
+            self._socket.close()
+        self._server.clients.pop(self.name, None)
+
+
+class Control:
+    """Listens at `path`; only the master's own user and root are heard (SO_PEERCRED, unix(7))."""
+
+    def __init__(self, path: str, loop: Loop, answer: Answer) -> None:
+        self.loop = loop
+        self.answer = answer
+        self.clients: dict[str, Client] = {}
+        self._names = count(1)
+        if os.path.lexists(path):
+            os.unlink(path)
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        before = os.umask(0o177)
+        try:
+            self._socket.bind(path)
+        finally:
+            os.umask(before)
+        self._socket.listen(64)
+        loop.watch(self._socket.fileno(), self._accept)
+
+    def stages(self, text: str) -> None:
+        """Tell everybody who waits for a release how it goes."""
+        for client in list(self.clients.values()):
+            if client.watching:
+                client.say(event="stage", text=text)
+
+    def close(self) -> None:
+        for client in list(self.clients.values()):
+            client.close()
+        self.loop.forget(self._socket.fileno())
+        self._socket.close()
+        os.unlink(self._path)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        sock.setblocking(False)
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in (0, os.geteuid()):
+            sock.close()
+            return
+        client = Client(f"client {next(self._names)}", sock, self)
+        self.clients[client.name] = client
+        self.loop.watch(sock.fileno(), client.readable)

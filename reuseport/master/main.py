@@ -1,0 +1,525 @@
+"""The master: it waits, hears, decides and acts.
+
+Everything that happens becomes an event; `core.machine.step` says what follows; this module carries that out. It
+decides nothing itself and blocks in one place, `Loop.wait`. It never imports gevent, an HTTP parser or the application.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from setproctitle import setproctitle
+
+from reuseport import options
+from reuseport.core import events as ev
+from reuseport.core import machine
+from reuseport.core.model import BOOTING, ENDING, ZYGOTE, Asker, Cluster, Key, Release
+from reuseport.ipc import channel as channels
+from reuseport.ipc.rundir import RunDir, RunDirError
+from reuseport.ipc.scoreboard import ROWS, Scoreboard
+from reuseport.master import status
+from reuseport.master.bootlog import BootLog
+from reuseport.master.control import Client, Control
+from reuseport.master.log import Log
+from reuseport.master.loop import READ, WRITE, Loop
+from reuseport.master.processes import Process, Processes, become_subreaper
+from reuseport.master.recipe import RecipeError, ids_of, release_of, resolve_script
+from reuseport.master.slots import Slot, SlotError, Slots
+from reuseport.master.watch import Watch
+from reuseport.options import OptionError, Settings
+from reuseport.version import __version__
+
+FOLLOW = 0.1  # seconds between two looks at what a booting generation prints
+HISTORY = 50  # ended releases that `status` shows
+
+SIGNALS = (
+    signal.SIGHUP,
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCHLD,
+)
+
+
+def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
+    """Be the master until it is stopped; returns the exit status. `extra` goes into every recipe (embedding)."""
+    try:
+        master = Master(settings, extra or {})
+    except (OptionError, RecipeError, RunDirError, SlotError) as error:
+        sys.stderr.write(f"reuseport: {error}\n")
+        return 1
+    return master.run()
+
+
+class Master:
+    def __init__(self, settings: Settings, extra: dict[str, Any]) -> None:
+        """Take the run directory and the addresses. Raises what `run` reports."""
+        self.settings = settings
+        self.first = settings  # what only a start can change: name, addresses, places of files
+        self.extra = extra
+        self.started = time.time()
+        self.cluster = Cluster()
+        self.events: deque[ev.Event] = deque()
+        self.signals: deque[int] = deque()
+        self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
+        self.boot_logs: dict[int, BootLog] = {}
+        self.rows: set[int] = set()
+        self.exit_status: int | None = None
+
+        release = release_of(settings)  # a mistake in it should show before anything is taken
+        ids = ids_of(settings)
+        if ids and ids[0] != os.geteuid() and os.geteuid() != 0:
+            raise RecipeError("--user, --group: only a master that was started as root can change them")
+        self.run_dir = RunDir(settings.run_dir)
+        self.lock = self.run_dir.own(*(ids or (None, None)))
+        self.log = self._open_log(settings)
+        if settings.umask is not None:
+            os.umask(settings.umask)
+        self.slots = Slots(settings.bind, settings.backlog, 0 if settings.umask is None else settings.umask)
+        self.slots.bind()
+        self._write_pid_file()
+        become_subreaper()
+        self.loop = Loop()
+        self.processes = Processes(self.loop, self._on_exit)
+        self.board = Scoreboard(self.run_dir.scoreboard, create=True)
+        self.hellos = channels.listen(self.run_dir.hello)
+        if ids:
+            os.chown(self.run_dir.scoreboard, *ids)
+            os.chown(self.run_dir.hello, *ids)
+        self.trusted = {0, os.geteuid(), ids[0] if ids else os.geteuid()}
+        self.loop.watch(self.hellos.fileno(), self._on_hello)
+        self.control = Control(self.run_dir.control, self.loop, self._on_question)
+        self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
+        self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
+        self.events.append(ev.ReleaseAsked(self._complete(release)))
+
+    def run(self) -> int:
+        self._listen_to_signals()
+        setproctitle(f"reuseport: master [{self.first.name}]")
+        where = ", ".join(self.slots.addresses)
+        self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
+        self._watch_workers()
+        gc.freeze()
+        self._decide()
+        while self.exit_status is None:
+            self.loop.wait(machine.wake_at(self.cluster))
+            self._hear_signals()
+            self.events.append(ev.Tick())
+            self._decide()
+        self._leave()
+        return self.exit_status
+
+    # --- hear -------------------------------------------------------------------------------------------------------
+
+    def _listen_to_signals(self) -> None:
+        """Handlers only enqueue; the wake-up fd makes the loop's one blocking call return (signal(7))."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+        def drain() -> None:
+            with contextlib.suppress(BlockingIOError):
+                while os.read(reader, 4096):
+                    pass
+
+        self.loop.watch(reader, drain)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda received, _: self.signals.append(received))
+        # Whoever exec'd this process in place (embedding) blocked them until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self.processes.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    def _hear_signals(self) -> None:
+        while self.signals:
+            number = self.signals.popleft()
+            if number == signal.SIGCHLD:
+                self.processes.reap()
+            elif number == signal.SIGHUP:
+                self._release(None)
+            elif number == signal.SIGTERM:
+                self.events.append(ev.StopAsked(timeout=self.settings.graceful_timeout))
+            elif number in (signal.SIGINT, signal.SIGQUIT):
+                self.events.append(ev.StopAsked(quick=True))
+            elif number in (signal.SIGTTIN, signal.SIGTTOU):
+                self.events.append(ev.ScaleAsked(1 if number == signal.SIGTTIN else -1))
+            elif number == signal.SIGUSR1:
+                self._reopen_logs()
+            else:
+                self.log.write("warning", f"{signal.Signals(number).name} means nothing to this master")
+
+    def _on_hello(self) -> None:
+        while (channel := channels.accept(self.hellos)) is not None:
+            if channel.peer()[1] not in self.trusted:
+                channel.close()
+                continue
+            self.loop.watch(channel.fileno(), lambda channel=channel: self._introduce(channel))
+
+    def _introduce(self, channel: channels.Channel) -> None:
+        """The first message on a new channel says whose it is."""
+        messages = self._receive(channel)
+        if not messages:
+            return
+        hello, fds = messages[0]
+        for fd in fds:
+            os.close(fd)
+        if hello["type"] != "hello":
+            self._hang_up(channel)
+            return
+        key = Key(int(hello["generation"]), int(hello["number"]))
+        process = self.processes.get(key)
+        if process is None and key.number == ZYGOTE:
+            # A zygote that this master does not know: of a generation that has been given up.
+            self._hang_up(channel)
+            return
+        if process is None:
+            process = self.processes.expect(key)
+        process.channel = channel
+        self.processes.is_running(process, channel.peer()[0])
+        self.loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
+        if key.number == ZYGOTE:
+            g = self.cluster.generations.get(key.generation)
+            if g is not None:
+                channel.send("boot", recipe=g.release.recipe, name=self.first.name)
+        else:
+            self.events.append(ev.Forked(key, process.pid))
+        have = {(address, index) for address, index, _ in hello["slots"]}
+        self._pass_slots(channel, [s for s in self.slots.slots if (s.address, s.index) not in have])
+        self._flush(channel)
+        self._take(process, messages[1:])
+
+    def _on_messages(self, process: Process, channel: channels.Channel) -> None:
+        channel.flush()
+        self._take(process, self._receive(channel))
+        if channel.closed:
+            if process.channel is channel:  # a zygote that started again has said hello on another one by now
+                process.channel = None
+        else:
+            self._flush(channel)
+
+    def _receive(self, channel: channels.Channel) -> list[tuple[dict[str, Any], list[int]]]:
+        try:
+            messages = channel.receive()
+        except channels.ChannelError as error:
+            self.log.write("error", f"a process sent nonsense: {error}")
+            channel.closed = True
+            messages = []
+        if channel.closed:
+            self._hang_up(channel)
+        return messages
+
+    def _hang_up(self, channel: channels.Channel) -> None:
+        if channel.fileno() != -1:
+            self.loop.forget(channel.fileno())
+        channel.close()
+
+    def _flush(self, channel: channels.Channel) -> None:
+        if not channel.closed:
+            process = self.loop.callback(channel.fileno())
+            self.loop.watch(channel.fileno(), process, READ | WRITE if channel.unsent else READ)
+
+    def _take(self, process: Process, messages: list[tuple[dict[str, Any], list[int]]]) -> None:
+        for message, fds in messages:
+            for fd in fds:
+                os.close(fd)
+            self._on_message(process.key, message)
+
+    def _on_message(self, key: Key, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        if kind == "loaded":
+            self.events.append(ev.Loaded(key, message.get("workers")))
+        elif kind == "forked":
+            forked = Key(key.generation, int(message["number"]))
+            process = self.processes.get(forked) or self.processes.expect(forked)
+            self.processes.is_running(process, int(message["pid"]))
+            self.events.append(ev.Forked(forked, process.pid))
+        elif kind == "unborn":
+            unborn = self.processes.get(Key(key.generation, int(message["number"])))
+            if unborn is not None:
+                self.rows.discard(unborn.row)
+                self.processes.forget(unborn)
+                self.events.append(ev.Exited(unborn.key, str(message["error"])))
+        elif kind == "ready":
+            self.events.append(ev.Ready(key))
+        elif kind == "accepting":
+            self.events.append(ev.Accepting(key))
+        elif kind == "failed":
+            self.events.append(ev.Failed(key, str(message["error"])))
+        elif kind == "retire":
+            self.events.append(ev.Retire(key, str(message["reason"])))
+        elif kind == "note":
+            self.log.write(str(message["level"]), str(message["text"]))
+        else:
+            self.log.write("debug", f"{key} sent {kind!r}, which this master does not know")
+
+    def _on_exit(self, process: Process, how: str) -> None:
+        if process.channel is not None:
+            channel, process.channel = process.channel, None
+            self._take(process, self._receive(channel))
+            self._hang_up(channel)
+        self.rows.discard(process.row)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.run_dir.stacks(str(process.key)))
+        self.events.append(ev.Exited(process.key, how))
+
+    def _on_question(self, client: Client, question: dict[str, Any]) -> None:
+        do = question["do"]
+        if do == "status":
+            client.done(True, status=self._status())
+        elif do == "release":
+            self._release(client, str(question.get("wait", "ready")))
+        elif do == "stop":
+            client.watching = True
+            quick = bool(question.get("now"))
+            timeout = 0.0 if quick else self.settings.graceful_timeout
+            self.events.append(ev.StopAsked(quick=quick, timeout=timeout))
+        else:
+            client.done(False, error=f"this master ({__version__}) does not know {do!r}")
+
+    def _status(self) -> dict[str, Any]:
+        master = {
+            "pid": os.getpid(),
+            "name": self.first.name,
+            "version": __version__,
+            "started": self.started,
+            "uptime": round(time.time() - self.started, 3),
+            "run_dir": self.run_dir.path,
+            "addresses": self.slots.addresses,
+        }
+        whole = status.of(self.cluster, self.processes, self.board, master, time.monotonic())
+        return {**whole, "releases": list(self.history)}
+
+    # --- decide -----------------------------------------------------------------------------------------------------
+
+    def _release(self, client: Client | None, wait: str = "ready") -> None:
+        """The one path behind all doors: read the configuration again, work out the recipe, ask the core."""
+        try:
+            settings = options.reload(self.settings)
+            release = self._complete(release_of(settings))
+        except (OptionError, RecipeError) as error:
+            self.log.write("error", f"the release was not begun, and nothing has changed: {error}")
+            now = time.time()
+            self.history.append(
+                {"number": None, "outcome": "failed", "error": str(error), "at": now, "seconds": 0.0}
+            )
+            if client:
+                client.done(False, generation=None, error=str(error), output="")
+            return
+        if late := options.changed_at_start_only(self.first, settings):
+            names = ", ".join("--" + name.replace("_", "-") for name in late)
+            self.log.write("warning", f"{names} changed, which only a new start of the master brings about")
+        self.settings = settings
+        if client and wait == "none":
+            client.done(True, generation=None, text="the release was asked for")
+            client = None
+        if client:
+            client.watching = True
+        asker = Asker(client.name, wait) if client else None
+        self.events.append(ev.ReleaseAsked(release, asker))
+
+    def _complete(self, release: Release) -> Release:
+        return replace(release, recipe={**release.recipe, **resolve_script(self.extra)})
+
+    def _decide(self) -> None:
+        """Feed every event to the core and carry out what it says, in order."""
+        while self.events and self.exit_status is None:
+            event = self.events.popleft()
+            self.cluster, commands = machine.step(self.cluster, event, time.monotonic())
+            for command in commands:
+                ACTIONS[type(command)](self, command)
+
+    # --- act --------------------------------------------------------------------------------------------------------
+
+    def _open_slots(self, command: ev.OpenSlots) -> None:
+        try:
+            new = self.slots.open(command.count)
+        except SlotError as error:
+            self.log.write("error", f"no more slots could be opened; the workers share those there are: {error}")
+            return
+        for process in self.processes.all():
+            if process.channel and new:
+                self._pass_slots(process.channel, new)
+                self._flush(process.channel)
+
+    def _pass_slots(self, channel: channels.Channel, slots: list[Slot]) -> None:
+        for start in range(0, len(slots), channels.FDS):
+            some = slots[start : start + channels.FDS]
+            names = [(slot.address, slot.index, slot.shared) for slot in some]
+            channel.send("slots", tuple(slot.socket.fileno() for slot in some), slots=names)
+
+    def _close_slots(self, command: ev.CloseSlots) -> None:
+        self.slots.close()
+
+    def _start_zygote(self, command: ev.StartZygote) -> None:
+        key = Key(command.generation, ZYGOTE)
+        for number in [n for n in self.boot_logs if n not in self.cluster.generations]:
+            self.boot_logs.pop(number).remove()
+        boot_log = self.boot_logs.setdefault(key.generation, BootLog(self.run_dir.boot_log(key.generation)))
+        self._stage(f"generation {key.generation}: loading {command.release.recipe['directory']}")
+        try:
+            process = self.processes.start_zygote(key, command.release.recipe, self.run_dir.path, boot_log.path)
+        except OSError as error:
+            interpreter = command.release.recipe["interpreter"]
+            self.events.append(ev.Started(key, error=f"cannot execute {interpreter}: {error.strerror}"))
+            return
+        self.events.append(ev.Started(key, process.pid))
+        self._follow_boot()
+
+    def _follow_boot(self) -> None:
+        """Copy what booting generations print into the log, as long as any boots."""
+        self._copy_boot_output()
+        for g in self.cluster.generations.values():
+            if g.state in BOOTING or g.state == ENDING or (g.zygote and not g.zygote.loaded):
+                self.loop.later(FOLLOW, self._follow_boot)
+                return
+
+    def _copy_boot_output(self) -> None:
+        for boot_log in self.boot_logs.values():
+            if news := boot_log.news():
+                self.log.raw(news)
+
+    def _fork(self, command: ev.Fork) -> None:
+        row = next(row for row in range(ROWS) if row not in self.rows)
+        self.rows.add(row)
+        self.board.clear(row)
+        self.processes.expect(command.key, row)
+        g = self.cluster.generations.get(command.key.generation)
+        booting = g is not None and g.state in BOOTING
+        self._send(Key(command.key.generation, ZYGOTE), "fork", number=command.key.number, row=row, booting=booting)
+
+    def _accept(self, command: ev.Accept) -> None:
+        self._send(command.key, "accept", own=list(command.slots))
+
+    def _drain(self, command: ev.Drain) -> None:
+        if command.last:
+            self._send(command.key, "stopping")
+        self.processes.signal(command.key, signal.SIGTERM)
+
+    def _quit(self, command: ev.Quit) -> None:
+        if command.key.number == ZYGOTE or not self._send(command.key, "quit"):
+            self.processes.signal(command.key, signal.SIGTERM)
+
+    def _abort(self, command: ev.Abort) -> None:
+        self.processes.signal(command.key, signal.SIGABRT)
+
+    def _kill(self, command: ev.Kill) -> None:
+        self.processes.signal(command.key, signal.SIGKILL)
+
+    def _send(self, key: Key, kind: str, **fields: Any) -> bool:
+        process = self.processes.get(key)
+        if process is None or process.channel is None:
+            return False
+        process.channel.send(kind, **fields)
+        self._flush(process.channel)
+        return not process.channel.closed
+
+    def _answer(self, command: ev.Answer) -> None:
+        client = self.control.clients.get(command.asker.name)
+        if client is None:
+            return
+        if command.ok:
+            client.done(True, generation=command.generation, text=command.text)
+            return
+        boot_log = self.boot_logs.get(command.generation)
+        output = boot_log.tail() if boot_log else ""
+        client.done(False, generation=command.generation or None, error=command.text, output=output)
+
+    def _record(self, command: ev.Record) -> None:
+        self._copy_boot_output()
+        error = "" if command.outcome == "serving" else command.text
+        self.history.append(
+            {
+                "number": command.generation,
+                "outcome": command.outcome,
+                "error": error,
+                "at": time.time(),
+                "seconds": round(command.seconds, 3),
+            }
+        )
+
+    def _note(self, command: ev.Note) -> None:
+        self.log.write(command.level, command.text)
+        self._stage(command.text)
+
+    def _finish(self, command: ev.Finish) -> None:
+        self.exit_status = command.status
+
+    def _stage(self, text: str) -> None:
+        self.control.stages(text)
+
+    # --- the rest ---------------------------------------------------------------------------------------------------
+
+    def _watch_workers(self) -> None:
+        timeout = self.settings.timeout
+        if timeout:
+            self.watch.look(self.cluster, timeout)
+        self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._watch_workers)
+
+    def _open_log(self, settings: Settings) -> Log:
+        try:
+            return Log(settings.log_file, settings.log_level)
+        except OSError as error:
+            raise RecipeError(f"{settings.where('log_file')}: cannot open {error.filename}: {error.strerror}") from None
+
+    def _reopen_logs(self) -> None:
+        try:
+            self.log.reopen()
+        except OSError as error:
+            self.log.write("error", f"the log could not be opened again, and goes on in the old file: {error}")
+        for process in self.processes.all():
+            if process.key.number != ZYGOTE:
+                self._send(process.key, "reopen")
+
+    def _write_pid_file(self) -> None:
+        if not self.settings.pid:
+            return
+        try:
+            Path(self.settings.pid).write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            raise RecipeError(f"{self.settings.where('pid')}: cannot write {self.settings.pid}: {error.strerror}") from None
+
+    def _leave(self) -> None:
+        """The last acts: whoever waits for the stop is told, and the files go."""
+        self._copy_boot_output()
+        self.log.write("info", "stopped")
+        for client in list(self.control.clients.values()):
+            client.done(True, text="the master has stopped")
+        self.control.close()
+        self.hellos.close()
+        self.slots.close()
+        for boot_log in self.boot_logs.values():
+            boot_log.remove()
+        for path in (self.run_dir.hello, self.run_dir.scoreboard, self.run_dir.pid, self.first.pid):
+            if path:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+        self.log.flush()
+
+
+ACTIONS: dict[type, Callable[[Master, Any], None]] = {
+    ev.OpenSlots: Master._open_slots,
+    ev.CloseSlots: Master._close_slots,
+    ev.StartZygote: Master._start_zygote,
+    ev.Fork: Master._fork,
+    ev.Accept: Master._accept,
+    ev.Drain: Master._drain,
+    ev.Quit: Master._quit,
+    ev.Abort: Master._abort,
+    ev.Kill: Master._kill,
+    ev.Answer: Master._answer,
+    ev.Record: Master._record,
+    ev.Note: Master._note,
+    ev.Finish: Master._finish,
+}

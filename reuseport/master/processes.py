@@ -1,0 +1,180 @@
+"""The master's processes: starting zygotes, learning of exits, sending signals.
+
+Zygotes are the master's children. Workers are forked by a zygote and handed up to the master, which is their subreaper
+(PR_SET_CHILD_SUBREAPER, prctl(2)). Every exit is learned from a pidfd, which also works for processes that an earlier
+master left behind; that some of them are children only adds the exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reuseport.core.model import Key
+from reuseport.ipc.channel import Channel
+from reuseport.master.loop import Loop
+
+PR_SET_CHILD_SUBREAPER = 36
+STDOUT_COPY, STDERR_COPY = 3, 4  # where a zygote finds the standard streams that its boot output does not go to
+ZYGOTE_VARIABLE = "REUSEPORT_ZYGOTE"
+FORGOTTEN = 1000  # exits of unknown processes that are remembered, until a message tells that one was a worker
+
+
+def become_subreaper() -> None:
+    """Orphans below this process become its children. OSError where the kernel refuses."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+@dataclass
+class Process:
+    """What the master knows of a process, beside what the core does."""
+
+    key: Key
+    pid: int = 0
+    pidfd: int = -1
+    channel: Channel | None = None
+    row: int = -1
+    started: float = 0.0  # monotonic seconds
+
+
+def in_words(info: Any) -> str:
+    """How a process ended, from what waitid(2) gives."""
+    if info is None:
+        return "has gone"
+    if info.si_code == os.CLD_EXITED:
+        return "exited" if info.si_status == 0 else f"exited with status {info.si_status}"
+    try:
+        name = signal.Signals(info.si_status).name
+    except ValueError:
+        name = f"signal {info.si_status}"
+    return f"was killed by {name}"
+
+
+class Processes:
+    def __init__(self, loop: Loop, on_exit: Callable[[Process, str], None]) -> None:
+        self._loop = loop
+        self._on_exit = on_exit
+        self._by_key: dict[Key, Process] = {}
+        self._exits: dict[int, Any] = {}  # how children ended that were reaped before anybody knew of them
+        self.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    def get(self, key: Key) -> Process | None:
+        return self._by_key.get(key)
+
+    def all(self) -> list[Process]:
+        return list(self._by_key.values())
+
+    def expect(self, key: Key, row: int = -1) -> Process:
+        """A process that will exist soon."""
+        process = self._by_key[key] = Process(key, row=row)
+        return process
+
+    def start_zygote(self, key: Key, recipe: Mapping[str, Any], run_dir: str, boot_log: str) -> Process:
+        """Exec the release's interpreter on its own copy of this package. OSError where that is not possible.
+
+        `-P` keeps the application's directory out of sys.path until the server's own modules are imported, so that
+        an application's `json.py` cannot take the place of the standard library's.
+        """
+        variables = {"run_dir": run_dir, "generation": key.generation}
+        environment = {
+            **os.environ,
+            **recipe["environment"],
+            "REUSEPORT_RUN_DIR": run_dir,
+            "REUSEPORT_GENERATION": str(key.generation),
+            ZYGOTE_VARIABLE: json.dumps(variables),
+        }
+        with contextlib.ExitStack() as stack:
+            output = _high(os.open(boot_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+            stack.callback(os.close, output)
+            null = _high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            stack.callback(os.close, null)
+            pid = os.posix_spawn(
+                recipe["interpreter"],
+                [recipe["interpreter"], "-P", *recipe.get("flags", ()), "-m", "reuseport.zygote"],
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, 1, STDOUT_COPY),
+                    (os.POSIX_SPAWN_DUP2, 2, STDERR_COPY),
+                    (os.POSIX_SPAWN_DUP2, null, 0),
+                    (os.POSIX_SPAWN_DUP2, output, 1),
+                    (os.POSIX_SPAWN_DUP2, output, 2),
+                ],
+                # The master's terminal signals reach the whole group; a zygote must not die of them.
+                setsigmask=self.original_mask,
+                setsigdef=[signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1, signal.SIGABRT],
+            )
+        process = self.expect(key)
+        self.is_running(process, pid)
+        return process
+
+    def is_running(self, process: Process, pid: int) -> None:
+        """The process has this pid: watch for its exit. If it has gone already, that is reported now."""
+        if process.pid == pid:
+            return
+        process.pid = pid
+        process.started = time.monotonic()
+        try:
+            process.pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._loop.later(0, lambda: self._gone(process))
+            return
+        self._loop.watch(process.pidfd, lambda: self._gone(process))
+
+    def forget(self, process: Process) -> None:
+        """It has never come to be."""
+        del self._by_key[process.key]
+
+    def signal(self, key: Key, number: int) -> bool:
+        """Send a signal, by pidfd: never to another process that got the same pid. False where there is nobody."""
+        process = self._by_key.get(key)
+        if process is None or process.pidfd == -1:
+            return False
+        try:
+            signal.pidfd_send_signal(process.pidfd, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def reap(self) -> None:
+        """Collect every child that has ended: workers and zygotes, and, as PID 1, whatever else was left to us."""
+        while True:
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                return
+            if info is None:
+                return
+            self._exits[info.si_pid] = info
+            if len(self._exits) > FORGOTTEN:
+                del self._exits[next(iter(self._exits))]
+
+    def _gone(self, process: Process) -> None:
+        if self._by_key.get(process.key) is not process:
+            return
+        self.reap()
+        how = in_words(self._exits.pop(process.pid, None))
+        if process.pidfd != -1:
+            self._loop.forget(process.pidfd)
+            os.close(process.pidfd)
+            process.pidfd = -1
+        # What it said before it died counts before its death does.
+        self._on_exit(process, how)
+        del self._by_key[process.key]
+
+
+def _high(fd: int) -> int:
+    """The same file at a number that the child's standard streams and their copies do not overwrite."""
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)
+    os.close(fd)
+    return high

@@ -1,0 +1,94 @@
+"""What `reuseport status --json` shows. Keys are only ever added: other programs read this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reuseport.core.model import ACCEPTING, BOOTING, LEAVING, TOLD, ZYGOTE, Cluster, Generation, Key, Worker, slots_of
+from reuseport.ipc import scoreboard
+from reuseport.master.processes import Process, Processes
+
+
+def of(
+    cluster: Cluster, processes: Processes, board: scoreboard.Scoreboard, master: Mapping[str, Any], now: float
+) -> dict[str, Any]:
+    """The whole status, JSON-able. `master` is what the master says of itself."""
+    serving = cluster.serving
+    state = "stopping" if cluster.stopping else "running" if serving else "booting"
+    return {
+        "master": {**master, "state": state, "workers_wanted": serving.wanted if serving else 0},
+        "serving": serving.number if serving else None,
+        "generations": [
+            _generation(cluster.generations[n], processes, board, cluster.slots, now)
+            for n in sorted(cluster.generations)
+        ],
+    }
+
+
+def _generation(
+    g: Generation, processes: Processes, board: scoreboard.Scoreboard, slots: int, now: float
+) -> dict[str, Any]:
+    workers = [_worker(g, n, w, processes, board, slots, now) for n, w in sorted(g.workers.items())]
+    zygote = processes.get(Key(g.number, ZYGOTE)) if g.zygote else None
+    return {
+        "number": g.number,
+        "state": "booting" if g.state in BOOTING else g.state,
+        "stage": g.state,
+        "directory": g.release.recipe.get("directory", ""),
+        "interpreter": g.release.recipe.get("interpreter", ""),
+        "app": g.release.recipe.get("app"),
+        "zygote": {"pid": zygote.pid, "loaded": bool(g.zygote and g.zygote.loaded)} if zygote else None,
+        "age": round(now - g.born, 3),
+        "since": round(now - g.since, 3),
+        "failure": g.failure,
+        "wanted": g.wanted,
+        "memory": sum(w["memory"]["pss"] or w["memory"]["rss"] for w in workers),
+        "workers": workers,
+        "waits_for": {
+            "requests": sum(w["requests"]["active"] for w in workers),
+            "connections": sum(w["connections"] for w in workers),
+            "jobs": [],
+        },
+    }
+
+
+def _worker(
+    g: Generation,
+    number: int,
+    w: Worker,
+    processes: Processes,
+    board: scoreboard.Scoreboard,
+    slots: int,
+    now: float,
+) -> dict[str, Any]:
+    process = processes.get(Key(g.number, number))
+    counters = figures(process, board)
+    owns = slots_of(w.place, g.wanted, slots) if w.state in (TOLD, ACCEPTING) else ()
+    return {
+        "id": f"{g.number}.{number}",
+        "pid": w.pid,
+        "place": w.place,
+        "slots": list(owns),
+        "state": "blocked" if w.blocked else _STATES.get(w.state, w.state),
+        "age": round(now - process.started, 3) if process and process.pid else 0.0,
+        "requests": {"active": counters["requests_active"], "total": counters["requests_total"]},
+        "connections": counters["connections"],
+        "accepted": counters["accepted"],
+        "stolen": counters["stolen"],
+        "errors": counters["errors"],
+        "memory": {"rss": counters["rss"], "pss": counters["pss"]},
+        "jobs": counters["jobs"],
+        "retiring": w.retiring,
+    }
+
+
+_STATES = {ACCEPTING: "serving", LEAVING: "draining", TOLD: "ready", "forking": "starting", "quitting": "ending"}
+
+
+def figures(process: Process | None, board: scoreboard.Scoreboard) -> dict[str, int]:
+    """The counters of a worker's row by name; zeros where it has none."""
+    if process is None or process.row < 0:
+        return dict.fromkeys(scoreboard.NAMES, 0)
+    row = board.row(process.row)
+    return {name: row[field] for name, field in scoreboard.NAMES.items()}

@@ -1,0 +1,109 @@
+"""What can be found wrong without starting anything: directories, interpreters, users that are not there.
+
+A start asks for all of it; a release asks again for the directory and the interpreter, because a link may lead
+elsewhere by then. Every message begins with what said the option's value.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from reuseport.options import machine
+from reuseport.options.address import UNIX_PATH_BYTES, parse_address
+from reuseport.options.arguments import OptionError
+from reuseport.options.settings import Settings
+
+Found = TypeVar("Found")
+
+SOCKET_NAME_BYTES = 24  # room for the longest name of a socket in the run directory, with its subdirectory
+
+
+def find_directory(settings: Settings) -> str:
+    """The application's directory with every symbolic link followed. Raises OptionError."""
+    return _named(settings, "chdir", lambda: machine.directory_of(settings.chdir))
+
+
+def find_interpreter(settings: Settings, directory: str) -> str:
+    """The interpreter for the application in `directory` (from find_directory), absolute. Raises OptionError."""
+    return _named(settings, "python", lambda: machine.interpreter_of(settings.python, directory))
+
+
+def find_user(settings: Settings) -> tuple[int, int] | None:
+    """(uid, gid) that the application runs as, None for the master's own. Raises OptionError."""
+    user = _named(settings, "user", lambda: machine.user_of(settings.user))
+    group = _named(settings, "group", lambda: machine.group_of(settings.group))
+    if user is None and group is None:
+        return None
+    uid, gid = user or (os.geteuid(), os.getegid())
+    return uid, gid if group is None else group
+
+
+def check(settings: Settings) -> list[str]:
+    """One line for each thing that would keep `serve` from starting; an empty list if there is none."""
+    problems: list[str] = []
+    if settings.app is None:
+        problems.append("which application? name it as MODULE:APP (see reuseport serve --help)")
+    directory = _try(problems, find_directory, settings)
+    if directory is not None:
+        _try(problems, find_interpreter, settings, directory)
+    wanted = _try(problems, find_user, settings)
+    if wanted not in (None, (os.geteuid(), os.getegid())) and os.geteuid() != 0:
+        name = "user" if settings.user else "group"
+        problems.append(f"{settings.where(name)}: only a master that root started can become another {name}")
+    for address in settings.bind:
+        path = parse_address(address).path
+        if path:
+            problems += _no_place_for(f"{settings.where('bind')}: unix:{path}", path)
+    for name in ("pid", "log_file"):
+        path = getattr(settings, name)
+        if path not in ("", "-"):
+            problems += _no_place_for(f"{settings.where(name)}: {path}", path)
+    problems += _unfit_run_dir(settings)
+    return problems
+
+
+def _unfit_run_dir(settings: Settings) -> list[str]:
+    path = Path(settings.run_dir)
+    begin = f"{settings.where('run_dir')}: the run directory {path}"
+    if len(os.fsencode(path)) + SOCKET_NAME_BYTES > UNIX_PATH_BYTES:
+        return [f"{begin} has too long a path for the unix sockets in it; --run-dir takes a shorter one"]
+    try:
+        owner = path.stat().st_uid
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [f"{begin} cannot be looked at: {(error.strerror or str(error)).lower()}"]
+    if not path.is_dir():
+        return [f"{begin} is not a directory; --run-dir takes another"]
+    if owner != os.geteuid():
+        return [f"{begin} belongs to user {owner}, not to {os.geteuid()}; --run-dir takes another"]
+    return []
+
+
+def _no_place_for(begin: str, path: str) -> list[str]:
+    parent = Path(path).parent
+    if Path(path).is_dir():
+        return [f"{begin}: is a directory"]
+    if not parent.is_dir():
+        return [f"{begin}: there is no directory {parent}"]
+    if not os.access(parent, os.W_OK | os.X_OK) and not os.access(path, os.W_OK):
+        return [f"{begin}: nothing can be written to {parent}"]
+    return []
+
+
+def _named(settings: Settings, name: str, find: Callable[[], Found]) -> Found:
+    try:
+        return find()
+    except (ValueError, OSError) as error:
+        raise OptionError(f"{settings.where(name)}: {error}") from error
+
+
+def _try(problems: list[str], find: Callable[..., Found], *arguments: object) -> Found | None:
+    try:
+        return find(*arguments)
+    except OptionError as error:
+        problems.append(str(error))
+        return None

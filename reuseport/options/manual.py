@@ -1,0 +1,108 @@
+"""The options as text: the help, and a configuration that can be read again. Both are made from the table alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reuseport.options import kinds
+from reuseport.options.settings import DEFAULT, Settings
+from reuseport.options.table import ENVIRONMENT, FILE, FLAG, OPTIONS, Option
+
+
+def manual(options: Sequence[Option], usage: str, about: str, width: int = 80) -> str:
+    """The whole help of a command: its usage, what it is about, and each group of options."""
+    width = max(40, min(width, 100))
+    blocks = [f"Usage: {usage}", *(_wrap(part, width, "") for part in about.split("\n\n"))]
+    for group in dict.fromkeys(option.group for option in options):
+        blocks.append(f"{group}:")
+        blocks += [_entry(option, width) for option in options if option.group == group]
+    return "\n\n".join(blocks) + "\n"
+
+
+def print_config(settings: Settings) -> str:
+    """Every option that a file may hold, as TOML, with its source in a comment. Reading it gives the same values."""
+    lines: list[str] = []
+    group = ""
+    in_file = [option for option in OPTIONS if FILE in option.where]
+    for option in in_file:
+        if option.kind is kinds.ASSIGNMENT:
+            continue
+        if option.group != group:
+            group = option.group
+            lines += ["", f"# {group}"] if lines else [f"# {group}"]
+        value, source = getattr(settings, option.name), _source(settings, option)
+        shown = [option.kind.show(item) for item in value] if option.repeatable else option.kind.show(value)
+        # TOML has no null.
+        begin = f"# {option.name} is not set" if shown is None else f"{option.name} = {_toml(shown)}"
+        lines.append(f"{begin}  # {source}")
+    for option in in_file:
+        if option.kind is kinds.ASSIGNMENT:
+            lines += ["", f"[{option.name}]  # {_source(settings, option)}"]
+            lines += [f"{_toml_key(key)} = {_toml(text)}" for key, text in getattr(settings, option.name).items()]
+    return "\n".join(lines) + "\n"
+
+
+def _entry(option: Option, width: int) -> str:
+    metavar = option.metavar or option.kind.metavar
+    if option.positional:
+        head = metavar
+    else:
+        head = ", ".join((*option.flags, option.flag)) + (f" {metavar}" if metavar else "")
+    return f"  {head}\n{_wrap(option.help, width, '      ')}\n{_wrap(_facts(option), width, '      ')}"
+
+
+def _facts(option: Option) -> str:
+    if option.default_text:
+        default = option.default_text
+    elif option.repeatable:
+        default = ", ".join(str(option.kind.show(item)) for item in option.default)
+    elif option.is_switch:
+        default = "on" if option.default else "off"
+    else:
+        default = str(option.kind.show(option.default))
+    facts = [f"Default: {default}" + (f" ({option.unit})." if option.unit else ".")]
+    if option.where != {FLAG}:
+        names = []
+        if ENVIRONMENT in option.where:
+            names.append(f"Variable {' or '.join((option.variable, *option.fallbacks))}")
+        if FILE in option.where:
+            names.append(f"key {option.name}")
+        facts.append(", ".join(names) + ".")
+    if option.effect == "start":
+        facts.append("Takes effect at a start only.")
+    return " ".join(facts)
+
+
+def _wrap(text: str, width: int, indent: str) -> str:
+    return textwrap.fill(
+        text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
+
+
+def _source(settings: Settings, option: Option) -> str:
+    source, place = settings.sources[option.name], settings.places[option.name]
+    if source == FILE:
+        place = place.removesuffix(f": {option.name}")
+    text = source if source == DEFAULT or place == option.name else f"{source} {place}"
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, str):
+        # A TOML basic string is a JSON string, but that it has no raw DEL.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    return "[" + ", ".join(_toml(item) for item in value) + "]"
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key, re.ASCII) else _toml(key)

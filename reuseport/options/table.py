@@ -1,0 +1,326 @@
+"""Every option of the server, declared once.
+
+The flag, the key in a file, the environment variable, the check and the help of an option all follow from its one
+`Option` here; so do the Gunicorn options that are taken but mean nothing, from one `Foreign` each. To add an option is
+to add an entry; nothing else in the package lists them.
+
+An option's effect says what a release does with a new value: "start" needs another start, "release" counts for the
+generations that begin from then on, and "always" also for those that already live, and for the master itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reuseport.options import address, kinds, machine, spec
+from reuseport.options.kinds import Kind
+
+FLAG, ENVIRONMENT, FILE = "flag", "environment", "file"
+PREFIX = "REUSEPORT_"  # of the environment variables
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    `default` is a value, or a function of (the values before it in the table, the origin). `flags` and `aliases` are
+    what is typed besides --NAME; only `flags` are shown in the help. `bare` is what the flag alone means, and a remark.
+    `check` sees the whole value, after every source, and raises ValueError like a kind.
+    """
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    group: str
+    flags: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    metavar: str = ""
+    unit: str = ""
+    repeatable: bool = False
+    positional: bool = False
+    check: Callable[[Any], None] | None = None
+    effect: str = "release"
+    default_text: str = ""
+    fallbacks: tuple[str, ...] = ()
+    where: frozenset[str] = frozenset({FLAG, ENVIRONMENT, FILE})
+    bare: tuple[str, str] | None = None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def is_switch(self) -> bool:
+        return self.kind is kinds.SWITCH
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A Gunicorn option that this server has no use for.
+
+    `says` is its one line of explanation. One that the user relies on, so that ignoring it would be wrong, is refused.
+    """
+
+    flags: tuple[str, ...]
+    says: str
+    takes_value: bool = True
+    refused: bool = False
+    refused_values: Mapping[str, str] | None = None
+
+    @property
+    def flag(self) -> str:
+        return self.flags[-1]
+
+    @property
+    def name(self) -> str:
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+def between(low: int, high: int) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"{value} is not between {low} and {high}")
+
+    return check
+
+
+def positive(value: float) -> None:
+    if value <= 0:
+        raise ValueError(f"{value:g} is not more than 0")
+
+
+_COUNT = between(0, 1_000_000_000)
+
+APPLICATION, PROCESSES, RELEASES, NETWORK = "The application", "Processes", "Releases and stops", "Network and HTTP"
+PLACE, LOG, CONFIGURATION = "Identity and place", "Log", "Configuration"
+
+# fmt: off
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "app", spec.APP, None, positional=True, group=APPLICATION, default_text="none",
+        help="The application: MODULE:APP, or MODULE:factory() to call what makes it. MODULE alone stands for "
+        "MODULE:application.",
+    ),
+    Option(
+        "factory", kinds.SWITCH, False, group=APPLICATION,
+        help="APP is a function that returns the application; it is called once in each generation.",
+    ),
+    Option(
+        "chdir", kinds.PATH, ".", metavar="DIR", group=APPLICATION, default_text=". (where the master was started)",
+        help="The application's directory; it is also the first entry of sys.path. Symbolic links in it are followed "
+        "afresh at each release, so that flipping `current` and releasing brings the new version.",
+    ),
+    Option(
+        "pythonpath", kinds.DIRECTORIES, (), repeatable=True, group=APPLICATION, default_text="none",
+        help="More directories for sys.path, comma separated or repeated; relative ones lie in --chdir.",
+    ),
+    Option(
+        "python", kinds.LATE_PATH, "", group=APPLICATION, default_text="the interpreter that runs the master",
+        help="The interpreter that loads the application, found afresh at each release, so that a release can bring "
+        "its own virtual environment (which must have reuseport in it). A relative path lies in --chdir; a name "
+        "without a slash is looked up in PATH.",
+    ),
+    Option(
+        "env", kinds.ASSIGNMENT, {}, repeatable=True, flags=("-e",), group=APPLICATION, default_text="none",
+        help="A variable for the application's environment; repeatable. Sources add up key by key. In a file it is "
+        "the table [env]; REUSEPORT_ENV holds words as a shell would read them.",
+    ),
+    Option(
+        "warmup", kinds.WEB_PATH, (), repeatable=True, group=APPLICATION, default_text="none",
+        help="A path that each worker requests from itself (GET) before it is ready; repeatable. An answer of 500 or "
+        "above fails the release.",
+    ),
+    Option(
+        "preload", kinds.choice("auto", "always", "never"), "auto", group=APPLICATION,
+        bare=("always", "a bare --preload stands for --preload always; --preload auto, the default, also preloads"),
+        help="Whether a generation imports the application once and shares its memory among its workers (always), or "
+        "each worker imports it (never). auto imports once, and falls back to never when the import leaves behind "
+        "what does not survive a fork: a thread, a greenlet, an open connection.",
+    ),
+    Option(
+        "workers", kinds.WHOLE, machine.usable_cores, flags=("-w",), group=PROCESSES, check=between(1, 1024),
+        fallbacks=("WEB_CONCURRENCY",), default_text="the usable cores",
+        help="Worker processes of a generation. Usable cores are those that affinity and the container's CPU quota "
+        "leave.",
+    ),
+    Option(
+        "max_requests", kinds.WHOLE, 0, unit="requests; 0: no limit", group=PROCESSES, check=_COUNT,
+        help="A worker that has answered so many requests is replaced, once its substitute is ready.",
+    ),
+    Option(
+        "max_requests_jitter", kinds.WHOLE, 0, unit="requests", group=PROCESSES, check=_COUNT,
+        help="A random 0 to N is added to --max-requests for each worker, so that they are not all replaced at once.",
+    ),
+    Option(
+        "max_worker_memory", kinds.SIZE, 0, unit="bytes, or 512M; 0: no limit", group=PROCESSES,
+        help="A worker whose resident memory is above this is replaced, once its substitute is ready. It drains: its "
+        "requests and jobs end in peace.",
+    ),
+    Option(
+        "timeout", kinds.SECONDS, 30.0, flags=("-t",), unit="seconds; 0: off", group=PROCESSES, effect="always",
+        help="A worker whose loop has not turned for so long is blocked: it is reported with its Python stack and "
+        "gets a substitute. A request may take any time; only a loop that stands still counts.",
+    ),
+    Option(
+        "kill_blocked", kinds.SWITCH, False, group=PROCESSES,
+        help="Kill a blocked worker, with its requests and jobs, instead of leaving it to finish beside its "
+        "substitute.",
+    ),
+    Option(
+        "boot_timeout", kinds.SECONDS, 120.0, unit="seconds", group=RELEASES, check=positive, effect="always",
+        help="How long a new generation may take from its start until its workers are ready, warm-up included; after "
+        "that the release has failed and the old generation serves on.",
+    ),
+    Option(
+        "graceful_timeout", kinds.SECONDS, 0.0, unit="seconds; 0: no limit", group=RELEASES, effect="always",
+        help="How long a stop (TERM) waits for requests and jobs before it ends them. Drains after a release have no "
+        "such limit.",
+    ),
+    Option(
+        "bind", address.ADDRESS, ("tcp:127.0.0.1:8000",), repeatable=True, flags=("-b",), group=NETWORK, effect="start",
+        check=address.check_addresses,
+        help="An address to listen on; repeatable. HOST:PORT, :PORT (every IPv4 address), [IPV6]:PORT or unix:PATH. "
+        "Port 0 takes a free one. REUSEPORT_BIND may hold several, separated by commas.",
+    ),
+    Option(
+        "backlog", kinds.WHOLE, 2048, unit="connections", group=NETWORK, effect="start", check=between(1, 65535),
+        help="How many connections may wait in each worker's queue. The kernel caps it at net.core.somaxconn.",
+    ),
+    Option(
+        "header_timeout", kinds.SECONDS, 10.0, unit="seconds; 0: no limit", group=NETWORK,
+        help="How long a request's head may take to arrive, counted from its first byte.",
+    ),
+    Option(
+        "body_timeout", kinds.SECONDS, 60.0, unit="seconds; 0: no limit", group=NETWORK,
+        help="How long a client may pause while it sends a request's body.",
+    ),
+    Option(
+        "keep_alive", kinds.SECONDS, 75.0, unit="seconds; 0: close after each response", group=NETWORK,
+        help="How long an idle connection is kept for its next request. A proxy in front should give up earlier.",
+    ),
+    Option(
+        "send_timeout", kinds.SECONDS, 60.0, unit="seconds; 0: no limit", group=NETWORK,
+        help="How long a client may pause while it takes a response.",
+    ),
+    Option(
+        "limit_request_line", kinds.WHOLE, 8190, unit="bytes", group=NETWORK, check=between(64, 1 << 20),
+        help="The longest request line; a longer one is answered 414.",
+    ),
+    Option(
+        "limit_request_fields", kinds.WHOLE, 100, unit="fields", group=NETWORK, check=between(1, 32768),
+        help="The most header fields of a request; more are answered 431.",
+    ),
+    Option(
+        "limit_request_field_size", kinds.WHOLE, 8190, unit="bytes", group=NETWORK, check=between(64, 1 << 20),
+        aliases=("--limit-request-field_size",), help="The longest header field; a longer one is answered 431.",
+    ),
+    Option(
+        "limit_request_body", kinds.SIZE, 0, unit="bytes, or 512M; 0: no limit", group=NETWORK,
+        help="The largest body of a request; a larger one is answered 413.",
+    ),
+    Option(
+        "name", kinds.NAME, lambda values, origin: origin.script or spec.default_name(values["app"]), flags=("-n",),
+        aliases=("--proc-name",), group=PLACE, effect="start", default_text="the application's module",
+        help="What this master is called in ps, in the log and in its run directory.",
+    ),
+    Option(
+        "run_dir", kinds.PATH, machine.run_dir_of, metavar="DIR", group=PLACE, effect="start",
+        default_text="$RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/reuseport/NAME or /tmp/reuseport-UID/NAME",
+        help="Where the control socket and what the processes share lie; private to its owner. One master owns it.",
+    ),
+    Option(
+        "pid", kinds.PATH, "", flags=("-p",), group=PLACE, effect="start", default_text="none",
+        help="A file to write the master's process id to. It never changes while the master lives.",
+    ),
+    Option(
+        "user", kinds.ACCOUNT, "", flags=("-u",), metavar="USER", group=PLACE, effect="start", default_text="unchanged",
+        help="The user, by name or number, that the application runs as. The master must have been started as root.",
+    ),
+    Option(
+        "group", kinds.ACCOUNT, "", flags=("-g",), metavar="GROUP", group=PLACE, effect="start",
+        default_text="the group of --user", help="The group, by name or number, that the application runs as.",
+    ),
+    Option(
+        "umask", kinds.UMASK, None, flags=("-m",), unit="octal digits, in quotes in a file", group=PLACE,
+        effect="start",
+        default_text="unchanged",
+        help="The mode bits that files the application makes do not get: 022, 077.",
+    ),
+    Option(
+        "log_file", kinds.PATH, "-", aliases=("--error-logfile",), group=LOG, effect="start",
+        default_text="- (standard error)",
+        help="Where the log goes. USR1 opens it again after a rotation.",
+    ),
+    Option(
+        "log_level", kinds.choice("debug", "info", "warning", "error", "critical"), "info", group=LOG,
+        metavar="LEVEL", help="debug, info, warning, error or critical: what is less is not logged.",
+    ),
+    Option(
+        "config", kinds.PATH, "", flags=("-c",), group=CONFIGURATION, where=frozenset({FLAG, ENVIRONMENT}),
+        effect="always", default_text="reuseport.toml in the working directory, if it is there",
+        help="A TOML file with options: each flag's long name is a key, with dashes or underscores. It is read again "
+        "at each release.",
+    ),
+    Option(
+        "print_config", kinds.SWITCH, False, group=CONFIGURATION, where=frozenset({FLAG}), effect="always",
+        help="Print every option's value as TOML, each with its source, and exit.",
+    ),
+    Option(
+        "check_config", kinds.SWITCH, False, group=CONFIGURATION, where=frozenset({FLAG}), effect="always",
+        help="Check what can be checked without starting, say what is wrong, and exit: 0 all is well, 1 it is not.",
+    ),
+)
+
+# fmt: on
+
+_NO_TLS = "TLS is not spoken here; let a proxy in front of reuseport end it"
+_NO_ASGI = "is a worker for ASGI; reuseport serves WSGI applications"
+
+FOREIGN: tuple[Foreign, ...] = (
+    Foreign(
+        ("-k", "--worker-class"),
+        "means nothing here: every worker runs requests in greenlets on gevent's loop",
+        refused_values={"uvicorn": _NO_ASGI, "asgi": _NO_ASGI, "aiohttp": _NO_ASGI},
+    ),
+    Foreign(("--worker-connections",), "means nothing here: a worker has no fixed number of connections"),
+    Foreign(("--threads",), "means nothing here: requests run in greenlets, as many at once as there are"),
+    Foreign(("--worker-tmp-dir",), "means nothing here: workers report through shared memory, not through files"),
+    Foreign(("--reuse-port",), "means nothing here: every socket is opened with SO_REUSEPORT", takes_value=False),
+    Foreign(("--no-sendfile",), "means nothing here: there is no such way of sending to avoid", takes_value=False),
+    Foreign(("--initgroups",), "means nothing here: --user always brings its groups along", takes_value=False),
+    Foreign(
+        ("-R", "--enable-stdio-inheritance"),
+        "means nothing here: standard output and error are always inherited",
+        takes_value=False,
+    ),
+    Foreign(
+        ("--capture-output",),
+        "means nothing here: what the application prints stays on standard output and error",
+        takes_value=False,
+    ),
+    Foreign(
+        ("-D", "--daemon"),
+        "is refused: leave the background to what supervises services (a systemd unit, a container)",
+        takes_value=False,
+        refused=True,
+    ),
+    Foreign(
+        ("--reload",),
+        "is refused: `reuseport release`, or kill -HUP, brings new code without an interruption",
+        takes_value=False,
+        refused=True,
+    ),
+    Foreign(("--certfile",), f"is refused: {_NO_TLS}", refused=True),
+    Foreign(("--keyfile",), f"is refused: {_NO_TLS}", refused=True),
+    Foreign(("--ca-certs",), f"is refused: {_NO_TLS}", refused=True),
+    Foreign(("--paste", "--paster"), "is refused: name the application as MODULE:factory()", refused=True),
+)
+
+BY_NAME: Mapping[str, Option] = {option.name: option for option in OPTIONS}

@@ -1,0 +1,372 @@
+"""One client connection, from the accepted fd to its close.
+
+Everything but `send`, `read_into`, `read_more` and `sendfile` runs in the loop's own callbacks. While a connection
+waits for a request it is this object, a socket and a watcher: no greenlet and no buffer. When a head is complete the
+application gets it in a pooled greenlet; one request of a connection runs at a time, and the loop does not read on
+behind it: what the client sends meanwhile stays in the kernel (or in `unread`, at most one piece), which is all the
+backpressure there is. A body is read by the greenlet that wants it.
+
+A connection with bytes of the client still unread is not simply closed, for the kernel would then reset it and the
+client could lose the response: it says that it has finished, and listens a little longer (RFC 9112 section 9.6).
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from gevent.exceptions import InvalidSwitchError
+from gevent.hub import Waiter
+
+from .body import NO_BODY, Body, BodyError
+from .request import RequestError
+from .response import Response, refusal
+from .wheel import NEVER
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+READ, WRITE = 1, 2  # of a loop's io watcher
+PIECE = 16384  # bytes read at once while a head is awaited
+BURST = 32  # pipelined requests answered before other connections get their turn
+LINGER_TIME = 2.0  # seconds
+SENDFILE_PIECE = 1 << 20
+
+WAITING = "waiting"  # for the first byte of a request
+HEAD = "head"  # some of a head has come
+SERVING = "serving"  # the application works on a request
+LINGERING = "lingering"  # everything was said; what the client still sends is thrown away
+CLOSED = "closed"
+
+
+class Disconnected(ConnectionError):
+    """The client is gone, or takes nothing any more: nobody is left to answer."""
+
+
+class Connection:
+    """See the module. `peer` and `local` are as getpeername and getsockname give them, "" for a unix socket."""
+
+    __slots__ = (
+        "_checked",
+        "_expired",
+        "_parked",
+        "_pumping",
+        "_sock",
+        "_waiter",
+        "_watcher",
+        "_writer",
+        "deadline",
+        "engine",
+        "peer",
+        "state",
+        "template",
+        "tick",
+        "unread",
+    )
+
+    def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
+        family = socket.AF_UNIX if isinstance(peer, str) else socket.AF_INET if len(peer) == 2 else socket.AF_INET6
+        self._sock = _socket.socket(family, socket.SOCK_STREAM, 0, fd)
+        if family != socket.AF_UNIX:
+            # Pipelined and streamed responses are several small writes; each must leave at once.
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.engine = engine
+        self.peer = peer
+        self.template = template
+        self.state = WAITING
+        self.unread: bytes | bytearray = b""
+        self.tick = 0
+        self.deadline = NEVER
+        self._checked = 0  # offset in `unread` up to which a head's lines were judged
+        self._parked = False  # the watcher is stopped, because the application does not read
+        self._pumping = False  # `_take` is on the hub's stack
+        self._waiter: Any = None
+        self._expired: Exception | None = None  # what the waiting greenlet gets when its deadline passes
+        self._writer: Any = None
+        self._watcher = engine.loop.io(fd, READ)
+        self._watcher.start(self._readable)
+        self._set_deadline(engine.header_timeout)
+
+    # In the loop: requests in.
+
+    def take_over(self, data: bytes) -> None:
+        """Go on from bytes that somebody else has read from this connection."""
+        self._take(data)
+
+    def _readable(self) -> None:
+        if self.state is SERVING:
+            self._watcher.stop()
+            self._parked = True
+            return
+        try:
+            data = self._sock.recv(PIECE)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if self.state is LINGERING:
+            if not data:
+                self.close()
+            return
+        if not data:
+            self._ended()
+        elif self.unread:
+            self.unread += data
+            self._take(self.unread)
+        else:
+            self._take(data)
+
+    def _ended(self) -> None:
+        """The client will send nothing more."""
+        if self.state is HEAD and self.unread.strip(b"\r\n"):
+            self._refuse(RequestError(400, "the client closed before the end of the header"))
+        else:
+            self.close()
+
+    def _take(self, data: bytes | bytearray) -> None:
+        """Serve the requests whose heads are complete in `data`; keep the rest."""
+        engine = self.engine
+        self._pumping = True
+        for _ in range(BURST):
+            end = data.find(b"\r\n\r\n")
+            if end < 0 or data[0] == 0x0D:
+                if data[:2] == b"\r\n":  # RFC 9112 section 2.2: empty lines before a request are ignored
+                    data = data[2:]
+                    continue
+                self._keep(data)
+                break
+            self.unread = bytes(data[end + 4 :])
+            try:
+                environ, length, keep_alive, expects_continue = engine.parser.parse(bytes(data[:end]), self.template)
+            except RequestError as error:
+                self._refuse(error)
+                break
+            self._checked = 0
+            if type(self.peer) is tuple:
+                environ["REMOTE_ADDR"] = self.peer[0]
+                environ["REMOTE_PORT"] = str(self.peer[1])
+            if length:
+                body = Body(self, length, engine.parser.limit_body, engine.parser.limit_fields, expects_continue)
+                environ["wsgi.input"] = body.stream()
+            else:
+                body = NO_BODY
+            self.state = SERVING
+            self.deadline = NEVER
+            engine.run(Response(self, environ, keep_alive, body))
+            if self.state is not WAITING or not self.unread:
+                break
+            data = self.unread
+        else:
+            self.unread = data
+            engine.loop.run_callback(self._resume)
+        self._pumping = False
+
+    def _keep(self, data: bytes | bytearray) -> None:
+        """Keep an incomplete head, unless it can be refused already."""
+        if not data:
+            self.unread = b""
+            return
+        try:
+            self._checked = self.engine.parser.check(data, self._checked)
+        except RequestError as error:
+            self._refuse(error)
+            return
+        self.unread = data if type(data) is bytearray else bytearray(data)
+        if self.state is WAITING:
+            self.state = HEAD
+            self._set_deadline(self.engine.header_timeout)
+
+    def _resume(self) -> None:
+        """Go on after a request that ended outside of `_take`."""
+        if self.state is not WAITING:
+            return
+        if self._parked:
+            self._parked = False
+            self._watcher.start(self._readable)
+        if self.unread:
+            self._take(self.unread)
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer what is no request that the application could get, and close."""
+        self.state = SERVING
+        self.engine.refused(self, error)
+        try:
+            self._sock.send(refusal(error.status, str(error), self.engine.date()))
+        except OSError:
+            self.close()  # a client that neither reads nor speaks HTTP
+            return
+        self.linger()
+
+    # In the loop or in a greenlet: the end of a request, and of the connection.
+
+    def request_done(self, keep_alive: bool) -> None:
+        """The response is out. Wait for the next request, or close."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self.state is CLOSED:
+            return
+        if not keep_alive:
+            if self.unread or self._parked:
+                self.linger()
+            else:
+                self.close()
+            return
+        self.state = WAITING
+        self._set_deadline(self.engine.keep_alive)
+        if not self._pumping and (self.unread or self._parked):
+            self.engine.loop.run_callback(self._resume)
+
+    def linger(self) -> None:
+        """Send the end of the stream, then wait for the client's before closing."""
+        if self.state is CLOSED:
+            return
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        self.state = LINGERING
+        self.unread = b""
+        if self._parked:
+            self._parked = False
+            self._watcher.start(self._readable)
+        self._set_deadline(LINGER_TIME)
+
+    def abort(self) -> None:
+        """Close so that the client sees that the response is not complete, however its end was to be told."""
+        if self.state is not CLOSED:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            self.close()
+
+    def close(self) -> None:
+        """Close now. A greenlet that waits for the client gets Disconnected."""
+        if self.state is CLOSED:
+            return
+        self.state = CLOSED
+        self.deadline = NEVER
+        self.unread = b""
+        self._watcher.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._sock.close()
+        if self._waiter is not None:
+            self.engine.loop.run_callback(self._waiter.throw, Disconnected("the connection was closed"))
+        self.engine.connection_closed(self)
+
+    def expire(self) -> None:
+        """The deadline has passed (called by the wheel)."""
+        if self._waiter is not None:
+            self._waiter.throw(self._expired)
+        elif self.state is HEAD:
+            self._refuse(RequestError(408, "the header took too long"))
+        elif self.state is not SERVING:
+            self.close()
+
+    def _set_deadline(self, seconds: float) -> None:
+        if seconds:
+            self.deadline = time.monotonic() + seconds
+            self.engine.wheel.watch(self)
+        else:
+            self.deadline = NEVER
+
+    # In a greenlet: the body in, the response out.
+
+    def take(self, count: int) -> bytes:
+        """Up to `count` of the bytes that were read from the socket already."""
+        unread = self.unread
+        piece, self.unread = bytes(unread[:count]), unread[count:]
+        return piece
+
+    def read_into(self, view: memoryview) -> int:
+        """Read some of the request's body, waiting for it; 0 when the client has finished. BodyError if it is gone."""
+        if self.unread:
+            piece = self.take(len(view))
+            view[: len(piece)] = piece
+            return len(piece)
+        while True:
+            try:
+                return self._sock.recv_into(view)
+            except BlockingIOError:
+                self._await_body()
+            except OSError as error:
+                raise BodyError(400, f"the client is gone: {error.strerror}") from error
+
+    def read_more(self) -> bool:
+        """Add to `unread`, waiting for it; False when the client has finished. BodyError if it is gone."""
+        piece = bytearray(PIECE)
+        unread, self.unread = self.unread, b""
+        count = 0
+        try:
+            count = self.read_into(memoryview(piece))
+        finally:
+            self.unread = unread + piece[:count]
+        return count > 0
+
+    def send(self, data: bytes) -> None:
+        """Hand all of the data to the kernel, waiting while the client is slow. Disconnected if it is gone."""
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise Disconnected(f"the client is gone: {error.strerror}") from error
+        self.engine.sent(sent)
+        if sent == len(data):
+            return
+        view = memoryview(data)[sent:]
+        while view:
+            self._await_room()
+            try:
+                sent = self._sock.send(view)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise Disconnected(f"the client is gone: {error.strerror}") from error
+            self.engine.sent(sent)
+            view = view[sent:]
+
+    def sendfile(self, fd: int, offset: int, count: int) -> int:
+        """Hand up to `count` bytes of a file to the kernel; returns how many, 0 at the file's end."""
+        while True:
+            try:
+                sent = os.sendfile(self._sock.fileno(), fd, offset, min(count, SENDFILE_PIECE))
+            except BlockingIOError:
+                self._await_room()
+            except OSError as error:
+                raise Disconnected(f"sendfile: {error.strerror}") from error
+            else:
+                self.engine.sent(sent)
+                return sent
+
+    def _await_body(self) -> None:
+        self._watcher.stop()
+        self._parked = True
+        engine = self.engine
+        self._wait(self._watcher, engine.body_timeout, BodyError(408, "the client sends nothing of the body"))
+
+    def _await_room(self) -> None:
+        if self.state is CLOSED:
+            raise Disconnected("the connection was closed")
+        if self._writer is None:
+            self._writer = self.engine.loop.io(self._sock.fileno(), WRITE)
+        self._wait(self._writer, self.engine.send_timeout, Disconnected("the client takes nothing"))
+
+    def _wait(self, watcher: Any, seconds: float, expired: Exception) -> None:
+        """Wait until the watcher fires; raises `expired` when `seconds` have passed first."""
+        waiter = self._waiter = Waiter(self.engine.hub)
+        self._expired = expired
+        self._set_deadline(seconds)
+        watcher.start(waiter.switch, waiter)
+        try:
+            if waiter.get() is not waiter:
+                raise InvalidSwitchError("a greenlet that waits for its client was switched to by somebody else")
+        finally:
+            watcher.stop()
+            self._waiter = self._expired = None
+            self.deadline = NEVER

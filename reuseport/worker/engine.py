@@ -1,0 +1,145 @@
+"""The HTTP engine of one worker: accepted client fds in, responses out.
+
+It owns what the connections share: the application and its greenlets, the parser and its limits, the deadlines, the
+worker's counters on the scoreboard, and the one decision that changes them all, the drain. Everything here is called
+in gevent's loop, but for `sent` and `request_done`, which the request's greenlet calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+
+import gevent
+
+from ..ipc.scoreboard import ACTIVE, BYTES_OUT, CONNECTIONS, ERRORS, REQUESTS
+from .connection import WAITING, Connection
+from .pool import Pool
+from .request import HeadParser, RequestError
+from .response import Response
+from .wheel import Wheel
+from .wsgi import Caller, template
+
+
+class Engine:
+    """Serves the connections it is given to one application.
+
+    `connections`: how many are open. `requests`: how many the application works on. `on_change`: called when either
+    went down in a drained engine. `on_request_end`: called after each request.
+    `settings` has, in seconds, with 0 for no limit: header_timeout, body_timeout (between two pieces), keep_alive
+    (idle), send_timeout (a client that takes nothing); and limit_request_line, limit_request_fields,
+    limit_request_field_size, limit_request_body. `board`: the worker's row of the scoreboard. `log(level, text)`.
+    """
+
+    def __init__(
+        self,
+        application: Callable[..., Any],
+        settings: Any,
+        *,
+        generation: int,
+        worker: str,
+        board: Any,
+        log: Callable[[str, str], None],
+        multiprocess: bool = True,
+    ) -> None:
+        self.hub = gevent.get_hub()
+        self.loop = self.hub.loop
+        self.log = log
+        self.connections = 0
+        self.requests = 0
+        self.draining = False
+        self.on_change: Callable[[], None] | None = None
+        self.on_request_end: Callable[[], None] | None = None
+        self.header_timeout = settings.header_timeout
+        self.body_timeout = settings.body_timeout
+        self.keep_alive = settings.keep_alive
+        self.send_timeout = settings.send_timeout
+        self.parser = HeadParser(
+            limit_line=settings.limit_request_line,
+            limit_fields=settings.limit_request_fields,
+            limit_field_size=settings.limit_request_field_size,
+            limit_body=settings.limit_request_body,
+        )
+        self.wheel = Wheel(self.loop)
+        self._board = board
+        self._open: set[Connection] = set()
+        self._pool = Pool(self.hub, Caller(application, self).serve)
+        self._identity = generation, worker, multiprocess
+        self._templates: dict[Any, dict[str, Any]] = {}
+        self._date = 0, b""
+
+    def adopt(self, fd: int, peer: Any, local: Any, *, data: bytes = b"") -> None:
+        """Take over an accepted, non-blocking client fd; `data` was read from it already."""
+        environ = self._templates.get(local)
+        if environ is None:
+            environ = self._templates[local] = template(local, *self._identity)
+        connection = Connection(self, fd, peer, environ)
+        self._open.add(connection)
+        self.connections += 1
+        self._board[CONNECTIONS] = self.connections
+        if data:
+            connection.take_over(data)
+
+    def drain(self) -> None:
+        """From now on each response is its connection's last. Idle connections wait for their next request."""
+        self.draining = True
+
+    def close_idle(self) -> None:
+        """Close the connections that wait for a request: at a stop, where nobody will answer their next one."""
+        for connection in [c for c in self._open if c.state is WAITING]:
+            connection.close()
+
+    def close_all(self) -> None:
+        """Close every connection now, whatever it is doing."""
+        self.draining = True
+        for connection in list(self._open):
+            connection.close()
+
+    # For connections and requests.
+
+    def run(self, response: Response) -> None:
+        """Have the application answer, in a greenlet. Returns when it has, or when it waits for something."""
+        self.requests += 1
+        self._board[ACTIVE] = self.requests
+        self._pool.run(response)
+
+    def sent(self, count: int) -> None:
+        """So many bytes went to the kernel."""
+        self._board[BYTES_OUT] += count
+
+    def request_done(self, failed: bool) -> None:
+        """The application has answered, or `failed`."""
+        board = self._board
+        board[REQUESTS] += 1
+        if failed:
+            board[ERRORS] += 1
+        self.requests -= 1
+        board[ACTIVE] = self.requests
+        if self.on_request_end is not None:
+            self.on_request_end()
+        if self.draining and self.on_change is not None:
+            self.loop.run_callback(self.on_change)
+
+    def refused(self, connection: Connection, error: RequestError) -> None:
+        """A request ended before the application could get it."""
+        self._board[REQUESTS] += 1
+        if error.status >= 500:
+            self._board[ERRORS] += 1
+        self.log("debug", f"refused a request of {connection.peer or 'a unix socket'}: {error.status} {error}")
+
+    def connection_closed(self, connection: Connection) -> None:
+        """The fd is closed."""
+        self._open.discard(connection)
+        self.connections -= 1
+        self._board[CONNECTIONS] = self.connections
+        if self.draining and self.on_change is not None:
+            self.loop.run_callback(self.on_change)
+
+    def date(self) -> bytes:
+        """The Date field's line (RFC 9110 section 6.6.1), made once a second."""
+        second = int(time.time())
+        if self._date[0] != second:
+            self._date = second, f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
+        return self._date[1]

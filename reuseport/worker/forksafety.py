@@ -1,0 +1,100 @@
+"""What an import may leave behind that does not survive a fork, and what may change under a living generation.
+
+A native task exists only in the parent after a fork; a greenlet (a patched thread is one) would run in parent and
+child both; an open connection would be spoken on by both. Each of them is looked for after the import.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import stat
+import sys
+
+import gevent.hub
+import greenlet
+
+
+def check(known_fds: set[int]) -> list[str]:
+    """The reasons against forking this process, each as a few words. `known_fds` are the server's own sockets."""
+    reasons = []
+    tasks = len(os.listdir("/proc/self/task"))
+    if tasks > 1:
+        reasons.append(f"{tasks - 1} native thread{'s' if tasks > 2 else ''}")
+    if names := _greenlets():
+        reasons.append(f"{len(names)} running greenlet{'s' if len(names) > 1 else ''} ({', '.join(sorted(set(names))[:3])})")
+    if connections := _connections(known_fds):
+        reasons.append(f"{len(connections)} open connection{'s' if len(connections) > 1 else ''} ({connections[0]})")
+    return reasons
+
+
+def _greenlets() -> list[str]:
+    """Greenlets that have been started or are about to be, but for the main one and gevent's own."""
+    found = []
+    main = greenlet.getcurrent()
+    for thing in gc.get_objects():
+        if not isinstance(thing, greenlet.greenlet) or thing is main or thing.dead:
+            continue
+        if isinstance(thing, gevent.hub.Hub) or thing.parent is None:
+            continue
+        if thing.gr_frame is None and not getattr(thing, "started", False):
+            continue  # a greenlet that was made and never started runs nowhere
+        run = getattr(thing, "_run", None) or thing
+        found.append(getattr(run, "__qualname__", None) or type(thing).__name__)
+    return found
+
+
+def _connections(known: set[int]) -> list[str]:
+    """Sockets that are connected to somebody, in words."""
+    import socket
+
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        try:
+            if fd in known or not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+            duplicate = socket.socket(fileno=os.dup(fd))
+        except OSError:
+            continue  # the descriptor of the listing itself has gone by now
+        with duplicate:
+            try:
+                peer = duplicate.getpeername()
+            except OSError:
+                continue  # a listener, or a socket that nobody is at the other end of
+            if fd > 2 and peer:
+                found.append(f"to {peer[0]}:{peer[1]}" if isinstance(peer, tuple) else f"to {peer!r}")
+    return found
+
+
+class Witness:
+    """Remembers the application's files as they were loaded."""
+
+    def __init__(self, directory: str) -> None:
+        self._told = False
+        self._files: dict[str, tuple[int, int]] = {}
+        prefix = directory.rstrip("/") + "/"
+        for module in list(sys.modules.values()):
+            path = getattr(module, "__file__", None)
+            if isinstance(path, str) and path.startswith(prefix) and "/site-packages/" not in path:
+                seen = _stamp(path)
+                if seen:
+                    self._files[path] = seen
+
+    def changed(self) -> str:
+        """The first file that is no longer what was loaded, told once; "" if there is none."""
+        if self._told:
+            return ""
+        for path, seen in self._files.items():
+            if _stamp(path) != seen:
+                self._told = True
+                return path
+        return ""
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return info.st_mtime_ns, info.st_size

@@ -1,0 +1,374 @@
+"""The worker, from its birth to its exit.
+
+It is born from its zygote with the application in it, makes itself ready, says so, and accepts when it is told to. On
+SIGTERM it stops accepting, finishes what it has, and leaves. It lives without a master as well as with one: when the
+channel ends it serves on, and says hello to the next master that owns the run directory.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import gevent.event
+import gevent.hub
+from setproctitle import setproctitle
+
+from reuseport.ipc import channel as channels
+from reuseport.ipc.logline import LEVELS, line
+from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, REQUESTS, RSS, TURNED, Scoreboard
+from reuseport.ipc.stacks import STACK_SIGNAL
+from reuseport.worker import application, warmup
+from reuseport.worker.engine import Engine
+from reuseport.worker.listeners import Acceptor, Listener
+
+if TYPE_CHECKING:
+    from reuseport.zygote import Birth
+
+STDOUT_COPY, STDERR_COPY = 3, 4  # where the zygote keeps the streams that everybody shares
+TURN = 0.25  # seconds between two signs of life
+MEMORY = 5.0  # seconds between two looks at the resident memory
+PROPORTION = 30.0  # seconds between two looks at the proportional memory, which cost the kernel a walk
+RETRY = 1.0  # seconds between two attempts to reach a master
+
+PAGE = os.sysconf("SC_PAGESIZE")
+
+
+class Worker:
+    """`current` is this process's worker."""
+
+    current: Worker | None = None
+
+    def __init__(self, birth: Birth) -> None:
+        self.birth = birth
+        self.settings = birth.settings
+        self.id = f"{birth.generation}.{birth.number}"
+        self.state = "starting"
+        self.board = Scoreboard(birth.run_dir.scoreboard).row(birth.row)
+        self.hub = gevent.get_hub()
+        self.loop = self.hub.loop
+        self.ended = gevent.event.Event()
+        self.engine: Engine | None = None
+        self.acceptor: Acceptor | None = None
+        self.early: list[dict[str, Any]] = []  # what the master said before the engine stood
+        self.retiring = False
+        self.limit = self.settings.max_requests
+        if self.limit and self.settings.max_requests_jitter:
+            self.limit += random.randint(0, self.settings.max_requests_jitter)
+        self._watchers: list[Any] = []
+        self._memory_at = 0.0
+        self._proportion_at = 0.0
+        self._title = ""
+        self._log_fd = 2
+        self._reopen()
+        self.channel: channels.Channel | None = None
+        self._channel_watcher: Any = None
+        self._retitle()
+
+    # --- birth ------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Meet the master, have the application, get ready. What the application raises here ends the process."""
+        birth = self.birth
+        if birth.booting:
+            os.dup2(birth.boot_output, 1)
+            os.dup2(birth.boot_output, 2)
+        self._dump_stacks_on_signal()
+        self._connect()
+        if birth.application is not None:
+            self.get_ready(birth.application)
+        elif script := birth.recipe.get("script"):
+            application.run_script(script)  # comes back through `captured`, and never from here
+        else:
+            self.get_ready(application.load(birth.recipe["app"], self.settings.factory))
+
+    def get_ready(self, app: Any) -> None:
+        birth = self.birth
+        birth.application = app
+        self._accept_signals()
+        self.acceptor = Acceptor(
+            self.loop, self._adopt, self.board, self.log, os.environ.get("REUSEPORT_STEAL", "1") != "0"
+        )
+        for listener in birth.listeners.values():
+            self.acceptor.add(listener)
+        self.engine = Engine(
+            app,
+            self.settings,
+            generation=birth.generation,
+            worker=self.id,
+            board=self.board,
+            log=self.log,
+        )
+        self.engine.on_change = self._leave_if_done
+        if self.limit:
+            self.engine.on_request_end = self._count_request
+        self._beat()
+        warmup.call_start_hooks()
+        for path in self.settings.warmup:
+            warmup.request(self.engine, path)
+        self._measure(time.monotonic())
+        if birth.booting:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(STDOUT_COPY, 1)
+            os.dup2(STDERR_COPY, 2)
+        self.state = "ready"
+        self._say("ready")
+        early, self.early = self.early, []
+        for message in early:
+            self._on_message(message)
+
+    def _accept_signals(self) -> None:
+        """After the import: the application may have set handlers of its own, meant for another server."""
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)
+        for number, callback in ((signal.SIGTERM, self._on_term), (signal.SIGUSR1, self._reopen)):
+            watcher = self.loop.signal(number)
+            watcher.start(callback)
+            self._watchers.append(watcher)
+
+    def _dump_stacks_on_signal(self) -> None:
+        path = self.birth.run_dir.stacks(self.id)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        faulthandler.register(STACK_SIGNAL, file=fd, all_threads=True, chain=False)
+
+    # --- talk -------------------------------------------------------------------------------------------------------
+
+    def log(self, level: str, text: str) -> None:
+        if LEVELS[level] >= LEVELS[self.settings.log_level]:
+            with contextlib.suppress(OSError):  # nobody reads the log any more: nowhere to say so
+                for part in text.rstrip("\n").split("\n"):
+                    os.write(self._log_fd, line(self.id, level, part))
+
+    def _reopen(self) -> None:
+        path = self.settings.log_file
+        if path == "-":
+            return
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            self.log("error", f"the log could not be opened again: {error}")
+            return
+        old, self._log_fd = self._log_fd, fd
+        if old != 2:
+            os.close(old)
+
+    def _connect(self) -> bool:
+        """Say hello to the master that owns the run directory. False where there is none now."""
+        try:
+            channel = channels.connect(self.birth.run_dir.hello)
+        except OSError:
+            return False
+        listeners = self.acceptor.listeners if self.acceptor else list(self.birth.listeners.values())
+        # The master's own slots are news to it only if it is another master than the one that made them.
+        again = self.state != "starting"
+        channel.send(
+            "hello",
+            tuple(one.fd for one in listeners[: channels.FDS]) if again else (),
+            generation=self.birth.generation,
+            number=self.birth.number,
+            state=self.state,
+            row=self.birth.row,
+            slots=[(one.address, one.index, one.shared) for one in listeners],
+            jobs=self.board[JOBS],
+            recipe=self.birth.recipe if again else {},
+        )
+        self.channel = channel
+        self._channel_watcher = self.loop.io(channel.fileno(), 1)
+        self._channel_watcher.start(self._hear)
+        return True
+
+    def _say(self, kind: str, **fields: Any) -> None:
+        if self.channel is not None:
+            self.channel.send(kind, **fields)
+
+    def _hear(self) -> None:
+        channel = self.channel
+        if channel is None:
+            return
+        channel.flush()
+        for message, fds in channel.receive():
+            if message["type"] == "slots":
+                self._add_slots(message["slots"], fds)
+            elif self.engine is None:
+                self.early.append(message)
+            else:
+                self._on_message(message)
+        if channel.closed and self.channel is channel:
+            self._channel_watcher.stop()
+            self._channel_watcher.close()
+            channel.close()
+            self.channel = None
+            self._reconnect()
+
+    def _reconnect(self) -> None:
+        if self.channel is None and not self._connect():
+            timer = self.loop.timer(RETRY)
+            timer.start(self._reconnect)
+            self._watchers.append(timer)
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        if kind == "accept" and self.state in ("ready", "serving"):
+            assert self.acceptor is not None
+            self.acceptor.own(message["own"])
+            self.state = "serving"
+            self._say("accepting")
+        elif kind == "stopping":
+            self._drain(last=True)
+        elif kind == "quit":
+            self.exit()
+        elif kind == "reopen":
+            self._reopen()
+
+    def _add_slots(self, names: list[Any], fds: list[int]) -> None:
+        for (address, index, shared), fd in zip(names, fds, strict=True):
+            listener = Listener(fd, address, index, shared)
+            if self.acceptor is None:
+                self.birth.listeners[address, index] = listener
+            elif self.state in ("starting", "ready", "serving"):
+                self.acceptor.add(listener)
+            else:
+                os.close(fd)
+
+    # --- serve ------------------------------------------------------------------------------------------------------
+
+    def _adopt(self, fd: int, peer: Any, local: Any) -> None:
+        assert self.engine is not None
+        self.engine.adopt(fd, peer, local)
+
+    def _count_request(self) -> None:
+        if not self.retiring and self.board[REQUESTS] >= self.limit:
+            self._retire(f"it has answered {self.board[REQUESTS]} requests (--max-requests)")
+
+    def _retire(self, reason: str) -> None:
+        self.retiring = True
+        self._say("retire", reason=reason)
+
+    def _beat(self) -> None:
+        """A sign of life, and whatever else must be looked at now and then."""
+        timer = self.loop.timer(TURN, TURN)
+        timer.start(self._turn)
+        self._watchers.append(timer)
+        self._turn()
+
+    def _turn(self) -> None:
+        self.board[TURNED] = time.monotonic_ns()
+        now = time.monotonic()
+        if now >= self._memory_at:
+            self._measure(now)
+        if self.state == "draining":
+            self._retitle()
+
+    def _measure(self, now: float) -> None:
+        self._memory_at = now + MEMORY
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123
+            rss = int(file.read().split()[1]) * PAGE
+        self.board[RSS] = rss
+        if now >= self._proportion_at:
+            self._proportion_at = now + PROPORTION
+            self.board[PSS] = _proportional_memory()
+        limit = self.settings.max_worker_memory
+        if limit and rss > limit and not self.retiring and self.state == "serving":
+            self._retire(f"it uses {rss >> 20} MiB (--max-worker-memory)")
+
+    def _retitle(self) -> None:
+        detail = ""
+        if self.state == "draining":
+            waits = [
+                f"{count} {word}{'' if count == 1 else 's'}"
+                for count, word in (
+                    (self.board[JOBS], "job"),
+                    (self.board[ACTIVE], "request"),
+                    (self.board[CONNECTIONS] - min(self.board[ACTIVE], self.board[CONNECTIONS]), "connection"),
+                )
+                if count
+            ]
+            detail = " draining" + (f" ({', '.join(waits)})" if waits else "")
+        title = f"reuseport: worker {self.id}{detail} [{self.birth.name}]"
+        if title != self._title:
+            self._title = title
+            setproctitle(title)
+
+    # --- leave ------------------------------------------------------------------------------------------------------
+
+    def _on_term(self) -> None:
+        # What the master said before it sent the signal counts first.
+        self._hear()
+        self._drain(last=False)
+
+    def _drain(self, last: bool) -> None:
+        """Accept nothing new, finish what there is, leave. `last`: nobody accepts after this worker."""
+        if self.state == "draining":
+            return
+        if self.engine is None or self.acceptor is None:
+            self.exit()
+        self.acceptor.stop(take_rest=last)
+        self.state = "draining"
+        self._retitle()
+        self.engine.drain()
+        if last:
+            self.engine.close_idle()
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        engine = self.engine
+        if self.state == "draining" and not engine.requests and not engine.connections and not self.board[JOBS]:
+            self.exit()
+
+    def exit(self) -> None:
+        """Leave now: in the main greenlet, where exit handlers are called."""
+        self.ended.set()
+
+
+def _proportional_memory() -> int:
+    with open("/proc/self/smaps_rollup", "rb") as file:  # noqa: PTH123
+        for entry in file:
+            if entry.startswith(b"Pss:"):
+                return int(entry.split()[1]) * 1024
+    return 0
+
+
+def run(birth: Birth) -> None:
+    """Be a worker; never returns."""
+    gevent.reinit()
+    worker = Worker.current = Worker(birth)
+    _live(worker, worker.begin)
+
+
+def captured(worker: Worker, app: Any) -> None:
+    """The script that this worker runs has called `reuseport.serve(app)`: go on from inside that call, for good."""
+    _live(worker, lambda: worker.get_ready(app))
+
+
+def _live(worker: Worker, birth: Callable[[], None]) -> None:
+    status = 0
+    try:
+        birth()
+        worker.ended.wait()
+    except (application.LoadError, warmup.WarmupError) as error:
+        sys.stderr.write(f"reuseport: worker {worker.id}: {error}\n")
+        worker._say("failed", error=str(error))
+        status = 1
+    except BaseException as error:
+        # The application's, from a start hook, SystemExit included; or a defect of ours. Both end this worker visibly.
+        traceback.print_exc()
+        worker._say("failed", error=f"worker {worker.id}: {type(error).__name__}: {error}")
+        status = 1
+    # As sys.exit would, but without unwinding into frames of the application's script (embedding).
+    with contextlib.suppress(Exception):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)

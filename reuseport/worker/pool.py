@@ -1,0 +1,80 @@
+"""Greenlets that serve one request after another.
+
+Since Python 3.11 a new greenlet maps and unmaps its own frame stack, which costs four times as much as a switch into
+one that waits. So greenlets are pooled. But a request must not find anything of an earlier one, and nobody who still
+knows the earlier one's greenlet (a Timeout that was never closed, a late kill(), a thread ident kept in some dict) may
+reach the later one. A greenlet is therefore used again only if nobody can tell:
+
+- each request runs in a context (contextvars) of its own;
+- greenlet-locals and `threading.local` values live in the greenlet's `__dict__` and hang on weak references to it, so
+  a greenlet that has either ends with its request, and takes them along;
+- any other reference to it, such as a running timer's, shows in its reference count when it is taken again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from sys import getrefcount
+from typing import Any
+from weakref import getweakrefcount
+
+from greenlet import getcurrent, greenlet
+
+IDLE = 128  # greenlets kept for later: more than run at once on most days
+
+_switch = greenlet.switch
+
+
+class Pool:
+    """Runs `serve(job)` in a greenlet under the hub, one per call of `run`."""
+
+    def __init__(self, hub: greenlet, serve: Callable[[Any], None]) -> None:
+        self._hub = hub
+        self._serve = serve
+        self._idle: list[greenlet] = []
+        self._references = self._count_references()
+
+    @staticmethod
+    def _count_references() -> int:
+        """The reference count that `run` sees of a greenlet that nobody else knows; it differs between Pythons."""
+        idle = [greenlet(print)]
+        candidate = idle.pop()
+        return getrefcount(candidate)
+
+    def run(self, job: Any) -> None:
+        """Serve the job. Called in the hub; returns when the job is done or waits for something."""
+        idle = self._idle
+        while idle:
+            candidate = idle.pop()
+            if getrefcount(candidate) == self._references and not getweakrefcount(candidate):
+                candidate.switch(job)
+                return
+            # Somebody knows it. It ends when they forget it, or by what they throw into it.
+        greenlet(self._main, self._hub).switch(job)
+
+    def _main(self, job: Any) -> None:
+        # No local name may hold the greenlet while it waits: it would keep itself alive.
+        while True:
+            self._serve(job)
+            job = None
+            if not self._rest():
+                return
+            try:
+                job = _switch(self._hub)
+            except BaseException:  # noqa: BLE001 - thrown by whoever kept a reference: it was meant for an earlier job
+                self._forget()
+                return
+
+    def _rest(self) -> bool:
+        """Join the idle greenlets, unless something of the job is left on this one."""
+        me = getcurrent()
+        me.gr_context = None
+        if me.__dict__ or getweakrefcount(me) or len(self._idle) >= IDLE:
+            return False
+        self._idle.append(me)
+        return True
+
+    def _forget(self) -> None:
+        me = getcurrent()
+        if me in self._idle:
+            self._idle.remove(me)

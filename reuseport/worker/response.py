@@ -1,0 +1,293 @@
+"""One response: what the application says, checked, and framed for the wire.
+
+The status line and the fields are checked when the application gives them, so that the error is raised where it was
+made (PEP 3333). The head leaves with the first bytes of the body, in one send. How the body's end is told (RFC 9112
+section 6.3) is decided then: a length if one is known, chunks for HTTP/1.1, the connection's end for HTTP/1.0. A body
+that breaks off never looks complete.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from gevent import sleep
+
+from .body import NO_BODY, Body, NoBody
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+STATUS = re.compile(r"[2-9][0-9][0-9] [\t\x20-\x7e\x80-\xff]*")
+FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+HOP_BY_HOP = {
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "trailers",
+    "transfer-encoding",
+    "upgrade",
+}
+CACHED = 2048
+CACHED_CHARACTERS = 200
+SKIP = 65536  # a body with more bytes left unread than this costs the client its connection
+TURN = 1 << 20  # bytes after which a response that never waits lets others have a turn
+
+_status_lines: dict[str, tuple[int, bytes]] = {}
+_field_lines: dict[tuple[str, str], bytes] = {}
+
+
+def status_line(status: str) -> tuple[int, bytes]:
+    """Code and line of a status such as "200 OK". ValueError if it is malformed or informational."""
+    if not isinstance(status, str):
+        raise TypeError(f"the status must be str, not {type(status).__name__}")
+    if not STATUS.fullmatch(status):
+        raise ValueError(f"malformed status {status!r}")
+    entry = int(status[:3]), b"HTTP/1.1 %b\r\n" % status.encode("latin-1")
+    if len(_status_lines) >= CACHED:
+        _status_lines.clear()
+    _status_lines[status] = entry
+    return entry
+
+
+def field_line(name: str, value: str) -> bytes:
+    """The line of one response field. ValueError for what would split the response or is not the application's."""
+    if not isinstance(name, str) or not isinstance(value, str):
+        raise TypeError(f"header name and value must be str: {name!r}: {value!r}")
+    if not FIELD_NAME.fullmatch(name):
+        raise ValueError(f"malformed header name {name!r}")
+    if not FIELD_VALUE.fullmatch(value):
+        raise ValueError(f"the value of header {name} holds a control character, or one beyond latin-1: {value!r}")
+    if name.lower() in HOP_BY_HOP:
+        raise ValueError(f"header {name} is about the connection, which is the server's (PEP 3333)")
+    line = f"{name}: {value}\r\n".encode("latin-1")
+    if len(line) <= CACHED_CHARACTERS and name.lower() != "set-cookie":
+        if len(_field_lines) >= CACHED:
+            _field_lines.clear()
+        _field_lines[name, value] = line
+    return line
+
+
+def refusal(status: int, text: str, date: bytes) -> bytes:
+    """A whole response that says why there is no other; the connection is closed behind it."""
+    phrase = HTTPStatus(status).phrase
+    body = f"{status} {phrase}: {text}\n".encode()
+    head = f"HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
+    return b"%b%bConnection: close\r\n\r\n%b" % (head.encode(), date, body)
+
+
+class Response:
+    """The answer to one request. `environ` is set back to None when it is over.
+
+    `head_sent`: the status can no longer change. `complete`: the client has, or will get, all of it.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_fields",
+        "_has_date",
+        "_is_11",
+        "_is_head",
+        "_left",
+        "_length",
+        "_line",
+        "_silent",
+        "_since_turn",
+        "body",
+        "complete",
+        "connection",
+        "environ",
+        "head_sent",
+        "keep_alive",
+        "status",
+    )
+
+    def __init__(self, connection: Connection, environ: dict[str, Any], keep_alive: bool, body: Body | NoBody) -> None:
+        self.environ: dict[str, Any] | None = environ
+        self.body = body
+        self.keep_alive = keep_alive
+        self.head_sent = False
+        self.complete = False
+        self.status = 0
+        self.connection = connection
+        self._is_11 = environ["SERVER_PROTOCOL"] != "HTTP/1.0"
+        self._is_head = environ["REQUEST_METHOD"] == "HEAD"
+        self._length: int | None = None  # as the application gave it
+        self._left: int | None = None  # bytes that may still come, when the length is known
+        self._chunked = False
+        self._silent = False  # the response has no body, whatever the application yields
+        self._since_turn = 0
+        if body is not NO_BODY:
+            body.ask = self._ask_for_body
+
+    def start_response(
+        self, status: str, headers: Iterable[tuple[str, str]], exc_info: Any = None, /
+    ) -> Callable[[bytes], None]:
+        """PEP 3333's start_response. ValueError or TypeError for a status or field that must not be sent."""
+        if exc_info is not None:
+            try:
+                if self.head_sent:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None
+        elif self.status:
+            raise AssertionError("start_response was called a second time without exc_info")
+        code, line = _status_lines.get(status) or status_line(status)
+        fields = [line]
+        length = None
+        has_date = False
+        for field in headers:
+            known = _field_lines.get(field)
+            if known is None:
+                name, value = field
+                lower = name.lower()
+                if lower == "content-length":
+                    length = self._content_length(value, length)
+                    continue
+                known = field_line(name, value)
+            if known[:5] in (b"Date:", b"date:"):
+                has_date = True
+            fields.append(known)
+        self.status = code
+        self._fields = fields
+        self._length = length
+        self._has_date = has_date
+        return self._write
+
+    @staticmethod
+    def _content_length(value: str, before: int | None) -> int:
+        if not isinstance(value, str):
+            raise TypeError(f"header name and value must be str: Content-Length: {value!r}")
+        if not (value.isascii() and value.isdigit()) or len(value) > 18:
+            raise ValueError(f"malformed Content-Length {value!r}")
+        if before is not None:
+            raise ValueError("Content-Length was given twice")
+        return int(value)
+
+    def early_hints(self, headers: Iterable[tuple[str, str]], /) -> None:
+        """environ["wsgi.early_hints"]: send a 103 response (RFC 8297) now. Nothing for HTTP/1.0, or after the head."""
+        if self._is_11 and not self.head_sent and self.environ is not None:
+            lines = [_field_lines.get((name, value)) or field_line(name, value) for name, value in headers]
+            self.connection.send(b"HTTP/1.1 103 Early Hints\r\n" + b"".join(lines) + b"\r\n")
+
+    def _ask_for_body(self) -> None:
+        """Tell a client that waits for it that its body is wanted."""
+        if not self.head_sent:
+            self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _write(self, data: bytes, /) -> None:
+        """PEP 3333's write(): an empty string still sends the head."""
+        if self.environ is None:
+            raise ValueError("the request is over")
+        self.write(data)
+
+    def write(self, data: bytes, total: int | None = None) -> None:
+        """Send a piece of the body, and the head before the first. `total`: the body's length, if this is all of it.
+
+        Disconnected if the client is gone; ValueError if it is more than the Content-Length allows.
+        """
+        if not isinstance(data, bytes):
+            raise TypeError(f"a body is made of bytes, not {type(data).__name__}")
+        first = not self.head_sent
+        head = self._head(total) if first else b""
+        excess = 0
+        if self._silent:
+            data = b""
+        elif self._chunked:
+            if data:
+                data = b"%x\r\n%b\r\n" % (len(data), data)
+        elif self._left is not None:
+            excess = len(data) - self._left
+            if excess > 0:
+                data = data[: self._left]
+            self._left -= len(data)
+        if first:
+            self.connection.send(head + data)
+        elif data:
+            self._since_turn += len(data)
+            if self._since_turn > TURN:
+                self._since_turn = 0
+                sleep(0)
+            self.connection.send(data)
+        if excess > 0:
+            raise ValueError("the body is longer than its Content-Length")
+
+    def write_file(self, fd: int, offset: int, count: int) -> None:
+        """Send `count` bytes of a regular file as the whole body."""
+        self.connection.send(self._head(count))
+        if self._silent:
+            return
+        count = min(count, self._left)
+        while self._left and count:
+            sent = self.connection.sendfile(fd, offset, count)
+            if not sent:
+                break
+            offset += sent
+            count -= sent
+            self._left -= sent
+            sleep(0)
+
+    def finish(self) -> None:
+        """End the body. ValueError if it is shorter than the Content-Length."""
+        if not self.head_sent:
+            self.connection.send(self._head(0))
+        if self._chunked:
+            self.connection.send(b"0\r\n\r\n")
+        elif self._left and not self._silent:
+            raise ValueError(f"the body is {self._left} bytes shorter than its Content-Length")
+        self.complete = True
+
+    def fail(self, status: int, text: str) -> None:
+        """Answer with an error of the server's own, whatever start_response was told. Not after the head."""
+        self._silent = self._chunked = False
+        self._length = self._left = None
+        self.status = 0
+        phrase = HTTPStatus(status).phrase
+        self.start_response(f"{status} {phrase}", [("Content-Type", "text/plain; charset=utf-8")])
+        data = f"{status} {text or phrase}\n".encode()
+        self.write(data, len(data))
+        self.finish()
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether the client takes the connection's end for the end of the body."""
+        return self.head_sent and not self._silent and not self._chunked and self._left is None
+
+    def _head(self, total: int | None) -> bytes:
+        """The head's bytes; from here on it counts as sent. `total`: the body's length, if it is known."""
+        status = self.status
+        if not status:
+            raise AssertionError("the application has not called start_response")
+        connection = self.connection
+        engine = connection.engine
+        fields = self._fields
+        length = self._length
+        self._silent = silent = self._is_head or status in (204, 304)
+        if length is None and total is not None and not silent:
+            length = total
+        if length is not None:
+            self._left = length
+            if status != 204:
+                fields.append(b"Content-Length: %d\r\n" % length)
+        elif not silent:
+            if self._is_11:
+                self._chunked = True
+                fields.append(b"Transfer-Encoding: chunked\r\n")
+            else:
+                self.keep_alive = False
+        if not self._has_date:
+            fields.append(engine.date())
+        if self.keep_alive and (engine.draining or self.body.spoils_connection(SKIP)):
+            self.keep_alive = False
+        if not self.keep_alive:
+            fields.append(b"Connection: close\r\n\r\n")
+        else:
+            fields.append(b"\r\n" if self._is_11 else b"Connection: keep-alive\r\n\r\n")
+        self.head_sent = True
+        return b"".join(fields)

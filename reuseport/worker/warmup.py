@@ -1,0 +1,41 @@
+"""Warm-up: what a worker does before it is ready, so that no client meets it cold.
+
+The functions registered with `reuseport.on_start` run first, then each `--warmup` path is requested, through the very
+engine that will serve clients, over a socket pair.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from reuseport import hooks
+
+
+class WarmupError(Exception):
+    """The worker cannot become ready: one line that says why."""
+
+
+def call_start_hooks() -> None:
+    """Run the application's hooks. Their exceptions are the application's, and fail the release."""
+    for function in hooks.start_hooks:
+        function()
+
+
+def request(engine: Any, path: str) -> None:
+    """GET the path from this worker itself. WarmupError for an answer of 500 or above, or none."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.setblocking(False)
+        engine.adopt(theirs.detach(), "", "")
+        ours.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: reuseport-warmup\r\nConnection: close\r\n\r\n".encode()
+        )
+        head = b""
+        while chunk := ours.recv(65536):
+            head = (head + chunk)[:100]
+        status = head.split(b" ", 2)[1:2]
+        if not status or not status[0].isdigit():
+            raise WarmupError(f"--warmup {path}: no answer")
+        if int(status[0]) >= 500:
+            raise WarmupError(f"--warmup {path}: answered with {status[0].decode()}")

@@ -1,0 +1,71 @@
+"""Deadlines for thousands of connections with one timer.
+
+A connection's deadline is an attribute that its owner moves freely, at the cost of an assignment; nothing is told to
+the wheel when it moves to later. The wheel holds each connection in the bucket of some tick not after its deadline,
+and looks at it when that tick comes: if the deadline has moved it is put into a later bucket. So a busy connection
+costs one look per timeout and not two timer calls per request. Deadlines are coarse: they pass up to one tick late.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+TICK = 0.25  # seconds
+NEVER = float("inf")
+
+
+class Timed(Protocol):
+    """What a wheel can hold. `deadline`: monotonic seconds, or NEVER. `tick`: the wheel's own, 0 at first."""
+
+    deadline: float
+    tick: int
+
+    def expire(self) -> None: ...
+
+
+class Wheel:
+    """Calls `expire()` of what it holds soon after its deadline. Its timer runs only while it holds something."""
+
+    def __init__(self, loop: Any) -> None:
+        self._buckets: dict[int, list[Timed]] = {}
+        self._timer = loop.timer(0, ref=False)
+        self._next = 0  # the tick that the timer waits for, 0 when it is stopped
+        self._loop = loop
+
+    def watch(self, item: Timed) -> None:
+        """Make sure that the item is looked at by its deadline. Needed when the deadline came nearer, or was NEVER."""
+        tick = int(item.deadline / TICK) + 1
+        if item.tick and item.tick <= tick:
+            return
+        item.tick = tick
+        self._buckets.setdefault(tick, []).append(item)
+        if not self._next or tick < self._next:
+            self._arm(tick)
+
+    def close(self) -> None:
+        """Stop the timer and forget everything."""
+        self._timer.close()
+        self._buckets.clear()
+
+    def _arm(self, tick: int) -> None:
+        self._next = tick
+        self._timer.close()
+        self._loop.update_now()
+        self._timer = self._loop.timer(max(tick * TICK - time.monotonic(), 0.001), ref=False)
+        self._timer.start(self._turn)
+
+    def _turn(self) -> None:
+        self._next = 0
+        now = time.monotonic()
+        for tick in sorted(tick for tick in self._buckets if tick * TICK <= now):
+            for item in self._buckets.pop(tick):
+                if item.tick != tick:
+                    continue  # it was put into an earlier bucket meanwhile
+                item.tick = 0
+                if item.deadline <= now:
+                    item.expire()
+                elif item.deadline != NEVER:
+                    self.watch(item)
+        if self._buckets:
+            self._arm(min(self._buckets))

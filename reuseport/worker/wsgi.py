@@ -1,0 +1,152 @@
+"""The application's side of a request: PEP 3333, from the call to the iterable's close().
+
+Whatever the application does, raises or returns, the worker lives, the request ends, and the client can tell a whole
+response from a broken one: an error before the head is a 500, after it the connection is closed in the middle.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from .body import NO_BODY, BodyError
+from .connection import Disconnected
+from .request import DROPPED
+from .response import SKIP, Response
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+class FileWrapper:
+    """wsgi.file_wrapper: an open file as a body. A regular file goes out by sendfile, without passing through here."""
+
+    def __init__(self, filelike: Any, blksize: int = 65536) -> None:
+        self.filelike = filelike
+        self.blksize = blksize
+        if hasattr(filelike, "close"):
+            self.close = filelike.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        while block := self.filelike.read(self.blksize):
+            yield block
+
+    def region(self) -> tuple[int, int, int] | None:
+        """fd, offset and bytes up to the end, if this is a regular file; None for whatever else can be read."""
+        try:
+            fd = self.filelike.fileno()
+            status = os.fstat(fd)
+            offset = self.filelike.tell()
+        except (AttributeError, OSError, io.UnsupportedOperation):
+            return None
+        return (fd, offset, max(status.st_size - offset, 0)) if stat.S_ISREG(status.st_mode) else None
+
+
+def template(local: Any, generation: int, worker: str, multiprocess: bool) -> dict[str, Any]:
+    """What the environs of all requests on one local address share.
+
+    It has every key that a request sets for itself, except its header fields: see `request.DROPPED`.
+    """
+    name, port = (local[0], str(local[1])) if isinstance(local, tuple) else ("localhost", "80")
+    environ = dict.fromkeys(("REQUEST_METHOD", DROPPED, "PATH_INFO", "QUERY_STRING", "RAW_URI", "REQUEST_URI"), "")
+    return environ | {
+        "SCRIPT_NAME": "",
+        "SERVER_NAME": name,
+        "SERVER_PORT": port,
+        "SERVER_SOFTWARE": "reuseport",
+        "REMOTE_ADDR": "",
+        "REMOTE_PORT": "",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": NO_BODY,
+        "wsgi.input_terminated": True,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,  # greenlets interleave as threads do
+        "wsgi.multiprocess": multiprocess,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": FileWrapper,
+        "wsgi.early_hints": None,
+        "reuseport.generation": generation,
+        "reuseport.worker": worker,
+    }
+
+
+class Caller:
+    """Calls the application, one request after another, each in whatever greenlet `serve` is called in."""
+
+    def __init__(self, application: Callable[..., Any], engine: Engine) -> None:
+        self._application = application
+        self._engine = engine
+
+    def serve(self, response: Response) -> None:
+        """Have the request answered and its connection go on. Never raises."""
+        failed = False
+        try:
+            self._answer(response)
+        except Disconnected as error:
+            self._engine.log("debug", f"{describe(response)}: {error}")
+        except BodyError as error:
+            self._fail(response, error.status, str(error))
+        except BaseException:  # noqa: BLE001 - SystemExit, a stray Timeout and a kill end the request, not the worker
+            failed = True
+            self._engine.log("error", f"{describe(response)} failed\n{traceback.format_exc().rstrip()}")
+            self._fail(response, 500, "")
+        response.environ = None
+        self._engine.request_done(failed or response.status >= 500)
+        self._settle(response)
+
+    def _answer(self, response: Response) -> None:
+        environ = response.environ
+        environ["wsgi.early_hints"] = response.early_hints
+        result = self._application(environ, response.start_response)
+        try:
+            if type(result) is list and len(result) == 1:
+                (data,) = result
+                response.write(data, len(data))
+            elif type(result) is not FileWrapper or not self._send_file(response, result):
+                for data in result:
+                    if data or type(data) is not bytes:
+                        response.write(data)
+            response.finish()
+        finally:
+            if hasattr(result, "close"):
+                result.close()
+
+    @staticmethod
+    def _send_file(response: Response, wrapper: FileWrapper) -> bool:
+        region = None if response.head_sent else wrapper.region()
+        if region is not None:
+            response.write_file(*region)
+        return region is not None
+
+    def _fail(self, response: Response, status: int, text: str) -> None:
+        """Say that there is no proper answer: in words while that is possible, else by breaking off."""
+        if response.head_sent:
+            return
+        try:
+            response.fail(status, text)
+        except OSError as error:
+            self._engine.log("debug", f"{describe(response)}: {error}")
+        except BaseException:  # noqa: BLE001 - as in serve
+            self._engine.log("error", f"{describe(response)}: no answer\n{traceback.format_exc().rstrip()}")
+
+    @staticmethod
+    def _settle(response: Response) -> None:
+        """Leave the connection at the first byte of the next request, or closed."""
+        connection, body = response.connection, response.body
+        if not response.complete and response.ends_with_connection:
+            connection.abort()
+        keep_alive = response.complete and response.keep_alive and body.skip(SKIP)
+        body.detach()
+        connection.request_done(keep_alive)
+
+
+def describe(response: Response) -> str:
+    """A request in a log line."""
+    environ = response.environ or {}
+    return f"{environ.get('REQUEST_METHOD')} {environ.get('RAW_URI')}"

@@ -1,0 +1,284 @@
+"""The zygote: one generation's template. It patches, imports the application once, forks workers, and nothing else.
+
+It is a fresh interpreter, exec'd by the master with the release's own Python, so nothing of another generation can be
+in it, and code that fails to import only ever kills a process that nobody depends on. A worker of this generation that
+dies later is forked again from here, never from what is on disk by then.
+
+gevent patches the standard library before anything else is imported; all that comes before it is what the patch needs.
+"""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+monkey.patch_all()
+
+# ruff: noqa: E402
+import contextlib
+import faulthandler
+import gc
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from setproctitle import setproctitle
+
+from reuseport.ipc import channel as channels
+from reuseport.ipc.rundir import RunDir
+from reuseport.options import Settings
+from reuseport.worker import application, forksafety
+from reuseport.worker.listeners import Listener
+
+VARIABLE = "REUSEPORT_ZYGOTE"
+STDOUT_COPY, STDERR_COPY = 3, 4  # the streams that everybody shares; 1 and 2 are the boot output at first
+RETRY = 0.5  # seconds between two attempts to reach a master
+
+fork = monkey.get_original("os", "fork")
+waitpid = monkey.get_original("os", "waitpid")
+sleep = monkey.get_original("time", "sleep")
+
+
+@dataclass
+class Birth:
+    """What a worker is born with."""
+
+    generation: int
+    number: int
+    row: int
+    booting: bool
+    run_dir: RunDir
+    recipe: dict[str, Any]
+    settings: Settings
+    name: str
+    boot_output: int  # fd of the file that boot output goes to
+    listeners: dict[tuple[str, int], Listener]
+    application: Any  # None: the worker loads it itself
+
+
+class Zygote:
+    """`current` is this process's zygote, while it is one: `reuseport.serve` looks for it."""
+
+    current: Zygote | None = None
+
+    def __init__(self, run_dir: str, generation: int) -> None:
+        self.run_dir = RunDir(run_dir)
+        self.generation = generation
+        self.listeners: dict[tuple[str, int], Listener] = {}
+        self.recipe: dict[str, Any] = {}
+        self.settings: Settings | None = None
+        self.name = ""
+        self.boot_output = 1
+        self.application: Any = None
+        self.separate = False
+        self.orders: list[dict[str, Any]] = []
+        self.channel = self._say_hello()
+
+    def run(self) -> Birth | None:
+        """Load and fork until told to go. Returns in each worker with what it is born with; None in the zygote."""
+        while not self.recipe:
+            self._listen(None)
+        assert self.settings is not None
+        setproctitle(f"reuseport: zygote {self.generation} [{self.name}]")
+        self._become_user()
+        if self.settings.umask is not None:
+            os.umask(self.settings.umask)
+        application.prepare_path(self.recipe["directory"], tuple(self.settings.pythonpath))
+        if self.settings.preload == "never" or self.recipe.get("separate"):
+            self.separate = True
+        elif script := self.recipe.get("script"):
+            application.run_script(script)  # comes back through `captured`, and never from here
+        else:
+            self.application = application.load(self.recipe["app"], self.settings.factory)
+        return self.serve_forks()
+
+    def captured(self, app: Any, workers: int | None) -> Birth | None:
+        """The script has called `reuseport.serve(app)`: go on from inside that call."""
+        self.application = app
+        return self.serve_forks(workers)
+
+    def serve_forks(self, workers: int | None = None) -> Birth | None:
+        assert self.settings is not None
+        if self.application is not None and self.settings.preload == "auto":
+            reasons = forksafety.check(self._known_fds())
+            if reasons:
+                self._note(
+                    "warning",
+                    f"generation {self.generation}: the import left behind {'; '.join(reasons)}: what does not survive "
+                    "a fork. Each worker imports the application itself (--preload never says so beforehand)",
+                )
+                self._start_again()
+        self.witness = forksafety.Witness(self.recipe["directory"])
+        gc.collect()
+        gc.freeze()
+        _flush()
+        self.boot_output = os.dup(1)
+        os.dup2(STDOUT_COPY, 1)
+        os.dup2(STDERR_COPY, 2)
+        self.channel.send("loaded", workers=workers)
+        while True:
+            while self.orders:
+                birth = self._fork(self.orders.pop(0))
+                if birth is not None:
+                    return birth
+            self._listen(None)
+
+    def _start_again(self) -> None:
+        """A fresh interpreter, in this very process, that forks first and lets each worker import."""
+        os.environ[VARIABLE] = json.dumps(
+            {"run_dir": self.run_dir.path, "generation": self.generation, "separate": True}
+        )
+        _flush()
+        self.channel.close()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+    def _fork(self, order: dict[str, Any]) -> Birth | None:
+        """Fork twice, so that the worker's parent is the master (its subreaper) and not this process."""
+        assert self.settings is not None
+        if changed := self.witness.changed():
+            self._note(
+                "warning",
+                f"generation {self.generation} lives on, but {changed} has changed since it was loaded: a lazy import "
+                "or a template may now mix versions. Give each release a directory of its own",
+            )
+        _flush()
+        number = int(order["number"])
+        try:
+            middle = fork()
+        except OSError as error:
+            self.channel.send("unborn", number=number, error=f"could not be forked: {error.strerror}")
+            return None
+        if middle:
+            _, status = waitpid(middle, 0)
+            if status:
+                self.channel.send("unborn", number=number, error="could not be forked")
+            return None
+        try:
+            pid = fork()
+            if pid:
+                self.channel.send("forked", number=number, pid=pid)
+        except OSError:
+            os._exit(1)
+        if pid:
+            os._exit(0)
+        self.channel.close()
+        Zygote.current = None
+        return Birth(
+            self.generation,
+            number,
+            int(order["row"]),
+            bool(order["booting"]),
+            self.run_dir,
+            self.recipe,
+            self.settings,
+            self.name,
+            self.boot_output,
+            self.listeners,
+            self.application,
+        )
+
+    def _listen(self, seconds: float | None) -> None:
+        for message, fds in self.channel.wait(seconds):
+            kind = message["type"]
+            if kind == "slots":
+                for (address, index, shared), fd in zip(message["slots"], fds, strict=True):
+                    self.listeners[address, index] = Listener(fd, address, index, shared)
+            elif kind == "boot":
+                self.recipe = message["recipe"]
+                self.recipe["separate"] = self.separate
+                self.settings = Settings.from_json(self.recipe["settings"])
+                self.name = message["name"]
+            elif kind == "fork":
+                self.orders.append(message)
+        if self.channel.closed:
+            self.channel.close()
+            self.channel = self._say_hello()
+
+    def _say_hello(self) -> channels.Channel:
+        """Reach the master, whichever owns the run directory by now; without one, wait for the next."""
+        while True:
+            try:
+                channel = channels.connect(self.run_dir.hello)
+            except OSError:
+                sleep(RETRY)
+                continue
+            listeners = list(self.listeners.values())
+            channel.send(
+                "hello",
+                tuple(one.fd for one in listeners[: channels.FDS]),
+                generation=self.generation,
+                number=0,
+                state="loaded" if self.recipe else "loading",
+                slots=[(one.address, one.index, one.shared) for one in listeners],
+                recipe=self.recipe,
+            )
+            return channel
+
+    def _note(self, level: str, text: str) -> None:
+        self.channel.send("note", level=level, text=text)
+
+    def _become_user(self) -> None:
+        ids = self.recipe.get("ids")
+        if not ids or os.geteuid() != 0:
+            return
+        import pwd
+
+        uid, gid = ids
+        os.setgid(gid)
+        try:
+            os.initgroups(pwd.getpwuid(uid).pw_name, gid)
+        except KeyError:
+            os.setgroups([gid])
+        os.setuid(uid)
+
+    def _known_fds(self) -> set[int]:
+        return {self.channel.fileno(), *(one.fd for one in self.listeners.values())}
+
+
+def _flush() -> None:
+    """What stays in a buffer would be written once by every process that is forked."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(ValueError):
+            stream.flush()
+
+
+def main() -> None:
+    """Be a zygote, and then in each forked child a worker."""
+    born = json.loads(os.environ.pop(VARIABLE))
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    faulthandler.enable()
+    zygote = Zygote.current = Zygote(born["run_dir"], born["generation"])
+    zygote.separate = bool(born.get("separate"))
+    try:
+        birth = zygote.run()
+    except application.LoadError as error:
+        zygote.channel.send("failed", error=str(error))
+        sys.stderr.write(f"reuseport: generation {zygote.generation}: {error}\n")
+        os._exit(1)
+    except BaseException:
+        # A defect of the server itself: without this, a finally of the application's could still run.
+        traceback.print_exc()
+        os._exit(1)
+    live(birth)
+
+
+def live(birth: Birth | None) -> None:
+    """The end of the road for both kinds of process: neither ever returns into the application's script."""
+    if birth is None:
+        os._exit(0)
+    from reuseport.worker.main import run
+
+    run(birth)
+
+
+if __name__ == "__main__":
+    # Under its own name, so that the application's script can be __main__ (embedding).
+    from reuseport.zygote import main as canonical_main
+
+    canonical_main()

@@ -1,0 +1,106 @@
+"""The sample monolith: a WSGI application without a framework, and the template that releases are made from.
+
+Every answer says which version of the code gave it, from three sides that must agree: the constant below, a module
+imported only at the first request, and a file read only then. A worker that mixed two releases would show here.
+"""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from urllib.parse import parse_qs
+
+VERSION = 1
+
+PIECE = 1024
+
+
+def application(environ, start_response):
+    query = {name: values[-1] for name, values in parse_qs(environ["QUERY_STRING"]).items()}
+    page = PAGES.get(environ["PATH_INFO"])
+    if page is None:
+        start_response("404 Not Found", [("Content-Type", "text/plain"), ("Content-Length", "0")])
+        return []
+    return page(environ, query, start_response)
+
+
+def front(environ, query, start_response):
+    """A short request."""
+    return answer(environ, query, start_response)
+
+
+def slow(environ, query, start_response):
+    """Waits, as for another service, without using the CPU."""
+    before = VERSION
+    time.sleep(float(query["seconds"]))
+    return answer(environ, query, start_response, before=before)
+
+
+def burn(environ, query, start_response):
+    """Uses the CPU and never yields: nothing else happens in this worker."""
+    end = time.monotonic() + float(query["seconds"])
+    while time.monotonic() < end:
+        pass
+    return answer(environ, query, start_response)
+
+
+def work(environ, query, start_response):
+    """A request as most are: some milliseconds of CPU."""
+    end = time.thread_time() + float(query.get("ms", 5)) / 1000
+    total = 0
+    while time.thread_time() < end:
+        total += sum(range(200))
+    return answer(environ, query, start_response, total=total)
+
+
+def upload(environ, query, start_response):
+    count, digest = 0, hashlib.sha256()
+    while piece := environ["wsgi.input"].read(16384):
+        count += len(piece)
+        digest.update(piece)
+    return answer(environ, query, start_response, count=count, sha256=digest.hexdigest())
+
+
+def stream(environ, query, start_response):
+    """Pieces over time; the first line says how many there will be, the last that this was all."""
+    pieces, seconds = int(query["pieces"]), float(query["seconds"])
+    start_response("200 OK", [("Content-Type", "text/plain"), *marks(environ)])
+    return streamed(pieces, seconds)
+
+
+def streamed(pieces, seconds):
+    yield f"{pieces} pieces from version {VERSION}\n".encode()
+    for piece in range(pieces):
+        time.sleep(seconds / pieces)
+        yield f"{piece} {VERSION} ".encode().ljust(PIECE - 1, b".") + b"\n"
+    yield f"end of {pieces} pieces from version {VERSION}\n".encode()
+
+
+def answer(environ, query, start_response, **more):
+    import pricing  # at the first request, as large applications do: it must still be this release's own
+
+    number = int(query.get("id", 0))
+    body = json.dumps(
+        {
+            "id": number,
+            "version": VERSION,
+            "price": pricing.price(number),
+            "banner": Path(__file__).with_name("banner.txt").read_text(),
+            **more,
+        }
+    ).encode()
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *marks(environ)]
+    start_response("200 OK", headers)
+    return [body]
+
+
+def marks(environ):
+    return [
+        ("X-Version", str(VERSION)),
+        ("X-Generation", str(environ.get("reuseport.generation", 0))),
+        ("X-Pid", str(os.getpid())),
+    ]
+
+
+PAGES = {"/": front, "/slow": slow, "/burn": burn, "/work": work, "/upload": upload, "/stream": stream}

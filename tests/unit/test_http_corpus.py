@@ -1,0 +1,74 @@
+"""Every case of the corpus, however its bytes arrive."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from http_harness import Harness, echo
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+CORPUS = Path(__file__).parent.parent / "corpus" / "http"
+CASES = [
+    pytest.param(case, id=f"{path.stem}: {case['name']}")
+    for path in sorted(CORPUS.glob("*.toml"))
+    for case in tomllib.loads(path.read_text(encoding="utf-8"))["case"]
+]
+NEXT = b"GET /next HTTP/1.1\r\nHost: next\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def harness():
+    harness = Harness(echo)
+    yield harness
+    harness.close()
+
+
+def stream(case) -> bytes:
+    return case["send"].encode("latin-1") + NEXT
+
+
+def check(case, answers, harness) -> None:
+    """The outcome that the case demands, and no other."""
+    first, *others = answers
+    assert first.status == case["status"]
+    assert first.whole
+    assert not harness.errors()
+    ends = case.get("last", False) or first.status >= 400
+    assert ("close" in first.headers.get("connection", "")) == ends
+    assert [answer.echo["environ"]["PATH_INFO"] for answer in others] == ([] if ends else ["/next"])
+    if first.status == 200:
+        environ = first.echo["environ"]
+        wanted = case.get("environ", {})
+        assert {key: environ.get(key) for key in wanted} == wanted
+        assert not environ.keys() & set(case.get("absent", ()))
+        if "body" in case:
+            assert first.echo["body"] == case["body"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_whole(case, harness):
+    check(case, harness.talk(stream(case)), harness)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_byte_by_byte(case, harness):
+    data = stream(case)
+    check(case, harness.talk(*(data[i : i + 1] for i in range(len(data)))), harness)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_split_at_every_byte(case, harness):
+    data = stream(case)
+    for at in range(1, len(case["send"]) + 2):
+        check(case, harness.talk(data[:at], data[at:]), harness)
+
+
+@given(case=st.sampled_from([parameter.values[0] for parameter in CASES]), cuts=st.sets(st.integers(1, 400), max_size=8))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_random_pieces(case, cuts, harness):
+    data = stream(case)
+    edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    check(case, harness.talk(*(data[a:b] for a, b in zip(edges, edges[1:], strict=False))), harness)

@@ -1,0 +1,402 @@
+"""Where values come from: precedence, the three spellings of each option, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reuseport import options
+from reuseport.options import OPTIONS, OptionError, Settings, changed_at_start_only, from_keywords, load, reload
+from reuseport.options.manual import manual, print_config
+from reuseport.options.table import BY_NAME, ENVIRONMENT, FILE, FLAG, FOREIGN
+
+
+@pytest.fixture
+def cwd(tmp_path: Path) -> str:
+    return str(tmp_path)
+
+
+def write(directory: str, text: str, name: str = "reuseport.toml") -> str:
+    path = Path(directory, name)
+    path.write_text(text)
+    return str(path)
+
+
+def mistake(argv: list[str], environ: dict[str, str], cwd: str) -> str:
+    with pytest.raises(OptionError) as caught:
+        load(argv, environ, cwd)
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(cwd: str) -> None:
+    assert load([], {}, cwd).timeout == 30
+    path = write(cwd, "timeout = '1m'")
+    read = load([], {}, cwd)
+    assert (read.timeout, read.sources["timeout"], read.where("timeout")) == (60, "file", f"{path}: timeout")
+    read = load([], {"REUSEPORT_TIMEOUT": "2m"}, cwd)
+    assert (read.timeout, read.sources["timeout"], read.where("timeout")) == (120, "environment", "REUSEPORT_TIMEOUT")
+    read = load(["-t", "3m"], {"REUSEPORT_TIMEOUT": "2m"}, cwd)
+    assert (read.timeout, read.sources["timeout"], read.where("timeout")) == (180, "flag", "-t")
+
+
+def test_a_stronger_list_replaces_a_weaker_one_and_tables_add_up(cwd: str) -> None:
+    write(cwd, 'bind = [":1", ":2"]\n[env]\nA = "file"\nB = "file"\n')
+    read = load(["-e", "B=flag", "-b", ":3", "--bind=:4"], {"REUSEPORT_ENV": "C='two words'"}, cwd)
+    assert read.bind == ("tcp:0.0.0.0:3", "tcp:0.0.0.0:4")
+    assert read.env == {"A": "file", "B": "flag", "C": "two words"}
+    assert load([], {"REUSEPORT_BIND": ":5,:6 :7"}, cwd).bind == ("tcp:0.0.0.0:5", "tcp:0.0.0.0:6", "tcp:0.0.0.0:7")
+
+
+def test_web_concurrency_counts_when_nothing_else_says_how_many_workers(cwd: str) -> None:
+    assert load([], {"WEB_CONCURRENCY": "7"}, cwd).workers == 7
+    assert load([], {"WEB_CONCURRENCY": "seven", "REUSEPORT_WORKERS": "3"}, cwd).workers == 3
+    assert load([], {"WEB_CONCURRENCY": ""}, cwd).workers == options.usable_cores()
+    assert mistake([], {"WEB_CONCURRENCY": "x"}, cwd) == "WEB_CONCURRENCY: 'x' is not a whole number"
+
+
+SAMPLES = {
+    "app": "shop:app", "chdir": "/srv", "pythonpath": "/lib", "python": "venv/bin/python", "env": "A=1",
+    "warmup": "/health", "preload": "never", "workers": "3", "bind": ":80", "name": "shop", "run_dir": "/run/shop",
+    "umask": "027", "log_level": "error", "user": "nobody", "group": "nobody", "max_worker_memory": "512M",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "option", [one for one in OPTIONS if one.where >= {FLAG, ENVIRONMENT, FILE}], ids=lambda o: o.name
+)
+def test_flag_variable_and_key_of_an_option_mean_the_same(option, cwd: str) -> None:
+    text = "true" if option.is_switch else SAMPLES.get(option.name, "77")
+    argv = [text] if option.positional else [option.flag] if option.is_switch else [option.flag, text]
+    by_flag = load(argv, {}, cwd)
+    by_variable = load([], {option.variable: text}, cwd)
+    write(cwd, f"{option.name} = {json.dumps(text)}")
+    by_file = load([], {}, cwd)
+    value = getattr(by_flag, option.name)
+    assert value != getattr(Settings.from_json({}), option.name)
+    assert getattr(by_variable, option.name) == value == getattr(by_file, option.name)
+    assert [one.sources[option.name] for one in (by_flag, by_variable, by_file)] == ["flag", "environment", "file"]
+
+
+def test_keys_take_dashes_or_underscores_and_the_types_of_toml(cwd: str) -> None:
+    write(
+        cwd,
+        'keep-alive = 5\nmax_worker_memory = 1048576\nkill-blocked = true\nbind = ":80"\nuser = 1000\nwarmup = ["/"]',
+    )
+    read = load([], {}, cwd)
+    assert (read.keep_alive, read.max_worker_memory, read.kill_blocked) == (5, 1 << 20, True)
+    assert (read.bind, read.user, read.warmup) == (("tcp:0.0.0.0:80",), "1000", ("/",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("wrokers = 3", "{path}: unknown key 'wrokers'; did you mean workers?"),
+        ("zzz = 3", "{path}: unknown key 'zzz'"),
+        ("workers = 3\n\nname =\n", "{path}:3: not valid TOML: invalid value"),
+        ("name =", "{path}: not valid TOML: invalid value (at end of document)"),
+        ("a = 'x", "{path}: not valid TOML: "),
+        ("workers = 'x'", "{path}: workers: 'x' is not a whole number"),
+        ("workers = true", "{path}: workers: True is not a whole number"),
+        ("workers = [1]", "{path}: workers: [1] is not a whole number"),
+        ("keep-alive = 'x'", "{path}: keep-alive: 'x' is not a time"),
+        ("keep-alive = 1\nkeep_alive = 2", "{path}: keep_alive: was said before, as keep-alive"),
+        ("print_config = true", "{path}: print_config: a file cannot say this"),
+        ("umask = 22", "{path}: umask: 22 is not text"),
+        ("[env]\nA = true", "{path}: env: the value of A is not text"),
+        ("daemon = true", "{path}: daemon is refused: "),
+        ("bind = [8000]", "{path}: bind: 8000 is not text"),
+    ],
+)
+def test_a_mistake_in_the_file_names_the_file_and_the_key(text: str, message: str, cwd: str) -> None:
+    path = write(cwd, text)
+    assert mistake([], {}, cwd).startswith(message.format(path=path))
+
+
+def test_a_file_that_cannot_be_read_names_what_asked_for_it(cwd: str) -> None:
+    assert mistake(["-c", "no.toml"], {}, cwd) == f"-c: {cwd}/no.toml: no such file or directory"
+    assert mistake([], {"REUSEPORT_CONFIG": "/"}, cwd) == "REUSEPORT_CONFIG: /: is a directory"
+    Path(cwd, "reuseport.toml").symlink_to("nowhere")
+    assert mistake([], {}, cwd) == f"{cwd}/reuseport.toml: no such file or directory"
+    Path(cwd, "latin.toml").write_bytes(b"name = '\xe9'")
+    assert mistake(["-c", "latin.toml"], {}, cwd) == f"-c: {cwd}/latin.toml: not valid TOML: byte 8 is not UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--wrokers", "3"], "unknown option --wrokers; did you mean --workers?"),
+        (["--worker", "3"], "unknown option --worker; did you mean --workers?"),
+        (["-x"], "unknown option -x"),
+        (["-w"], "-w: wants a value, -w N"),
+        (["--name", "--workers", "3"], "--name: wants a value, --name NAME"),
+        (["--workers=0"], "--workers: 0 is not between 1 and 1024"),
+        (["--boot-timeout", "0"], "--boot-timeout: 0 is not more than 0"),
+        (["--kill-blocked=yes"], "--kill-blocked: takes no value, but was given 'yes'"),
+        (["a:b", "c:d"], "unexpected argument 'c:d'"),
+        (["shop.py"], "app: 'shop.py' names a file; a module is wanted: shop:app"),
+        (["-b:80", "-b", "0.0.0.0:80"], "-b: the address 0.0.0.0:80 is there twice"),
+        (["-D"], "-D is refused: leave the background to what supervises services (a systemd unit, a container)"),
+        (["--certfile", "x.pem"], "--certfile x.pem is refused: TLS is not spoken here; "),
+        (["-k", "uvicorn.workers.UvicornWorker"], "-k uvicorn.workers.UvicornWorker is a worker for ASGI; "),
+        (["--preload=sometimes"], "--preload: 'sometimes' is not one of auto, always, never"),
+        (["-m", "888"], "-m: '888' is not an octal mask"),
+    ],
+)
+def test_a_mistake_on_the_command_line_names_the_flag(argv: list[str], message: str, cwd: str) -> None:
+    assert mistake(argv, {}, cwd).startswith(message)
+
+
+def test_a_mistake_is_reported_even_where_a_stronger_source_hides_it(cwd: str) -> None:
+    assert mistake(["-w", "2"], {"REUSEPORT_WORKERS": "two"}, cwd).startswith("REUSEPORT_WORKERS: ")
+
+
+def test_gunicorns_spellings_mean_the_same(cwd: str) -> None:
+    read = load(
+        ["--error-logfile", "x.log", "--limit-request-field_size", "100", "--log-level", "INFO", "-w4"], {}, cwd
+    )
+    assert (read.log_file, read.limit_request_field_size, read.log_level) == (f"{cwd}/x.log", 100, "info")
+    assert read.workers == 4
+    assert read.remarks == ()
+
+
+def test_gunicorn_options_that_mean_nothing_get_one_line_each(cwd: str) -> None:
+    write(cwd, "worker_connections = 100")
+    read = load(["--reuse-port", "-kgevent", "--threads=2", "app:app"], {}, cwd)
+    assert read.app == "app:app"
+    assert [remark.split(" means nothing here")[0] for remark in read.remarks] == [
+        "--reuse-port",
+        "-k gevent",
+        "--threads 2",
+        f"{cwd}/reuseport.toml: worker_connections",
+    ]
+
+
+def test_a_bare_preload_does_not_swallow_the_application(cwd: str) -> None:
+    read = load(["--preload", "shop:app"], {}, cwd)
+    assert (read.preload, read.app) == ("always", "shop:app")
+    assert len(read.remarks) == 1
+    read = load(["--preload", "never", "shop:app"], {}, cwd)
+    assert (read.preload, read.app, read.remarks) == ("never", "shop:app", ())
+
+
+def test_a_switch_is_turned_off_by_its_no(cwd: str) -> None:
+    write(cwd, "kill_blocked = true")
+    assert load([], {}, cwd).kill_blocked is True
+    assert load(["--no-kill-blocked"], {}, cwd).kill_blocked is False
+
+
+def test_two_dashes_end_the_options(cwd: str) -> None:
+    assert mistake(["--", "-w"], {}, cwd).startswith("app: '-w' is not MODULE:APP")
+
+
+def test_a_slip_in_a_variables_name_is_remarked(cwd: str) -> None:
+    read = load([], {"REUSEPORT_WROKERS": "3", "REUSEPORT_QQ": "1"}, cwd)
+    assert read.remarks == ("REUSEPORT_WROKERS in the environment is no option; did you mean REUSEPORT_WORKERS?",)
+
+
+def test_paths_lie_in_the_working_directory_and_keep_their_links(cwd: str) -> None:
+    read = load(
+        ["--chdir", "current", "-p", "x.pid", "--run-dir", "run", "-b", "unix:s.sock", "--python", "v/bin/p"], {}, cwd
+    )
+    assert (read.chdir, read.pid, read.run_dir) == (f"{cwd}/current", f"{cwd}/x.pid", f"{cwd}/run")
+    assert read.bind == (f"unix:{cwd}/s.sock",)
+    assert read.python == "v/bin/p"  # lies in the directory of each release
+    assert load([], {}, cwd).chdir == cwd
+
+
+def test_the_working_directory_keeps_a_link_that_the_shell_knows(tmp_path: Path, monkeypatch) -> None:
+    real, link = tmp_path / "releases-1", tmp_path / "current"
+    real.mkdir()
+    link.symlink_to(real)
+    monkeypatch.chdir(link)
+    assert options.working_directory({"PWD": str(link)}) == str(link)
+    assert options.working_directory({"PWD": "/"}) == str(real)
+    real.rename(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(OptionError, match="does not exist any more"):
+        options.working_directory({"PWD": str(link)})
+
+
+@pytest.mark.parametrize(
+    ("environ", "path"),
+    [
+        ({}, "/tmp/reuseport-5/shop"),
+        ({"XDG_RUNTIME_DIR": "/run/user/5"}, "/run/user/5/reuseport/shop"),
+        ({"XDG_RUNTIME_DIR": "/run/user/5", "RUNTIME_DIRECTORY": "/run/shop:/run/other"}, "/run/shop"),
+        ({"RUNTIME_DIRECTORY": "/run/shop", "REUSEPORT_RUN_DIR": "/run/mine"}, "/run/mine"),
+    ],
+)
+def test_the_run_directory(environ: dict[str, str], path: str) -> None:
+    assert options.default_run_dir("shop", environ, 5) == path
+
+
+def test_the_name_comes_from_the_module_and_the_run_directory_from_the_name(cwd: str) -> None:
+    read = load(["shop.wsgi:app"], {"XDG_RUNTIME_DIR": "/run/user/5"}, cwd)
+    assert (read.name, read.run_dir) == ("shop.wsgi", "/run/user/5/reuseport/shop.wsgi")
+    assert load(["shop.wsgi:app", "-n", "blue"], {"XDG_RUNTIME_DIR": "/r"}, cwd).run_dir == "/r/reuseport/blue"
+
+
+def test_a_release_reads_the_file_again(cwd: str) -> None:
+    write(cwd, "workers = 2\nbacklog = 10\nname = 'a'")
+    old = load(["-t", "9"], {"REUSEPORT_KEEP_ALIVE": "8"}, cwd)
+    assert reload(old) == old
+    write(cwd, "workers = 3\nbacklog = 11\nname = 'b'")
+    new = reload(Settings.from_json(json.loads(json.dumps(old.to_json()))))
+    assert new != old
+    assert (new.workers, new.timeout, new.keep_alive) == (3, 9, 8)
+    # The run directory follows from the name; one message about it is enough.
+    assert changed_at_start_only(old, new) == ["backlog", "name"]
+    write(cwd, "workers = 'x'")
+    with pytest.raises(OptionError, match="workers: 'x'"):
+        reload(old)
+
+
+def test_settings_do_not_change(cwd: str) -> None:
+    read = load(["-e", "A=1"], {}, cwd)
+    with pytest.raises(AttributeError):
+        read.workers = 3
+    with pytest.raises(AttributeError):
+        del read.workers
+    with pytest.raises(TypeError):
+        read.env["A"] = "2"
+    with pytest.raises(AttributeError, match="no option 'wrokers'"):
+        _ = read.wrokers
+
+
+def test_settings_travel_as_json_between_versions(cwd: str) -> None:
+    read = load(["-e", "A=1", "-b", ":0", "-k", "gevent", "shop:app"], {"XDG_RUNTIME_DIR": "/r", "SECRET": "x"}, cwd)
+    data = json.loads(json.dumps(read.to_json()))
+    assert "SECRET" not in json.dumps(data)
+    assert Settings.from_json(data) == read
+    assert pickle.loads(pickle.dumps(read)) == read
+    data["values"]["from_the_future"] = {"x": 1}
+    data["said"]["from_the_future"] = ["flag", "--from-the-future"]
+    data["origin"]["from_the_future"] = 1
+    data["more"] = 1
+    del data["values"]["keep_alive"]
+    assert Settings.from_json(data) == read
+    assert Settings.from_json({}).bind == ("tcp:127.0.0.1:8000",)
+
+
+def test_keywords_are_flags_for_an_embedding(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/srv/my server.py"])
+    monkeypatch.setenv("REUSEPORT_KEEP_ALIVE", "8")
+    write(str(tmp_path), "app = 'other:app'")
+    read = from_keywords(
+        None, bind=":90", workers=2, env={"A": "1"}, warmup=("/",), chdir=tmp_path, timeout=1.5, pid=None
+    )
+    assert (read.app, read.name, read.bind, read.workers) == (None, "my-server", ("tcp:0.0.0.0:90",), 2)
+    assert (read.env, read.warmup, read.chdir, read.timeout, read.keep_alive) == (
+        {"A": "1"},
+        ("/",),
+        str(tmp_path),
+        1.5,
+        8,
+    )
+    assert reload(Settings.from_json(json.loads(json.dumps(read.to_json())))) == read
+    assert from_keywords("shop:app").name == "shop"
+    for keywords, message in [
+        ({"wrokers": 1}, r"serve\(\) has no option 'wrokers'; did you mean workers\?"),
+        ({"workers": "x"}, r"serve\(workers=\.\.\.\): 'x' is not a whole number"),
+        ({"workers": object()}, r"serve\(workers=\.\.\.\): <object"),
+        ({"print_config": True}, r"serve\(print_config=\.\.\.\): only the command line"),
+        ({"daemon": True}, r"serve\(daemon=\.\.\.\) is refused"),
+    ]:
+        with pytest.raises(OptionError, match=message):
+            from_keywords(None, **keywords)
+
+
+def test_the_configuration_that_is_printed_can_be_read_again(cwd: str) -> None:
+    write(cwd, 'keep_alive = 2.5\n[env]\n"odd key" = "\\u007f\\"\\n"')
+    argv = [
+        "-b",
+        "[::1]:80",
+        "-b",
+        "unix:x",
+        "--max-worker-memory",
+        "3G",
+        "-m",
+        "022",
+        "--warmup",
+        "/a?b=%20",
+        "shop:app",
+    ]
+    read = load(argv, {"WEB_CONCURRENCY": "3"}, cwd)
+    text = print_config(read)
+    assert 'bind = ["[::1]:80", "unix:' in text
+    assert "workers = 3  # environment WEB_CONCURRENCY\n" in text
+    assert 'max_worker_memory = "3G"  # flag --max-worker-memory\n' in text
+    assert f"keep_alive = 2.5  # file {cwd}/reuseport.toml\n" in text
+    assert "backlog = 2048  # default\n" in text
+    tomllib.loads(text)
+    again = load(["-c", write(cwd, text, "printed.toml")], {}, cwd)
+    assert {name: getattr(again, name) for name in BY_NAME if FILE in BY_NAME[name].where} == {
+        name: getattr(read, name) for name in BY_NAME if FILE in BY_NAME[name].where
+    }
+
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+
+
+@given(key=TEXT.filter(lambda key: key and "=" not in key), value=TEXT)
+def test_any_environment_of_the_application_can_be_printed(key: str, value: str) -> None:
+    read = load(["-e", f"{key}={value}"], {}, "/nowhere")
+    assert tomllib.loads(print_config(read))["env"] == {key: value}
+
+
+@given(
+    st.lists(
+        st.sampled_from(["-w", "--bind", "-e", "--preload", "--", "-", "--no-kill-blocked", "-k"]) | st.text(max_size=6)
+    )
+)
+def test_any_command_line_is_read_or_refused_in_one_line(argv: list[str]) -> None:
+    try:
+        load(argv, {}, "/nowhere")
+    except OptionError as error:
+        assert str(error)
+        assert "\n" not in str(error)
+
+
+def test_the_table_is_sound() -> None:
+    flags = [flag for one in OPTIONS if not one.positional for flag in (one.flag, *one.flags, *one.aliases)]
+    flags += [flag for one in FOREIGN for flag in one.flags]
+    assert len(flags) == len(set(flags))
+    assert not set(BY_NAME) & {one.name for one in FOREIGN}
+    for one in OPTIONS:
+        assert one.effect in ("start", "release", "always")
+        assert one.help.endswith(".")
+        assert not one.repeatable or isinstance(one.default, tuple | dict)
+        # An abbreviation that happens to be another option's flag would be a trap.
+        assert one.name not in dir(Settings)
+
+
+def test_the_manual_names_every_option_in_every_spelling() -> None:
+    text = manual(OPTIONS, "reuseport serve", "About.", 80)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    flat = " ".join(text.split())
+    for one in OPTIONS:
+        assert one.positional or one.flag in flat
+        assert ENVIRONMENT not in one.where or one.variable in flat
+        assert FILE not in one.where or f"key {one.name}." in flat
+
+
+def test_the_options_load_nothing_that_a_master_must_not_have() -> None:
+    code = "import sys, reuseport.options.manual; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"gevent", "httptools", "rich", "setproctitle"} & set(loaded.split())

@@ -1,0 +1,200 @@
+"""What the scripts stand on, without a process: reading answers, making releases, finding an environment."""
+
+import io
+import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from proving import bootstrap, clients, releases
+from proving.wire import Malformed, Response
+
+# --- reading answers
+
+WHOLE = {
+    "length": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\nA: b\r\n\r\n",
+    "after 100": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_an_answer_is_complete_with_its_last_byte_and_not_before(name, step):
+    data, response = WHOLE[name], Response()
+    for start in range(0, len(data), step):
+        assert not response.complete
+        response.feed(data[start : start + step])
+    assert response.complete and response.body == b"hello" and not response.closes and response.rest == b""
+
+
+def test_an_answer_without_a_length_ends_with_its_connection():
+    response = Response()
+    response.feed(b"HTTP/1.1 200 OK\r\n\r\nhello")
+    assert not response.complete
+    response.end()
+    assert response.complete and response.closes and response.body == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("data", "broken"),
+    [
+        (b"", "closed before any answer"),
+        (b"HTTP/1.1 200 OK\r\nConte", "closed within the head"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell", "truncated"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", "truncated"),
+    ],
+)
+def test_an_answer_that_breaks_off_says_where(data, broken):
+    response = Response()
+    response.feed(data)
+    response.end()
+    assert not response.complete and response.broken == broken
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"],
+)
+def test_what_is_not_http_is_said_to_be_malformed(data):
+    with pytest.raises(Malformed):
+        Response().feed(data)
+
+
+def test_what_follows_an_answer_is_not_part_of_it():
+    response = Response()
+    response.feed(WHOLE["length"] + b"HTTP/1.1 400")
+    assert response.complete and response.rest == b"HTTP/1.1 400"
+
+
+# --- releases, and the clients' idea of them
+
+
+@pytest.fixture
+def made(tmp_path):
+    return releases.Releases(tmp_path)
+
+
+def ask(made, version, target, body=b"", number=7):
+    """Ask a release's application, imported from its own directory; the response as the clients see it."""
+    directory = made.directory(version)
+    spec = spec_from_file_location(f"monolith_{version}", directory / "monolith.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path.insert(0, str(directory))
+    path, _, query = target.partition("?")
+    environ = {"PATH_INFO": path, "QUERY_STRING": f"{query}&id={number}", "reuseport.generation": 4}
+    environ["wsgi.input"] = io.BytesIO(body)
+    response = Response()
+
+    def start_response(status, headers):
+        response.status = int(status.split()[0])
+        response.headers = {name.lower(): value for name, value in headers}
+
+    try:
+        for piece in module.application(environ, start_response):
+            response.body += piece
+    finally:
+        sys.path.remove(str(directory))
+        sys.modules.pop("pricing", None)
+    return response
+
+
+PAGES = ["/", "/slow?seconds=0", "/burn?seconds=0", "/work?ms=1", "/stream?pieces=3&seconds=0"]
+
+
+@pytest.mark.parametrize("target", PAGES)
+def test_the_clients_accept_what_a_release_answers(made, target):
+    made.next()
+    version = made.next()
+    response = ask(made, version, target)
+    assert clients.misfit(7, clients.Ask("x", target), response) == ""
+    assert (response.number("x-version"), response.number("x-generation")) == (version, 4)
+
+
+def test_an_upload_is_counted_and_hashed(made):
+    version = made.next()
+    body = bytes(range(256)) * 200
+    assert clients.misfit(7, clients.Ask("upload", "/upload", body=body), ask(made, version, "/upload", body)) == ""
+    response = ask(made, version, "/upload", body[:-1])
+    assert "51199 of 51200" in clients.misfit(7, clients.Ask("upload", "/upload", body=body), response)
+
+
+def test_the_clients_notice_another_releases_price_banner_or_number(made):
+    version = made.next()
+    good = ask(made, version, "/")
+    for key, value in (("price", 1), ("banner", "release 9"), ("id", 8), ("version", 9)):
+        response = Response()
+        response.status, response.headers = 200, dict(good.headers)
+        response.body += json.dumps({**json.loads(good.body), key: value}).encode()
+        assert clients.misfit(7, clients.Ask("x", "/"), response).startswith("wrong body")
+
+
+def test_the_clients_notice_a_stream_that_lacks_a_piece(made):
+    response = ask(made, made.next(), "/stream?pieces=3&seconds=0")
+    lines = bytes(response.body).split(b"\n")
+    response.body = bytearray(b"\n".join(lines[:2] + lines[3:]))
+    assert clients.misfit(7, clients.Ask("stream", "/stream"), response).startswith("wrong body")
+
+
+def test_each_release_has_really_changed_code(made):
+    first, second = made.next(), made.next()
+    assert json.loads(ask(made, first, "/").body)["price"] != json.loads(ask(made, second, "/").body)["price"]
+
+
+def test_current_always_points_somewhere(made):
+    first = made.next()
+    assert made.current.resolve() == made.directory(first)
+    second = made.write()
+    assert made.current.resolve() == made.directory(first)
+    made.point(second)
+    assert made.current.resolve() == made.directory(second)
+
+
+@pytest.mark.parametrize("variant", sorted(releases.VARIANTS))
+def test_only_the_syntax_error_does_not_compile(made, variant):
+    code = (made.directory(made.next(variant)) / "monolith.py").read_text()
+    if variant == "syntax error":
+        with pytest.raises(SyntaxError):
+            compile(code, "monolith.py", "exec")
+    else:
+        compile(code, "monolith.py", "exec")
+
+
+def test_a_heap_is_of_rows_that_a_request_looks_at(made):
+    version = made.next(heap_mb=1)
+    response = ask(made, version, "/rows")
+    assert clients.misfit(7, clients.Ask("x", "/rows"), response) == ""
+    assert len(json.loads(response.body)["names"]) == 20
+
+
+# --- the environment
+
+
+def test_what_an_environment_lacks_is_told():
+    assert bootstrap.missing(["test"]) == []
+
+
+def test_a_version_that_is_too_old_is_lacking(monkeypatch):
+    monkeypatch.setattr(bootstrap, "requirements", lambda extras: ["pytest>=999", "no-such-package>=1", "pytest"])
+    assert bootstrap.missing([]) == ["pytest>=999", "no-such-package>=1"]
+
+
+def test_the_stamp_changes_with_the_extras():
+    assert bootstrap.stamp(["cli"]) != bootstrap.stamp(["cli", "test"])
+
+
+def test_a_failing_command_is_told_in_one_line():
+    command = [sys.executable, "-c", "print('working'); print('ERROR: no index'); raise SystemExit(1)"]
+    with pytest.raises(bootstrap.Unusable, match=r"^could not install: ERROR: no index$"):
+        bootstrap.call(command, "could not install")
+
+
+def test_without_a_newer_python_the_error_says_which_is_needed(monkeypatch):
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: None)
+    with pytest.raises(bootstrap.Unusable, match=r"needs Python 3\.11 or newer"):
+        bootstrap.newer_python()
