@@ -21,7 +21,6 @@ import json
 import os
 import signal
 import sys
-import time
 import traceback
 from dataclasses import dataclass
 from typing import Any
@@ -261,7 +260,7 @@ def main() -> None:
         zygote.channel.send("failed", error=str(error))
         sys.stderr.write(f"reuseport: generation {zygote.generation}: {error}\n")
         os._exit(1)
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         # A defect of the server itself: without this, a finally of the application's could still run.
         traceback.print_exc()
         os._exit(1)

@@ -31,16 +31,14 @@ def ask(
     on_stage: Callable[[str], None] = lambda text: None,
     timeout: float | None = None,
     gone_within: float | None = None,
-    hint: str = "",
 ) -> dict[str, Any]:
     """Send one request to the master of `run_dir` and return its "done".
 
     `on_stage` gets the text of each stage before it. `timeout` is the longest silence in seconds, None for any: a
     release takes as long as its application's import. With `gone_within` the call returns only when the master's
-    process has ended, so many seconds after "done" at the latest. `hint` ends the message about a missing master.
-    Raises Failure.
+    process has ended, so many seconds after "done" at the latest. Raises Failure.
     """
-    with connect(run_dir, hint) as connection, contextlib.ExitStack() as stack:
+    with connect(run_dir) as connection, contextlib.ExitStack() as stack:
         master = _pidfd(connection) if gone_within is not None else None
         if master is not None:
             stack.callback(os.close, master)
@@ -57,11 +55,11 @@ def ask(
         return done
 
 
-def connect(run_dir: str, hint: str = "") -> socket.socket:
+def connect(run_dir: str) -> socket.socket:
     """A connection to the master of `run_dir`. Raises Failure, with the status NO_MASTER if there is none."""
     path = RunDir(run_dir).control
     if len(os.fsencode(path)) > UNIX_PATH_BYTES:
-        raise Failure(f"no master in {run_dir}: its path is too long for a unix socket{hint}", NO_MASTER)
+        raise Failure(f"no master in {run_dir}: its path is too long for a unix socket", NO_MASTER)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(CONNECT_SECONDS)
     try:
@@ -70,7 +68,7 @@ def connect(run_dir: str, hint: str = "") -> socket.socket:
     except OSError as error:
         connection.close()
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.ELOOP):
-            raise Failure(f"no master in {run_dir}{hint}", NO_MASTER) from error
+            raise Failure(f"no master in {run_dir}", NO_MASTER) from error
         if isinstance(error, TimeoutError) or error.errno == errno.EAGAIN:
             raise Failure(f"the master in {run_dir} does not take connections") from error
         raise Failure(f"cannot reach the master in {run_dir}: {(error.strerror or str(error)).lower()}") from error

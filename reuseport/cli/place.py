@@ -7,12 +7,12 @@ directory. When nothing is said, the one master that lives in the default place 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reuseport.cli.client import is_alive
+from reuseport.cli import client
 from reuseport.cli.failure import NO_MASTER, USAGE, Failure
 from reuseport.options import Option, default_run_dir, working_directory
 from reuseport.options.machine import run_dirs
@@ -28,11 +28,25 @@ WHERE = tuple(
 _DECIDING = tuple(BY_NAME[name] for name in ("app", "name", "run_dir", "config"))
 
 
-class Place(NamedTuple):
-    """A run directory, and the words that end a message about a master missing there."""
+class Master(NamedTuple):
+    """The master in `run_dir`; `said` is the flag, variable or key that named it, "" if it is the only one alive."""
 
     run_dir: str
-    hint: str
+    said: str
+    environ: Mapping[str, str]
+
+    def ask(self, request: dict[str, Any], **how: Any) -> dict[str, Any]:
+        """client.ask, with what helps to find a master that is not there."""
+        try:
+            return client.ask(self.run_dir, request, **how)
+        except Failure as failure:
+            if failure.status != NO_MASTER or not self.said:
+                raise
+            help_out = f"{failure}, which {self.said} stands for; -n NAME or --run-dir DIR names another"
+            others = [name for name, path in _living(self.environ, os.getuid()).items() if path != self.run_dir]
+            if others:
+                help_out += f" (others that live: {_names(others)})"
+            raise Failure(help_out, NO_MASTER) from failure
 
 
 def read(argv: Sequence[str], options: Sequence[Option]) -> tuple[dict[str, Any], Words]:
@@ -43,8 +57,8 @@ def read(argv: Sequence[str], options: Sequence[Option]) -> tuple[dict[str, Any]
     return values, words
 
 
-def find(typed: Words, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> Place:
-    """The run directory of the master that is meant. Raises OptionError, and Failure if it takes more to be said."""
+def find(typed: Words, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> Master:
+    """The master that is meant. Raises OptionError, and Failure if it takes more to be said."""
     environ = os.environ if environ is None else environ
     cwd = working_directory(environ) if cwd is None else cwd
     said = from_environment(environ, _DECIDING, []) + [word for word in typed if word[0] in BY_NAME]
@@ -63,36 +77,35 @@ def find(typed: Words, environ: Mapping[str, str] | None = None, cwd: str | None
             values[option.name] = merge(option, mine, cwd)
             places[option.name] = mine[-1].place
     if "run_dir" in values:
-        return _place(values["run_dir"], places["run_dir"], environ, uid)
+        return Master(values["run_dir"], places["run_dir"], environ)
     if "name" in values:
-        return _place(default_run_dir(values["name"], environ, uid), places["name"], environ, uid)
+        return Master(default_run_dir(values["name"], environ, uid), places["name"], environ)
     if "app" in values or environ.get("RUNTIME_DIRECTORY"):
         name = default_name(values.get("app"))
-        return _place(default_run_dir(name, environ, uid), places.get("app", "RUNTIME_DIRECTORY"), environ, uid)
+        return Master(default_run_dir(name, environ, uid), places.get("app", "RUNTIME_DIRECTORY"), environ)
     return _only_one(environ, uid)
 
 
-def _place(run_dir: str, said: str, environ: Mapping[str, str], uid: int) -> Place:
-    others = [name for name in _living(environ, uid) if os.path.join(run_dirs(environ, uid), name) != run_dir]
-    alive = f" (others that live: {', '.join('-n ' + name for name in others)})" if others else ""
-    return Place(run_dir, f", which {said} stands for; -n NAME or --run-dir DIR names another{alive}")
-
-
-def _only_one(environ: Mapping[str, str], uid: int) -> Place:
+def _only_one(environ: Mapping[str, str], uid: int) -> Master:
     home = run_dirs(environ, uid)
     living = _living(environ, uid)
     if not living:
         raise Failure(f"no master in {home}; -n NAME, --run-dir DIR or -c FILE says where it is", NO_MASTER)
     if len(living) > 1:
-        raise Failure(f"which master? {' or '.join('-n ' + name for name in living)} (they live in {home})", USAGE)
-    return Place(os.path.join(home, living[0]), "")
+        raise Failure(f"which master? {_names(living)} live in {home}", USAGE)
+    return Master(*living.values(), "", environ)
 
 
-def _living(environ: Mapping[str, str], uid: int) -> list[str]:
+def _living(environ: Mapping[str, str], uid: int) -> dict[str, str]:
+    """Run directories in the default place by name, of those masters that answer."""
     home = Path(run_dirs(environ, uid))
     try:
         names = sorted(entry.name for entry in home.iterdir() if entry.is_dir())
     except OSError:
         # It is not there, or not ours to read: then no master of ours lives in it.
-        return []
-    return [name for name in names if is_alive(str(home / name))]
+        return {}
+    return {name: str(home / name) for name in names if client.is_alive(str(home / name))}
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"-n {name}" for name in names)

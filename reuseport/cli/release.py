@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 
 from reuseport.cli import place
-from reuseport.cli.client import ask
 from reuseport.cli.failure import FAILED, INTERRUPTED, Failure
 from reuseport.options import Option, kinds
 from reuseport.options.manual import manual
@@ -58,7 +57,10 @@ def run(argv: Sequence[str]) -> int:
     master = place.find(words)
     on_stage = (lambda text: None) if values["json"] else (lambda text: print(text, flush=True))
     try:
-        done = ask(master.run_dir, {"do": "release", "wait": values["wait"]}, on_stage=on_stage, hint=master.hint)
+        done = master.ask(
+            {"do": "release", "wait": values["wait"]},
+            on_stage=on_stage,
+        )
     except KeyboardInterrupt:
         raise Failure("no longer waiting; the release goes on (reuseport status shows it)", INTERRUPTED) from None
     if values["json"]:

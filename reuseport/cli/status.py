@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from reuseport.cli import place
-from reuseport.cli.client import ask
 from reuseport.cli.failure import Failure
 from reuseport.options import Option, kinds
 from reuseport.options.manual import manual
@@ -52,7 +51,10 @@ def run(argv: Sequence[str]) -> int:
     """Print the state and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
     master = place.find(words)
-    done = ask(master.run_dir, {"do": "status"}, timeout=ANSWER_SECONDS, hint=master.hint)
+    done = master.ask(
+        {"do": "status"},
+        timeout=ANSWER_SECONDS,
+    )
     if not done.get("ok") or not isinstance(done.get("status"), dict):
         raise Failure(f"no status: {done.get('error') or 'the master gave no reason'}")
     status = done["status"]

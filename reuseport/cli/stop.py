@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 
 from reuseport.cli import place
-from reuseport.cli.client import ask
 from reuseport.cli.failure import INTERRUPTED, Failure
 from reuseport.options import Option, kinds
 from reuseport.options.manual import manual
@@ -42,12 +41,10 @@ def run(argv: Sequence[str]) -> int:
     values, words = place.read(argv, OPTIONS)
     master = place.find(words)
     try:
-        done = ask(
-            master.run_dir,
+        done = master.ask(
             {"do": "stop", "now": values["now"]},
             on_stage=lambda text: print(text, flush=True),
             gone_within=EXIT_SECONDS,
-            hint=master.hint,
         )
     except KeyboardInterrupt:
         raise Failure("no longer waiting; the master goes on stopping (--now ends it)", INTERRUPTED) from None

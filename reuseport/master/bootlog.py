@@ -22,7 +22,7 @@ class BootLog:
     def news(self) -> bytes:
         """What has been printed since the last call."""
         try:
-            with open(self.path, "rb") as file:  # noqa: PTH123
+            with open(self.path, "rb") as file:
                 file.seek(self._offset)
                 data = file.read()
         except FileNotFoundError:
@@ -33,7 +33,7 @@ class BootLog:
     def tail(self) -> str:
         """The end of what has been printed."""
         try:
-            with open(self.path, "rb") as file:  # noqa: PTH123
+            with open(self.path, "rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
                 return file.read().decode(errors="replace")
         except FileNotFoundError:

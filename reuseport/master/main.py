@@ -311,9 +311,7 @@ class Master:
         except (OptionError, RecipeError) as error:
             self.log.write("error", f"the release was not begun, and nothing has changed: {error}")
             now = time.time()
-            self.history.append(
-                {"number": None, "outcome": "failed", "error": str(error), "at": now, "seconds": 0.0}
-            )
+            self.history.append({"number": None, "outcome": "failed", "error": str(error), "at": now, "seconds": 0.0})
             if client:
                 client.done(False, generation=None, error=str(error), output="")
             return
@@ -488,7 +486,9 @@ class Master:
         try:
             Path(self.settings.pid).write_text(f"{os.getpid()}\n")
         except OSError as error:
-            raise RecipeError(f"{self.settings.where('pid')}: cannot write {self.settings.pid}: {error.strerror}") from None
+            raise RecipeError(
+                f"{self.settings.where('pid')}: cannot write {self.settings.pid}: {error.strerror}"
+            ) from None
 
     def _leave(self) -> None:
         """The last acts: whoever waits for the stop is told, and the files go."""

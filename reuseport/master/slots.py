@@ -12,7 +12,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from reuseport.options import Address, parse_address
 
@@ -21,7 +21,8 @@ class SlotError(Exception):
     """An address cannot be had; the message names it."""
 
 
-class Slot(NamedTuple):
+@dataclass(frozen=True)
+class Slot:
     """One listening socket. A shared one (a unix socket has no SO_REUSEPORT) is every worker's own."""
 
     address: str
@@ -78,7 +79,9 @@ class Slots:
     def _bind_inet(self, address: Address) -> None:
         name = f"{address.host}:{address.port}" if address.family == "inet" else f"[{address.host}]:{address.port}"
         try:
-            found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            found = socket.getaddrinfo(
+                address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
         except socket.gaierror as error:
             raise SlotError(f"--bind: {name}: {error.strerror}") from None
         wanted = socket.AF_INET6 if address.family == "inet6" else socket.AF_INET

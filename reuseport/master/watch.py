@@ -68,7 +68,7 @@ class Watch:
 
     def _stack(self, path: str) -> str:
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+            with open(path, encoding="utf-8", errors="replace") as file:
                 return file.read().rstrip() or "(it has not said where)"
         except OSError:
             return "(it has gone)"

@@ -13,8 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from reuseport.options.table import FLAG, Foreign, Option
 
 
+def one_line(text: str) -> str:
+    """`text` with what would break the line, or move a terminal's cursor, spelled out."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
 class OptionError(ValueError):
     """A user's mistake, in one line that names the option and where it came from."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 Said = tuple[Option | Foreign, str, str | None]

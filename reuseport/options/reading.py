@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reuseport.options import kinds
-from reuseport.options.arguments import OptionError, did_you_mean, scan
+from reuseport.options.arguments import OptionError, did_you_mean, one_line, scan
 from reuseport.options.settings import Origin, Settings, anchored, make_origin
 from reuseport.options.table import BY_NAME, ENVIRONMENT, FILE, FLAG, FOREIGN, OPTIONS, PREFIX, Foreign, Option
 
@@ -133,7 +133,7 @@ def from_environment(environ: Mapping[str, str], options: Sequence[Option], rema
         if name != variable and name not in names:
             hint = did_you_mean(name, names, PREFIX)
             if hint:
-                remarks.append(f"{variable} in the environment is no option{hint}")
+                remarks.append(one_line(f"{variable} in the environment is no option{hint}"))
     return words
 
 
@@ -251,12 +251,15 @@ def _parsed(option: Option, value: Any, place: str) -> Any:
 
 
 def _remark_on(entry: Foreign, said: str, value: Any, remarks: list[str]) -> None:
+    if value is False or (value is None and not said.startswith("-")):
+        # `daemon = false` asks for nothing.
+        return
     if entry.refused:
         raise OptionError(f"{said} {entry.says}")
     for part, says in (entry.refused_values or {}).items():
         if isinstance(value, str) and part in value.lower():
             raise OptionError(f"{said} {says}")
-    remarks.append(f"{said} {entry.says}")
+    remarks.append(one_line(f"{said} {entry.says}"))
 
 
 def _plain(name: str, value: Any) -> Any:

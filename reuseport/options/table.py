@@ -96,6 +96,11 @@ def positive(value: float) -> None:
         raise ValueError(f"{value:g} is not more than 0")
 
 
+def filled(value: str) -> None:
+    if not value:
+        raise ValueError("'' is no path")
+
+
 _COUNT = between(0, 1_000_000_000)
 
 APPLICATION, PROCESSES, RELEASES, NETWORK = "The application", "Processes", "Releases and stops", "Network and HTTP"
@@ -113,7 +118,8 @@ OPTIONS: tuple[Option, ...] = (
         help="APP is a function that returns the application; it is called once in each generation.",
     ),
     Option(
-        "chdir", kinds.PATH, ".", metavar="DIR", group=APPLICATION, default_text=". (where the master was started)",
+        "chdir", kinds.PATH, ".", metavar="DIR", group=APPLICATION, check=filled,
+        default_text=". (where the master was started)",
         help="The application's directory; it is also the first entry of sys.path. Symbolic links in it are followed "
         "afresh at each release, so that flipping `current` and releasing brings the new version.",
     ),
@@ -231,7 +237,7 @@ OPTIONS: tuple[Option, ...] = (
         help="What this master is called in ps, in the log and in its run directory.",
     ),
     Option(
-        "run_dir", kinds.PATH, machine.run_dir_of, metavar="DIR", group=PLACE, effect="start",
+        "run_dir", kinds.PATH, machine.run_dir_of, metavar="DIR", group=PLACE, effect="start", check=filled,
         default_text="$RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/reuseport/NAME or /tmp/reuseport-UID/NAME",
         help="Where the control socket and what the processes share lie; private to its owner. One master owns it.",
     ),
@@ -254,7 +260,7 @@ OPTIONS: tuple[Option, ...] = (
         help="The mode bits that files the application makes do not get: 022, 077.",
     ),
     Option(
-        "log_file", kinds.PATH, "-", aliases=("--error-logfile",), group=LOG, effect="start",
+        "log_file", kinds.PATH, "-", aliases=("--error-logfile",), group=LOG, effect="start", check=filled,
         default_text="- (standard error)",
         help="Where the log goes. USR1 opens it again after a rotation.",
     ),

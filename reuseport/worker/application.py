@@ -55,7 +55,10 @@ def run_script(script: Mapping[str, Any]) -> None:
     """Run the user's script again as __main__, up to its call of `reuseport.serve`, which never returns from here."""
     sys.argv[:] = script["argv"]
     if script.get("module"):
-        _guard(f"running -m {script['module']}", lambda: runpy.run_module(script["module"], run_name="__main__", alter_sys=True))
+        _guard(
+            f"running -m {script['module']}",
+            lambda: runpy.run_module(script["module"], run_name="__main__", alter_sys=True),
+        )
     else:
         path = script["path"]
         sys.path[:0] = [os.path.dirname(path)]
@@ -81,7 +84,7 @@ def _guard(doing: str, function: Callable[[], Any]) -> Any:
     except SystemExit as error:
         _print_traceback(error)
         raise LoadError(f"{doing}: it called sys.exit({error.code!r})") from None
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         _print_traceback(error)
         raise LoadError(f"{doing}: {type(error).__name__}: {error}") from None
 
@@ -98,8 +101,4 @@ def _print_traceback(error: BaseException) -> None:
 
 def _ours(filename: str, here: str) -> bool:
     # The import system and runpy are frozen modules, or lie in the standard library.
-    return (
-        filename.startswith((here, "<frozen"))
-        or filename == importlib.__file__
-        or filename == runpy.__file__
-    )
+    return filename.startswith((here, "<frozen")) or filename == importlib.__file__ or filename == runpy.__file__

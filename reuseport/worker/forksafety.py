@@ -22,7 +22,9 @@ def check(known_fds: set[int]) -> list[str]:
     if tasks > 1:
         reasons.append(f"{tasks - 1} native thread{'s' if tasks > 2 else ''}")
     if names := _greenlets():
-        reasons.append(f"{len(names)} running greenlet{'s' if len(names) > 1 else ''} ({', '.join(sorted(set(names))[:3])})")
+        reasons.append(
+            f"{len(names)} running greenlet{'s' if len(names) > 1 else ''} ({', '.join(sorted(set(names))[:3])})"
+        )
     if connections := _connections(known_fds):
         reasons.append(f"{len(connections)} open connection{'s' if len(connections) > 1 else ''} ({connections[0]})")
     return reasons

@@ -50,7 +50,9 @@ class Listener:
     shared: bool
 
     def open(self) -> _socket.socket:
-        family = _socket.AF_UNIX if self.shared else _socket.AF_INET6 if self.address.startswith("[") else _socket.AF_INET
+        family = (
+            _socket.AF_UNIX if self.shared else _socket.AF_INET6 if self.address.startswith("[") else _socket.AF_INET
+        )
         return _socket.socket(family, _socket.SOCK_STREAM, 0, self.fd)
 
 
@@ -71,7 +73,9 @@ class Slot:
 class Acceptor:
     """Hands every accepted connection to `adopt(fd, peer, local)`, in the loop. `steal` off: own slots only."""
 
-    def __init__(self, loop: Any, adopt: Adopt, board: Any, log: Callable[[str, str], None], steal: bool = True) -> None:
+    def __init__(
+        self, loop: Any, adopt: Adopt, board: Any, log: Callable[[str, str], None], steal: bool = True
+    ) -> None:
         self._loop = loop
         self._adopt = adopt
         self._board = board

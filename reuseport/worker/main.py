@@ -272,7 +272,7 @@ class Worker:
 
     def _measure(self, now: float) -> None:
         self._memory_at = now + MEMORY
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123
+        with open("/proc/self/statm", "rb") as file:
             rss = int(file.read().split()[1]) * PAGE
         self.board[RSS] = rss
         if now >= self._proportion_at:
@@ -332,7 +332,7 @@ class Worker:
 
 
 def _proportional_memory() -> int:
-    with open("/proc/self/smaps_rollup", "rb") as file:  # noqa: PTH123
+    with open("/proc/self/smaps_rollup", "rb") as file:
         for entry in file:
             if entry.startswith(b"Pss:"):
                 return int(entry.split()[1]) * 1024
@@ -360,7 +360,7 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         sys.stderr.write(f"reuseport: worker {worker.id}: {error}\n")
         worker._say("failed", error=str(error))
         status = 1
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         # The application's, from a start hook, SystemExit included; or a defect of ours. Both end this worker visibly.
         traceback.print_exc()
         worker._say("failed", error=f"worker {worker.id}: {type(error).__name__}: {error}")

@@ -28,12 +28,12 @@ MOODS = {"good": "✔", "bad": "✘", "note": "▸", "": "·"}
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 STATES = {"booting": "◌ boots", "serving": "● serves", "draining": "◐ drains", "ending": "◔ ends"}
 PEOPLE = {
-    "keep-alive": "browsers that keep their connection",
-    "one-shot": "a new connection for each request",
-    "idle": "silent for 4 s on an open connection",
-    "slow": "3 s of waiting in each request",
-    "upload": "a body that arrives in pieces",
-    "stream": "an answer that comes in pieces",
+    "keep-alive": "keep their connection",
+    "one-shot": "a new one each time",
+    "idle": "silent for 4 s on one",
+    "slow": "ask for 3 s of waiting",
+    "upload": "send a body in pieces",
+    "stream": "get an answer in pieces",
     "export": "the one long request",
 }
 FRAMES_A_SECOND = 6
@@ -111,13 +111,13 @@ def waits_for(generation: dict[str, Any]) -> str:
 def whole(story: Story, account: Account, console: Console) -> RenderableType:
     width, height = console.size
     rows = Layout()
-    tall, wide = height >= 34, width >= 110
+    tall, wide = height >= 34, width >= 116
     parts = [Layout(header(story, account), size=4)]
     bars = max(4, min(9, height - 29)) if tall else 4
     parts.append(Layout(timeline(account, width - 4, bars, story), size=bars + 4))
     if wide:
         middle = Layout(size=11)
-        middle.split_row(Layout(generations(story, 8), ratio=3), Layout(kinds(account), ratio=2))
+        middle.split_row(Layout(generations(story, 8)), Layout(kinds(account)))
         parts.append(middle)
     else:
         parts.append(Layout(generations(story, 6 if tall else 4), size=9 if tall else 7))
@@ -138,7 +138,7 @@ def header(story: Story, account: Account) -> Panel:
         "  ·  ",
         (failed, "bold green" if not account.failed else "bold red"),
         "  ·  ",
-        f"p99 of the last 5 s {ms(percentile(recent, 0.99))}",
+        f"p99 now {ms(percentile(recent, 0.99))}",
         "  ·  ",
         f"longest silence {ms(silence)}",
     )
@@ -204,7 +204,7 @@ def legend(account: Account) -> Text:
 
 def generations(story: Story, rows: int) -> Panel:
     table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
-    for name, justify in (("generation", "left"), ("state", "left"), ("workers", "left"), ("answered", "right")):
+    for name, justify in (("gen", "left"), ("state", "left"), ("workers", "left"), ("answered", "right")):
         table.add_column(name, justify=justify, no_wrap=True)
     table.add_column("still waits for", ratio=1, no_wrap=True)
     for number in sorted(story.seen, reverse=True)[:rows]:

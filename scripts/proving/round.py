@@ -211,7 +211,7 @@ class Round:
         )
         entry = next(entry for entry in reversed(status["releases"]) if self._key(entry) not in known)
         release.ended = time.monotonic()
-        release.outcome = entry["outcome"]
+        release.outcome = "served" if entry["outcome"] == "serving" else entry["outcome"]
         release.error = entry["error"] or ""
         release.generation = status["serving"]
         self.settle(release, before["serving"], release.variant)

@@ -116,6 +116,7 @@ def test_keys_take_dashes_or_underscores_and_the_types_of_toml(cwd: str) -> None
         ("umask = 22", "{path}: umask: 22 is not text"),
         ("[env]\nA = true", "{path}: env: the value of A is not text"),
         ("daemon = true", "{path}: daemon is refused: "),
+        ("log_file = ''", "{path}: log_file: '' is no path"),
         ("bind = [8000]", "{path}: bind: 8000 is not text"),
     ],
 )
@@ -172,7 +173,7 @@ def test_gunicorns_spellings_mean_the_same(cwd: str) -> None:
 
 
 def test_gunicorn_options_that_mean_nothing_get_one_line_each(cwd: str) -> None:
-    write(cwd, "worker_connections = 100")
+    write(cwd, "worker_connections = 100\ndaemon = false")
     read = load(["--reuse-port", "-kgevent", "--threads=2", "app:app"], {}, cwd)
     assert read.app == "app:app"
     assert [remark.split(" means nothing here")[0] for remark in read.remarks] == [
@@ -353,7 +354,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 @given(key=TEXT.filter(lambda key: key and "=" not in key), value=TEXT)
 def test_any_environment_of_the_application_can_be_printed(key: str, value: str) -> None:
-    read = load(["-e", f"{key}={value}"], {}, "/nowhere")
+    read = load([f"--env={key}={value}"], {}, "/nowhere")
     assert tomllib.loads(print_config(read))["env"] == {key: value}
 
 

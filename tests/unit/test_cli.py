@@ -1,0 +1,380 @@
+"""The commands against a master that is a thread with a socket: what they ask, print and exit with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reuseport.cli import client
+from reuseport.cli.main import main
+from reuseport.cli.status import duration, ranges, render, size
+from reuseport.version import __version__
+
+Answers = list[dict[str, Any] | bytes]
+
+
+class FakeMaster:
+    """Answers each question with what it was given, line by line, and keeps the questions."""
+
+    def __init__(self, run_dir: Path, answers: Answers) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.answers = answers
+        self.asked: list[dict[str, Any]] = []
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(run_dir / "control.sock"))
+        self._socket.listen()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            with connection, connection.makefile("rb") as lines:
+                line = lines.readline()
+                if not line:
+                    # One that only looked whether somebody lives here.
+                    continue
+                question = json.loads(line)
+                if question["do"] == "end of the test":
+                    return
+                self.asked.append(question)
+                for answer in self.answers:
+                    data = answer if isinstance(answer, bytes) else json.dumps({"v": 1, **answer}).encode() + b"\n"
+                    connection.sendall(data)
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self._socket.getsockname())
+            connection.sendall(b'{"do": "end of the test"}\n')
+            self._thread.join(10)
+        self._socket.close()
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A short XDG_RUNTIME_DIR (a socket's path has 107 bytes) and nothing said by the environment or a file."""
+    directory = Path(tempfile.mkdtemp(prefix="reuseport-test-"))
+    (directory / "cwd").mkdir()
+    for name in list(os.environ):
+        if name.startswith("REUSEPORT_") or name == "RUNTIME_DIRECTORY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    monkeypatch.chdir(directory / "cwd")
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def master(home: Path) -> Iterator[Callable[..., FakeMaster]]:
+    started = []
+
+    def start(*answers: dict[str, Any] | bytes, name: str = "shop") -> FakeMaster:
+        started.append(FakeMaster(home / "reuseport" / name, list(answers)))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+SERVES = {"event": "done", "ok": True, "generation": 7, "text": "generation 7 serves"}
+FAILS = {
+    "event": "done",
+    "ok": False,
+    "error": "generation 8: ImportError: no",
+    "output": "Traceback ...\nImportError: no\n",
+}
+LOADING = {"event": "stage", "text": "generation 7: loading"}
+
+
+def test_release_shows_the_stages_and_the_outcome(master, capsys) -> None:
+    fake = master(LOADING, {"event": "from the future"}, SERVES)
+    assert main(["release"]) == 0
+    assert capsys.readouterr() == ("generation 7: loading\ngeneration 7 serves\n", "")
+    assert fake.asked == [{"v": 1, "do": "release", "wait": "ready"}]
+
+
+def test_release_that_fails_shows_what_the_application_said(master, capsys) -> None:
+    master(FAILS)
+    assert main(["release", "--wait", "drained"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "reuseport: release failed: generation 8: ImportError: no\nTraceback ...\nImportError: no\n"
+
+
+@pytest.mark.parametrize(("done", "status"), [(SERVES, 0), (FAILS, 1)])
+def test_release_as_json_is_the_done_object_alone(done, status, master, capsys) -> None:
+    master(LOADING, done)
+    assert main(["release", "--json"]) == status
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"v": 1, **done}
+    assert ("Traceback" in err) == (status == 1)
+
+
+@pytest.mark.parametrize("command", ["release", "status", "stop"])
+def test_a_master_that_dies_before_done(command: str, master, capsys) -> None:
+    master(LOADING, b'{"event": "do')
+    assert main([command]) == 1
+    assert "died before it had answered" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rubbish", [b"hello\n", b"[]\n", b"\xff\n"])
+def test_a_master_that_talks_rubbish(rubbish: bytes, master, capsys) -> None:
+    master(rubbish)
+    assert main(["status"]) == 1
+    assert capsys.readouterr().err.startswith("reuseport: the master in ")
+
+
+def test_a_master_that_is_silent(home: Path, monkeypatch, capsys) -> None:
+    (home / "reuseport/shop").mkdir(parents=True)
+    monkeypatch.setattr("reuseport.cli.status.ANSWER_SECONDS", 0.1)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(home / "reuseport/shop/control.sock"))
+        listener.listen()
+        assert main(["status"]) == 1
+    assert "has not answered for 0.1 seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["release", "status", "stop"])
+def test_no_master(command: str, home: Path, capsys) -> None:
+    assert main([command]) == 3
+    err = capsys.readouterr().err
+    assert err == f"reuseport: no master in {home}/reuseport; -n NAME, --run-dir DIR or -c FILE says where it is\n"
+    assert main([command, "-n", "shop"]) == 3
+    err = capsys.readouterr().err
+    assert err.startswith(f"reuseport: no master in {home}/reuseport/shop, which -n stands for; ")
+    assert "--run-dir" in err
+
+
+def test_a_socket_that_a_dead_master_left_behind(home: Path, capsys) -> None:
+    (home / "reuseport/shop").mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(home / "reuseport/shop/control.sock"))
+    assert main(["release", "--run-dir", str(home / "reuseport/shop")]) == 3
+    assert main(["release"]) == 3
+
+
+def test_a_run_directory_with_too_long_a_path(capsys) -> None:
+    assert main(["status", "--run-dir", "/" + "x" * 200]) == 3
+    assert "too long for a unix socket" in capsys.readouterr().err
+
+
+def test_which_master_when_several_live(master, capsys) -> None:
+    master(SERVES, name="shop")
+    blog = master(SERVES, name="blog")
+    assert main(["release"]) == 2
+    assert capsys.readouterr().err.startswith("reuseport: which master? -n blog, -n shop live in ")
+    assert main(["release", "-n", "blog"]) == 0
+    assert len(blog.asked) == 1
+    assert main(["release", "-n", "wiki"]) == 3
+    assert "(others that live: -n blog, -n shop)" in capsys.readouterr().err
+
+
+def test_the_master_is_found_as_serve_was_told(master, home: Path, monkeypatch, capsys) -> None:
+    fake = master(SERVES, name="shop.wsgi")
+    master(SERVES, name="other")
+    config = Path("reuseport.toml")
+    config.write_text("app = 'shop.wsgi:app'\nworkers = 'a mistake that is none of our business'")
+    assert main(["release"]) == 0
+    config.write_text("name = 'wiki'")
+    assert main(["release"]) == 3
+    assert f"{home}/cwd/reuseport.toml: name stands for" in capsys.readouterr().err
+    monkeypatch.setenv("REUSEPORT_RUN_DIR", str(home / "reuseport/shop.wsgi"))
+    config.write_text("a file that is not even read =")
+    assert main(["release"]) == 0
+    monkeypatch.delenv("REUSEPORT_RUN_DIR")
+    assert main(["release"]) == 2
+    assert "not valid TOML" in capsys.readouterr().err
+    config.unlink()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(home / "reuseport/shop.wsgi"))
+    assert main(["release"]) == 0
+    Path("there.toml").write_text(f"run-dir = '{home}/reuseport/shop.wsgi'")
+    monkeypatch.delenv("RUNTIME_DIRECTORY")
+    assert main(["release", "-c", "there.toml"]) == 0
+    assert len(fake.asked) == 4
+
+
+def test_what_another_user_listens_on_is_not_trusted(master, monkeypatch, capsys) -> None:
+    master(SERVES)
+    monkeypatch.setattr(client, "_credentials", lambda connection: (1, 12345, 12345))
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    assert main(["release", "-n", "shop"]) == 1
+    assert "belongs to user 12345, and is not trusted" in capsys.readouterr().err
+
+
+def test_stop_returns_when_the_process_is_gone(master, monkeypatch, capsys) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"]) as process:
+        monkeypatch.setattr(client, "_credentials", lambda connection: (process.pid, os.geteuid(), 0))
+        fake = master({"event": "stage", "text": "draining"}, {"event": "done", "ok": True})
+        assert main(["stop"]) == 0
+        assert process.poll() is not None or os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    assert capsys.readouterr().out == "draining\nstopped\n"
+    assert fake.asked == [{"v": 1, "do": "stop", "now": False}]
+
+
+def test_stop_of_a_process_that_does_not_go(master, monkeypatch, capsys) -> None:
+    # The fake master is this very process, which does not end.
+    monkeypatch.setattr("reuseport.cli.stop.EXIT_SECONDS", 0.1)
+    master({"event": "done", "ok": True})
+    assert main(["stop", "--now"]) == 1
+    assert "has not ended within 0.1 seconds" in capsys.readouterr().err
+
+
+def test_stop_of_a_process_that_cannot_be_seen_waits_for_the_connection(master, monkeypatch) -> None:
+    monkeypatch.setattr(client, "_credentials", lambda connection: (0, os.geteuid(), 0))
+    master({"event": "done", "ok": True})
+    assert main(["stop"]) == 0
+
+
+def test_stop_that_is_refused(master, capsys) -> None:
+    master({"event": "done", "ok": False, "error": "an upgrade is under way"})
+    assert main(["stop"]) == 1
+    assert capsys.readouterr().err == "reuseport: stop failed: an upgrade is under way\n"
+
+
+STATUS: dict[str, Any] = {
+    "master": {
+        "pid": 402110, "name": "shop", "version": "0.1.0", "started": 1.0, "uptime": 363003.5,
+        "run_dir": "/run/user/1000/reuseport/shop", "workers_wanted": 2, "addresses": ["127.0.0.1:8000"],
+        "state": "running",
+    },
+    "serving": 7,
+    "generations": [
+        {
+            "number": 6, "state": "draining", "directory": "/srv/customers/shop/releases/20261121-1",
+            "interpreter": "/usr/bin/python3", "zygote": None, "age": 3900.2, "memory": 88 << 20,
+            "workers": [
+                {"id": "6.2", "pid": 402113, "slots": [], "state": "draining", "age": 3900, "jobs": 1,
+                 "requests": {"active": 1, "total": 182340}, "connections": 3, "memory": {"rss": 1, "pss": 53 << 20}},
+            ],
+            "waits_for": {"requests": 1, "connections": 3, "jobs": [{"name": "export", "tenant": "acme", "age": 660}]},
+        },
+        {
+            "number": 7, "state": "serving", "directory": "/srv/customers/shop/releases/20261122-1",
+            "interpreter": "/usr/bin/python3", "zygote": {"pid": 3}, "age": 720, "memory": 212 << 20,
+            "workers": [
+                {"id": f"7.{n}", "pid": 402114 + n, "slots": [n, n + 1, n + 5], "state": "serving", "age": 80000,
+                 "requests": {"active": 100, "total": 1823400}, "connections": 1200, "jobs": 0,
+                 "memory": {"rss": 5 << 20, "pss": 0}}
+                for n in (1, 2)
+            ],
+            "waits_for": {"requests": 200, "connections": 2400, "jobs": []},
+        },
+    ],
+    "releases": [
+        {"number": 8, "outcome": "failed", "error": "ModuleNotFoundError: No module named 'a' " * 4, "at": 1000,
+         "seconds": 2.13}
+    ],
+}  # fmt: skip
+
+
+def test_status_reads_well_in_80_columns() -> None:
+    text = render(STATUS, 1300)
+    assert max(map(len, text.splitlines())) <= 80
+    lines = text.splitlines()
+    assert lines[0] == "shop: running, serving generation 7"
+    order = [line.split()[0] for line in lines if line[:2] in ("7 ", "6 ", "7.", "6.")]
+    assert order == ["7", "6", "7.1", "7.2", "6.2"]
+    assert "/20261122-1" in text
+    assert "generation 6 waits for 1 request, 3 connections, 1 job\n  job export, tenant acme, 11m\n" in text
+    assert "generation 7 waits" not in text
+    assert "last release: generation 8 failed 5m ago after 2.1s\n  ModuleNotFoundError" in text
+    assert "/srv/customers/shop/releases/20261122-1" in render(STATUS, 1300, None)
+
+
+def test_status_of_another_version_may_miss_anything() -> None:
+    assert render({}, 0)
+    assert render({"generations": [{"workers": [{}]}], "releases": [{}], "master": None, "serving": None}, 0)
+    booting = {**STATUS["generations"][0], "state": "draining", "waits_for": {"jobs": ["export"]}}
+    assert "waits for 1 job\n  job export" in render({"generations": [booting]}, 0)
+
+
+def test_status_prints_text_or_json(master, capsys) -> None:
+    fake = master({"event": "done", "ok": True, "status": STATUS})
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == STATUS
+    assert main(["status"]) == 0
+    assert "serving generation 7" in capsys.readouterr().out
+    assert fake.asked == [{"v": 1, "do": "status"}] * 2
+
+
+def test_figures_for_a_person() -> None:
+    assert [duration(s) for s in (0.4, 59, 60, 3600, 86400, None)] == ["0s", "59s", "1m", "1h 0m", "1d 0h", "-"]
+    assert [size(n) for n in (0, 1023, 2048, 53 << 20, 3 << 29, 20 << 30)] == ["0", "1023", "2K", "53M", "1.5G", "20G"]
+    assert [ranges(n) for n in ([], [1], [3, 1, 2], [1, 3, 4])] == ["-", "1", "1-3", "1,3-4"]
+
+
+def test_the_command_line_as_a_whole(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"reuseport {__version__}\n"
+    assert main(["--help"]) == 0
+    assert "Commands:" in capsys.readouterr().out
+    assert main([]) == 2
+    for argv, message in [
+        (["relase"], "unknown command 'relase'; did you mean release?"),
+        (["shop:app"], "unknown command 'shop:app'; did you mean reuseport serve shop:app?"),
+        (["zzz"], "unknown command 'zzz'; there are serve, release, status, stop"),
+        (["-w", "3"], "a command comes first: reuseport serve|release|status|stop [OPTIONS]"),
+        (["release", "--wait", "x"], "--wait: 'x' is not one of ready, drained, none"),
+        (["stop", "--nwo"], "unknown option --nwo; did you mean --now?"),
+        (["status", "shop"], "unexpected argument 'shop'"),
+        (["serve"], "serve: which application? name it, as in: reuseport serve MODULE:APP"),
+        (["serve", "-w", "x", "a:b"], "-w: 'x' is not a whole number"),
+    ]:
+        capsys.readouterr()
+        assert main(argv) == 2
+        assert capsys.readouterr() == ("", f"reuseport: {message}\n")
+
+
+@pytest.mark.parametrize("command", ["serve", "release", "status", "stop"])
+def test_each_command_explains_itself(command: str, capsys) -> None:
+    assert main([command, "-w", "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"Usage: reuseport {command} ")
+    assert err == ""
+
+
+def test_serve_prints_and_checks_its_configuration(capsys) -> None:
+    assert main(["serve", "--print-config", "-k", "gevent", "shop:app"]) == 0
+    out, err = capsys.readouterr()
+    assert 'app = "shop:app"  # flag\n' in out
+    assert err.startswith("reuseport: -k gevent means nothing here")
+    assert main(["serve", "--check-config", "shop:app"]) == 0
+    assert main(["serve", "--check-config", "--chdir", "/nowhere", "--python", "nothing"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_serve_does_not_start_with_a_configuration_that_cannot_work(capsys) -> None:
+    assert main(["serve", "--chdir", "/nowhere", "shop:app"]) == 1
+    assert capsys.readouterr().err == "reuseport: --chdir: '/nowhere' is not a directory\n"
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "reuseport", "serve", "--help"]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environ, check=False)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_the_serve_path_does_not_load_what_a_terminal_needs() -> None:
+    code = "import sys, reuseport.cli.main, reuseport.cli.serve; print(*{name.split('.')[0] for name in sys.modules})"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    assert not {"gevent", "httptools", "rich"} & set(loaded.split())
