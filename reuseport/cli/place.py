@@ -61,7 +61,7 @@ def find(typed: Words, environ: Mapping[str, str] | None = None, cwd: str | None
     """The master that is meant. Raises OptionError, and Failure if it takes more to be said."""
     environ = os.environ if environ is None else environ
     cwd = working_directory(environ) if cwd is None else cwd
-    said = from_environment(environ, _DECIDING, []) + [word for word in typed if word[0] in BY_NAME]
+    said = from_environment(environ, _DECIDING) + [word for word in typed if word[0] in BY_NAME]
     if not any(name == "run_dir" for name, _ in said):
         # A file with mistakes elsewhere must not keep anyone from stopping the server: only what decides is read.
         path, place = config_file(typed, said, cwd)

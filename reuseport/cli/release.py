@@ -55,19 +55,24 @@ def run(argv: Sequence[str]) -> int:
     """Release and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
     master = place.find(words)
-    on_stage = (lambda text: None) if values["json"] else (lambda text: print(text, flush=True))
+    stages: list[str] = []
+
+    def on_stage(text: str) -> None:
+        stages.append(text)
+        if not values["json"]:
+            print(text, flush=True)
+
     try:
-        done = master.ask(
-            {"do": "release", "wait": values["wait"]},
-            on_stage=on_stage,
-        )
+        done = master.ask({"do": "release", "wait": values["wait"]}, on_stage=on_stage)
     except KeyboardInterrupt:
         raise Failure("no longer waiting; the release goes on (reuseport status shows it)", INTERRUPTED) from None
     if values["json"]:
         print(json.dumps(done), flush=True)
     if done.get("ok"):
-        if not values["json"]:
-            print(done.get("text") or f"generation {done.get('generation')} serves")
+        text = done.get("text") or f"generation {done.get('generation')} serves"
+        # The last stage is often the outcome itself.
+        if not values["json"] and stages[-1:] != [text]:
+            print(text)
         return 0
     sys.stdout.flush()
     print(f"reuseport: release failed: {done.get('error') or 'the master gave no reason'}", file=sys.stderr)

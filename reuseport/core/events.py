@@ -107,15 +107,23 @@ class StopAsked:
 
 
 @dataclass(frozen=True)
-class Adopted:
-    """A process that an earlier master left behind says hello to this one. `state` is a worker's state."""
+class Survivor:
+    """A process that outlived its master: a worker in `state` at `place`, or a loaded zygote."""
 
     key: Key
     pid: int
     release: Release
     state: str = "accepting"
     place: int = 0
-    slots: int = 0
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What an earlier master of this run directory left behind, all of it at once, and how far it had counted."""
+
+    survivors: tuple[Survivor, ...]
+    last: int
+    slots: int
 
 
 Event = (

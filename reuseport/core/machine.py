@@ -401,28 +401,25 @@ def _stop_asked(t: Turn, event: ev.StopAsked) -> None:
 
 
 def _adopted(t: Turn, event: ev.Adopted) -> None:
-    key = event.key
-    t.change(last=max(t.state.last, key.generation), slots=max(t.state.slots, event.slots), served=True)
-    g = t.generation(key.generation)
-    if g is None:
-        # As yet nobody of this generation is known to accept; the first who does makes it the serving one.
-        release = event.release
-        g = t.put(Generation(key.generation, release, release.workers, DRAINING, since=t.now, born=t.now))
-    if key.number == ZYGOTE:
-        t.put(replace(g, zygote=Zygote(event.pid, loaded=True)))
-        return
-    g = t.put(
-        replace(
-            g.with_worker(key.number, Worker(event.place, event.state, event.pid, t.now)),
-            forked=max(g.forked, key.number),
+    t.change(last=event.last, slots=event.slots, served=True)
+    for one in event.survivors:
+        number = one.key.generation
+        g = t.generation(number) or Generation(
+            number, one.release, one.release.workers, DRAINING, since=t.now, born=t.now, first_served=t.now
         )
-    )
-    serving = t.state.serving
-    if event.state == ACCEPTING and g.state != SERVING and (serving is None or serving.number < g.number):
-        if serving:
-            t.move(serving, "succeeded")
-        # Adoption alone moves a generation outside the table: it served before this master knew it.
-        t.put(replace(t.state.generations[g.number], state=SERVING))
+        if one.key.number == ZYGOTE:
+            g = replace(g, zygote=Zygote(one.pid, loaded=True))
+        else:
+            g = g.with_worker(one.key.number, Worker(one.place, one.state, one.pid, t.now))
+            g = replace(g, forked=max(g.forked, one.key.number))
+        t.put(g)
+    # Two of them accept if their master died in the middle of a release: the newest serves.
+    accepting = [g for g in t.state.having(DRAINING) if g.having(TOLD, ACCEPTING)]
+    if accepting:
+        newest = accepting[-1]
+        t.put(replace(newest, state=SERVING))
+        t.note("info", f"generation {newest.number} of an earlier master is adopted, and serves on")
+        t.assign()
 
 
 def _name(key: Key) -> str:

@@ -3,6 +3,7 @@
     RUN_DIR/            mode 0700, or 0711 where workers run as another user
       master.lock       a POSIX record lock, held by the master for its whole life
       master.pid        the master's pid, for people
+      roster.json       who belongs to this run directory, for the master that comes after this one
       control.sock      the command line talks to the master here
       boot-7.log        what generation 7 printed until it was ready
       work/             belongs to the workers' user
@@ -36,6 +37,7 @@ class RunDir:
         self.lock = os.path.join(path, "master.lock")
         self.pid = os.path.join(path, "master.pid")
         self.control = os.path.join(path, "control.sock")
+        self.roster = os.path.join(path, "roster.json")
         self.hello = os.path.join(self.work, "hello.sock")
         self.scoreboard = os.path.join(self.work, "scoreboard")
 

@@ -23,7 +23,7 @@ from setproctitle import setproctitle
 from reuseport import options
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import BOOTING, ENDING, ZYGOTE, Asker, Cluster, Key, Release
+from reuseport.core.model import ACCEPTING, BOOTING, ENDING, TOLD, ZYGOTE, Asker, Cluster, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import ROWS, Scoreboard
@@ -34,12 +34,14 @@ from reuseport.master.log import Log
 from reuseport.master.loop import READ, WRITE, Loop
 from reuseport.master.processes import Process, Processes, become_subreaper
 from reuseport.master.recipe import RecipeError, ids_of, release_of, resolve_script
+from reuseport.master.roster import Remains, Roster
 from reuseport.master.slots import Slot, SlotError, Slots
 from reuseport.master.watch import Watch
 from reuseport.options import OptionError, Settings
 from reuseport.version import __version__
 
 FOLLOW = 0.1  # seconds between two looks at what a booting generation prints
+ADOPTION = 10.0  # seconds for an earlier master's processes to hand over the slots
 HISTORY = 50  # ended releases that `status` shows
 
 SIGNALS = (
@@ -90,7 +92,10 @@ class Master:
         if settings.umask is not None:
             os.umask(settings.umask)
         self.slots = Slots(settings.bind, settings.backlog, 0 if settings.umask is None else settings.umask)
-        self.slots.bind()
+        self.roster = Roster(self.run_dir.roster)
+        remains = self.roster.read()
+        if remains is None:
+            self.slots.bind()
         self._write_pid_file()
         become_subreaper()
         self.loop = Loop()
@@ -105,7 +110,10 @@ class Master:
         self.control = Control(self.run_dir.control, self.loop, self._on_question)
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
-        self.events.append(ev.ReleaseAsked(self._complete(release)))
+        if remains is not None:
+            self._adopt(remains)
+        if remains is None or not any(one.state in (ACCEPTING, TOLD) for one in remains.adopted.survivors):
+            self.events.append(ev.ReleaseAsked(self._complete(release)))
 
     def run(self) -> int:
         self._listen_to_signals()
@@ -173,8 +181,6 @@ class Master:
         if not messages:
             return
         hello, fds = messages[0]
-        for fd in fds:
-            os.close(fd)
         if hello["type"] != "hello":
             self._hang_up(channel)
             return
@@ -191,11 +197,12 @@ class Master:
         self.loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
         if key.number == ZYGOTE:
             g = self.cluster.generations.get(key.generation)
-            if g is not None:
+            if g is not None and hello["state"] != "loaded":
                 channel.send("boot", recipe=g.release.recipe, name=self.first.name)
         else:
             self.events.append(ev.Forked(key, process.pid))
         have = {(address, index) for address, index, _ in hello["slots"]}
+        self._take_slots(hello["slots"], fds)
         self._pass_slots(channel, [s for s in self.slots.slots if (s.address, s.index) not in have])
         self._flush(channel)
         self._take(process, messages[1:])
@@ -232,9 +239,10 @@ class Master:
 
     def _take(self, process: Process, messages: list[tuple[dict[str, Any], list[int]]]) -> None:
         for message, fds in messages:
-            for fd in fds:
-                os.close(fd)
-            self._on_message(process.key, message)
+            if message["type"] == "slots":
+                self._take_slots(message["slots"], fds)
+            else:
+                self._on_message(process.key, message)
 
     def _on_message(self, key: Key, message: dict[str, Any]) -> None:
         kind = message["type"]
@@ -301,6 +309,33 @@ class Master:
         whole = status.of(self.cluster, self.processes, self.board, master, time.monotonic())
         return {**whole, "releases": list(self.history)}
 
+    # --- what an earlier master left ------------------------------------------------------------------------------
+
+    def _adopt(self, remains: Remains) -> None:
+        """Take over the processes and slots of a master that died. SlotError where the slots do not come back."""
+        for pid in remains.strays:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for one in remains.adopted.survivors:
+            process = self.processes.expect(one.key, remains.rows[one.key])
+            self.rows.add(process.row)
+            self.processes.is_running(process, one.pid)
+        wanted = set(remains.slots)
+        deadline = time.monotonic() + ADOPTION
+        while missing := wanted - {(slot.address, slot.index) for slot in self.slots.slots}:
+            if time.monotonic() > deadline:
+                names = ", ".join(sorted({address for address, _ in missing}))
+                raise SlotError(
+                    f"{names}: no process of the earlier master has handed it over within {ADOPTION:g} s; end them: "
+                    + ", ".join(str(one.pid) for one in remains.adopted.survivors)
+                )
+            self.loop.wait(deadline)
+        self.events.appendleft(remains.adopted)
+
+    def _take_slots(self, names: list[Any], fds: list[int]) -> None:
+        for (address, index, shared), fd in zip(names, fds, strict=False):
+            self.slots.adopt(address, index, shared, fd)
+
     # --- decide -----------------------------------------------------------------------------------------------------
 
     def _release(self, client: Client | None, wait: str = "ready") -> None:
@@ -337,6 +372,14 @@ class Master:
             self.cluster, commands = machine.step(self.cluster, event, time.monotonic())
             for command in commands:
                 ACTIONS[type(command)](self, command)
+        if self.exit_status is None:
+            rows = {process.key: process.row for process in self.processes.all()}
+            try:
+                self.roster.write(self.cluster, rows, tuple((slot.address, slot.index) for slot in self.slots.slots))
+            except OSError as error:
+                self.log.write(
+                    "error", f"the roster could not be written, a master after this one could not adopt: {error}"
+                )
 
     # --- act --------------------------------------------------------------------------------------------------------
 
@@ -496,6 +539,7 @@ class Master:
         self.log.write("info", "stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
+        self.roster.remove()
         self.control.close()
         self.hellos.close()
         self.slots.close()

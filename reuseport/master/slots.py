@@ -54,6 +54,17 @@ class Slots:
             else:
                 self._bind_inet(address)
 
+    def adopt(self, address: str, index: int, shared: bool, fd: int) -> None:
+        """Take over the slot that an earlier master opened, from a process that has it. A second copy is closed."""
+        if any(slot.address == address and slot.index == index for slot in self.slots):
+            os.close(fd)
+            return
+        sock = socket.socket(fileno=fd)
+        if all(name != address for _, name, _ in self._bound):
+            where = sock.getsockname()
+            self._bound.append((parse_address(address), address, where if isinstance(where, tuple) else (where,)))
+        self.slots.append(Slot(address, index, shared, sock))
+
     def open(self, count: int) -> list[Slot]:
         """Have `count` slots for each address, and return the new ones. SlotError where the kernel refuses one."""
         new: list[Slot] = []

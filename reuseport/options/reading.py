@@ -36,7 +36,7 @@ Words = list[tuple[str, Said]]  # (an option's name, what was said about it)
 
 def load(argv: Sequence[str], environ: Mapping[str, str], cwd: str) -> Settings:
     """Settings from the arguments of `serve`. Raises OptionError."""
-    return _read(make_origin(argv=argv, environ=environ, cwd=cwd))
+    return _read(make_origin(argv=argv, environ=environ, cwd=cwd), slips(environ))
 
 
 def from_keywords(app: str | None, **options: Any) -> Settings:
@@ -51,13 +51,14 @@ def from_keywords(app: str | None, **options: Any) -> Settings:
     keywords = {name: _plain(name, value) for name, value in keywords.items()}
     environ = dict(os.environ)
     return _read(
-        make_origin(environ=environ, cwd=working_directory(environ), keywords=keywords, script="" if app else script)
+        make_origin(environ=environ, cwd=working_directory(environ), keywords=keywords, script="" if app else script),
+        slips(environ),
     )
 
 
 def reload(settings: Settings) -> Settings:
     """Read the same sources again, the file as it is now. Raises OptionError."""
-    return _read(settings.origin)
+    return _read(settings.origin, [])
 
 
 def working_directory(environ: Mapping[str, str]) -> str:
@@ -75,10 +76,9 @@ def working_directory(environ: Mapping[str, str]) -> str:
     return logical if logical.startswith("/") and os.path.realpath(logical) == real else real
 
 
-def _read(origin: Origin) -> Settings:
-    remarks: list[str] = []
+def _read(origin: Origin, remarks: list[str]) -> Settings:
     typed = from_flags(origin.argv, OPTIONS, remarks, FOREIGN) + _from_keywords(origin.keywords or {}, remarks)
-    variables = from_environment(origin.environ, OPTIONS, remarks)
+    variables = from_environment(origin.environ, OPTIONS)
     path, place = config_file(typed, variables, origin.cwd)
     in_file = from_table(read_toml(path, place), path, remarks) if path else []
     # The weakest source first: the last word counts, and tables add up.
@@ -118,7 +118,7 @@ def from_flags(
     return words
 
 
-def from_environment(environ: Mapping[str, str], options: Sequence[Option], remarks: list[str]) -> Words:
+def from_environment(environ: Mapping[str, str], options: Sequence[Option]) -> Words:
     """What the variables say, parsed; an empty one says nothing. Raises OptionError."""
     words: Words = []
     names = {option.variable.removeprefix(PREFIX): option for option in options if ENVIRONMENT in option.where}
@@ -127,14 +127,18 @@ def from_environment(environ: Mapping[str, str], options: Sequence[Option], rema
         if variable:
             for item in _items(option, environ[variable], variable, split=True):
                 words.append((option.name, Said(ENVIRONMENT, variable, _parsed(option, item, variable))))
-    for variable in sorted(environ):
-        # Others may use the prefix as well, so only what looks like a slip is worth a line.
-        name = variable.removeprefix(PREFIX)
-        if name != variable and name not in names:
-            hint = did_you_mean(name, names, PREFIX)
-            if hint:
-                remarks.append(one_line(f"{variable} in the environment is no option{hint}"))
     return words
+
+
+def slips(environ: Mapping[str, str]) -> list[str]:
+    """A remark on each variable that looks like an option's, misspelt. Others may use the prefix for their own ends."""
+    names = {option.variable.removeprefix(PREFIX) for option in OPTIONS}
+    hints = {
+        variable: did_you_mean(variable.removeprefix(PREFIX), names, PREFIX)
+        for variable in sorted(environ)
+        if variable.startswith(PREFIX) and variable.removeprefix(PREFIX) not in names
+    }
+    return [one_line(f"{variable} in the environment is no option{hint}") for variable, hint in hints.items() if hint]
 
 
 def config_file(typed: Words, variables: Words, cwd: str) -> tuple[str, str]:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from reuseport.options.table import BY_NAME, OPTIONS, PREFIX, Option
+from reuseport.options.table import BY_NAME, OPTIONS, Option
 
 DEFAULT = "default"
 
-# Beside REUSEPORT_*, what a default looks at. Nothing else of the environment is kept: it may hold secrets.
-_VARIABLES = ("WEB_CONCURRENCY", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR")
+# What is kept of the environment: the options' variables, and what a default looks at. The rest may hold secrets.
+_KEPT = {"RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"}.union(*((one.variable, *one.fallbacks) for one in OPTIONS))
 
 
 class Origin(NamedTuple):
@@ -80,7 +80,10 @@ class Settings:
         raise AttributeError(f"settings do not change: {name!r} cannot be deleted")
 
     def __eq__(self, other: object) -> bool:
-        return self.to_json() == other.to_json() if isinstance(other, Settings) else NotImplemented
+        """Equal in values, where they came from, and what a release would read; remarks are only about the reading."""
+        if not isinstance(other, Settings):
+            return NotImplemented
+        return {**self.to_json(), "remarks": []} == {**other.to_json(), "remarks": []}
 
     __hash__ = None
 
@@ -134,7 +137,7 @@ def make_origin(
     keywords: Mapping[str, Any] | None = None,
     script: str = "",
 ) -> Origin:
-    kept = {name: value for name, value in (environ or {}).items() if name in _VARIABLES or name.startswith(PREFIX)}
+    kept = {name: value for name, value in (environ or {}).items() if name in _KEPT}
     return Origin(tuple(argv), MappingProxyType(kept), cwd, None if keywords is None else _frozen(keywords), script)
 
 

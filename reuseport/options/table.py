@@ -255,7 +255,6 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "umask", kinds.UMASK, None, flags=("-m",), unit="octal digits, in quotes in a file", group=PLACE,
-        effect="start",
         default_text="unchanged",
         help="The mode bits that files the application makes do not get: 022, 077.",
     ),

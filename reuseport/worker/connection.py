@@ -249,6 +249,7 @@ class Connection:
             return
         self.state = CLOSED
         self.deadline = NEVER
+        self.engine.wheel.forget(self)
         self.unread = b""
         self._watcher.close()
         if self._writer is not None:

@@ -28,25 +28,31 @@ class Wheel:
     """Calls `expire()` of what it holds soon after its deadline. Its timer runs only while it holds something."""
 
     def __init__(self, loop: Any) -> None:
-        self._buckets: dict[int, list[Timed]] = {}
+        self._loop = loop
+        self._buckets: dict[int, set[Timed]] = {}
         self._timer = loop.timer(0, ref=False)
         self._next = 0  # the tick that the timer waits for, 0 when it is stopped
-        self._loop = loop
 
     def watch(self, item: Timed) -> None:
         """Make sure that the item is looked at by its deadline. Needed when the deadline came nearer, or was NEVER."""
         tick = int(item.deadline / TICK) + 1
-        if item.tick and item.tick <= tick:
-            return
+        if item.tick:
+            if item.tick <= tick:
+                return
+            self._buckets[item.tick].discard(item)
         item.tick = tick
-        self._buckets.setdefault(tick, []).append(item)
-        if not self._next or tick < self._next:
-            self._arm(tick)
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            bucket = self._buckets[tick] = set()
+            if not self._next or tick < self._next:
+                self._arm(tick)
+        bucket.add(item)
 
-    def close(self) -> None:
-        """Stop the timer and forget everything."""
-        self._timer.close()
-        self._buckets.clear()
+    def forget(self, item: Timed) -> None:
+        """Hold the item no longer."""
+        if item.tick:
+            self._buckets[item.tick].discard(item)
+            item.tick = 0
 
     def _arm(self, tick: int) -> None:
         self._next = tick
@@ -58,14 +64,15 @@ class Wheel:
     def _turn(self) -> None:
         self._next = 0
         now = time.monotonic()
+        come = []
         for tick in sorted(tick for tick in self._buckets if tick * TICK <= now):
             for item in self._buckets.pop(tick):
-                if item.tick != tick:
-                    continue  # it was put into an earlier bucket meanwhile
                 item.tick = 0
-                if item.deadline <= now:
-                    item.expire()
-                elif item.deadline != NEVER:
-                    self.watch(item)
+                come.append(item)
+        for item in come:
+            if item.deadline <= now:
+                item.expire()
+            elif item.deadline != NEVER:
+                self.watch(item)
         if self._buckets:
             self._arm(min(self._buckets))

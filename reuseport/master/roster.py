@@ -1,0 +1,117 @@
+"""The roster: who belongs to this run directory, on disk, for the master that comes after this one.
+
+If a master dies (SIGKILL, out of memory) its workers serve on. The next master that owns the run directory reads here
+who they are; from their hellos it then gets its channels to them and the slots back.
+
+A pid alone proves nothing, since the kernel uses pids again: the time at which the process started goes with it
+(proc_pid_stat(5), field 22).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from reuseport.core.events import Adopted, Survivor
+from reuseport.core.model import ACCEPTING, LEAVING, TOLD, ZYGOTE, Cluster, Key, Release
+from reuseport.ipc.rundir import RunDirError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What an earlier master left: `adopted` for the core, a row for each survivor, and pids that belong nowhere."""
+
+    adopted: Adopted
+    rows: Mapping[Key, int]
+    slots: tuple[tuple[str, int], ...]
+    strays: tuple[int, ...]
+
+
+class Roster:
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._written: Any = None
+
+    def write(self, cluster: Cluster, rows: Mapping[Key, int], slots: tuple[tuple[str, int], ...]) -> None:
+        """Write down who there is, if that has changed."""
+        people = [
+            (g.number, number, pid, state, place, rows.get(Key(g.number, number), -1))
+            for g in cluster.generations.values()
+            for number, pid, state, place in _people(g)
+            if pid
+        ]
+        now = (people, cluster.last, cluster.slots, slots)
+        if now == self._written:
+            return
+        self._written = now
+        data = {
+            "v": VERSION,
+            "last": cluster.last,
+            "slots_per_address": cluster.slots,
+            "slots": slots,
+            "releases": {g.number: {**asdict(g.release), "workers": g.wanted} for g in cluster.generations.values()},
+            "processes": [
+                dict(zip(("generation", "number", "pid", "state", "place", "row"), one, strict=True))
+                | {"start": start_time(one[2])}
+                for one in people
+            ],
+        }
+        # A reader sees the old one or the new one, never half of it.
+        with open(self._path + ".new", "w", encoding="utf-8", opener=_private) as file:
+            json.dump(data, file)
+        os.replace(self._path + ".new", self._path)
+
+    def remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+    def read(self) -> Remains | None:
+        """What is left of an earlier master; None where nothing lives. RunDirError if it is damaged."""
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                data = json.load(file)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RunDirError(f"--run-dir: {self._path} is damaged ({error}); remove it if no worker is left") from None
+        living = [p for p in data["processes"] if p["start"] and start_time(p["pid"]) == p["start"]]
+        releases = {int(n): Release(**r) for n, r in data["releases"].items()}
+        survivors, rows, strays = [], {}, []
+        for p in living:
+            key = Key(p["generation"], p["number"])
+            if p["state"] in (ACCEPTING, LEAVING, TOLD, "loaded"):
+                survivors.append(Survivor(key, p["pid"], releases[key.generation], p["state"], p["place"]))
+                rows[key] = p["row"]
+            else:
+                strays.append(p["pid"])
+        if not survivors and not strays:
+            return None
+        slots = tuple((address, index) for address, index in data["slots"])
+        return Remains(Adopted(tuple(survivors), data["last"], data["slots_per_address"]), rows, slots, tuple(strays))
+
+
+def _people(g: Any) -> list[tuple[int, int, str, int]]:
+    people = [(number, w.pid, w.state, w.place) for number, w in sorted(g.workers.items())]
+    if g.zygote is not None:
+        people.append((ZYGOTE, g.zygote.pid, "loaded" if g.zygote.loaded else "loading", 0))
+    return people
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def start_time(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 if there is none, or only its zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] == b"Z" else int(fields[19])
