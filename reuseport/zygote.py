@@ -55,6 +55,7 @@ class Birth:
     settings: Settings
     name: str
     boot_output: int  # fd of the file that boot output goes to
+    queue: tuple[int, int]  # the ends of the generation's hand-over queue, to receive from and to send to
     listeners: dict[tuple[str, int], Listener]
     application: Any  # None: the worker loads it itself
 
@@ -72,6 +73,7 @@ class Zygote:
         self.settings: Settings | None = None
         self.name = ""
         self.boot_output = 1
+        self.queue = (-1, -1)
         self.application: Any = None
         self.separate = False
         self.orders: list[dict[str, Any]] = []
@@ -176,6 +178,7 @@ class Zygote:
             self.settings,
             self.name,
             self.boot_output,
+            self.queue,
             self.listeners,
             self.application,
         )
@@ -191,6 +194,7 @@ class Zygote:
                 self.recipe["separate"] = self.separate
                 self.settings = Settings.from_json(self.recipe["settings"])
                 self.name = message["name"]
+                self.queue = (fds[0], fds[1])
             elif kind == "fork":
                 self.orders.append(message)
         if self.channel.closed:
@@ -206,13 +210,15 @@ class Zygote:
                 sleep(RETRY)
                 continue
             listeners = list(self.listeners.values())
+            again = bool(self.recipe)
             channel.send(
                 "hello",
-                tuple(one.fd for one in listeners[: channels.FDS]),
+                (*self.queue, *(one.fd for one in listeners))[: channels.FDS] if again else (),
                 generation=self.generation,
                 number=0,
                 state="loaded" if self.recipe else "loading",
                 slots=[(one.address, one.index, one.shared) for one in listeners],
+                queue=again,
                 recipe=self.recipe,
             )
             return channel
@@ -235,7 +241,7 @@ class Zygote:
         os.setuid(uid)
 
     def _known_fds(self) -> set[int]:
-        return {self.channel.fileno(), *(one.fd for one in self.listeners.values())}
+        return {self.channel.fileno(), *self.queue, *(one.fd for one in self.listeners.values())}
 
 
 def _flush() -> None:

@@ -31,6 +31,7 @@ def ask(
     on_stage: Callable[[str], None] = lambda text: None,
     timeout: float | None = None,
     gone_within: float | None = None,
+    of_any_user: bool = False,
 ) -> dict[str, Any]:
     """Send one request to the master of `run_dir` and return its "done".
 
@@ -38,25 +39,28 @@ def ask(
     release takes as long as its application's import. With `gone_within` the call returns only when the master's
     process has ended, so many seconds after "done" at the latest. Raises Failure.
     """
-    with connect(run_dir) as connection, contextlib.ExitStack() as stack:
+    with connect(run_dir, of_any_user=of_any_user) as connection, contextlib.ExitStack() as stack:
         master = _pidfd(connection) if gone_within is not None else None
         if master is not None:
             stack.callback(os.close, master)
         connection.settimeout(timeout)
         try:
-            connection.sendall(json.dumps({"v": VERSION, **request}).encode() + b"\n")
+            _send(connection, request, run_dir)
             done = _done(connection, run_dir, on_stage)
             if gone_within is not None and done.get("ok"):
                 _await_end(connection, master, gone_within, run_dir)
         except TimeoutError as error:
             raise Failure(f"the master in {run_dir} has not answered for {timeout:g} seconds") from error
-        except (BrokenPipeError, ConnectionResetError) as error:
+        except ConnectionResetError as error:
             raise _died(run_dir) from error
         return done
 
 
-def connect(run_dir: str) -> socket.socket:
-    """A connection to the master of `run_dir`. Raises Failure, with the status NO_MASTER if there is none."""
+def connect(run_dir: str, *, of_any_user: bool = False) -> socket.socket:
+    """A connection to the master of `run_dir`. Raises Failure, with the status NO_MASTER if there is none.
+
+    `of_any_user` lets root ask another user's master; nobody else ever can.
+    """
     path = RunDir(run_dir).control
     if len(os.fsencode(path)) > UNIX_PATH_BYTES:
         raise Failure(f"no master in {run_dir}: its path is too long for a unix socket", NO_MASTER)
@@ -64,7 +68,7 @@ def connect(run_dir: str) -> socket.socket:
     connection.settimeout(CONNECT_SECONDS)
     try:
         connection.connect(path)
-        _check_peer(connection, run_dir)
+        _check_peer(connection, run_dir, of_any_user)
     except OSError as error:
         connection.close()
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.ELOOP):
@@ -88,10 +92,10 @@ def is_alive(run_dir: str) -> bool:
     return True
 
 
-def _check_peer(connection: socket.socket, run_dir: str) -> None:
+def _check_peer(connection: socket.socket, run_dir: str, of_any_user: bool) -> None:
     # /tmp is everybody's: whoever makes the directory first could play the master, and its answers are printed.
     _, uid, _ = _credentials(connection)
-    if uid not in (0, os.geteuid()) and os.geteuid() != 0:
+    if uid not in (0, os.geteuid()) and not (of_any_user and os.geteuid() == 0):
         raise Failure(f"what listens in {run_dir} belongs to user {uid}, and is not trusted")
 
 
@@ -111,6 +115,14 @@ def _pidfd(connection: socket.socket) -> int | None:
     except OSError:
         # Without it the end of the stream has to do; it comes a moment earlier than the end of the process.
         return None
+
+
+def _send(connection: socket.socket, request: dict[str, Any], run_dir: str) -> None:
+    try:
+        connection.sendall(json.dumps({"v": VERSION, **request}).encode() + b"\n")
+    except BrokenPipeError as error:
+        # Caught here and no further out, where it may also be the reader of our own output who has gone.
+        raise _died(run_dir) from error
 
 
 def _done(connection: socket.socket, run_dir: str, on_stage: Callable[[str], None]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from reuseport.cli.failure import INTERRUPTED, USAGE, Failure
 from reuseport.options import OptionError
-from reuseport.options.arguments import did_you_mean
+from reuseport.options.arguments import did_you_mean, one_line
 from reuseport.version import __version__
 
 COMMANDS = {
@@ -83,5 +83,5 @@ def _command(argv: list[str]) -> int:
 
 def _fail(message: str, status: int) -> int:
     sys.stdout.flush()
-    sys.stderr.write(f"reuseport: {message}\n")
+    sys.stderr.write(f"reuseport: {one_line(message)}\n")
     return status

@@ -29,16 +29,20 @@ _DECIDING = tuple(BY_NAME[name] for name in ("app", "name", "run_dir", "config")
 
 
 class Master(NamedTuple):
-    """The master in `run_dir`; `said` is the flag, variable or key that named it, "" if it is the only one alive."""
+    """The master in `run_dir`; `said` is the flag, variable or key that named it, "" if it is the only one alive.
+
+    `named` is whether it named this very directory, which then may be another user's.
+    """
 
     run_dir: str
     said: str
     environ: Mapping[str, str]
+    named: bool = False
 
     def ask(self, request: dict[str, Any], **how: Any) -> dict[str, Any]:
         """client.ask, with what helps to find a master that is not there."""
         try:
-            return client.ask(self.run_dir, request, **how)
+            return client.ask(self.run_dir, request, of_any_user=self.named, **how)
         except Failure as failure:
             if failure.status != NO_MASTER or not self.said:
                 raise
@@ -77,7 +81,7 @@ def find(typed: Words, environ: Mapping[str, str] | None = None, cwd: str | None
             values[option.name] = merge(option, mine, cwd)
             places[option.name] = mine[-1].place
     if "run_dir" in values:
-        return Master(values["run_dir"], places["run_dir"], environ)
+        return Master(values["run_dir"], places["run_dir"], environ, named=True)
     if "name" in values:
         return Master(default_run_dir(values["name"], environ, uid), places["name"], environ)
     if "app" in values or environ.get("RUNTIME_DIRECTORY"):
@@ -93,7 +97,8 @@ def _only_one(environ: Mapping[str, str], uid: int) -> Master:
         raise Failure(f"no master in {home}; -n NAME, --run-dir DIR or -c FILE says where it is", NO_MASTER)
     if len(living) > 1:
         raise Failure(f"which master? {_names(living)} live in {home}", USAGE)
-    return Master(*living.values(), "", environ)
+    [run_dir] = living.values()
+    return Master(run_dir, "", environ)
 
 
 def _living(environ: Mapping[str, str], uid: int) -> dict[str, str]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from reuseport.cli import place
 from reuseport.cli.failure import FAILED, INTERRUPTED, Failure
 from reuseport.options import Option, kinds
+from reuseport.options.arguments import one_line
 from reuseport.options.manual import manual
 from reuseport.options.table import FLAG
 
@@ -60,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
     def on_stage(text: str) -> None:
         stages.append(text)
         if not values["json"]:
-            print(text, flush=True)
+            print(one_line(text), flush=True)
 
     try:
         done = master.ask({"do": "release", "wait": values["wait"]}, on_stage=on_stage)
@@ -75,7 +76,8 @@ def run(argv: Sequence[str]) -> int:
             print(text)
         return 0
     sys.stdout.flush()
-    print(f"reuseport: release failed: {done.get('error') or 'the master gave no reason'}", file=sys.stderr)
+    error = one_line(str(done.get("error") or "the master gave no reason"))
+    print(f"reuseport: release failed: {error}", file=sys.stderr)
     output = str(done.get("output") or "")
     if output:
         print(output.rstrip("\n"), file=sys.stderr)

@@ -227,7 +227,10 @@ def _last_release(release: Mapping[str, Any], now: float, width: int | None) -> 
     at, seconds = release.get("at"), release.get("seconds")
     when = f", {duration(now - at)} ago" if isinstance(at, int | float) else ""
     took = f", took {seconds:.1f}s" if isinstance(seconds, int | float) else ""
-    lines = [f"last release: generation {release.get('number')}, {release.get('outcome', 'ended')}{when}{took}"]
+    # A release whose configuration could not be read never got a number.
+    number = release.get("number")
+    which = "" if number is None else f"generation {number}, "
+    lines = [f"last release: {which}{release.get('outcome', 'ended')}{when}{took}"]
     if release.get("error"):
         lines += textwrap.wrap(str(release["error"]), (width or sys.maxsize) - 2, break_on_hyphens=False)
     return [lines[0], *("  " + line for line in lines[1:])]

@@ -177,6 +177,13 @@ class Drain:
 
 
 @dataclass(frozen=True)
+class Bequeath:
+    """Tell a draining worker that its connections now go to the generation that serves."""
+
+    key: Key
+
+
+@dataclass(frozen=True)
 class Quit:
     """End at once, in an orderly way if it can."""
 
@@ -231,5 +238,18 @@ class Finish:
 
 
 Command = (
-    OpenSlots | CloseSlots | StartZygote | Fork | Accept | Drain | Quit | Abort | Kill | Answer | Record | Note | Finish
+    OpenSlots
+    | CloseSlots
+    | StartZygote
+    | Fork
+    | Accept
+    | Drain
+    | Bequeath
+    | Quit
+    | Abort
+    | Kill
+    | Answer
+    | Record
+    | Note
+    | Finish
 )

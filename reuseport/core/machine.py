@@ -393,6 +393,8 @@ def _stop_asked(t: Turn, event: ev.StopAsked) -> None:
         t.do(ev.CloseSlots())
         t.answer(t.state.pending_askers, False, 0, "the server was stopped")
         t.change(pending=None, pending_askers=())
+        for g in t.state.having(DRAINING):
+            t.do(*(ev.Drain(Key(g.number, number), last=True) for number in g.having(LEAVING)))
     t.change(
         stopping="quick" if quick else "graceful",
         stop_by=t.now + event.timeout if event.timeout and not quick else None,
@@ -530,6 +532,8 @@ def _serve(t: Turn, g: Generation) -> None:
     t.move(g, "all accepting", deadline=None, deaths=0, askers=(), first_served=t.now)
     t.change(replaced=0, served=True)
     draining = t.state.having(DRAINING)
+    for old in draining:
+        t.do(*(ev.Bequeath(Key(old.number, number)) for number in old.having(LEAVING)))
     text = f"generation {g.number} serves with {g.wanted} worker{'s' if g.wanted != 1 else ''}"
     if draining:
         text += "; draining: " + ", ".join(str(d.number) for d in draining)

@@ -28,7 +28,8 @@ PSS = 8  # gauge: proportional memory in bytes
 JOBS = 9  # gauge: registered jobs now
 BYTES_OUT = 10  # response bytes handed to the kernel
 LOOKS = 11  # looks at siblings' slots
-# Fields 12 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
+TAKEN = 12  # connections handed over to this worker
+# Fields 13 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
 
 NAMES = {
     "requests_total": REQUESTS,
@@ -42,6 +43,7 @@ NAMES = {
     "jobs": JOBS,
     "bytes_out": BYTES_OUT,
     "looks": LOOKS,
+    "taken": TAKEN,
 }
 
 

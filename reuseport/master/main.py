@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import sys
 import time
 from collections import deque
@@ -80,6 +81,7 @@ class Master:
         self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
         self.boot_logs: dict[int, BootLog] = {}
         self.rows: set[int] = set()
+        self.queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
         self.exit_status: int | None = None
 
         release = release_of(settings)  # a mistake in it should show before anything is taken
@@ -198,10 +200,14 @@ class Master:
         if key.number == ZYGOTE:
             g = self.cluster.generations.get(key.generation)
             if g is not None and hello["state"] != "loaded":
-                channel.send("boot", recipe=g.release.recipe, name=self.first.name)
+                ends = self.queues.get(key.generation) or self._new_queue(key.generation)
+                channel.send("boot", tuple(end.fileno() for end in ends), recipe=g.release.recipe, name=self.first.name)
         else:
             self.events.append(ev.Forked(key, process.pid))
         have = {(address, index) for address, index, _ in hello["slots"]}
+        if hello.get("queue"):
+            self._adopt_queue(key.generation, fds[:2])
+            del fds[:2]
         self._take_slots(hello["slots"], fds)
         self._pass_slots(channel, [s for s in self.slots.slots if (s.address, s.index) not in have])
         self._flush(channel)
@@ -332,6 +338,19 @@ class Master:
             self.loop.wait(deadline)
         self.events.appendleft(remains.adopted)
 
+    def _new_queue(self, generation: int) -> tuple[socket.socket, socket.socket]:
+        """The generation's hand-over queue; the master keeps both ends, so that a new zygote gets the same one."""
+        ends = self.queues[generation] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return ends
+
+    def _adopt_queue(self, generation: int, fds: list[int]) -> None:
+        if generation in self.queues:
+            for fd in fds:
+                os.close(fd)
+        else:
+            receiving, sending = (socket.socket(fileno=fd) for fd in fds)
+            self.queues[generation] = receiving, sending
+
     def _take_slots(self, names: list[Any], fds: list[int]) -> None:
         for (address, index, shared), fd in zip(names, fds, strict=False):
             self.slots.adopt(address, index, shared, fd)
@@ -372,6 +391,10 @@ class Master:
             self.cluster, commands = machine.step(self.cluster, event, time.monotonic())
             for command in commands:
                 ACTIONS[type(command)](self, command)
+        for number in [n for n in self.queues if n not in self.cluster.generations and self.cluster.last]:
+            # With the last copy of the receiving end, what nobody has taken goes back to its senders.
+            for end in self.queues.pop(number):
+                end.close()
         if self.exit_status is None:
             rows = {process.key: process.row for process in self.processes.all()}
             try:
@@ -446,7 +469,19 @@ class Master:
     def _drain(self, command: ev.Drain) -> None:
         if command.last:
             self._send(command.key, "stopping")
+        else:
+            self._bequeath(ev.Bequeath(command.key))
         self.processes.signal(command.key, signal.SIGTERM)
+
+    def _bequeath(self, command: ev.Bequeath) -> None:
+        process = self.processes.get(command.key)
+        serving = self.cluster.serving
+        queue = self.queues.get(serving.number) if serving else None
+        if process is None or process.channel is None or queue is None:
+            return
+        assert serving is not None
+        process.channel.send("heir", (queue[1].fileno(),), generation=serving.number)
+        self._flush(process.channel)
 
     def _quit(self, command: ev.Quit) -> None:
         if command.key.number == ZYGOTE or not self._send(command.key, "quit"):
@@ -559,6 +594,7 @@ ACTIONS: dict[type, Callable[[Master, Any], None]] = {
     ev.Fork: Master._fork,
     ev.Accept: Master._accept,
     ev.Drain: Master._drain,
+    ev.Bequeath: Master._bequeath,
     ev.Quit: Master._quit,
     ev.Abort: Master._abort,
     ev.Kill: Master._kill,

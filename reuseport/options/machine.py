@@ -89,8 +89,12 @@ def interpreter_of(python: str, directory: str) -> str:
     directory are followed, so that a `current` that is flipped later does not change a living generation.
     """
     if not python:
-        return sys.executable
-    found = os.path.join(directory, python) if "/" in python else shutil.which(python)
+        # The master's own may lie behind `current` as well.
+        found: str | None = sys.executable
+    elif "/" in python:
+        found = os.path.join(directory, python)
+    else:
+        found = shutil.which(python)
     if not found:
         raise ValueError(f"{python!r} is not in PATH")
     head, tail = os.path.split(found)

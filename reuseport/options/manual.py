@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reuseport.options import kinds
+from reuseport.options.arguments import one_line
 from reuseport.options.settings import DEFAULT, Settings
 from reuseport.options.table import ENVIRONMENT, FILE, FLAG, OPTIONS, Option
 
@@ -34,15 +35,16 @@ def print_config(settings: Settings) -> str:
         if option.group != group:
             group = option.group
             lines += ["", f"# {group}"] if lines else [f"# {group}"]
-        value, source = getattr(settings, option.name), _source(settings, option)
+        value, source = getattr(settings, option.name), _source(settings, option.name)
         shown = [option.kind.show(item) for item in value] if option.repeatable else option.kind.show(value)
         # TOML has no null.
         begin = f"# {option.name} is not set" if shown is None else f"{option.name} = {_toml(shown)}"
         lines.append(f"{begin}  # {source}")
     for option in in_file:
         if option.kind is kinds.ASSIGNMENT:
-            lines += ["", f"[{option.name}]  # {_source(settings, option)}"]
-            lines += [f"{_toml_key(key)} = {_toml(text)}" for key, text in getattr(settings, option.name).items()]
+            lines += ["", f"[{option.name}]"]
+            for key, text in getattr(settings, option.name).items():
+                lines.append(f"{_toml_key(key)} = {_toml(text)}  # {_source(settings, f'{option.name}.{key}')}")
     return "\n".join(lines) + "\n"
 
 
@@ -83,12 +85,11 @@ def _wrap(text: str, width: int, indent: str) -> str:
     )
 
 
-def _source(settings: Settings, option: Option) -> str:
-    source, place = settings.sources[option.name], settings.places[option.name]
+def _source(settings: Settings, name: str) -> str:
+    source, place = settings.sources[name], settings.places[name]
     if source == FILE:
-        place = place.removesuffix(f": {option.name}")
-    text = source if source == DEFAULT or place == option.name else f"{source} {place}"
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+        place = place.rpartition(": ")[0]
+    return one_line(source if source == DEFAULT or place == name else f"{source} {place}")
 
 
 def _toml(value: Any) -> str:

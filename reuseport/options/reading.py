@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -93,6 +94,8 @@ def _read(origin: Origin, remarks: list[str]) -> Settings:
         if mine:
             values[option.name] = merge(option, mine, origin.cwd)
             places[option.name] = (mine[-1].source, mine[-1].place)
+            if option.kind is kinds.ASSIGNMENT:
+                places |= {f"{option.name}.{word.value[0]}": (word.source, word.place) for word in mine}
     if path:
         values["config"] = path
     if values.get("max_requests_jitter") and not values.get("max_requests"):
@@ -154,7 +157,15 @@ def config_file(typed: Words, variables: Words, cwd: str) -> tuple[str, str]:
 def read_toml(path: str, place: str) -> dict[str, Any]:
     """The file's table. Raises OptionError that names the file, what asked for it, and the line."""
     asked = f"{place}: " if place else ""
+    if path.endswith(".py"):
+        raise OptionError(
+            f"{asked}{path}: is a Python file; a TOML file is wanted, whose keys are the flags' long names"
+        )
     try:
+        mode = Path(path).stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            # A pipe gives its text once, and would hold up the master for ever at the next release.
+            raise OptionError(f"{asked}{path}: is not a regular file, which a release could read again")
         with Path(path).open("rb") as file:
             return tomllib.load(file)
     except OSError as error:

@@ -37,7 +37,8 @@ class Settings:
     """Every option's value as an attribute of its name.
 
     `sources` maps a name to "flag", "environment", "file" or "default"; `places` to the flag, variable or file and key
-    that said it, "" for a default. `remarks` are lines for the user about what was taken but means nothing.
+    that said it, "" for a default; "env.KEY" in both is one key of a table. `remarks` are lines for the user about what
+    was taken but means nothing.
     """
 
     __slots__ = ("_values", "origin", "places", "remarks", "sources")
@@ -62,8 +63,9 @@ class Settings:
             complete[option.name] = _frozen(value)
         put = super().__setattr__
         put("_values", MappingProxyType(complete))
-        put("sources", MappingProxyType({name: said.get(name, (DEFAULT, ""))[0] for name in complete}))
-        put("places", MappingProxyType({name: said.get(name, (DEFAULT, ""))[1] for name in complete}))
+        every = {**dict.fromkeys(complete, (DEFAULT, "")), **said}
+        put("sources", MappingProxyType({name: source for name, (source, _) in every.items()}))
+        put("places", MappingProxyType({name: place for name, (_, place) in every.items()}))
         put("remarks", tuple(remarks))
         put("origin", origin)
 
@@ -85,7 +87,7 @@ class Settings:
             return NotImplemented
         return {**self.to_json(), "remarks": []} == {**other.to_json(), "remarks": []}
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name}={value!r}" for name, value in self._values.items() if self.sources[name] != DEFAULT)
@@ -107,7 +109,11 @@ class Settings:
     def from_json(cls, data: Mapping[str, Any]) -> Settings:
         """The inverse of to_json: what is unknown is ignored, what is missing gets its default."""
         known = {name: value for name, value in data.get("values", {}).items() if name in BY_NAME}
-        said = {name: (place[0], place[1]) for name, place in data.get("said", {}).items() if name in BY_NAME}
+        said = {
+            name: (place[0], place[1])
+            for name, place in data.get("said", {}).items()
+            if name.partition(".")[0] in BY_NAME
+        }
         origin = {name: value for name, value in data.get("origin", {}).items() if name in Origin._fields}
         return cls(known, said, data.get("remarks", ()), make_origin(**origin))
 

@@ -28,6 +28,7 @@ from .wheel import NEVER
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .loopset import LoopSet
 
 READ, WRITE = 1, 2  # of a loop's io watcher
 PIECE = 16384  # bytes read at once while a head is awaited
@@ -39,6 +40,7 @@ WAITING = "waiting"  # for the first byte of a request
 HEAD = "head"  # some of a head has come
 SERVING = "serving"  # the application works on a request
 LINGERING = "lingering"  # everything was said; what the client still sends is thrown away
+PASSED = "passed"  # given to another worker, which has not acknowledged it yet
 CLOSED = "closed"
 
 
@@ -218,8 +220,58 @@ class Connection:
             return
         self.state = WAITING
         self._set_deadline(self.engine.keep_alive)
+        if self.engine.pass_on is not None:
+            self.engine.is_idle(self)
         if not self._pumping and (self.unread or self._parked):
             self.engine.loop.run_callback(self._resume)
+
+    # In the loop: the hand-over to another worker.
+
+    @property
+    def can_pass(self) -> bool:
+        """Whether it is between two requests, so that another worker can go on."""
+        return self.state is WAITING or self.state is HEAD
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def seconds_left(self) -> float | None:
+        """Until its deadline; None where it has none."""
+        return None if self.deadline == NEVER else max(self.deadline - time.monotonic(), 0.0)
+
+    def let_go(self, loop_set: LoopSet) -> None:
+        """Do not touch it any more: somebody else may be reading it from now on."""
+        self.state = PASSED
+        self.engine.wheel.forget(self)
+        self._watcher.stop()
+        loop_set.forget(self._sock.fileno())
+
+    def take_back(self) -> None:
+        """Nobody has taken it: go on as if nothing had been."""
+        if self.state is PASSED:
+            self.state = WAITING
+            if self.deadline != NEVER:
+                self.engine.wheel.watch(self)
+            self._parked = False
+            self._watcher.start(self._readable)
+            if self.unread:
+                self.engine.loop.run_callback(self._resume)
+
+    def passed(self) -> None:
+        """Somebody else serves it now."""
+        if self.state is PASSED:
+            self.state = CLOSED
+            self.unread = b""
+            self._watcher.close()
+            self._sock.close()
+            self.engine.connection_closed(self)
+
+    def inherit(self, seconds: float | None) -> None:
+        """Its deadline runs on from where another worker left it; None for no deadline."""
+        if self.can_pass:
+            self.deadline = NEVER if seconds is None else time.monotonic() + seconds
+            if seconds is not None:
+                self.engine.wheel.watch(self)
 
     def linger(self) -> None:
         """Send the end of the stream, then wait for the client's before closing."""

@@ -62,6 +62,9 @@ class Engine:
             limit_field_size=settings.limit_request_field_size,
             limit_body=settings.limit_request_body,
         )
+        self.closing = False  # each response is its connection's last
+        self.pass_on: Callable[[list[Connection]], None] | None = None
+        self._idle: list[Connection] = []
         self.wheel = Wheel(self.loop)
         self._board = board
         self._open: set[Connection] = set()
@@ -70,7 +73,7 @@ class Engine:
         self._templates: dict[Any, dict[str, Any]] = {}
         self._date = 0, b""
 
-    def adopt(self, fd: int, peer: Any, local: Any, *, data: bytes = b"") -> None:
+    def adopt(self, fd: int, peer: Any, local: Any, *, data: bytes = b"") -> Connection:
         """Take over an accepted, non-blocking client fd; `data` was read from it already."""
         environ = self._templates.get(local)
         if environ is None:
@@ -81,10 +84,30 @@ class Engine:
         self._board[CONNECTIONS] = self.connections
         if data:
             connection.take_over(data)
+        return connection
 
     def drain(self) -> None:
         """From now on each response is its connection's last. Idle connections wait for their next request."""
+        self.draining = self.closing = True
+        self.pass_on = None
+
+    def drain_to(self, pass_on: Callable[[list[Connection]], None]) -> None:
+        """From now on each connection between two requests is given to `pass_on`, in lists, and closed by nobody."""
         self.draining = True
+        self.closing = False
+        self.pass_on = pass_on
+        pass_on([connection for connection in self._open if connection.can_pass])
+
+    def is_idle(self, connection: Connection) -> None:
+        """A connection has ended a request while the engine passes them on."""
+        if not self._idle:
+            self.loop.run_callback(self._pass_idle)
+        self._idle.append(connection)
+
+    def _pass_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        if self.pass_on is not None:
+            self.pass_on(idle)
 
     def close_idle(self) -> None:
         """Close the connections that wait for a request: at a stop, where nobody will answer their next one."""
@@ -93,7 +116,7 @@ class Engine:
 
     def close_all(self) -> None:
         """Close every connection now, whatever it is doing."""
-        self.draining = True
+        self.draining = self.closing = True
         for connection in list(self._open):
             connection.close()
 

@@ -25,6 +25,7 @@ from typing import Any
 from gevent import monkey
 
 from reuseport.ipc.scoreboard import ACCEPTED, LOOKS, STOLEN
+from reuseport.worker.loopset import LoopSet
 
 epoll = monkey.get_original("select", "epoll")
 EPOLLIN, EPOLLONESHOT = 1, 1 << 30
@@ -77,6 +78,7 @@ class Acceptor:
         self, loop: Any, adopt: Adopt, board: Any, log: Callable[[str, str], None], steal: bool = True
     ) -> None:
         self._loop = loop
+        self._loop_set = LoopSet(loop)
         self._adopt = adopt
         self._board = board
         self._log = log
@@ -134,13 +136,7 @@ class Acceptor:
     def _forget_fd(self, watcher: Any, fd: int) -> None:
         watcher.stop()
         watcher.close()
-        loop_set = epoll.fromfd(os.dup(self._loop.fileno()))
-        try:
-            loop_set.unregister(fd)
-        except FileNotFoundError:
-            pass  # it was never watched, or the loop has noticed by itself
-        finally:
-            loop_set.close()
+        self._loop_set.forget(fd)
 
     def _watch(self, slot: Slot) -> None:
         slot.own = slot.listener.shared or slot.listener.index in self._own

@@ -26,11 +26,13 @@ from setproctitle import setproctitle
 
 from reuseport.ipc import channel as channels
 from reuseport.ipc.logline import LEVELS, line
-from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, REQUESTS, RSS, TURNED, Scoreboard
+from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, REQUESTS, RSS, TAKEN, TURNED, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.worker import application, warmup
 from reuseport.worker.engine import Engine
+from reuseport.worker.handover import Receiver, Sender
 from reuseport.worker.listeners import Acceptor, Listener
+from reuseport.worker.loopset import LoopSet
 
 if TYPE_CHECKING:
     from reuseport.zygote import Birth
@@ -62,6 +64,8 @@ class Worker:
         self.acceptor: Acceptor | None = None
         self.early: list[dict[str, Any]] = []  # what the master said before the engine stood
         self.retiring = False
+        self.heir = 0
+        self.stopping = False
         self.limit = self.settings.max_requests
         if self.limit and self.settings.max_requests_jitter:
             self.limit += random.randint(0, self.settings.max_requests_jitter)
@@ -110,6 +114,9 @@ class Worker:
             log=self.log,
         )
         self.engine.on_change = self._leave_if_done
+        self.loop_set = LoopSet(self.loop)
+        self.sender = Sender(self.loop, self.loop_set, self.engine.drain)
+        self.receiver = Receiver(self.loop, birth.queue[0], self._inherit, self.log)
         if self.limit:
             self.engine.on_request_end = self._count_request
         self._beat()
@@ -174,12 +181,13 @@ class Worker:
         again = self.state != "starting"
         channel.send(
             "hello",
-            tuple(one.fd for one in listeners[: channels.FDS]) if again else (),
+            (*self.birth.queue, *(one.fd for one in listeners))[: channels.FDS] if again else (),
             generation=self.birth.generation,
             number=self.birth.number,
             state=self.state,
             row=self.birth.row,
             slots=[(one.address, one.index, one.shared) for one in listeners],
+            queue=again,
             jobs=self.board[JOBS],
             recipe=self.birth.recipe if again else {},
         )
@@ -200,6 +208,8 @@ class Worker:
         for message, fds in channel.receive():
             if message["type"] == "slots":
                 self._add_slots(message["slots"], fds)
+            elif message["type"] == "heir":
+                self._set_heir(message["generation"], fds)
             elif self.engine is None:
                 self.early.append(message)
             else:
@@ -222,6 +232,8 @@ class Worker:
         if kind == "accept" and self.state in ("ready", "serving"):
             assert self.acceptor is not None
             self.acceptor.own(message["own"])
+            if self.state == "ready":
+                self.receiver.start()
             self.state = "serving"
             self._say("accepting")
         elif kind == "stopping":
@@ -246,6 +258,37 @@ class Worker:
     def _adopt(self, fd: int, peer: Any, local: Any) -> None:
         assert self.engine is not None
         self.engine.adopt(fd, peer, local)
+
+    def _inherit(self, fd: int, peer: Any, local: Any, data: bytes, seconds: float | None) -> None:
+        assert self.engine is not None
+        connection = self.engine.adopt(fd, peer, local, data=data)
+        connection.inherit(seconds)
+        self.board[TAKEN] += 1
+        if self.stopping and connection.can_pass:
+            connection.close()
+        elif self.engine.pass_on is not None:
+            self.engine.is_idle(connection)  # it came to a worker that is leaving, too
+
+    def _set_heir(self, generation: int, fds: list[int]) -> None:
+        """The generation that gets this worker's connections; news for as long as this worker lives."""
+        if self.engine is None or not fds:
+            for fd in fds:
+                os.close(fd)
+            return
+        if self.stopping:
+            os.close(fds[0])
+            return
+        self.heir = generation
+        self.sender.set_heir(fds[0])
+        if self.state == "draining":
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        assert self.engine is not None
+        if self.heir == self.birth.generation:
+            # What it gives to its own generation's queue must not come back to itself.
+            self.receiver.stop(self.loop_set)
+        self.engine.drain_to(self.sender.give)
 
     def _count_request(self) -> None:
         if not self.retiring and self.board[REQUESTS] >= self.limit:
@@ -310,15 +353,24 @@ class Worker:
     def _drain(self, last: bool) -> None:
         """Accept nothing new, finish what there is, leave. `last`: nobody accepts after this worker."""
         if self.state == "draining":
+            if last and not self.stopping:
+                self.stopping = True
+                self.engine.drain()
+                self.engine.close_idle()
             return
         if self.engine is None or self.acceptor is None:
             self.exit()
         self.acceptor.stop(take_rest=last)
         self.state = "draining"
+        self.stopping = last
         self._retitle()
-        self.engine.drain()
         if last:
+            self.engine.drain()
             self.engine.close_idle()
+        elif self.sender.has_heir:
+            self._hand_over()
+        else:
+            self.engine.drain()
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:

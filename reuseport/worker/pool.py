@@ -32,6 +32,7 @@ class Pool:
         self._hub = hub
         self._serve = serve
         self._idle: list[greenlet] = []
+        self._first: Any = None
         self._references = self._count_references()
 
     @staticmethod
@@ -50,10 +51,13 @@ class Pool:
                 candidate.switch(job)
                 return
             # Somebody knows it. It ends when they forget it, or by what they throw into it.
-        greenlet(self._main, self._hub).switch(job)
+        self._first = job
+        greenlet(self._main, self._hub).switch()
 
-    def _main(self, job: Any) -> None:
-        # No local name may hold the greenlet while it waits: it would keep itself alive.
+    def _main(self) -> None:
+        # A greenlet keeps the arguments that it was started with while it lives: so the first job comes otherwise.
+        # And no local name may hold the greenlet while it waits: it would keep itself alive.
+        job, self._first = self._first, None
         while True:
             self._serve(job)
             job = None

@@ -283,7 +283,7 @@ class Response:
                 self.keep_alive = False
         if not self._has_date:
             fields.append(engine.date())
-        if self.keep_alive and (engine.draining or self.body.spoils_connection(SKIP)):
+        if self.keep_alive and (engine.closing or self.body.spoils_connection(SKIP)):
             self.keep_alive = False
         if not self.keep_alive:
             fields.append(b"Connection: close\r\n\r\n")

@@ -76,6 +76,8 @@ def misfit(number: int, ask: Ask, response: Response) -> str:
     version = response.number("x-version")
     if version < 1:
         return "wrong body: not from the sample monolith"
+    if ask.target == "/bare":
+        return "" if response.body == b"ok" else f"wrong body: {bytes(response.body[:40])!r}"
     if ask.target.startswith("/stream"):
         return _misfit_of_stream(ask, version, bytes(response.body))
     try:
@@ -234,8 +236,8 @@ class Clients:
         rate = plan.get("rate", 0.0)
         requests = int(plan.get("requests", 1 if kind in ("slow", "upload", "stream") else 50))
         make: Callable[[], Ask]
-        if kind in ("one-shot", "burst"):
-            page = "/work?ms=%g" % plan["ms"] if "ms" in plan else "/"  # noqa: UP031
+        if kind == "one-shot":
+            page = "/bare" if plan.get("bare") else f"/work?ms={plan['ms']:g}" if plan.get("ms") else "/"
             make = lambda: Ask(kind, page, keep=False)  # noqa: E731
         elif kind == "keep-alive":
             page = "/rows" if plan.get("rows") else "/"

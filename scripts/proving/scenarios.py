@@ -150,13 +150,14 @@ def broken(tell: Tell) -> Result:
         for variant in BROKEN:
             for door in ("release", "HUP"):
                 release = rounds.release(variant, door=door)
-                last = release.error.splitlines()[-1].strip() if release.error else "(nothing)"
+                first = release.error.partition("\n")[0].removeprefix("reuseport: release failed: ")
                 good = release.outcome == "failed" and not release.trouble
                 if door == "release":
-                    shown = f"{release.outcome} after {release.seconds:.1f} s: {last[:90]}"
+                    shown = f"{release.outcome} after {release.seconds:.1f} s: {first[:100]}"
                     result.add(variant, shown, "exit 1, and why", good)
                 pause(rounds, 0.5)
         after = rounds.release()
+        pause(rounds, 1)
         account = rounds.finish()
         only = sorted(account.by_version) in ([1], [1, after.version])
         result.take(rounds)
@@ -221,7 +222,7 @@ def steal(tell: Tell) -> Result:
     for _ in range(3):
         for switch in ("1", "0"):
             with Round(workers=8, env={"REUSEPORT_STEAL": switch}) as rounds:
-                rounds.load.begin({"one-shot": {"rate": rate}})
+                rounds.load.begin({"one-shot": {"rate": rate, "bare": 1}})
                 pause(rounds, 1)
                 pids = [worker["pid"] for worker in rounds.server.ready(rounds.server.status())]
                 with rounds.load.looking() as account:

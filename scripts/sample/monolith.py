@@ -25,6 +25,12 @@ def application(environ, start_response):
     return page(environ, query, start_response)
 
 
+def bare(environ, query, start_response):
+    """As little as an application can do: what is left is the server."""
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2"), *marks(environ)])
+    return [b"ok"]
+
+
 def front(environ, query, start_response):
     """A short request."""
     return answer(environ, query, start_response)
@@ -103,4 +109,12 @@ def marks(environ):
     ]
 
 
-PAGES = {"/": front, "/slow": slow, "/burn": burn, "/work": work, "/upload": upload, "/stream": stream}
+PAGES = {
+    "/": front,
+    "/bare": bare,
+    "/slow": slow,
+    "/burn": burn,
+    "/work": work,
+    "/upload": upload,
+    "/stream": stream,
+}

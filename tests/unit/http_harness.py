@@ -6,9 +6,12 @@ how bytes arrive. Nothing is patched: the engine needs gevent's loop, not gevent
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
+import struct
+import termios
 import time
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -120,7 +123,14 @@ class Client:
                 gevent.sleep(0.001)
             except (BrokenPipeError, ConnectionResetError):
                 return
-        turn()
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the engine has read what was sent, or is not going to: it may be waiting for the application."""
+        for _ in range(30):
+            turn()
+            if self.sock.family == socket.AF_UNIX and not unread_by_peer(self.sock):
+                return
 
     def finish(self) -> None:
         try:
@@ -151,9 +161,13 @@ class Client:
 
 
 def turn() -> None:
-    """Let the loop see what is readable and run what follows from it."""
-    gevent.sleep(0)
-    gevent.sleep(0)
+    """Let the loop see what is readable and run what follows from it. (After a sleep of 0 it would not look.)"""
+    gevent.sleep(1e-6)
+
+
+def unread_by_peer(sock: socket.socket) -> int:
+    (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
+    return count
 
 
 def wait_for(condition, patience: float = PATIENCE) -> None:
@@ -162,7 +176,7 @@ def wait_for(condition, patience: float = PATIENCE) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         spins += 1
-        gevent.sleep(0 if spins < 20 else 0.002)
+        gevent.sleep(1e-6 if spins < 20 else 0.002)
 
 
 def parse(data: bytes, methods: tuple[str, ...] = ()) -> list[Answer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -66,9 +67,12 @@ def test_split_at_every_byte(case, harness):
         check(case, harness.talk(data[:at], data[at:]), harness)
 
 
-@given(case=st.sampled_from([parameter.values[0] for parameter in CASES]), cuts=st.sets(st.integers(1, 400), max_size=8))
+@given(
+    case=st.sampled_from([parameter.values[0] for parameter in CASES]),
+    cuts=st.sets(st.integers(1, 400), max_size=8),
+)
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_pieces(case, cuts, harness):
     data = stream(case)
     edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
-    check(case, harness.talk(*(data[a:b] for a, b in zip(edges, edges[1:], strict=False))), harness)
+    check(case, harness.talk(*(data[a:b] for a, b in pairwise(edges))), harness)

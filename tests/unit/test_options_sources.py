@@ -128,6 +128,9 @@ def test_a_mistake_in_the_file_names_the_file_and_the_key(text: str, message: st
 def test_a_file_that_cannot_be_read_names_what_asked_for_it(cwd: str) -> None:
     assert mistake(["-c", "no.toml"], {}, cwd) == f"-c: {cwd}/no.toml: no such file or directory"
     assert mistake([], {"REUSEPORT_CONFIG": "/"}, cwd) == "REUSEPORT_CONFIG: /: is a directory"
+    assert mistake(["-c", "gunicorn.conf.py"], {}, cwd).startswith(f"-c: {cwd}/gunicorn.conf.py: is a Python file; ")
+    os.mkfifo(Path(cwd, "pipe"))
+    assert mistake(["-c", "pipe"], {}, cwd).startswith(f"-c: {cwd}/pipe: is not a regular file")
     Path(cwd, "reuseport.toml").symlink_to("nowhere")
     assert mistake([], {}, cwd) == f"{cwd}/reuseport.toml: no such file or directory"
     Path(cwd, "latin.toml").write_bytes(b"name = '\xe9'")
@@ -323,6 +326,8 @@ def test_keywords_are_flags_for_an_embedding(tmp_path: Path, monkeypatch) -> Non
 def test_the_configuration_that_is_printed_can_be_read_again(cwd: str) -> None:
     write(cwd, 'keep_alive = 2.5\n[env]\n"odd key" = "\\u007f\\"\\n"')
     argv = [
+        "-e",
+        "B=1",
         "-b",
         "[::1]:80",
         "-b",
@@ -342,6 +347,7 @@ def test_the_configuration_that_is_printed_can_be_read_again(cwd: str) -> None:
     assert 'max_worker_memory = "3G"  # flag --max-worker-memory\n' in text
     assert f"keep_alive = 2.5  # file {cwd}/reuseport.toml\n" in text
     assert "backlog = 2048  # default\n" in text
+    assert f'[env]\n"odd key" = "\\u007F\\"\\n"  # file {cwd}/reuseport.toml\nB = "1"  # flag -e\n' in text
     tomllib.loads(text)
     again = load(["-c", write(cwd, text, "printed.toml")], {}, cwd)
     assert {name: getattr(again, name) for name in BY_NAME if FILE in BY_NAME[name].where} == {

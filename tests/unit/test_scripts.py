@@ -104,7 +104,7 @@ def ask(made, version, target, body=b"", number=7):
     return response
 
 
-PAGES = ["/", "/slow?seconds=0", "/burn?seconds=0", "/work?ms=1", "/stream?pieces=3&seconds=0"]
+PAGES = ["/", "/bare", "/slow?seconds=0", "/burn?seconds=0", "/work?ms=1", "/stream?pieces=3&seconds=0"]
 
 
 @pytest.mark.parametrize("target", PAGES)
