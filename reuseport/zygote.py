@@ -264,7 +264,7 @@ def main() -> None:
         birth = zygote.run()
     except application.LoadError as error:
         zygote.channel.send("failed", error=str(error))
-        sys.stderr.write(f"reuseport: generation {zygote.generation}: {error}\n")
+        sys.stderr.flush()
         os._exit(1)
     except BaseException:  # noqa: BLE001
         # A defect of the server itself: without this, a finally of the application's could still run.

@@ -224,10 +224,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Note:
-    """A line for the log."""
+    """A line for the log, and for whoever waits. `silent`: the one who waits gets it as his answer anyway."""
 
     level: str
     text: str
+    silent: bool = False
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,8 @@ def _loaded(t: Turn, event: ev.Loaded) -> None:
         if event.workers is not None and event.workers != g.wanted:
             g = t.put(replace(g, wanted=event.workers, release=replace(g.release, workers=event.workers)))
             t.need_slots(event.workers)
-        t.move(t.state.generations[g.number], "loaded")
+        g = t.move(t.state.generations[g.number], "loaded")
+        t.note("debug", f"generation {g.number}: loaded, starting {g.wanted} worker{'s' if g.wanted != 1 else ''}")
     else:
         t.put(replace(g, deadline=None))
 
@@ -538,7 +539,7 @@ def _serve(t: Turn, g: Generation) -> None:
     if draining:
         text += "; draining: " + ", ".join(str(d.number) for d in draining)
     t.do(ev.Record(g.number, "serving", text, t.now - g.born))
-    t.note("info", text)
+    t.do(ev.Note("info", text, silent=True))
     t.answer(tuple(a for a in askers if a.wait != "drained"), True, g.number, text)
     t.change(drain_askers=t.state.drain_askers + tuple((a, g.number) for a in askers if a.wait == "drained"))
 
@@ -597,7 +598,7 @@ def _forget(t: Turn, g: Generation) -> None:
         after = f"; generation {serving.number} serves on" if serving else ""
         text = f"generation {g.number} failed: {g.failure}{after}"
         t.do(ev.Record(g.number, "failed", g.failure, took))
-        t.note("error", text)
+        t.do(ev.Note("error", text, silent=True))
         t.answer(g.askers, False, g.number, text)
         t.change(replaced=0 if t.state.booting is None else t.state.replaced)
     elif g.state == DRAINING:

@@ -480,7 +480,7 @@ class Master:
         if process is None or process.channel is None or queue is None:
             return
         assert serving is not None
-        process.channel.send("heir", (queue[1].fileno(),), generation=serving.number)
+        process.channel.send("heir", (queue[1].fileno(),), generation=serving.number, workers=serving.wanted)
         self._flush(process.channel)
 
     def _quit(self, command: ev.Quit) -> None:
@@ -527,7 +527,8 @@ class Master:
 
     def _note(self, command: ev.Note) -> None:
         self.log.write(command.level, command.text)
-        self._stage(command.text)
+        if not command.silent:
+            self._stage(command.text)
 
     def _finish(self, command: ev.Finish) -> None:
         self.exit_status = command.status

@@ -27,6 +27,8 @@ from reuseport.worker.loopset import LoopSet
 
 READ, WRITE = 1, 2
 BATCH = 200  # connections in one packet; the kernel takes at most 253 descriptors (SCM_MAX_FD)
+SHARES = 3  # batches that a worker of the heir gets from one sender, where there are enough connections
+REST = 0.002  # seconds after a batch for which a receiver leaves the queue to its siblings
 BATCH_BYTES = 1 << 16  # bytes read from the connections of one packet; one connection's may be more
 MOST_UNREAD = 1 << 16  # bytes: a connection with more of them is not passed
 PACKET = 1 << 18
@@ -55,14 +57,17 @@ class Sender:
         self._waiting: deque[Connection] = deque()
         self._batches: dict[int, _Batch] = {}
         self._retry: Any = None
+        self._workers = 1
+        self._share = BATCH
 
     @property
     def has_heir(self) -> bool:
         return self._socket is not None
 
-    def set_heir(self, fd: int) -> None:
-        """From now on give to the generation whose queue's sending end this is."""
+    def set_heir(self, fd: int, workers: int) -> None:
+        """From now on give to the generation whose queue's sending end this is, and which has so many workers."""
         self._drop_heir()
+        self._workers = workers
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
         self._socket.setblocking(False)
         self._writable = self._loop.io(fd, WRITE)
@@ -78,6 +83,8 @@ class Sender:
     def give(self, connections: list[Connection]) -> None:
         """Pass these on, as far as they are between two requests when their turn comes."""
         self._waiting.extend(connections)
+        # Several batches for each worker there, so that each gets its share.
+        self._share = max(1, min(BATCH, len(self._waiting) // (SHARES * self._workers)))
         self._pump()
 
     def _pump(self) -> None:
@@ -101,7 +108,7 @@ class Sender:
     def _next_batch(self) -> list[Connection]:
         batch: list[Connection] = []
         size = 0
-        while self._waiting and len(batch) < BATCH and size < BATCH_BYTES:
+        while self._waiting and len(batch) < self._share and size < BATCH_BYTES:
             connection = self._waiting.popleft()
             if connection.can_pass and len(connection.unread) <= MOST_UNREAD:
                 connection.let_go(self._loop_set)
@@ -169,12 +176,14 @@ class Receiver:
         self._adopt = adopt
         self._log = log
         self._watcher = loop.io(self._socket.fileno(), READ)
+        self._rest = loop.timer(REST)
 
     def start(self) -> None:
         self._watcher.start(self._readable)
 
     def stop(self, loop_set: LoopSet) -> None:
         if self._socket.fileno() != -1:
+            self._rest.close()
             self._watcher.close()
             loop_set.forget(self._socket.fileno())
             self._socket.close()
@@ -201,6 +210,8 @@ class Receiver:
                 os.close(fd)
             self._log("error", "connections could not be taken over: no file descriptors are left")
             return
+        self._watcher.stop()
+        self._rest.start(self.start)
         head, _, data = packet.partition(b"\n")
         entries = json.loads(head)["connections"]
         acknowledgement = fds[0]

@@ -209,7 +209,7 @@ class Worker:
             if message["type"] == "slots":
                 self._add_slots(message["slots"], fds)
             elif message["type"] == "heir":
-                self._set_heir(message["generation"], fds)
+                self._set_heir(message, fds)
             elif self.engine is None:
                 self.early.append(message)
             else:
@@ -269,7 +269,7 @@ class Worker:
         elif self.engine.pass_on is not None:
             self.engine.is_idle(connection)  # it came to a worker that is leaving, too
 
-    def _set_heir(self, generation: int, fds: list[int]) -> None:
+    def _set_heir(self, message: dict[str, Any], fds: list[int]) -> None:
         """The generation that gets this worker's connections; news for as long as this worker lives."""
         if self.engine is None or not fds:
             for fd in fds:
@@ -278,8 +278,8 @@ class Worker:
         if self.stopping:
             os.close(fds[0])
             return
-        self.heir = generation
-        self.sender.set_heir(fds[0])
+        self.heir = int(message["generation"])
+        self.sender.set_heir(fds[0], int(message["workers"]))
         if self.state == "draining":
             self._hand_over()
 
@@ -409,7 +409,6 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         birth()
         worker.ended.wait()
     except (application.LoadError, warmup.WarmupError) as error:
-        sys.stderr.write(f"reuseport: worker {worker.id}: {error}\n")
         worker._say("failed", error=str(error))
         status = 1
     except BaseException as error:  # noqa: BLE001

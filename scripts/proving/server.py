@@ -146,7 +146,7 @@ class Server:
                     event = json.loads(line)
                     if event.get("event") == "done":
                         if "status" not in event:
-                            raise ServerTrouble(f"the server has no status: {event}")
+                            raise ConnectionError(f"no status: {event.get('error') or event.get('text') or event}")
                         status: Status = event["status"]
                         return status
         raise ConnectionError("the control socket closed before the status")

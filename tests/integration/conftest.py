@@ -7,24 +7,40 @@ from collections.abc import Callable, Iterator
 import pytest
 from harness import STARTED, Server
 
+spare: list[Server] = []  # the next test's plain server, which boots while this one's test runs
+
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
     """Makes servers that are not started yet: serve("--timeout", "1", workers=1, …)."""
-    before = list(STARTED)
+    made = []
 
     def make(*options: str, **fields) -> Server:
-        return Server(options, **fields)
+        made.append(Server(options, **fields))
+        return made[-1]
 
     yield make
-    for server in [one for one in STARTED if one not in before]:
+    for server in made:
         server.close()
 
 
 @pytest.fixture
-def server(serve: Callable[..., Server]) -> Server:
-    """A server of two workers that serves version one, from `current`."""
-    return serve().start()
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server of two workers that serves version one, from `current`; nobody else's."""
+    mine = spare.pop() if spare else Server().launch()
+    items = request.session.items
+    if any("server" in item.fixturenames for item in items[items.index(request.node) + 1 :]):
+        spare.append(Server().launch())
+    try:
+        mine.settle()
+        yield mine
+    finally:
+        mine.close()
+
+
+def pytest_sessionfinish() -> None:
+    for server in list(STARTED):
+        server.close()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -32,8 +48,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
     report = yield
     if report.failed:
         for one in STARTED:
-            report.sections.append((f"log of the server in {one.root}", one.log_end()))
-            for name in sorted(one.root.glob("*.log")):
-                if name != one.log:
-                    report.sections.append((f"{name}", name.read_text(errors="replace")[-4000:]))
+            if one not in spare:
+                report.sections.append((f"log of the server in {one.root}", one.log_end()))
     return report

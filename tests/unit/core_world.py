@@ -1,0 +1,697 @@
+"""A world for the core to rule, and an audit of how it rules.
+
+`World` is a kernel, a master without judgement and the processes of a cluster: zygotes that load, fail, hang and die,
+workers that are forked, accept, get busy, drain and crash. What a process says arrives late and in any order among
+processes, but in order for each; its exit comes after its last word. The master carries out every command as the real
+one does, with the same blind spots: it reaches a process only once it knows its pid or has its channel.
+
+`Audit` watches each step. It keeps its own books, from nothing but the events that went in and the commands that came
+out, and compares. The rules are DESIGN's; each `_check` states the one it holds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+from reuseport.core import events as ev
+from reuseport.core import machine
+from reuseport.core.model import (
+    ACCEPTING,
+    BOOTING,
+    DRAINING,
+    ENDING,
+    LEAVING,
+    LOADING,
+    OPENING,
+    SERVING,
+    TOLD,
+    TRANSITIONS,
+    WARMING,
+    ZYGOTE,
+    Asker,
+    Cluster,
+    Generation,
+    Key,
+    Release,
+    slots_of,
+)
+
+FOREVER = 1e7  # seconds: longer than anything waits
+ROUNDS = 3000  # steps within which a fair world must come to rest
+BOOT_TROUBLE = ("fails", "exits", "hangs", "does not start", "worker fails", "worker exits", "worker hangs")
+
+
+def _reachable() -> dict[str, set[str]]:
+    """The states to which one step may move a generation, which may take several transitions at once."""
+    reach = {state: {state, *lines.values()} for state, lines in TRANSITIONS.items()}
+    for _ in reach:
+        for targets in reach.values():
+            targets |= {far for near in targets for far in reach[near]}
+    return reach
+
+
+REACHABLE = _reachable()
+
+
+class Audit:
+    """The books of one cluster. `check` raises AssertionError for the first rule that a step breaks."""
+
+    def __init__(self) -> None:
+        self.loaded: set[int] = set()  # generations whose zygote can fork
+        self.forked: dict[int, int] = {}  # the highest worker number by generation
+        self.place: dict[Key, int] = {}
+        self.ready: set[Key] = set()
+        self.told: dict[Key, tuple[int, ...]] = {}  # has been told to accept these slots
+        self.accepting: set[Key] = set()  # said so, lives, and was not told to go
+        self.worked: set[Key] = set()  # has ever accepted: may have requests
+        self.ended: dict[Key, float] = {}  # told to end at once, and when
+        self.left: set[Key] = set()  # told to drain
+        self.gone: set[Key] = set()
+        self.opened: set[int] = set()  # every worker was ready
+        self.served: set[int] = set()
+        self.slots = 0
+        self.begun: dict[int, int] = {}  # which asked-for release each generation is
+        self.last_asked = 0
+        self.asked: dict[str, tuple[Asker, int]] = {}
+        self.answers: dict[str, ev.Answer] = {}
+        self.records: dict[int, str] = {}
+        self.stops = 0
+        self.closed = 0
+        self.finish: list[int] = []
+
+    def check(
+        self, before: Cluster, event: ev.Event, commands: tuple[ev.Command, ...], after: Cluster, now: float
+    ) -> None:
+        assert not self.finish, "a step after the master was told to leave"
+        self._hear(event)
+        self._check_numbers(before, after)
+        self._check_transitions(before, after)
+        self._check_gates(before, event, after)
+        had_acceptor = self._acceptors(after)
+        for command in commands:
+            self._obey(before, event, command, after, now)
+        self._check_acceptor_stays(had_acceptor, after)
+        self._check_staffed(after, now)
+        self._check_slots(after)
+        self._check_clock(after, now)
+
+    # --- the books --------------------------------------------------------------------------------------------------
+
+    def _hear(self, event: ev.Event) -> None:
+        match event:
+            case ev.Loaded(key):
+                if Key(key.generation, ZYGOTE) not in self.ended:
+                    self.loaded.add(key.generation)
+            case ev.Ready(key):
+                self.ready.add(key)
+            case ev.Accepting(key):
+                self.worked.add(key)
+                if key not in self.left and key not in self.ended:
+                    self.accepting.add(key)
+            case ev.Exited(key):
+                self.accepting.discard(key)
+                if key.number == ZYGOTE:
+                    self.loaded.discard(key.generation)
+                    self.ended.pop(key, None)
+                else:
+                    self.gone.add(key)
+            case ev.ReleaseAsked(release, asker):
+                self.last_asked = release.recipe["id"]
+                if asker:
+                    self.asked[asker.name] = (asker, self.last_asked)
+            case ev.StopAsked():
+                self.stops += 1
+
+    def _obey(self, before: Cluster, event: ev.Event, command: ev.Command, after: Cluster, now: float) -> None:
+        match command:
+            case ev.OpenSlots(number):
+                assert number > self.slots, "slots only become more"
+                self.slots = number
+            case ev.CloseSlots():
+                self.closed += 1
+                assert self.stops == 1 and self.closed == 1, "slots are closed once: at the stop"
+            case ev.StartZygote(generation, release):
+                self._check_start(before, generation, release, after)
+            case ev.Fork(key, place):
+                self._check_fork(key, place, after)
+            case ev.Accept(key, slots):
+                self._check_accept(key, slots)
+            case ev.Drain(key, last):
+                self._check_drain(before, key, after)
+                assert last == bool(after.stopping), "who drains last takes what waits, and nobody else does"
+            case ev.Quit(key) | ev.Abort(key) | ev.Kill(key):
+                self._check_end(before, event, command, key, after, now)
+            case ev.Answer():
+                self._check_answer(command, after)
+            case ev.Record(generation, outcome):
+                assert generation not in self.records, f"generation {generation} ended twice"
+                self.records[generation] = outcome
+            case ev.Finish(status):
+                assert not after.generations, "the master leaves before its processes do"
+                assert status == (0 if self.stops else 1)
+                assert self.stops or not self.served, "the master gave up although something had served"
+                self.finish.append(status)
+
+    def _acceptors(self, after: Cluster) -> set[Key]:
+        serving = after.serving
+        return {key for key in self.accepting if serving and key.generation == serving.number}
+
+    # --- the rules --------------------------------------------------------------------------------------------------
+
+    def _check_numbers(self, before: Cluster, after: Cluster) -> None:
+        """Numbers only go forward."""
+        assert after.last >= before.last and after.slots >= before.slots
+        new = set(after.generations) - set(before.generations)
+        assert all(number > before.last for number in new), "a generation's number was used before"
+        assert all(number <= after.last for number in after.generations)
+
+    def _check_transitions(self, before: Cluster, after: Cluster) -> None:
+        """States change along the table only; at most one generation serves, at most one boots."""
+        for number, g in before.generations.items():
+            if number in after.generations:
+                state = after.generations[number].state
+                assert state in REACHABLE[g.state], f"generation {number} went from {g.state} to {state}"
+            else:
+                assert REACHABLE[g.state] & {DRAINING, ENDING}, f"generation {number} vanished while {g.state}"
+        states = [g.state for g in after.generations.values()]
+        assert states.count(SERVING) <= 1, "two generations serve"
+        assert sum(state in BOOTING for state in states) <= 1, "two generations boot"
+
+    def _check_gates(self, before: Cluster, event: ev.Event, after: Cluster) -> None:
+        """Nobody accepts before all are ready; nobody serves before one accepts; a failed boot changes nothing else."""
+        for number, g in after.generations.items():
+            old = before.generations.get(number)
+            was = old.state if old else LOADING
+            if was in (LOADING, WARMING) and g.state in (OPENING, SERVING):
+                fit = {w.place for n, w in g.workers.items() if Key(number, n) in self.ready - self.gone}
+                assert fit >= set(range(g.wanted)), f"generation {number} opened before all its workers were ready"
+                self.opened.add(number)
+            if was != SERVING and g.state == SERVING:
+                assert any(key.generation == number for key in self.accepting), "it serves, and nobody accepts"
+                assert number not in self.served and number > max(self.served, default=0)
+                self.served.add(number)
+            if was in BOOTING and g.state == ENDING and before.serving and not after.stopping:
+                same = after.generations.get(before.serving.number) == before.serving
+                assert same, "a failed release changed the generation that serves"
+
+    def _check_start(self, before: Cluster, generation: int, release: Release, after: Cluster) -> None:
+        """A zygote is started for a new generation, or again for the one that serves, from the same release."""
+        if generation in self.begun:
+            assert self.begun[generation] == release.recipe["id"], "a generation got another release's code"
+            assert after.generations[generation].state == SERVING
+            old = before.generations[generation].zygote
+            assert old is None or Key(generation, ZYGOTE) not in self.ended
+        else:
+            assert generation > max(self.begun, default=0)
+            assert release.recipe["id"] == self.last_asked or not after.stopping
+            self.begun[generation] = release.recipe["id"]
+
+    def _check_fork(self, key: Key, place: int, after: Cluster) -> None:
+        """Only a living zygote that has loaded, and was not told to go, is asked for a worker."""
+        assert key.generation in self.loaded, f"{key} was asked of a zygote that cannot fork"
+        assert key.number > self.forked.get(key.generation, 0), "a worker's number was used before"
+        assert after.generations[key.generation].state in (WARMING, OPENING, SERVING)
+        self.forked[key.generation] = key.number
+        self.place[key] = place
+
+    def _check_accept(self, key: Key, slots: tuple[int, ...]) -> None:
+        """Only a ready worker that stays is told to accept, on slots that have been opened by then."""
+        assert key in self.ready - self.gone, f"{key} was told to accept before it was ready"
+        assert key not in self.left and key not in self.ended
+        assert key.generation in self.opened, f"{key} was told to accept while siblings are not ready"
+        assert all(slot < self.slots for slot in slots)
+        self.told[key] = slots
+
+    def _check_drain(self, before: Cluster, key: Key, after: Cluster) -> None:
+        """A worker drains when its generation is succeeded, when it is relieved, when it is too many, or at a stop."""
+        assert key in self.told and key not in self.gone, f"{key} has nothing to drain"
+        assert key not in self.left and key not in self.ended, f"{key} was told twice to go"
+        self._check_succession(before, key, after)
+        g = before.generations[key.generation]
+        stays = after.generations.get(key.generation)
+        if stays and stays.state == SERVING:
+            w = g.workers[key.number]
+            relieved = any(
+                self.place[other] == w.place and other != key for other in self.accepting if other.generation == g.number
+            )
+            assert w.place >= stays.wanted or (stays.workers[key.number].retiring and relieved), f"{key} was sent away"
+        self.left.add(key)
+        self.accepting.discard(key)
+
+    def _check_end(
+        self, before: Cluster, event: ev.Event, command: ev.Command, key: Key, after: Cluster, now: float
+    ) -> None:
+        """Nobody who has accepted is ended at once, unless by a quick stop, kill_blocked or its own failed boot."""
+        first = key not in self.ended
+        if key.number == ZYGOTE:
+            assert isinstance(command, ev.Kill) or first, f"the zygote {key} was told twice to end"
+            if not isinstance(command, ev.Kill):
+                self.loaded.discard(key.generation)
+                self.ended[key] = now
+            return
+        g = before.generations.get(key.generation)
+        if g is None or key.number not in g.workers:
+            assert isinstance(command, ev.Kill) and event == ev.Forked(key, getattr(event, "pid", 0))
+            return
+        if not first:
+            late = now - self.ended[key] >= machine.QUIT_GRACE
+            again = isinstance(event, ev.Forked) and event.key == key and not isinstance(command, ev.Kill)
+            assert again or (isinstance(command, ev.Kill) and late), f"{key} was ended twice"
+            return
+        stays = after.generations.get(key.generation)
+        failed = g.state in BOOTING and (stays is None or stays.failure != "")
+        wanted = isinstance(command, ev.Kill) and g.release.kill_blocked and event == ev.Blocked(key)
+        hurried = after.stopping == "quick"
+        if key in self.worked or key in self.left:
+            assert failed or wanted or hurried, f"{key} was ended with requests in it, at {event}"
+        if not (failed or wanted):
+            self._check_succession(before, key, after)
+        if not wanted:  # whoever is killed for being blocked counts as there until it has gone
+            self.ended[key] = now
+            self.accepting.discard(key)
+
+    def _check_succession(self, before: Cluster, key: Key, after: Cluster) -> None:
+        """No worker of the generation that served is sent away by a release before the new one is ready and accepts."""
+        if before.serving is None or before.serving.number != key.generation or after.stopping:
+            return
+        serving = after.serving
+        assert serving, "nothing serves any more"
+        if serving.number != key.generation:
+            assert serving.number > key.generation and serving.number in self.opened
+            assert self._acceptors(after), f"{key} has to go, and nobody of generation {serving.number} accepts"
+
+    def _check_answer(self, answer: ev.Answer, after: Cluster) -> None:
+        """Everybody who asked hears once, the truth, about the release they asked for or a newer one."""
+        name = answer.asker.name
+        assert name in self.asked, f"{name} has not asked"
+        assert name not in self.answers, f"{name} was answered twice"
+        self.answers[name] = answer
+        asker, release = self.asked[name]
+        assert asker == answer.asker
+        number = answer.generation
+        if number:
+            assert self.begun[number] >= release, f"{name} heard of an older release than was asked for"
+        else:
+            assert not answer.ok
+        if answer.ok:
+            assert number in self.served
+            if asker.wait == "drained":
+                older = [n for n in after.generations if n < number]
+                assert not older, f"{name} hears that all have drained, but {older} have not"
+        else:
+            assert number not in self.served, "a release that serves was reported as failed"
+
+    def _check_acceptor_stays(self, had: set[Key], after: Cluster) -> None:
+        """While anything serves, the core never sends the last acceptor away."""
+        if after.serving and not after.stopping and had:
+            assert self._acceptors(after), "the last worker that accepted was sent away"
+
+    def _check_staffed(self, after: Cluster, now: float) -> None:
+        """Every place of the serving generation has a worker, or one on its way, or a time at which it gets one."""
+        g = after.serving
+        if g is None or after.stopping:
+            return
+        for place in range(g.wanted):
+            if g.place_taken(place):
+                continue
+            if g.zygote is None:
+                assert g.zygote_after > now
+            elif not g.zygote.loaded:
+                assert g.deadline is not None or g.zygote.leaving
+            else:
+                assert g.fork_after > now, f"place {place} is empty and nobody does anything about it"
+
+    def _check_slots(self, after: Cluster) -> None:
+        """Every open slot has an owner among the places that are wanted, whatever happened to their number."""
+        assert self.slots == after.slots
+        for g in after.having(OPENING, SERVING):
+            assert after.slots >= g.wanted or after.stopping
+            for number, w in g.having(TOLD, ACCEPTING).items():
+                if w.place < g.wanted:
+                    assert self.told[Key(g.number, number)] == slots_of(w.place, g.wanted, after.slots)
+
+    def _check_clock(self, after: Cluster, now: float) -> None:
+        """Before `wake_at` a Tick finds nothing to do; at `wake_at` it does something. So nothing is late or busy."""
+        due = machine.wake_at(after)
+        if after.finished:
+            return
+        assert due is None or due > now, "wake_at has passed: a busy loop"
+        quiet = now + FOREVER if due is None else (now + due) / 2
+        if due is None or now < quiet < due:
+            assert machine.step(after, ev.Tick(), quiet) == (after, ()), "something was due before wake_at"
+        if due is not None:
+            later, _ = machine.step(after, ev.Tick(), due)
+            again = machine.wake_at(later)
+            assert later.finished or again is None or again > due, "a Tick at wake_at changes nothing: a busy loop"
+
+
+class Story:
+    """A cluster that is told what happens, step by step; for tests that read as stories.
+
+    `commands` are those of the last step, without notes and records, which are in `notes` and `audit.records`.
+    """
+
+    def __init__(self, **release: object) -> None:
+        self.audit = Audit()
+        self.cluster = Cluster()
+        self.now = 100.0
+        self.commands: list[ev.Command] = []
+        self.notes: list[str] = []
+        self._ids = count(1)
+        self._defaults = release
+
+    def tell(self, event: ev.Event) -> list[ev.Command]:
+        before = self.cluster
+        self.cluster, commands = machine.step(before, event, self.now)
+        self.notes += [c.text for c in commands if isinstance(c, ev.Note)]
+        self.commands = [c for c in commands if not isinstance(c, (ev.Note, ev.Record))]
+        self.audit.check(before, event, commands, self.cluster, self.now)
+        return self.commands
+
+    def release(self, asker: Asker | None = None, **fields: object) -> list[ev.Command]:
+        made = Release(recipe={"id": next(self._ids)}, **{**self._defaults, **fields})  # type: ignore[arg-type]
+        return self.tell(ev.ReleaseAsked(made, asker))
+
+    def after(self, seconds: float) -> list[ev.Command]:
+        """Time passes, and the clock is all that is heard."""
+        self.now += seconds
+        return self.tell(ev.Tick())
+
+    def sleep(self) -> float:
+        """Sleep as long as the core allows; returns for how many seconds."""
+        due = machine.wake_at(self.cluster)
+        assert due is not None, "nothing is due"
+        slept = due - self.now
+        self.now = due
+        self.tell(ev.Tick())
+        return slept
+
+    def loads(self, number: int, workers: int | None = None) -> list[ev.Command]:
+        self.tell(ev.Started(Key(number, ZYGOTE), number * 1000))
+        return self.tell(ev.Loaded(Key(number, ZYGOTE), workers))
+
+    def readies(self, *keys: tuple[int, int]) -> list[ev.Command]:
+        """These workers are forked and get ready; returns what the last of them brought about."""
+        for key in keys:
+            self.tell(ev.Forked(Key(*key), key[0] * 1000 + key[1]))
+            self.tell(ev.Ready(Key(*key)))
+        return self.commands
+
+    def accept(self, *keys: tuple[int, int]) -> list[ev.Command]:
+        for key in keys:
+            self.tell(ev.Accepting(Key(*key)))
+        return self.commands
+
+    def exit(self, *keys: tuple[int, int]) -> list[ev.Command]:
+        """These processes are gone; returns all that their exits brought about."""
+        done: list[ev.Command] = []
+        for key in keys:
+            done += self.tell(ev.Exited(Key(*key), "was killed by SIGKILL"))
+        return done
+
+    def serve(self, number: int) -> list[ev.Command]:
+        """The generation that was begun loads, gets ready and accepts, without trouble."""
+        self.loads(number)
+        workers = [(number, n) for n in sorted(self[number].workers)]
+        self.readies(*workers)
+        return self.accept(*workers)
+
+    def __getitem__(self, number: int) -> Generation:
+        return self.cluster.generations[number]
+
+    @property
+    def states(self) -> dict[int, str]:
+        return {number: g.state for number, g in self.cluster.generations.items()}
+
+
+# --- the world ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Process:
+    """A simulated process. Phases: loading, loaded (zygotes); born, starting, ready, serving, draining (workers)."""
+
+    key: Key
+    pid: int
+    phase: str
+    trouble: str = ""  # what goes wrong while it starts
+    workers: int | None = None  # what the application's own script says (embedding)
+    orders: deque[tuple[str, Key | None]] = field(default_factory=deque)
+    says: deque[ev.Event] = field(default_factory=deque)
+    term: bool = False
+    stuck: bool = False  # heeds nothing but SIGKILL, and SIGABRT unless it is stubborn as well
+    stubborn: bool = False
+    busy: bool = False  # has a job or a request, and drains only when that ends
+    dead: bool = False
+    known: bool = False  # the master has its pid
+    heard: bool = False  # the master has its channel
+    reaped: bool = False
+
+    def die(self) -> None:
+        self.dead = True
+        self.orders.clear()
+
+
+class World:
+    def __init__(self) -> None:
+        self.audit = Audit()
+        self.cluster = Cluster()
+        self.now = 100.0
+        self.zygotes: dict[int, Process] = {}
+        self.workers: dict[Key, Process] = {}
+        self.loose: deque[ev.Event] = deque()  # what the master tells itself
+        self.sound = True  # no step has broken a rule yet
+        self._pids = count(1)
+
+    # --- the master -------------------------------------------------------------------------------------------------
+
+    def feed(self, event: ev.Event) -> None:
+        if self.audit.finish:
+            return
+        before, self.sound = self.cluster, False
+        self.cluster, commands = machine.step(before, event, self.now)
+        self.audit.check(before, event, commands, self.cluster, self.now)
+        self.sound = True
+        for command in commands:
+            self._carry_out(command)
+
+    def _carry_out(self, command: ev.Command) -> None:
+        match command:
+            case ev.StartZygote(generation, release):
+                self._start(Key(generation, ZYGOTE), release)
+            case ev.Fork(key):
+                self._order(self.zygotes.get(key.generation), "fork", key)
+            case ev.Accept(key):
+                self._order(self.workers.get(key), "accept")
+            case ev.Drain(key, last):
+                if last:
+                    self._order(self.workers.get(key), "stopping")
+                self._signal(key, "TERM")
+            case ev.Quit(key):
+                if key.number == ZYGOTE or not self._order(self.workers.get(key), "quit"):
+                    self._signal(key, "TERM")
+            case ev.Abort(key):
+                self._signal(key, "ABRT")
+            case ev.Kill(key):
+                self._signal(key, "KILL")
+
+    def _start(self, key: Key, release: Release) -> None:
+        old = self.zygotes.get(key.generation)
+        assert old is None or old.reaped, f"{key} was started beside itself"
+        trouble = release.recipe.get("trouble", "")
+        if trouble == "does not start":
+            self.loose.append(ev.Started(key, error="cannot execute"))
+            return
+        z = Process(key, next(self._pids), "loading", trouble, release.recipe.get("workers"), known=True, heard=True)
+        z.stuck = trouble == "hangs"
+        z.says.append(ev.Started(key, z.pid))
+        self.zygotes[key.generation] = z
+
+    def _order(self, process: Process | None, order: str, key: Key | None = None) -> bool:
+        if process is None or process.dead or not process.heard:
+            return False
+        process.orders.append((order, key))
+        return True
+
+    def _signal(self, key: Key, name: str) -> None:
+        process = self.zygotes.get(key.generation) if key.number == ZYGOTE else self.workers.get(key)
+        if process is None or process.dead or not process.known:
+            return
+        if name == "KILL" or (name == "ABRT" and not process.stubborn):
+            process.die()
+        elif name == "TERM":
+            process.term = True
+
+    # --- the processes ----------------------------------------------------------------------------------------------
+
+    @property
+    def processes(self) -> list[Process]:
+        return [*self.zygotes.values(), *self.workers.values()]
+
+    @property
+    def living(self) -> list[Process]:
+        return [p for p in self.processes if not p.dead]
+
+    def possible(self) -> list[tuple[Callable[[Process], None], Process]]:
+        """What can happen next, if nothing goes wrong."""
+        things: list[tuple[Callable[[Process], None], Process]] = []
+        for p in self.processes:
+            if p.says:
+                things.append((self._hear, p))
+            elif p.dead and p.known and not p.reaped:
+                things.append((self._reap, p))
+            if not p.dead and not p.stuck and self._has_to_do(p):
+                things.append((self._live, p))
+        if self.loose:
+            things.append((lambda _: self.feed(self.loose.popleft()), Process(Key(0, 0), 0, "")))
+        return things
+
+    def happen(self, chance: random.Random) -> bool:
+        things = self.possible()
+        if not things:
+            return False
+        act, process = chance.choice(things)
+        act(process)
+        return True
+
+    def _hear(self, p: Process) -> None:
+        event = p.says.popleft()
+        if isinstance(event, ev.Forked):
+            child = self.workers[event.key]
+            child.known = True
+            child.heard = child.heard or child is p
+            if child.reaped:
+                # The master looks for a process that has gone already, and learns just that.
+                self.loose.append(ev.Exited(child.key, "has gone"))
+        self.feed(event)
+
+    def _reap(self, p: Process) -> None:
+        p.reaped = True
+        self.feed(ev.Exited(p.key))
+
+    def _has_to_do(self, p: Process) -> bool:
+        if p.phase == "draining":
+            return not p.busy or any(order == "quit" for order, _ in p.orders)
+        return p.term or bool(p.orders and p.phase != "starting") or p.phase in ("loading", "born", "starting")
+
+    def _live(self, p: Process) -> None:
+        """One step in a process's life."""
+        if p.key.number == ZYGOTE:
+            self._live_zygote(p)
+        elif p.phase == "born":
+            # Its first word is the hello, by which the master gets its channel.
+            p.says.append(ev.Forked(p.key, p.pid))
+            p.phase = "starting"
+            p.stuck = p.trouble == "worker hangs"
+        elif p.phase == "starting":
+            if p.term:
+                p.die()
+            elif p.trouble:
+                self.crash(p, says_why=p.trouble == "worker fails")
+            else:
+                p.says.append(ev.Ready(p.key))
+                p.phase = "ready"
+        elif p.phase == "draining" and not p.orders:
+            p.die()
+        elif p.orders:
+            self._heed(p, p.orders.popleft()[0])
+        elif p.term:
+            p.phase = "draining"
+
+    def _live_zygote(self, z: Process) -> None:
+        if z.term:
+            z.die()
+        elif z.phase == "loading":
+            if z.trouble in ("fails", "exits"):
+                self.crash(z, says_why=z.trouble == "fails")
+            else:
+                z.says.append(ev.Loaded(z.key, z.workers))
+                z.phase = "loaded"
+        else:
+            self._bear(z, silent=False)
+
+    def _bear(self, z: Process, silent: bool) -> None:
+        _, key = z.orders.popleft()
+        assert key is not None
+        trouble = z.trouble if z.trouble.startswith("worker") else ""
+        self.workers[key] = Process(key, next(self._pids), "born", trouble)
+        if not silent:
+            z.says.append(ev.Forked(key, self.workers[key].pid))
+
+    def _heed(self, p: Process, order: str) -> None:
+        if order == "accept" and p.phase in ("ready", "serving"):
+            p.phase = "serving"
+            p.says.append(ev.Accepting(p.key))
+        elif order == "stopping":
+            p.phase = "draining"
+        elif order == "quit":
+            p.die()
+
+    # --- misfortune -------------------------------------------------------------------------------------------------
+
+    def crash(self, p: Process, says_why: bool) -> None:
+        if says_why:
+            p.says.append(ev.Failed(p.key, f"{p.key} raised"))
+        p.die()
+
+    def die_while_forking(self, z: Process) -> None:
+        """The worker is born, and nobody is left to say so."""
+        if z.phase == "loaded" and z.orders:
+            self._bear(z, silent=True)
+        z.die()
+
+    def unborn(self, z: Process) -> None:
+        """There is no memory for another process."""
+        if z.phase == "loaded" and z.orders and not z.term:
+            _, key = z.orders.popleft()
+            assert key is not None
+            z.says.append(ev.Exited(key, "could not be forked"))
+
+    # --- fairness ---------------------------------------------------------------------------------------------------
+
+    def be_fair(self, chance: random.Random) -> None:
+        """From now on nothing new goes wrong, every job ends, and time passes, until the world is at rest.
+
+        What hangs while a deadline of the core's covers it hangs on: the core must cope.
+        """
+        for _ in range(ROUNDS):
+            for p in self.workers.values():
+                p.busy = False
+                g = self.cluster.generations.get(p.key.generation)
+                w = g.workers.get(p.key.number) if g else None
+                if g and w and w.state in (TOLD, ACCEPTING, LEAVING) and g.state not in BOOTING:
+                    p.stuck = False
+            if self.happen(chance):
+                continue
+            due = machine.wake_at(self.cluster)
+            if self.audit.finish or due is None:
+                return
+            self.now = due
+            self.feed(ev.Tick())
+        raise AssertionError(f"after {ROUNDS} steps of a fair world: {self.cluster}")
+
+    def check_rest(self) -> None:
+        """What must be true of a world at rest: everything that was begun has ended as it should."""
+        audit, cluster = self.audit, self.cluster
+        unanswered = set(audit.asked) - set(audit.answers)
+        assert not unanswered, f"never answered: {sorted(unanswered)}"
+        assert set(audit.records) == set(audit.begun), f"no outcome: {set(audit.begun) - set(audit.records)}"
+        assert {n for n, outcome in audit.records.items() if outcome == "serving"} == audit.served
+        assert cluster.pending is None and not cluster.drain_askers
+        assert all(not p.known for p in self.living if p.key.generation not in cluster.generations), "left behind"
+        if audit.stops or not audit.served:
+            assert len(audit.finish) == 1, "the master was never told to leave"
+            return
+        assert not audit.finish
+        newest = max(audit.served)
+        assert {n: g.state for n, g in cluster.generations.items()} == {newest: SERVING}, "only the newest remains"
+        g = cluster.generations[newest]
+        assert sorted(w.place for w in g.workers.values()) == list(range(g.wanted)), "not at full strength"
+        for number, w in g.workers.items():
+            p = self.workers[Key(newest, number)]
+            assert w.state == ACCEPTING and w.pid == p.pid and p.phase == "serving" and not p.dead
+        assert g.zygote is not None and g.zygote.loaded and not self.zygotes[newest].dead
