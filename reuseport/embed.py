@@ -83,9 +83,14 @@ def _script() -> dict[str, Any]:
 def main() -> int:
     """The master that `serve` has become."""
     said = json.loads(os.environ.pop(VARIABLE))
+    settings = Settings.from_json(said["settings"])
+    for line in (*settings.remarks, *(problems := options.check(settings, needs_app="script" not in said["extra"]))):
+        sys.stderr.write(f"reuseport: {line}\n")
+    if problems:
+        return 1
     from reuseport.master.main import run
 
-    return run(Settings.from_json(said["settings"]), said["extra"])
+    return run(settings, said["extra"])
 
 
 if __name__ == "__main__":

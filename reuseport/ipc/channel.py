@@ -79,7 +79,7 @@ class Channel:
                 return False
             if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
                 raise
-            self.closed = True
+            # The peer is gone. What it said before can still be read, and its end shows there.
         return True
 
     def wait(self, seconds: float | None) -> list[tuple[dict[str, Any], list[int]]]:

@@ -10,11 +10,10 @@ import contextlib
 import gc
 import os
 import signal
-import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,15 @@ from reuseport.master import status
 from reuseport.master.bootlog import BootLog
 from reuseport.master.control import Client, Control
 from reuseport.master.log import Log
-from reuseport.master.loop import READ, WRITE, Loop
+from reuseport.master.loop import Loop
 from reuseport.master.processes import Process, Processes, become_subreaper
-from reuseport.master.recipe import RecipeError, ids_of, release_of, resolve_script
+from reuseport.master.recipe import release_of, resolve_script
 from reuseport.master.roster import Remains, Roster
-from reuseport.master.slots import Slot, SlotError, Slots
+from reuseport.master.slots import SlotError, Slots
+from reuseport.master.switchboard import Switchboard
 from reuseport.master.watch import Watch
 from reuseport.options import OptionError, Settings
+from reuseport.options.checks import find_user
 from reuseport.version import __version__
 
 FOLLOW = 0.1  # seconds between two looks at what a booting generation prints
@@ -62,7 +63,7 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
     """Be the master until it is stopped; returns the exit status. `extra` goes into every recipe (embedding)."""
     try:
         master = Master(settings, extra or {})
-    except (OptionError, RecipeError, RunDirError, SlotError) as error:
+    except (OptionError, RunDirError, SlotError) as error:
         sys.stderr.write(f"reuseport: {error}\n")
         return 1
     return master.run()
@@ -80,14 +81,10 @@ class Master:
         self.signals: deque[int] = deque()
         self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
         self.boot_logs: dict[int, BootLog] = {}
-        self.rows: set[int] = set()
-        self.queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
         self.exit_status: int | None = None
 
-        release = release_of(settings)  # a mistake in it should show before anything is taken
-        ids = ids_of(settings)
-        if ids and ids[0] != os.geteuid() and os.geteuid() != 0:
-            raise RecipeError("--user, --group: only a master that was started as root can change them")
+        release = release_of(settings)
+        ids = find_user(settings)
         self.run_dir = RunDir(settings.run_dir)
         self.lock = self.run_dir.own(*(ids or (None, None)))
         self.log = self._open_log(settings)
@@ -103,12 +100,21 @@ class Master:
         self.loop = Loop()
         self.processes = Processes(self.loop, self._on_exit)
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
-        self.hellos = channels.listen(self.run_dir.hello)
+        hellos = channels.listen(self.run_dir.hello)
         if ids:
             os.chown(self.run_dir.scoreboard, *ids)
             os.chown(self.run_dir.hello, *ids)
-        self.trusted = {0, os.geteuid(), ids[0] if ids else os.geteuid()}
-        self.loop.watch(self.hellos.fileno(), self._on_hello)
+        self.switchboard = Switchboard(
+            hellos,
+            {0, os.geteuid(), ids[0] if ids else os.geteuid()},
+            settings.name,
+            self.loop,
+            self.processes,
+            self.slots,
+            self.events.append,
+            self.log.write,
+            self._recipe_of,
+        )
         self.control = Control(self.run_dir.control, self.loop, self._on_question)
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
@@ -170,120 +176,8 @@ class Master:
             else:
                 self.log.write("warning", f"{signal.Signals(number).name} means nothing to this master")
 
-    def _on_hello(self) -> None:
-        while (channel := channels.accept(self.hellos)) is not None:
-            if channel.peer()[1] not in self.trusted:
-                channel.close()
-                continue
-            self.loop.watch(channel.fileno(), lambda channel=channel: self._introduce(channel))
-
-    def _introduce(self, channel: channels.Channel) -> None:
-        """The first message on a new channel says whose it is."""
-        messages = self._receive(channel)
-        if not messages:
-            return
-        hello, fds = messages[0]
-        if hello["type"] != "hello":
-            self._hang_up(channel)
-            return
-        key = Key(int(hello["generation"]), int(hello["number"]))
-        process = self.processes.get(key)
-        if process is None and key.number == ZYGOTE:
-            # A zygote that this master does not know: of a generation that has been given up.
-            self._hang_up(channel)
-            return
-        if process is None:
-            process = self.processes.expect(key)
-        process.channel = channel
-        self.processes.is_running(process, channel.peer()[0])
-        self.loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
-        if key.number == ZYGOTE:
-            g = self.cluster.generations.get(key.generation)
-            if g is not None and hello["state"] != "loaded":
-                ends = self.queues.get(key.generation) or self._new_queue(key.generation)
-                channel.send("boot", tuple(end.fileno() for end in ends), recipe=g.release.recipe, name=self.first.name)
-        else:
-            self.events.append(ev.Forked(key, process.pid))
-        have = {(address, index) for address, index, _ in hello["slots"]}
-        if hello.get("queue"):
-            self._adopt_queue(key.generation, fds[:2])
-            del fds[:2]
-        self._take_slots(hello["slots"], fds)
-        self._pass_slots(channel, [s for s in self.slots.slots if (s.address, s.index) not in have])
-        self._flush(channel)
-        self._take(process, messages[1:])
-
-    def _on_messages(self, process: Process, channel: channels.Channel) -> None:
-        channel.flush()
-        self._take(process, self._receive(channel))
-        if channel.closed:
-            if process.channel is channel:  # a zygote that started again has said hello on another one by now
-                process.channel = None
-        else:
-            self._flush(channel)
-
-    def _receive(self, channel: channels.Channel) -> list[tuple[dict[str, Any], list[int]]]:
-        try:
-            messages = channel.receive()
-        except channels.ChannelError as error:
-            self.log.write("error", f"a process sent nonsense: {error}")
-            channel.closed = True
-            messages = []
-        if channel.closed:
-            self._hang_up(channel)
-        return messages
-
-    def _hang_up(self, channel: channels.Channel) -> None:
-        if channel.fileno() != -1:
-            self.loop.forget(channel.fileno())
-        channel.close()
-
-    def _flush(self, channel: channels.Channel) -> None:
-        if not channel.closed:
-            process = self.loop.callback(channel.fileno())
-            self.loop.watch(channel.fileno(), process, READ | WRITE if channel.unsent else READ)
-
-    def _take(self, process: Process, messages: list[tuple[dict[str, Any], list[int]]]) -> None:
-        for message, fds in messages:
-            if message["type"] == "slots":
-                self._take_slots(message["slots"], fds)
-            else:
-                self._on_message(process.key, message)
-
-    def _on_message(self, key: Key, message: dict[str, Any]) -> None:
-        kind = message["type"]
-        if kind == "loaded":
-            self.events.append(ev.Loaded(key, message.get("workers")))
-        elif kind == "forked":
-            forked = Key(key.generation, int(message["number"]))
-            process = self.processes.get(forked) or self.processes.expect(forked)
-            self.processes.is_running(process, int(message["pid"]))
-            self.events.append(ev.Forked(forked, process.pid))
-        elif kind == "unborn":
-            unborn = self.processes.get(Key(key.generation, int(message["number"])))
-            if unborn is not None:
-                self.rows.discard(unborn.row)
-                self.processes.forget(unborn)
-                self.events.append(ev.Exited(unborn.key, str(message["error"])))
-        elif kind == "ready":
-            self.events.append(ev.Ready(key))
-        elif kind == "accepting":
-            self.events.append(ev.Accepting(key))
-        elif kind == "failed":
-            self.events.append(ev.Failed(key, str(message["error"])))
-        elif kind == "retire":
-            self.events.append(ev.Retire(key, str(message["reason"])))
-        elif kind == "note":
-            self.log.write(str(message["level"]), str(message["text"]))
-        else:
-            self.log.write("debug", f"{key} sent {kind!r}, which this master does not know")
-
     def _on_exit(self, process: Process, how: str) -> None:
-        if process.channel is not None:
-            channel, process.channel = process.channel, None
-            self._take(process, self._receive(channel))
-            self._hang_up(channel)
-        self.rows.discard(process.row)
+        self.switchboard.last_words(process)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.run_dir.stacks(str(process.key)))
         self.events.append(ev.Exited(process.key, how))
@@ -324,7 +218,6 @@ class Master:
                 os.kill(pid, signal.SIGKILL)
         for one in remains.adopted.survivors:
             process = self.processes.expect(one.key, remains.rows[one.key])
-            self.rows.add(process.row)
             self.processes.is_running(process, one.pid)
         wanted = set(remains.slots)
         deadline = time.monotonic() + ADOPTION
@@ -338,23 +231,6 @@ class Master:
             self.loop.wait(deadline)
         self.events.appendleft(remains.adopted)
 
-    def _new_queue(self, generation: int) -> tuple[socket.socket, socket.socket]:
-        """The generation's hand-over queue; the master keeps both ends, so that a new zygote gets the same one."""
-        ends = self.queues[generation] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        return ends
-
-    def _adopt_queue(self, generation: int, fds: list[int]) -> None:
-        if generation in self.queues:
-            for fd in fds:
-                os.close(fd)
-        else:
-            receiving, sending = (socket.socket(fileno=fd) for fd in fds)
-            self.queues[generation] = receiving, sending
-
-    def _take_slots(self, names: list[Any], fds: list[int]) -> None:
-        for (address, index, shared), fd in zip(names, fds, strict=False):
-            self.slots.adopt(address, index, shared, fd)
-
     # --- decide -----------------------------------------------------------------------------------------------------
 
     def _release(self, client: Client | None, wait: str = "ready") -> None:
@@ -362,7 +238,7 @@ class Master:
         try:
             settings = options.reload(self.settings)
             release = self._complete(release_of(settings))
-        except (OptionError, RecipeError) as error:
+        except OptionError as error:
             self.log.write("error", f"the release was not begun, and nothing has changed: {error}")
             now = time.time()
             self.history.append({"number": None, "outcome": "failed", "error": str(error), "at": now, "seconds": 0.0})
@@ -381,6 +257,10 @@ class Master:
         asker = Asker(client.name, wait) if client else None
         self.events.append(ev.ReleaseAsked(release, asker))
 
+    def _recipe_of(self, generation: int) -> Mapping[str, Any] | None:
+        g = self.cluster.generations.get(generation)
+        return g.release.recipe if g else None
+
     def _complete(self, release: Release) -> Release:
         return replace(release, recipe={**release.recipe, **resolve_script(self.extra)})
 
@@ -391,10 +271,7 @@ class Master:
             self.cluster, commands = machine.step(self.cluster, event, time.monotonic())
             for command in commands:
                 ACTIONS[type(command)](self, command)
-        for number in [n for n in self.queues if n not in self.cluster.generations and self.cluster.last]:
-            # With the last copy of the receiving end, what nobody has taken goes back to its senders.
-            for end in self.queues.pop(number):
-                end.close()
+        self.switchboard.forget_queues(self.cluster.generations)
         if self.exit_status is None:
             rows = {process.key: process.row for process in self.processes.all()}
             try:
@@ -412,16 +289,7 @@ class Master:
         except SlotError as error:
             self.log.write("error", f"no more slots could be opened; the workers share those there are: {error}")
             return
-        for process in self.processes.all():
-            if process.channel and new:
-                self._pass_slots(process.channel, new)
-                self._flush(process.channel)
-
-    def _pass_slots(self, channel: channels.Channel, slots: list[Slot]) -> None:
-        for start in range(0, len(slots), channels.FDS):
-            some = slots[start : start + channels.FDS]
-            names = [(slot.address, slot.index, slot.shared) for slot in some]
-            channel.send("slots", tuple(slot.socket.fileno() for slot in some), slots=names)
+        self.switchboard.announce_slots(new)
 
     def _close_slots(self, command: ev.CloseSlots) -> None:
         self.slots.close()
@@ -455,36 +323,32 @@ class Master:
                 self.log.raw(news)
 
     def _fork(self, command: ev.Fork) -> None:
-        row = next(row for row in range(ROWS) if row not in self.rows)
-        self.rows.add(row)
+        taken = {process.row for process in self.processes.all()}
+        row = next(row for row in range(ROWS) if row not in taken)
         self.board.clear(row)
         self.processes.expect(command.key, row)
         g = self.cluster.generations.get(command.key.generation)
         booting = g is not None and g.state in BOOTING
-        self._send(Key(command.key.generation, ZYGOTE), "fork", number=command.key.number, row=row, booting=booting)
+        self.switchboard.send(
+            Key(command.key.generation, ZYGOTE), "fork", number=command.key.number, row=row, booting=booting
+        )
 
     def _accept(self, command: ev.Accept) -> None:
-        self._send(command.key, "accept", own=list(command.slots))
+        self.switchboard.send(command.key, "accept", own=list(command.slots))
 
     def _drain(self, command: ev.Drain) -> None:
         if command.last:
-            self._send(command.key, "stopping")
+            self.switchboard.send(command.key, "stopping")
         else:
             self._bequeath(ev.Bequeath(command.key))
         self.processes.signal(command.key, signal.SIGTERM)
 
     def _bequeath(self, command: ev.Bequeath) -> None:
-        process = self.processes.get(command.key)
-        serving = self.cluster.serving
-        queue = self.queues.get(serving.number) if serving else None
-        if process is None or process.channel is None or queue is None:
-            return
-        assert serving is not None
-        process.channel.send("heir", (queue[1].fileno(),), generation=serving.number, workers=serving.wanted)
-        self._flush(process.channel)
+        if serving := self.cluster.serving:
+            self.switchboard.bequeath(command.key, serving.number, serving.wanted)
 
     def _quit(self, command: ev.Quit) -> None:
-        if command.key.number == ZYGOTE or not self._send(command.key, "quit"):
+        if command.key.number == ZYGOTE or not self.switchboard.send(command.key, "quit"):
             self.processes.signal(command.key, signal.SIGTERM)
 
     def _abort(self, command: ev.Abort) -> None:
@@ -492,14 +356,6 @@ class Master:
 
     def _kill(self, command: ev.Kill) -> None:
         self.processes.signal(command.key, signal.SIGKILL)
-
-    def _send(self, key: Key, kind: str, **fields: Any) -> bool:
-        process = self.processes.get(key)
-        if process is None or process.channel is None:
-            return False
-        process.channel.send(kind, **fields)
-        self._flush(process.channel)
-        return not process.channel.closed
 
     def _answer(self, command: ev.Answer) -> None:
         client = self.control.clients.get(command.asker.name)
@@ -548,7 +404,7 @@ class Master:
         try:
             return Log(settings.log_file, settings.log_level)
         except OSError as error:
-            raise RecipeError(f"{settings.where('log_file')}: cannot open {error.filename}: {error.strerror}") from None
+            raise OptionError(f"{settings.where('log_file')}: cannot open {error.filename}: {error.strerror}") from None
 
     def _reopen_logs(self) -> None:
         try:
@@ -557,7 +413,7 @@ class Master:
             self.log.write("error", f"the log could not be opened again, and goes on in the old file: {error}")
         for process in self.processes.all():
             if process.key.number != ZYGOTE:
-                self._send(process.key, "reopen")
+                self.switchboard.send(process.key, "reopen")
 
     def _write_pid_file(self) -> None:
         if not self.settings.pid:
@@ -565,7 +421,7 @@ class Master:
         try:
             Path(self.settings.pid).write_text(f"{os.getpid()}\n")
         except OSError as error:
-            raise RecipeError(
+            raise OptionError(
                 f"{self.settings.where('pid')}: cannot write {self.settings.pid}: {error.strerror}"
             ) from None
 
@@ -577,7 +433,7 @@ class Master:
             client.done(True, text="the master has stopped")
         self.roster.remove()
         self.control.close()
-        self.hellos.close()
+        self.switchboard.close()
         self.slots.close()
         for boot_log in self.boot_logs.values():
             boot_log.remove()

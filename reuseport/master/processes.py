@@ -131,9 +131,9 @@ class Processes:
             return
         self._loop.watch(process.pidfd, lambda: self._gone(process))
 
-    def forget(self, process: Process) -> None:
+    def forget(self, key: Key) -> None:
         """It has never come to be."""
-        del self._by_key[process.key]
+        self._by_key.pop(key, None)
 
     def signal(self, key: Key, number: int) -> bool:
         """Send a signal, by pidfd: never to another process that got the same pid. False where there is nobody."""

@@ -12,45 +12,21 @@ from typing import Any
 
 from reuseport.core.model import Release
 from reuseport.options import Settings
-from reuseport.options.machine import directory_of, group_of, interpreter_of, user_of
-
-
-class RecipeError(Exception):
-    """The release cannot even be tried; the message names the option."""
+from reuseport.options.checks import find_directory, find_interpreter, find_user
 
 
 def release_of(settings: Settings) -> Release:
-    """The release that these settings stand for now. RecipeError where a directory or an interpreter is missing."""
-    try:
-        directory = directory_of(settings.chdir)
-    except ValueError as error:
-        raise RecipeError(f"{settings.where('chdir')}: {error}") from None
-    try:
-        interpreter = interpreter_of(settings.python, directory)
-    except ValueError as error:
-        raise RecipeError(f"{settings.where('python')}: {error}") from None
+    """The release that these settings stand for now. OptionError where a directory, say, is not there (any more)."""
+    directory = find_directory(settings)
     recipe: dict[str, Any] = {
         "app": settings.app,
         "directory": directory,
-        "interpreter": interpreter,
+        "interpreter": find_interpreter(settings, directory),
         "environment": dict(settings.env),
-        "ids": ids_of(settings),
+        "ids": find_user(settings),
         "settings": settings.to_json(),
     }
     return Release(recipe, settings.workers, settings.boot_timeout, settings.kill_blocked)
-
-
-def ids_of(settings: Settings) -> tuple[int, int] | None:
-    """(uid, gid) that zygotes become, or None where they stay what the master is. RecipeError for unknown names."""
-    try:
-        user, group = user_of(settings.user), group_of(settings.group)
-    except ValueError as error:
-        raise RecipeError(f"--user, --group: {error}") from None
-    if user is None and group is None:
-        return None
-    uid = user[0] if user else os.geteuid()
-    gid = group if group is not None else user[1] if user else os.getegid()
-    return uid, gid
 
 
 def resolve_script(extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,10 +41,13 @@ def find_user(settings: Settings) -> tuple[int, int] | None:
     return uid, gid if group is None else group
 
 
-def check(settings: Settings) -> list[str]:
-    """One line for each thing that would keep `serve` from starting; an empty list if there is none."""
+def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
+    """One line for each thing that would keep `serve` from starting; an empty list if there is none.
+
+    `needs_app`: the application must have a name, as it must unless a script embeds the server.
+    """
     problems: list[str] = []
-    if settings.app is None:
+    if needs_app and settings.app is None:
         problems.append("which application? name it as MODULE:APP (see reuseport serve --help)")
     directory = _try(problems, find_directory, settings)
     if directory is not None:

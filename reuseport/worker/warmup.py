@@ -28,13 +28,12 @@ def request(engine: Any, path: str) -> None:
     with ours:
         theirs.setblocking(False)
         engine.adopt(theirs.detach(), "", "")
-        ours.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: reuseport-warmup\r\nConnection: close\r\n\r\n".encode()
-        )
-        head = b""
-        while chunk := ours.recv(65536):
-            head = (head + chunk)[:100]
-        status = head.split(b" ", 2)[1:2]
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: reuseport-warmup\r\nConnection: close\r\n\r\n"
+        ours.sendall(head.encode())
+        answer = b""
+        while piece := ours.recv(65536):
+            answer = (answer + piece)[:100]
+        status = answer.split(b" ", 2)[1:2]
         if not status or not status[0].isdigit():
             raise WarmupError(f"--warmup {path}: no answer")
         if int(status[0]) >= 500:

@@ -217,31 +217,41 @@ def blocked(tell: Tell) -> Result:
 
 def steal(tell: Tell) -> Result:
     """CPU per new connection with 8 workers, with stealing and with own listeners only, in turns."""
-    result, rate, seconds = Result("steal"), 200, 6.0
-    costs: dict[str, list[float]] = {"1": [], "0": []}
+    result, seconds = Result("steal"), 6.0
+    # Few connections, when each of them wakes everybody, and many.
+    rates = (50, 400)
+    costs: dict[tuple[str, int], list[float]] = {(switch, rate): [] for switch in "10" for rate in rates}
     for _ in range(3):
-        for switch in ("1", "0"):
+        for switch in "10":
             with Round(workers=8, env={"REUSEPORT_STEAL": switch}) as rounds:
-                rounds.load.begin({"one-shot": {"rate": rate, "bare": 1}})
-                pause(rounds, 1)
-                pids = [worker["pid"] for worker in rounds.server.ready(rounds.server.status())]
-                with rounds.load.looking() as account:
-                    answered = account.answered
-                used = sum(map(cpu_seconds, pids))
-                time.sleep(seconds)
-                with rounds.load.looking() as account:
-                    answered = account.answered - answered
-                used = sum(map(cpu_seconds, pids)) - used
-                costs[switch].append(used / answered * 1e6)
-                tell(f"stealing {switch}: {costs[switch][-1]:.0f} us of CPU for each of {answered} connections")
+                offered = 0
+                for rate in rates:
+                    rounds.load.begin({"one-shot": {"rate": rate - offered, "bare": 1}})
+                    offered = rate
+                    pause(rounds, 1)
+                    costs[switch, rate].append(cost_of_a_connection(rounds, seconds))
+                    tell(f"stealing {switch}, {rate}/s: {costs[switch, rate][-1]:.0f} us of CPU for each connection")
                 rounds.finish()
                 result.take(rounds)
-    with_stealing, own = median(costs["1"]), median(costs["0"])
-    result.report["costs"] = costs
-    ratio = f"{with_stealing:.0f} us, {with_stealing / own:.2f} x"
-    result.add("own listeners only", f"{own:.0f} us each", "told", True)
-    result.add("with stealing", ratio, "below 2 x", with_stealing < 2 * own)
+    result.report["costs"] = {f"stealing {switch}, {rate}/s": each for (switch, rate), each in costs.items()}
+    for rate in rates:
+        with_stealing, own = median(costs["1", rate]), median(costs["0", rate])
+        figure = f"{with_stealing:.0f} us against {own:.0f} us, {with_stealing / own:.2f} x"
+        result.add(f"{rate} connections/s", figure, "below 2 x", with_stealing < 2 * own)
     return result
+
+
+def cost_of_a_connection(rounds: Round, seconds: float) -> float:
+    """Microseconds of CPU that all workers together use for each connection that is answered."""
+    pids = [worker["pid"] for worker in rounds.server.ready(rounds.server.status())]
+    before = answered(rounds), sum(map(cpu_seconds, pids))
+    time.sleep(seconds)
+    return (sum(map(cpu_seconds, pids)) - before[1]) / (answered(rounds) - before[0]) * 1e6
+
+
+def answered(rounds: Round) -> int:
+    with rounds.load.looking() as account:
+        return account.answered
 
 
 def old_code(tell: Tell) -> Result:

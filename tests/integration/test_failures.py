@@ -35,8 +35,8 @@ BAD = {
     "lacks the attribute": Bad("no 'application'", "del application\n"),
     "is not callable": Bad("not callable", "application = 42\n"),
     "start hook raises": Bad(
-        "RuntimeError: no database", "import reuseport\n@reuseport.on_start\ndef f(): raise RuntimeError('no database')\n",
-        traceback=True,
+        "RuntimeError: no database",
+        "import reuseport\n@reuseport.on_start\ndef connect():\n    raise RuntimeError('no database')\n", traceback=True,
     ),
     "start hook exits": Bad("SystemExit", "import reuseport, sys\nreuseport.on_start(lambda: sys.exit(3))\n"),
     "start hook ends the process": Bad("status 3", "import reuseport, os\nreuseport.on_start(lambda: os._exit(3))\n"),
@@ -101,7 +101,6 @@ def test_a_release_that_fails_changes_nothing_and_says_why(shared, name):
     assert bad.says in outcome.err
     if bad.traceback:
         assert 'app.py", line' in outcome.err, "the application's own lines"
-        assert "/reuseport/" not in outcome.err.replace("reuseport/tests", ""), "not the server's frames"
     assert load.failures == []
     assert load.versions == ["one"]
     status = server.settle(before.serving)
@@ -112,6 +111,15 @@ def test_a_release_that_fails_changes_nothing_and_says_why(shared, name):
     assert last["error"]
 
 
+def test_the_traceback_is_the_application_s_alone(shared):
+    server = shared.get()
+    server.write("raises", "def f():\n    raise ValueError('mine')\nf()\n")
+    outcome = server.release()
+    server.flip(server.releases / "one")
+    frames = [line for line in outcome.err.splitlines() if line.startswith("  File ")]
+    assert [line.rpartition(" in ")[2] for line in frames] == ["<module>", "f"]
+
+
 def test_after_all_failures_a_good_release_still_works(shared):
     server = shared.get()
     server.write("good")
@@ -119,7 +127,13 @@ def test_after_all_failures_a_good_release_still_works(shared):
     assert server.get().version == "good"
 
 
-@pytest.mark.parametrize("name", [name for name in BAD if "deep" not in name and "in C" not in name])
+FIRST_BOOT = (
+    "raises", "hangs", "calls sys.exit", "ends the process as if all were well", "has a syntax error",
+    "kills its zygote", "lacks the attribute", "start hook raises", "warm-up is answered with 500",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIRST_BOOT)
 def test_a_first_boot_that_fails_ends_the_server_and_says_why(serve, name):
     bad = BAD[name]
     server = serve("-c", "conf.toml")
@@ -162,8 +176,11 @@ def test_who_asked_by_signal_finds_the_failure_in_the_status(server):
 
 
 def test_what_a_hanging_import_is_doing_is_shown(serve):
-    server = serve("-c", "conf.toml").start()
-    (server.root / "conf.toml").write_text("boot_timeout = 1\n")
+    server = serve("-c", "conf.toml")
+    config = server.root / "conf.toml"
+    config.write_text("")
+    server.start()
+    config.write_text("boot_timeout = 1\n")
     server.write("two", "def stuck_here():\n    basic.burn('never')\nstuck_here()\n")
     outcome = server.release()
     assert outcome.exit == 1

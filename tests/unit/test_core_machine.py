@@ -12,7 +12,7 @@ import random
 from core_world import BOOT_TROUBLE, World
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from reuseport.core import events as ev
 from reuseport.core import machine
@@ -49,23 +49,16 @@ class AnyStory(RuleBasedStateMachine):
         asker = Asker(f"asker {self.asked}", wait) if wait else None
         self.world.feed(ev.ReleaseAsked(made, asker))
 
-    @property
-    def goes_on(self) -> bool:
-        return not self.world.audit.finish
-
     # --- what is asked for ------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.goes_on)
     @rule(release=RELEASES, wait=st.sampled_from((None, "ready", "drained")))
     def release(self, release: dict, wait: str | None) -> None:
         self._ask(release, wait)
 
-    @precondition(lambda self: self.goes_on)
     @rule(by=st.sampled_from((-2, -1, 1, 2)))
     def scale(self, by: int) -> None:
         self.world.feed(ev.ScaleAsked(by))
 
-    @precondition(lambda self: self.goes_on)
     @rule(quick=st.booleans(), timeout=st.sampled_from((0.0, 5.0)), really=st.integers(0, 3))
     def stop(self, quick: bool, timeout: float, really: int) -> None:
         if really == 0:
@@ -73,7 +66,6 @@ class AnyStory(RuleBasedStateMachine):
 
     # --- what goes well ---------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.goes_on)
     @rule(steps=st.integers(1, 30), seed=SEEDS)
     def things_happen(self, steps: int, seed: int) -> None:
         chance = random.Random(seed)
@@ -82,17 +74,17 @@ class AnyStory(RuleBasedStateMachine):
             if not self.world.happen(chance):
                 break
 
-    @precondition(lambda self: self.goes_on)
     @rule(seconds=st.sampled_from((0.0, 0.1, 2.0, 6.0, 60.0)))
     def time_passes(self, seconds: float) -> None:
         self.world.now += seconds
         self.world.feed(ev.Tick())
 
-    @precondition(lambda self: self.goes_on and machine.wake_at(self.world.cluster) is not None)
     @rule()
     def time_passes_until_something_is_due(self) -> None:
-        self.world.now = max(self.world.now, machine.wake_at(self.world.cluster))
-        self.world.feed(ev.Tick())
+        due = machine.wake_at(self.world.cluster)
+        if due is not None:
+            self.world.now = max(self.world.now, due)
+            self.world.feed(ev.Tick())
 
     # --- what goes wrong --------------------------------------------------------------------------------------------
 
@@ -104,49 +96,41 @@ class AnyStory(RuleBasedStateMachine):
         note(f"{found[chosen].key} ({found[chosen].phase})")
         return found[chosen]
 
-    @precondition(lambda self: self.goes_on)
     @rule(data=st.data(), says_why=st.booleans())
     def process_dies(self, data: st.DataObject, says_why: bool) -> None:
         if p := self._some(data):
             self.world.crash(p, says_why and p.phase not in ("born", "loaded"))
 
-    @precondition(lambda self: self.goes_on)
     @rule(data=st.data())
     def zygote_dies(self, data: st.DataObject) -> None:
         if z := self._some(data, "loading", "loaded"):
             self.world.die_while_forking(z)
 
-    @precondition(lambda self: self.goes_on)
     @rule(data=st.data())
     def zygote_cannot_fork(self, data: st.DataObject) -> None:
         if z := self._some(data, "loaded"):
             self.world.unborn(z)
 
-    @precondition(lambda self: self.goes_on)
     @rule()
     def every_worker_is_killed(self) -> None:
         for p in self.world.workers.values():
             p.die()
 
-    @precondition(lambda self: self.goes_on)
     @rule(data=st.data(), stubborn=st.booleans())
     def process_hangs(self, data: st.DataObject, stubborn: bool) -> None:
         if p := self._some(data, "loading", "loaded", "starting", "ready", "serving", "draining"):
             p.stuck, p.stubborn = True, stubborn
 
-    @precondition(lambda self: self.goes_on)
     @rule(data=st.data(), busy=st.booleans())
     def worker_has_work(self, data: st.DataObject, busy: bool) -> None:
         if p := self._some(data, "serving", "draining"):
             p.busy = busy
 
-    @precondition(lambda self: self.goes_on)
     @rule(data=st.data())
     def worker_wants_to_be_replaced(self, data: st.DataObject) -> None:
         if p := self._some(data, "ready", "serving"):
             p.says.append(ev.Retire(p.key, "it has grown"))
 
-    @precondition(lambda self: self.goes_on)
     @rule(data=st.data())
     def watch_looks(self, data: st.DataObject) -> None:
         """The master looks at one worker's loop, and says so if it stands, or turns again."""

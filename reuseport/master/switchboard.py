@@ -1,0 +1,221 @@
+"""The switchboard: a channel to every zygote and worker, and what is said on it.
+
+Whoever owns the run directory is the master, so it is the processes who connect, with a hello that says who they are
+and what they have. Boot, recovery from a crash and a zygote that starts again all come in by this one door. What
+arrives becomes an event; the file descriptors that processes share (slots, hand-over queues) are passed from here.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from reuseport.core import events as ev
+from reuseport.core.model import ZYGOTE, Key
+from reuseport.ipc import channel as channels
+from reuseport.ipc.channel import Channel
+from reuseport.master.loop import READ, WRITE, Loop
+from reuseport.master.processes import Process, Processes
+from reuseport.master.slots import Slot, Slots
+
+Message = tuple[dict[str, Any], list[int]]
+
+# What a process says, and the event that it becomes.
+EVENTS: dict[str, Callable[[Key, Mapping[str, Any]], ev.Event]] = {
+    "loaded": lambda key, message: ev.Loaded(key, message.get("workers")),
+    "ready": lambda key, message: ev.Ready(key),
+    "accepting": lambda key, message: ev.Accepting(key),
+    "failed": lambda key, message: ev.Failed(key, str(message["error"])),
+    "retire": lambda key, message: ev.Retire(key, str(message["reason"])),
+}
+
+
+class Switchboard:
+    """`tell(event)` gets what was said; `recipe_of(generation)` gives what a zygote of it must load, None for none."""
+
+    def __init__(
+        self,
+        hellos: _socket.socket,
+        trusted: Iterable[int],
+        name: str,
+        loop: Loop,
+        processes: Processes,
+        slots: Slots,
+        tell: Callable[[ev.Event], None],
+        log: Callable[[str, str], None],
+        recipe_of: Callable[[int], Mapping[str, Any] | None],
+    ) -> None:
+        self._hellos = hellos
+        self._trusted = set(trusted)
+        self._name = name
+        self._loop = loop
+        self._processes = processes
+        self._slots = slots
+        self._tell = tell
+        self._log = log
+        self._recipe_of = recipe_of
+        self._queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
+        loop.watch(hellos.fileno(), self._on_hello)
+
+    def send(self, key: Key, kind: str, fds: tuple[int, ...] = (), **fields: Any) -> bool:
+        """False where there is nobody to say it to."""
+        process = self._processes.get(key)
+        if process is None or process.channel is None:
+            return False
+        process.channel.send(kind, fds, **fields)
+        self._flush(process.channel)
+        return True
+
+    def last_words(self, process: Process) -> None:
+        """Hear what a process said before it died, and hang up."""
+        if process.channel is not None:
+            channel, process.channel = process.channel, None
+            self._take(process, self._receive(channel))
+            self._hang_up(channel)
+
+    def announce_slots(self, slots: list[Slot]) -> None:
+        """Pass new slots to everybody who may need them."""
+        for process in self._processes.all():
+            if process.channel is not None and slots:
+                self._pass_slots(process.channel, slots)
+                self._flush(process.channel)
+
+    def bequeath(self, key: Key, heir: int, workers: int) -> None:
+        """Tell a worker whose its connections will be: generation `heir`, with so many workers."""
+        if heir in self._queues:
+            self.send(key, "heir", (self._queues[heir][1].fileno(),), generation=heir, workers=workers)
+
+    def forget_queues(self, living: Iterable[int]) -> None:
+        """Close the queues of all other generations: what nobody has taken out of them goes back to its senders."""
+        for number in set(self._queues).difference(living):
+            for end in self._queues.pop(number):
+                end.close()
+
+    def close(self) -> None:
+        self._loop.forget(self._hellos.fileno())
+        self._hellos.close()
+
+    # Hellos.
+
+    def _on_hello(self) -> None:
+        while (channel := channels.accept(self._hellos)) is not None:
+            if channel.peer()[1] not in self._trusted:
+                channel.close()
+                continue
+            self._loop.watch(channel.fileno(), lambda channel=channel: self._introduce(channel))
+
+    def _introduce(self, channel: Channel) -> None:
+        """The first message on a new channel says whose it is."""
+        messages = self._receive(channel)
+        if not messages:
+            return
+        hello, fds = messages[0]
+        key = Key(int(hello.get("generation", 0)), int(hello.get("number", 0)))
+        process = self._processes.get(key)
+        if hello["type"] != "hello" or (process is None and key.number == ZYGOTE):
+            # A zygote that this master does not know belongs to a generation that has been given up.
+            self._hang_up(channel)
+            return
+        process = process or self._processes.expect(key)
+        process.channel = channel
+        self._processes.is_running(process, channel.peer()[0])
+        self._loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
+        if hello.get("queue"):
+            self._adopt_queue(key.generation, fds[:2])
+            del fds[:2]
+        self._adopt_slots(hello["slots"], fds)
+        recipe = self._recipe_of(key.generation)
+        if key.number != ZYGOTE:
+            self._tell(ev.Forked(key, process.pid))
+        elif recipe is not None and hello["state"] != "loaded":
+            ends = self._queues.get(key.generation) or self._new_queue(key.generation)
+            channel.send("boot", tuple(end.fileno() for end in ends), recipe=recipe, name=self._name)
+        have = {(address, index) for address, index, _ in hello["slots"]}
+        self._pass_slots(channel, [s for s in self._slots.slots if (s.address, s.index) not in have])
+        self._flush(channel)
+        self._take(process, messages[1:])
+
+    # Messages.
+
+    def _on_messages(self, process: Process, channel: Channel) -> None:
+        channel.flush()
+        self._take(process, self._receive(channel))
+        if not channel.closed:
+            self._flush(channel)
+        elif process.channel is channel:  # a zygote that started again has said hello on another one by now
+            process.channel = None
+
+    def _receive(self, channel: Channel) -> list[Message]:
+        try:
+            messages = channel.receive()
+        except channels.ChannelError as error:
+            self._log("error", f"a process sent nonsense: {error}")
+            channel.closed = True
+            messages = []
+        if channel.closed:
+            self._hang_up(channel)
+        return messages
+
+    def _hang_up(self, channel: Channel) -> None:
+        if channel.fileno() != -1:
+            self._loop.forget(channel.fileno())
+        channel.close()
+
+    def _flush(self, channel: Channel) -> None:
+        """See to it that what could not be sent yet will be."""
+        if not channel.closed:
+            callback = self._loop.callback(channel.fileno())
+            self._loop.watch(channel.fileno(), callback, READ | WRITE if channel.unsent else READ)
+
+    def _take(self, process: Process, messages: list[Message]) -> None:
+        for message, fds in messages:
+            if message["type"] == "slots":
+                self._adopt_slots(message["slots"], fds)
+            else:
+                self._on_message(process.key, message)
+
+    def _on_message(self, key: Key, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        if kind in EVENTS:
+            self._tell(EVENTS[kind](key, message))
+        elif kind == "forked":
+            forked = Key(key.generation, int(message["number"]))
+            process = self._processes.get(forked) or self._processes.expect(forked)
+            self._processes.is_running(process, int(message["pid"]))
+            self._tell(ev.Forked(forked, process.pid))
+        elif kind == "unborn":
+            unborn = Key(key.generation, int(message["number"]))
+            self._processes.forget(unborn)
+            self._tell(ev.Exited(unborn, str(message["error"])))
+        elif kind == "note":
+            self._log(str(message["level"]), str(message["text"]))
+        else:
+            self._log("debug", f"{key} sent {kind!r}, which this master does not know")
+
+    # Descriptors that processes share.
+
+    def _pass_slots(self, channel: Channel, slots: list[Slot]) -> None:
+        for start in range(0, len(slots), channels.FDS):
+            some = slots[start : start + channels.FDS]
+            names = [(slot.address, slot.index, slot.shared) for slot in some]
+            channel.send("slots", tuple(slot.socket.fileno() for slot in some), slots=names)
+
+    def _adopt_slots(self, names: list[Any], fds: list[int]) -> None:
+        for (address, index, shared), fd in zip(names, fds, strict=False):
+            self._slots.adopt(address, index, shared, fd)
+
+    def _new_queue(self, generation: int) -> tuple[socket.socket, socket.socket]:
+        """The generation's hand-over queue; the master keeps both ends, so that a new zygote gets the same one."""
+        ends = self._queues[generation] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return ends
+
+    def _adopt_queue(self, generation: int, fds: list[int]) -> None:
+        if generation in self._queues:
+            for fd in fds:
+                os.close(fd)
+        else:
+            receiving, sending = (socket.socket(fileno=fd) for fd in fds)
+            self._queues[generation] = receiving, sending

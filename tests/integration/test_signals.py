@@ -1,0 +1,110 @@
+"""The other signals: workers up and down, the log opened again; and whom no signal of a terminal may reach."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from harness import wait_for
+
+
+def test_ttin_and_ttou_change_the_number_of_workers_without_a_failed_request(server):
+    with server.load(one_shot=2) as load:
+        for number, count in (
+            (signal.SIGTTIN, 3), (signal.SIGTTIN, 4), (signal.SIGTTOU, 3), (signal.SIGTTOU, 2), (signal.SIGTTOU, 1),
+        ):  # fmt: skip
+            server.signal(number)
+            status = server.wait(lambda s, count=count: s.is_settled() and len(s.workers()) == count)
+            owned = sorted(slot for worker in status.workers() for slot in worker["slots"])
+            assert owned == list(range(len(owned))), "every slot has one owner"
+            load.more(30)
+    assert load.failures == []
+    assert server.status()["master"]["workers_wanted"] == 1
+
+
+def test_the_last_worker_stays(server):
+    for _ in range(3):
+        server.signal(signal.SIGTTOU)
+        server.status()
+    server.wait(lambda s: s.is_settled() and len(s.workers()) == 1)
+    assert server.get().status == 200
+
+
+def test_a_connection_that_waits_at_a_slot_without_a_worker_of_its_own_is_answered(server):
+    """After a step down the remaining worker owns the spare slots."""
+    server.signal(signal.SIGTTOU)
+    server.wait(lambda s: s.is_settled() and len(s.workers()) == 1)
+    assert {server.get(timeout=5).status for _ in range(20)} == {200}
+    worker = server.status().workers()[0]
+    assert worker["slots"] == [0, 1]
+    assert worker["stolen"] == 0
+
+
+def test_a_worker_that_is_let_go_finishes_its_request(server):
+    requests = [server.get_later("/gate?name=slow") for _ in range(8)]
+    gate = server.gate("slow")
+    gate.await_entered(8)
+    server.signal(signal.SIGTTOU)
+    server.wait(lambda s: len(s.workers("serving")) == 1)
+    gate.open()
+    assert [request.result().status for request in requests] == [200] * 8
+    server.settle()
+
+
+def test_usr1_opens_the_log_again(serve):
+    server = serve("--log-file", "main.log").start()
+    log, moved = server.root / "main.log", server.root / "main.log.1"
+    assert log.exists()
+    log.rename(moved)
+    server.signal(signal.SIGUSR1)
+    wait_for(log.exists, "a new log file")
+    pids = [server.pid, *server.status().pids()]
+
+    def everybody_writes_to_the_new_file() -> bool:
+        paths = [os.readlink(entry) for pid in pids for entry in os.scandir(f"/proc/{pid}/fd") if entry.is_symlink()]
+        return str(moved) not in paths and paths.count(str(log)) == len(pids)
+
+    wait_for(everybody_writes_to_the_new_file, "master and workers have the new file open, and not the old one")
+    size = moved.stat().st_size
+    assert server.release().exit == 0
+    assert log.stat().st_size > 0
+    assert moved.stat().st_size == size
+
+
+def test_signals_of_a_terminal_do_not_reach_zygotes_and_workers(server):
+    status = server.status()
+    pids = [*status.pids(), status.current["zygote"]["pid"]]
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        for pid in pids:
+            os.kill(pid, number)
+    assert {server.get().pid for _ in range(20)} <= set(pids)
+    # A zygote that had died would not fork, and a worker that drained would have a successor.
+    server.signal(signal.SIGTTIN)
+    after = server.wait(lambda s: s.is_settled() and len(s.workers()) == 3)
+    assert set(pids) < {*after.pids(), after.current["zygote"]["pid"]}
+
+
+def test_a_hup_to_the_whole_group_is_one_release(server):
+    before = server.status().pids()
+    server.write("two")
+    os.killpg(server.pid, signal.SIGHUP)
+    status = server.settle(2)
+    assert not before & status.pids()
+    assert server.get().version == "two"
+
+
+def test_an_int_to_the_whole_group_is_a_quick_stop(server):
+    os.killpg(server.pid, signal.SIGINT)
+    assert server.await_exit() == 0
+    assert list(server.processes()) == []
+
+
+def test_hups_before_the_first_generation_serves_lose_nothing(serve):
+    server = serve()
+    server.write("one", "basic.pass_gate('import')\n")
+    server.launch()
+    server.gate("import").await_entered()
+    server.write("two")
+    server.hup()
+    server.wait(lambda s: s.is_settled() and s.current["directory"].endswith("/two"))
+    assert server.get().version == "two"
