@@ -25,10 +25,12 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+import greenlet
 from setproctitle import setproctitle
 
 from reuseport.ipc import channel as channels
 from reuseport.ipc.rundir import RunDir
+from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.options import Settings
 from reuseport.worker import application, forksafety
 from reuseport.worker.listeners import Listener
@@ -77,6 +79,9 @@ class Zygote:
         self.application: Any = None
         self.separate = False
         self.orders: list[dict[str, Any]] = []
+        # The master's own TERM often goes to the whole group; the master will say when it wants this process to go.
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if self.masterless else None)
+        self.masterless = True
         self.channel = self._say_hello()
 
     def run(self) -> Birth | None:
@@ -167,6 +172,7 @@ class Zygote:
         if pid:
             os._exit(0)
         self.channel.close()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         Zygote.current = None
         return Birth(
             self.generation,
@@ -197,8 +203,11 @@ class Zygote:
                 self.queue = (fds[0], fds[1])
             elif kind == "fork":
                 self.orders.append(message)
+            elif kind == "quit":
+                os._exit(0)
         if self.channel.closed:
             self.channel.close()
+            self.masterless = True
             self.channel = self._say_hello()
 
     def _say_hello(self) -> channels.Channel:
@@ -221,6 +230,7 @@ class Zygote:
                 queue=again,
                 recipe=self.recipe,
             )
+            self.masterless = False
             return channel
 
     def _note(self, level: str, text: str) -> None:
@@ -239,6 +249,9 @@ class Zygote:
         except KeyError:
             os.setgroups([gid])
         os.setuid(uid)
+        for place in (os.path.dirname(os.__file__), self.recipe["directory"]):
+            if not os.access(place, os.R_OK | os.X_OK):
+                raise application.LoadError(f"--user: uid {uid} cannot read {place}, which it must import from")
 
     def _known_fds(self) -> set[int]:
         return {self.channel.fileno(), *self.queue, *(one.fd for one in self.listeners.values())}
@@ -257,8 +270,8 @@ def main() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    faulthandler.enable()
     zygote = Zygote.current = Zygote(born["run_dir"], born["generation"])
+    _tell_stack_on_signal()
     zygote.separate = bool(born.get("separate"))
     try:
         birth = zygote.run()
@@ -271,6 +284,27 @@ def main() -> None:
         traceback.print_exc()
         os._exit(1)
     live(birth)
+
+
+def _tell_stack_on_signal() -> None:
+    """Until a process is ready, the stack signal ends it, and standard error tells what it was at.
+
+    The C handler runs even where no Python code does. It shows who has the thread, and for an application that waits
+    in a patched call that is the hub; the Python handler, which can run then, adds where the application waits.
+    """
+    main_greenlet = greenlet.getcurrent()
+
+    def tell(number: int, frame: Any) -> None:
+        if main_greenlet.gr_frame is not None and greenlet.getcurrent() is not main_greenlet:
+            sys.stderr.write("The application waits in (most recent call last):\n")
+            stack = [f for f in traceback.extract_stack(main_greenlet.gr_frame) if not application.is_ours(f.filename)]
+            traceback.print_list(stack)
+        _flush()
+        os._exit(1)
+
+    signal.signal(STACK_SIGNAL, tell)
+    faulthandler.enable()
+    faulthandler.register(STACK_SIGNAL, chain=True)
 
 
 def live(birth: Birth | None) -> None:

@@ -192,7 +192,7 @@ class Quit:
 
 @dataclass(frozen=True)
 class Abort:
-    """SIGABRT: end, and leave a Python stack behind, since it is not known what it hangs in."""
+    """End, and leave a Python stack behind, since it is not known what it hangs in."""
 
     key: Key
 

@@ -206,7 +206,8 @@ class Turn:
     def quit_all(self, g: Generation, command: Callable[[Key], ev.Command] = ev.Quit) -> None:
         for number in sorted(g.workers):
             self.quit(Key(g.number, number), command)
-        self.quit(Key(g.number, ZYGOTE), command)
+        # A zygote that has loaded hangs in nothing.
+        self.quit(Key(g.number, ZYGOTE), ev.Quit if g.zygote and g.zygote.loaded else command)
 
     def fail(self, g: Generation, reason: str, command: Callable[[Key], ev.Command] = ev.Quit) -> None:
         """A boot has failed: end whatever it started. Its askers hear of it when that is done."""

@@ -27,6 +27,7 @@ from reuseport.core.model import ACCEPTING, BOOTING, ENDING, TOLD, ZYGOTE, Asker
 from reuseport.ipc import channel as channels
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import ROWS, Scoreboard
+from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.master import status
 from reuseport.master.bootlog import BootLog
 from reuseport.master.control import Client, Control
@@ -348,11 +349,15 @@ class Master:
             self.switchboard.bequeath(command.key, serving.number, serving.wanted)
 
     def _quit(self, command: ev.Quit) -> None:
-        if command.key.number == ZYGOTE or not self.switchboard.send(command.key, "quit"):
+        g = self.cluster.generations.get(command.key.generation)
+        if command.key.number == ZYGOTE and not (g and g.zygote and g.zygote.loaded):
+            # It imports, and so hears nothing; nobody depends on it.
+            self.processes.signal(command.key, signal.SIGKILL)
+        elif not self.switchboard.send(command.key, "quit"):
             self.processes.signal(command.key, signal.SIGTERM)
 
     def _abort(self, command: ev.Abort) -> None:
-        self.processes.signal(command.key, signal.SIGABRT)
+        self.processes.signal(command.key, STACK_SIGNAL)
 
     def _kill(self, command: ev.Kill) -> None:
         self.processes.signal(command.key, signal.SIGKILL)

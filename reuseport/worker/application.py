@@ -91,14 +91,14 @@ def _guard(doing: str, function: Callable[[], Any]) -> Any:
 
 def _print_traceback(error: BaseException) -> None:
     """Without the frames of the server and of the import system, which say nothing about the application."""
-    here = os.path.dirname(os.path.dirname(__file__))
     frame = error.__traceback__
-    while frame is not None and _ours(frame.tb_frame.f_code.co_filename, here):
+    while frame is not None and is_ours(frame.tb_frame.f_code.co_filename):
         frame = frame.tb_next
     traceback.print_exception(type(error), error, frame)
     sys.stderr.flush()
 
 
-def _ours(filename: str, here: str) -> bool:
-    # The import system and runpy are frozen modules, or lie in the standard library.
-    return filename.startswith((here, "<frozen")) or filename == importlib.__file__ or filename == runpy.__file__
+def is_ours(filename: str) -> bool:
+    """Whether a frame belongs to the server, or to what it imports applications with."""
+    here = os.path.dirname(os.path.dirname(__file__)) + os.sep
+    return filename.startswith((here, "<frozen")) or filename in (importlib.__file__, runpy.__file__)

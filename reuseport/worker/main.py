@@ -87,7 +87,6 @@ class Worker:
         if birth.booting:
             os.dup2(birth.boot_output, 1)
             os.dup2(birth.boot_output, 2)
-        self._dump_stacks_on_signal()
         self._connect()
         if birth.application is not None:
             self.get_ready(birth.application)
@@ -129,6 +128,7 @@ class Worker:
             sys.stderr.flush()
             os.dup2(STDOUT_COPY, 1)
             os.dup2(STDERR_COPY, 2)
+        self._dump_stacks_on_signal()
         self.state = "ready"
         self._say("ready")
         early, self.early = self.early, []

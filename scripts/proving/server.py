@@ -6,6 +6,7 @@ server's processes end with it, each by its own pid.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -103,7 +104,13 @@ class Server:
         with self.log.open("wb") as log:
             # A session of its own: the terminal's Ctrl-C reaches the script, which then ends the server in order.
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env, start_new_session=True
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.env,
+                start_new_session=True,
+                preexec_fn=end_with_the_script,
             )
         status = self.wait(lambda status: len(self.ready(status)) >= self.workers, START_WITHIN, "serve")
         host, _, port = status["master"]["addresses"][0].rpartition(":")
@@ -216,6 +223,12 @@ class Server:
     @staticmethod
     def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
+
+
+def end_with_the_script() -> None:
+    """In the server's process, before it begins: a script that is itself killed must leave no server behind."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def brief(status: Status) -> str:
