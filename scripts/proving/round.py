@@ -132,7 +132,7 @@ class Round:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, error, tb)
 
     def prepare(self) -> None:
         """For those who have more to lay out before the server starts."""

@@ -85,12 +85,12 @@ class Server:
         try:
             self.start()
         except BaseException:
-            self.close()
+            self.close(at_once=True)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        self.close(at_once=error is not None)
 
     @property
     def pid(self) -> int:
@@ -116,10 +116,10 @@ class Server:
         host, _, port = status["master"]["addresses"][0].rpartition(":")
         self.address = (host.removeprefix("tcp:"), int(port))
 
-    def close(self) -> None:
-        """End it, gracefully if it still can, and every process of its session in any case."""
+    def close(self, *, at_once: bool = False) -> None:
+        """End it, gracefully unless it must be at once, and every process of its session in any case."""
         if self.process is not None:
-            for number in (signal.SIGTERM, signal.SIGQUIT):
+            for number in (signal.SIGQUIT,) if at_once else (signal.SIGTERM, signal.SIGQUIT):
                 if self.process.poll() is None:
                     self.process.send_signal(number)
                     try:

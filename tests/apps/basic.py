@@ -20,6 +20,7 @@ GATES = Path(os.environ.get("TEST_GATES", "/nonexistent"))
 IMPORT_PID = os.getpid()
 
 kept: list[bytearray] = []
+extra: dict = {}  # what a release's own code adds to every answer
 
 
 def is_open(name: str) -> bool:
@@ -77,7 +78,7 @@ def make(version: str):
     def application(environ, start_response):
         query = {key: values[-1] for key, values in parse_qs(environ["QUERY_STRING"]).items()}
         path = environ["PATH_INFO"]
-        status, answer = "200 OK", {"version": version, "pid": os.getpid(), "import_pid": IMPORT_PID}
+        status, answer = "200 OK", {"version": version, "pid": os.getpid(), "import_pid": IMPORT_PID, **extra}
         if path == "/gate":
             pass_gate(query["name"])
         elif path == "/burn":

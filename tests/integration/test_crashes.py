@@ -149,7 +149,7 @@ def test_a_release_survives_the_death_of_the_old_generation_s_zygote(server):
 
 
 def test_workers_that_die_at_their_start_are_tried_again_later_and_the_others_serve_on(server):
-    code = "import reuseport\n@reuseport.on_start\ndef f():\n    if basic.is_open('poison'):\n        basic.os._exit(1)\n"
+    code = "import reuseport\nreuseport.on_start(lambda: basic.is_open('poison') and basic.os._exit(1))\n"
     server.write("two", code)
     assert server.release().exit == 0
     before = server.settle(2)

@@ -36,7 +36,8 @@ BAD = {
     "is not callable": Bad("not callable", "application = 42\n"),
     "start hook raises": Bad(
         "RuntimeError: no database",
-        "import reuseport\n@reuseport.on_start\ndef connect():\n    raise RuntimeError('no database')\n", traceback=True,
+        "import reuseport\n@reuseport.on_start\ndef connect():\n    raise RuntimeError('no database')\n",
+        traceback=True,
     ),
     "start hook exits": Bad("SystemExit", "import reuseport, sys\nreuseport.on_start(lambda: sys.exit(3))\n"),
     "start hook ends the process": Bad("status 3", "import reuseport, os\nreuseport.on_start(lambda: os._exit(3))\n"),

@@ -1,0 +1,162 @@
+"""Where the application is imported: once in the zygote, or in each worker when it does not survive a fork."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+from harness import proportional_memory, resident_memory, wait_for
+
+TICKS = """\
+def tick():
+    while True:
+        basic.extra['ticks'] = basic.extra.get('ticks', 0) + 1
+        basic.time.sleep(0.01)
+"""
+UNSAFE = {
+    "thread": TICKS + "import threading\nthreading.Thread(target=tick, daemon=True).start()\n",
+    "greenlet": TICKS + "import gevent\ngevent.spawn(tick)\n",
+    "executor": TICKS + "from concurrent.futures import ThreadPoolExecutor\nThreadPoolExecutor(1).submit(tick)\n",
+    "native thread": """\
+from gevent import monkey
+lock = monkey.get_original('_thread', 'allocate_lock')()
+lock.acquire()
+monkey.get_original('_thread', 'start_new_thread')(lock.acquire, ())
+""",
+    "thread pool": "import gevent\ngevent.get_hub().threadpool.apply(lambda: None)\n",
+    "connection": """\
+import socket
+kept = socket.create_connection(('127.0.0.1', int(basic.os.environ['TEST_PORT'])))
+""",
+}
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def where(server) -> str:
+    """Which process had imported the code that answers now."""
+    answer = server.get().json
+    zygote = server.status().current["zygote"]["pid"]
+    if answer["import_pid"] == zygote:
+        return "zygote"
+    assert answer["import_pid"] == answer["pid"]
+    return "worker"
+
+
+def test_auto_falls_back_to_importing_in_each_worker_and_comes_back(serve, listener):
+    server = serve("-e", f"TEST_PORT={listener.getsockname()[1]}").start()
+    assert where(server) == "zygote"
+    for number, (name, code) in enumerate(UNSAFE.items()):
+        server.write(f"v{number}", code)
+        outcome = server.release()
+        assert outcome.exit == 0, (name, outcome.err)
+        assert server.get().version == f"v{number}"
+        assert where(server) == "worker", name
+        if "tick" in code:
+            ticks = server.get().json["ticks"]
+            wait_for(lambda ticks=ticks: server.get().json["ticks"] > ticks, f"the {name} runs in the workers")
+    server.write("safe", "import threading, gevent\nlock = threading.Lock()\nlocal = threading.local()\n")
+    assert server.release().exit == 0
+    assert where(server) == "zygote"
+
+
+def test_a_connection_that_was_closed_before_the_import_ended_does_no_harm(serve, listener):
+    code = UNSAFE["connection"] + "kept.close()\n"
+    server = serve("-e", f"TEST_PORT={listener.getsockname()[1]}")
+    server.write("one", code)
+    server.start()
+    assert where(server) == "zygote"
+
+
+def test_a_failing_import_in_the_workers_fails_the_release(server):
+    server.write("two", UNSAFE["greenlet"] + "if 'separate' in basic.os.environ.get('X', 'separate'):\n    pass\n")
+    assert server.release().exit == 0
+    assert where(server) == "worker"
+    # Raises only where it is imported for the second time: in a worker.
+    marker = server.root / "imported"
+    code = f"import pathlib\nif pathlib.Path({str(marker)!r}).exists(): 1 / 0\npathlib.Path({str(marker)!r}).touch()\n"
+    server.write("three", code + UNSAFE["greenlet"])
+    outcome = server.release()
+    assert outcome.exit == 1
+    assert "ZeroDivisionError" in outcome.err
+    assert server.get().version == "two"
+
+
+def test_always_preloads_whatever_was_left_behind(serve):
+    server = serve("--preload", "always")
+    server.write("one", UNSAFE["native thread"])
+    server.start()
+    assert where(server) == "zygote"
+
+
+def test_never_imports_in_each_worker(serve):
+    server = serve("--preload", "never").start()
+    assert where(server) == "worker"
+    imports = {server.get().json["import_pid"] for _ in range(20)}
+    assert imports <= server.status().pids()
+
+
+def test_preload_is_a_release_s_to_change(serve):
+    server = serve("-c", "conf.toml")
+    config = server.root / "conf.toml"
+    config.write_text('preload = "never"\n')
+    server.start()
+    assert where(server) == "worker"
+    config.write_text('preload = "always"\n')
+    assert server.release().exit == 0
+    assert where(server) == "zygote"
+
+
+def test_a_factory_is_called_once_in_each_generation(serve):
+    server = serve(app="app:create('with arguments')" if False else "app:create()")
+    server.write("one", "def create():\n    basic.enter('factory')\n    return application\n")
+    server.start()
+    assert server.get().version == "one"
+    assert server.gate("factory").entered() == [server.status().current["zygote"]["pid"]]
+
+
+def test_start_hooks_run_in_each_worker_and_not_in_the_zygote(server):
+    server.write("two", "import reuseport\nreuseport.on_start(lambda: basic.enter('hook'))\n")
+    assert server.release().exit == 0
+    assert set(server.gate("hook").entered()) == server.settle(2).pids()
+
+
+def test_warm_up_paths_are_requested_in_each_worker_before_it_is_ready(serve):
+    server = serve("--warmup", "/gate?name=warm", workers=2).launch()
+    gate = server.gate("warm")
+    gate.await_entered(2)
+    assert server.status().serving is None
+    gate.open()
+    assert set(gate.entered()) == server.settle().pids()
+
+
+def test_the_workers_share_the_memory_of_what_was_imported(serve):
+    server = serve(workers=4)
+    server.write("one", "heap = [{'number': n, 'text': str(n)} for n in range(200_000)]\n")
+    server.start()
+    pids = server.status().pids()
+    collected: set[int] = set()
+    # A collection would write to every object that it looks at, if they were not frozen.
+    with contextlib.ExitStack() as stack:
+        connections = []
+
+        def collect() -> bool:
+            connection = stack.enter_context(contextlib.closing(server.client()))
+            connections.append(connection)
+            connection.request("GET", "/collect")
+            import json
+
+            collected.add(json.loads(connection.getresponse().read())["pid"])
+            return collected == pids
+
+        wait_for(collect, "a collection in each worker")
+        zygote = server.status().current["zygote"]["pid"]
+        single = resident_memory(zygote)
+        assert single > 60 << 20, "the heap is large enough to be seen"
+        together = sum(proportional_memory(pid) for pid in (zygote, *pids))
+    assert together < 1.5 * single, f"{together >> 20} MiB for all, {single >> 20} MiB for one"
