@@ -289,9 +289,11 @@ def _forked(t: Turn, event: ev.Forked) -> None:
     if found is None:
         t.do(ev.Kill(event.key))
         return
-    state = found[1].state
-    t.put_worker(event.key, pid=event.pid, state=STARTING if state == FORKING else state)
-    if state == QUITTING:
+    w = found[1]
+    t.put_worker(event.key, pid=event.pid, state=STARTING if w.state == FORKING else w.state)
+    if w.state == QUITTING:
+        # Nothing could reach it until now, SIGKILL included, which may have gone to its zygote instead.
+        t.put_worker(event.key, kill_at=w.kill_at or t.now + QUIT_GRACE)
         t.do(ev.Quit(event.key))
 
 
@@ -548,12 +550,14 @@ def _serve(t: Turn, g: Generation) -> None:
 def _staff(t: Turn) -> None:
     """Every place has its worker; who is to be replaced goes when his successor accepts; who is too many goes."""
     for g in t.state.having(WARMING, SERVING):
+        acceptors = g.having(ACCEPTING).values()
+        # Those who stay may all be dead or starting: then who is too many stays until one of them accepts.
+        covered = any(o.place < g.wanted and not o.blocked for o in acceptors)
         for number, w in g.having(*LIVELY).items():
             key = Key(g.number, number)
-            relieved = w.retiring and any(
-                o.place == w.place and o.state == ACCEPTING and not o.retiring for o in g.workers.values()
-            )
-            if w.place >= g.wanted or relieved:
+            too_many = w.place >= g.wanted and (covered or w.state not in (TOLD, ACCEPTING))
+            relieved = w.retiring and any(o.place == w.place and not o.retiring for o in acceptors)
+            if too_many or relieved:
                 t.drain(key)
             elif g.state == SERVING and w.state == READY:
                 t.accept(key, w)

@@ -76,6 +76,7 @@ def _worker(
         "connections": counters["connections"],
         "accepted": counters["accepted"],
         "stolen": counters["stolen"],
+        "taken": counters["taken"],
         "errors": counters["errors"],
         "memory": {"rss": counters["rss"], "pss": counters["pss"]},
         "jobs": counters["jobs"],

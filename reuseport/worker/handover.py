@@ -28,7 +28,7 @@ from reuseport.worker.loopset import LoopSet
 READ, WRITE = 1, 2
 BATCH = 200  # connections in one packet; the kernel takes at most 253 descriptors (SCM_MAX_FD)
 SHARES = 3  # batches that a worker of the heir gets from one sender, where there are enough connections
-REST = 0.002  # seconds after a batch for which a receiver leaves the queue to its siblings
+REST = 0.005  # seconds after a batch for which a receiver leaves the queue to its siblings
 BATCH_BYTES = 1 << 16  # bytes read from the connections of one packet; one connection's may be more
 MOST_UNREAD = 1 << 16  # bytes: a connection with more of them is not passed
 PACKET = 1 << 18

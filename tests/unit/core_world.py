@@ -465,6 +465,7 @@ class World:
         self.workers: dict[Key, Process] = {}
         self.loose: deque[ev.Event] = deque()  # what the master tells itself
         self.sound = True  # no step has broken a rule yet
+        self.story: list[str] = []  # what happened so far, for whoever has to find out why
         self._pids = count(1)
 
     # --- the master -------------------------------------------------------------------------------------------------
@@ -474,6 +475,8 @@ class World:
             return
         before, self.sound = self.cluster, False
         self.cluster, commands = machine.step(before, event, self.now)
+        self.story.append(f"{self.now:8.3f} {event}")
+        self.story += [f"           -> {command}" for command in commands if not isinstance(command, ev.Note)]
         self.audit.check(before, event, commands, self.cluster, self.now)
         self.sound = True
         for command in commands:

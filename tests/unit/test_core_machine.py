@@ -16,7 +16,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import ACCEPTING, LEAVING, TOLD, ZYGOTE, Asker, Key, Release
+from reuseport.core.model import (
+    ACCEPTING,
+    DRAINING,
+    ENDING,
+    LEAVING,
+    OPENING,
+    SERVING,
+    TOLD,
+    WARMING,
+    Asker,
+    Key,
+    Release,
+)
 
 SEEDS = st.integers(0, 1 << 30)
 RELEASES = st.fixed_dictionaries(
@@ -73,6 +85,18 @@ class AnyStory(RuleBasedStateMachine):
             self.world.now += 0.001
             if not self.world.happen(chance):
                 break
+
+    @rule(state=st.sampled_from((WARMING, OPENING, SERVING, DRAINING, ENDING)), more=st.integers(0, 3), seed=SEEDS)
+    def things_happen_until(self, state: str, more: int, seed: int) -> None:
+        """Go on until a generation enters this state, and a little further: the moments that few stories meet."""
+        chance = random.Random(seed)
+        before = {g.number for g in self.world.cluster.having(state)}
+        for _ in range(100):
+            self.world.now += 0.001
+            if not self.world.happen(chance) or {g.number for g in self.world.cluster.having(state)} - before:
+                break
+        for _ in range(more):
+            self.world.happen(chance)
 
     @rule(seconds=st.sampled_from((0.0, 0.1, 2.0, 6.0, 60.0)))
     def time_passes(self, seconds: float) -> None:
@@ -143,9 +167,12 @@ class AnyStory(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever has happened: once the world is fair, everything ends well."""
-        if self.world.sound and self.asked:
-            self.world.be_fair(random.Random(self.seed))
-            self.world.check_rest()
+        try:
+            if self.world.sound and self.asked:
+                self.world.be_fair(random.Random(self.seed))
+                self.world.check_rest()
+        finally:
+            note("\n".join(self.world.story))
 
 
 TestAnyStory = AnyStory.TestCase
