@@ -263,7 +263,7 @@ def _loaded(t: Turn, event: ev.Loaded) -> None:
     g = t.generation(event.key.generation)
     if g is None or g.zygote is None or g.zygote.leaving:
         return
-    g = t.put(replace(g, zygote=replace(g.zygote, loaded=True), zygote_losses=0))
+    g = t.put(replace(g, zygote=replace(g.zygote, loaded=True, since=t.now)))
     if g.state == LOADING:
         if event.workers is not None and event.workers != g.wanted:
             g = t.put(replace(g, wanted=event.workers, release=replace(g.release, workers=event.workers)))
@@ -278,8 +278,11 @@ def _failed(t: Turn, event: ev.Failed) -> None:
     g = t.generation(event.key.generation)
     if g is None:
         return
+    w = g.workers.get(event.key.number)
+    if w is not None and w.state in (LEAVING, QUITTING):
+        return
     if g.state in BOOTING:
-        t.fail(g, event.error)
+        t.fail(g, event.error or f"{_name(event.key)} failed and did not say why")
     elif g.state == SERVING:
         t.note("error", f"{_name(event.key)}: {event.error}")
 
@@ -364,18 +367,22 @@ def _exited(t: Turn, event: ev.Exited) -> None:
 def _zygote_exited(t: Turn, g: Generation, how: str) -> None:
     if g.zygote is None:
         return
-    leaving = g.zygote.leaving
+    zygote = g.zygote
     workers = {n: w for n, w in g.workers.items() if w.pid or w.state not in (FORKING, QUITTING)}
     g = t.put(replace(g, zygote=None, workers=workers))
     if g.state in (LOADING, WARMING):
         t.fail(g, f"its zygote {how} before the workers were ready")
-    elif g.state in (OPENING, SERVING) and not leaving:
+    elif g.state in (OPENING, SERVING) and not zygote.leaving:
+        if zygote.loaded and t.now - zygote.since >= YOUNG_DEATH:
+            g = replace(g, zygote_losses=0)
         _zygote_lost(t, g, how)
 
 
 def _zygote_lost(t: Turn, g: Generation, how: str) -> None:
     delay = _backoff(g.zygote_losses)
-    t.put(replace(g, zygote_losses=g.zygote_losses + 1, zygote_after=t.now + delay, deadline=None))
+    # While it opens, the deadline is that of the boot, which goes on without a zygote.
+    deadline = g.deadline if g.state == OPENING else None
+    t.put(replace(g, zygote_losses=g.zygote_losses + 1, zygote_after=t.now + delay, deadline=deadline))
     t.note("error", f"the zygote of generation {g.number} {how}; its workers serve on, a new zygote follows")
 
 
@@ -397,7 +404,7 @@ def _stop_asked(t: Turn, event: ev.StopAsked) -> None:
         t.do(ev.CloseSlots())
         t.answer(t.state.pending_askers, False, 0, "the server was stopped")
         t.change(pending=None, pending_askers=())
-        for g in t.state.having(DRAINING):
+        for g in t.state.having(SERVING, DRAINING):
             t.do(*(ev.Drain(Key(g.number, number), last=True) for number in g.having(LEAVING)))
     t.change(
         stopping="quick" if quick else "graceful",
@@ -468,7 +475,12 @@ def _stop(t: Turn) -> None:
             t.move(g, "failed", failure="the server was stopped", deadline=None)
         for g in t.state.having(SERVING, DRAINING):
             t.move(g, "hurried")
-    for g in t.state.having(OPENING, SERVING):
+    for g in t.state.having(OPENING):
+        # It may have requests by now, so it drains; but its release ends here, without success.
+        t.do(ev.Record(g.number, "failed", "the server was stopped", t.now - g.born))
+        t.answer(g.askers, False, g.number, f"generation {g.number} failed: the server was stopped")
+        t.move(g, "stopped", deadline=None, askers=())
+    for g in t.state.having(SERVING):
         t.move(g, "stopped", deadline=None)
     for g in t.state.having(DRAINING):
         t.quit(Key(g.number, ZYGOTE))
@@ -616,7 +628,8 @@ def _next(t: Turn) -> None:
         release, askers = t.state.pending, t.state.pending_askers
         t.change(pending=None, pending_askers=(), replaced=0)
         t.begin(release, askers)
-    if not t.state.generations and t.state.last and not t.state.finished and (t.state.stopping or not t.state.served):
+    given_up = t.state.last > 0 and not t.state.served
+    if not t.state.generations and not t.state.finished and (t.state.stopping or given_up):
         t.change(finished=True)
         t.do(ev.Finish(0 if t.state.stopping else 1))
 

@@ -1,6 +1,6 @@
 """What the cluster is: generations, their processes, and the words for their states.
 
-A generation moves through five states, and only along these lines (`TRANSITIONS` is the same as data):
+A generation moves through six states, and only along these lines (`TRANSITIONS` is the same as data):
 
       loading ──loaded──> warming ──all ready──> opening ──all accepting──> serving ──succeeded──> draining
          │                   │                      │                          │ stopped               │
@@ -109,6 +109,7 @@ class Worker:
 class Zygote:
     pid: int = 0
     loaded: bool = False
+    since: float = 0.0  # when it had loaded
     leaving: bool = False
     kill_at: float | None = None
 

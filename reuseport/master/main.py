@@ -238,6 +238,8 @@ class Master:
         """The one path behind all doors: read the configuration again, work out the recipe, ask the core."""
         try:
             settings = options.reload(self.settings)
+            late = options.changed_at_start_only(self.first, settings)
+            settings = settings.keeping(self.first, late)
             release = self._complete(release_of(settings))
         except OptionError as error:
             self.log.write("error", f"the release was not begun, and nothing has changed: {error}")
@@ -246,7 +248,7 @@ class Master:
             if client:
                 client.done(False, generation=None, error=str(error), output="")
             return
-        if late := options.changed_at_start_only(self.first, settings):
+        if late:
             names = ", ".join("--" + name.replace("_", "-") for name in late)
             self.log.write("warning", f"{names} changed, which only a new start of the master brings about")
         self.settings = settings

@@ -48,11 +48,15 @@ class Slots:
 
     def bind(self) -> None:
         """Bind every address for the first time. SlotError where one is not to be had."""
-        for address in self._wanted:
-            if address.family == "unix":
-                self._bind_unix(address)
-            else:
-                self._bind_inet(address)
+        try:
+            for address in self._wanted:
+                if address.family == "unix":
+                    self._bind_unix(address)
+                else:
+                    self._bind_inet(address)
+        except SlotError:
+            self.close()
+            raise
 
     def adopt(self, address: str, index: int, shared: bool, fd: int) -> None:
         """Take over the slot that an earlier master opened, from a process that has it. A second copy is closed."""

@@ -117,6 +117,16 @@ class Settings:
         origin = {name: value for name, value in data.get("origin", {}).items() if name in Origin._fields}
         return cls(known, said, data.get("remarks", ()), make_origin(**origin))
 
+    def keeping(self, other: Settings, names: Iterable[str]) -> Settings:
+        """These settings, but with the values that `other` has for `names`."""
+        mine, others = self.to_json(), other.to_json()
+        for name in names:
+            mine["values"][name] = others["values"][name]
+            mine["said"].pop(name, None)
+            if name in others["said"]:
+                mine["said"][name] = others["said"][name]
+        return Settings.from_json(mine)
+
     def where(self, name: str) -> str:
         """Where an option's value came from, as the beginning of a message about it."""
         return self.places[name] or (name if BY_NAME[name].positional else BY_NAME[name].flag)

@@ -82,19 +82,20 @@ def _guard(doing: str, function: Callable[[], Any]) -> Any:
     except LoadError:
         raise
     except SystemExit as error:
-        _print_traceback(error)
+        print_traceback(error)
         raise LoadError(f"{doing}: it called sys.exit({error.code!r})") from None
     except BaseException as error:  # noqa: BLE001
-        _print_traceback(error)
+        print_traceback(error)
         raise LoadError(f"{doing}: {type(error).__name__}: {error}") from None
 
 
-def _print_traceback(error: BaseException) -> None:
+def print_traceback(error: BaseException) -> None:
     """Without the frames of the server and of the import system, which say nothing about the application."""
     frame = error.__traceback__
     while frame is not None and is_ours(frame.tb_frame.f_code.co_filename):
         frame = frame.tb_next
-    traceback.print_exception(type(error), error, frame)
+    # Without a frame of the application's it is a defect of the server, and all of it counts.
+    traceback.print_exception(type(error), error, frame or error.__traceback__)
     sys.stderr.flush()
 
 

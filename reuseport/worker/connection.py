@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from gevent.exceptions import InvalidSwitchError
 from gevent.hub import Waiter
 
+from ..ipc.scoreboard import BYTES_OUT
 from .body import NO_BODY, Body, BodyError
 from .request import RequestError
 from .response import Response, refusal
-from .wheel import NEVER
+from .wheel import NEVER, TICK
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -49,7 +50,7 @@ class Disconnected(ConnectionError):
 
 
 class Connection:
-    """See the module. `peer` and `local` are as getpeername and getsockname give them, "" for a unix socket."""
+    """See the module. `peer` is as getpeername gives it, "" for a unix socket; `template` as `wsgi.template`'s."""
 
     __slots__ = (
         "_checked",
@@ -62,7 +63,8 @@ class Connection:
         "_writer",
         "deadline",
         "engine",
-        "peer",
+        "remote_addr",
+        "remote_port",
         "state",
         "template",
         "tick",
@@ -70,13 +72,17 @@ class Connection:
     )
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
-        family = socket.AF_UNIX if isinstance(peer, str) else socket.AF_INET if len(peer) == 2 else socket.AF_INET6
-        self._sock = _socket.socket(family, socket.SOCK_STREAM, 0, fd)
-        if family != socket.AF_UNIX:
+        if isinstance(peer, str):
+            self._sock = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
+            self.remote_addr = self.remote_port = ""
+        else:
+            family = socket.AF_INET if len(peer) == 2 else socket.AF_INET6
+            self._sock = _socket.socket(family, socket.SOCK_STREAM, 0, fd)
             # Pipelined and streamed responses are several small writes; each must leave at once.
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.remote_addr = peer[0]
+            self.remote_port = str(peer[1])
         self.engine = engine
-        self.peer = peer
         self.template = template
         self.state = WAITING
         self.unread: bytes | bytearray = b""
@@ -141,16 +147,18 @@ class Connection:
                     continue
                 self._keep(data)
                 break
-            self.unread = bytes(data[end + 4 :])
+            if end + 4 == len(data):
+                self.unread = b""
+            else:
+                self.unread = bytes(data[end + 4 :])
             try:
                 environ, length, keep_alive, expects_continue = engine.parser.parse(bytes(data[:end]), self.template)
             except RequestError as error:
                 self._refuse(error)
                 break
             self._checked = 0
-            if type(self.peer) is tuple:
-                environ["REMOTE_ADDR"] = self.peer[0]
-                environ["REMOTE_PORT"] = str(self.peer[1])
+            environ["REMOTE_ADDR"] = self.remote_addr
+            environ["REMOTE_PORT"] = self.remote_port
             if length:
                 body = Body(self, length, engine.parser.limit_body, engine.parser.limit_fields, expects_continue)
                 environ["wsgi.input"] = body.stream()
@@ -219,11 +227,12 @@ class Connection:
                 self.close()
             return
         self.state = WAITING
-        self._set_deadline(self.engine.keep_alive)
-        if self.engine.pass_on is not None:
-            self.engine.is_idle(self)
+        engine = self.engine
+        self._set_deadline(engine.keep_alive)
+        if engine.pass_on is not None:
+            engine.is_idle(self)
         if not self._pumping and (self.unread or self._parked):
-            self.engine.loop.run_callback(self._resume)
+            engine.loop.run_callback(self._resume)
 
     # In the loop: the hand-over to another worker.
 
@@ -231,6 +240,14 @@ class Connection:
     def can_pass(self) -> bool:
         """Whether it is between two requests, so that another worker can go on."""
         return self.state is WAITING or self.state is HEAD
+
+    @property
+    def peer(self) -> Any:
+        """As getpeername gave it, "" for a unix socket."""
+        if not self.remote_addr:
+            return ""
+        where = (self.remote_addr, int(self.remote_port))
+        return where if "." in self.remote_addr and ":" not in self.remote_addr else (*where, 0, 0)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -322,11 +339,12 @@ class Connection:
             self.close()
 
     def _set_deadline(self, seconds: float) -> None:
-        if seconds:
-            self.deadline = time.monotonic() + seconds
-            self.engine.wheel.watch(self)
-        else:
+        if not seconds:
             self.deadline = NEVER
+            return
+        self.deadline = deadline = time.monotonic() + seconds
+        if not 0 < self.tick * TICK <= deadline:  # else the wheel will look at it in time
+            self.engine.wheel.watch(self)
 
     # In a greenlet: the body in, the response out.
 
@@ -369,7 +387,7 @@ class Connection:
             sent = 0
         except OSError as error:
             raise Disconnected(f"the client is gone: {error.strerror}") from error
-        self.engine.sent(sent)
+        self.engine.board[BYTES_OUT] += sent
         if sent == len(data):
             return
         view = memoryview(data)[sent:]
@@ -381,7 +399,7 @@ class Connection:
                 continue
             except OSError as error:
                 raise Disconnected(f"the client is gone: {error.strerror}") from error
-            self.engine.sent(sent)
+            self.engine.board[BYTES_OUT] += sent
             view = view[sent:]
 
     def sendfile(self, fd: int, offset: int, count: int) -> int:
@@ -394,7 +412,7 @@ class Connection:
             except OSError as error:
                 raise Disconnected(f"sendfile: {error.strerror}") from error
             else:
-                self.engine.sent(sent)
+                self.engine.board[BYTES_OUT] += sent
                 return sent
 
     def _await_body(self) -> None:

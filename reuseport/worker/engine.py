@@ -2,7 +2,7 @@
 
 It owns what the connections share: the application and its greenlets, the parser and its limits, the deadlines, the
 worker's counters on the scoreboard, and the one decision that changes them all, the drain. Everything here is called
-in gevent's loop, but for `sent` and `request_done`, which the request's greenlet calls.
+in gevent's loop, but for `request_begins`, `request_done` and `date`, which the request's greenlet calls.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any
 
 import gevent
 
-from ..ipc.scoreboard import ACTIVE, BYTES_OUT, CONNECTIONS, ERRORS, REQUESTS
+from ..ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS
 from .connection import WAITING, Connection
 from .pool import Pool
 from .request import HeadParser, RequestError
-from .response import Response
 from .wheel import Wheel
 from .wsgi import Caller, template
 
@@ -66,9 +65,9 @@ class Engine:
         self.pass_on: Callable[[list[Connection]], None] | None = None
         self._idle: list[Connection] = []
         self.wheel = Wheel(self.loop)
-        self._board = board
+        self.board = board
         self._open: set[Connection] = set()
-        self._pool = Pool(self.hub, Caller(application, self).serve)
+        self.run = Pool(self.hub, Caller(application, self).serve).run  # has a Response made, in a greenlet
         self._identity = generation, worker, multiprocess
         self._templates: dict[Any, dict[str, Any]] = {}
         self._date = 0, b""
@@ -81,7 +80,7 @@ class Engine:
         connection = Connection(self, fd, peer, environ)
         self._open.add(connection)
         self.connections += 1
-        self._board[CONNECTIONS] = self.connections
+        self.board[CONNECTIONS] = self.connections
         if data:
             connection.take_over(data)
         return connection
@@ -122,19 +121,14 @@ class Engine:
 
     # For connections and requests.
 
-    def run(self, response: Response) -> None:
-        """Have the application answer, in a greenlet. Returns when it has, or when it waits for something."""
+    def request_begins(self) -> None:
+        """The application gets a request."""
         self.requests += 1
-        self._board[ACTIVE] = self.requests
-        self._pool.run(response)
-
-    def sent(self, count: int) -> None:
-        """So many bytes went to the kernel."""
-        self._board[BYTES_OUT] += count
+        self.board[ACTIVE] = self.requests
 
     def request_done(self, failed: bool) -> None:
         """The application has answered, or `failed`."""
-        board = self._board
+        board = self.board
         board[REQUESTS] += 1
         if failed:
             board[ERRORS] += 1
@@ -147,16 +141,16 @@ class Engine:
 
     def refused(self, connection: Connection, error: RequestError) -> None:
         """A request ended before the application could get it."""
-        self._board[REQUESTS] += 1
+        self.board[REQUESTS] += 1
         if error.status >= 500:
-            self._board[ERRORS] += 1
-        self.log("debug", f"refused a request of {connection.peer or 'a unix socket'}: {error.status} {error}")
+            self.board[ERRORS] += 1
+        self.log("debug", f"refused a request of {connection.remote_addr or 'a unix socket'}: {error.status} {error}")
 
     def connection_closed(self, connection: Connection) -> None:
         """The fd is closed."""
         self._open.discard(connection)
         self.connections -= 1
-        self._board[CONNECTIONS] = self.connections
+        self.board[CONNECTIONS] = self.connections
         if self.draining and self.on_change is not None:
             self.loop.run_callback(self.on_change)
 

@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 
+import gevent
 import gevent.hub
 import greenlet
 
@@ -18,6 +19,10 @@ import greenlet
 def check(known_fds: set[int]) -> list[str]:
     """The reasons against forking this process, each as a few words. `known_fds` are the server's own sockets."""
     reasons = []
+    # gevent looks names up in native threads of its own, and makes new ones after a fork. Idle ones are no reason.
+    pool = gevent.get_hub().threadpool
+    if not len(pool):
+        pool.kill()
     tasks = len(os.listdir("/proc/self/task"))
     if tasks > 1:
         reasons.append(f"{tasks - 1} native thread{'s' if tasks > 2 else ''}")

@@ -15,7 +15,6 @@ import random
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -413,7 +412,7 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         status = 1
     except BaseException as error:  # noqa: BLE001
         # The application's, from a start hook, SystemExit included; or a defect of ours. Both end this worker visibly.
-        traceback.print_exc()
+        application.print_traceback(error)
         worker._say("failed", error=f"worker {worker.id}: {type(error).__name__}: {error}")
         status = 1
     # As sys.exit would, but without unwinding into frames of the application's script (embedding).

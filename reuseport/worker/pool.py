@@ -56,27 +56,22 @@ class Pool:
 
     def _main(self) -> None:
         # A greenlet keeps the arguments that it was started with while it lives: so the first job comes otherwise.
-        # And no local name may hold the greenlet while it waits: it would keep itself alive.
         job, self._first = self._first, None
+        serve, idle, hub = self._serve, self._idle, self._hub
         while True:
-            self._serve(job)
+            serve(job)
             job = None
-            if not self._rest():
+            me = getcurrent()
+            me.gr_context = None
+            if me.__dict__ or getweakrefcount(me) or len(idle) >= IDLE:
                 return
+            idle.append(me)
+            del me  # a greenlet whose own frame holds it would never end
             try:
-                job = _switch(self._hub)
+                job = _switch(hub)
             except BaseException:  # noqa: BLE001 - thrown by whoever kept a reference: it was meant for an earlier job
                 self._forget()
                 return
-
-    def _rest(self) -> bool:
-        """Join the idle greenlets, unless something of the job is left on this one."""
-        me = getcurrent()
-        me.gr_context = None
-        if me.__dict__ or getweakrefcount(me) or len(self._idle) >= IDLE:
-            return False
-        self._idle.append(me)
-        return True
 
     def _forget(self) -> None:
         me = getcurrent()

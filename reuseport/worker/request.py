@@ -8,15 +8,16 @@ The outcome never depends on how the bytes arrive. Lines are judged in order, ea
 what concerns the head as a whole (Host, framing) is judged when it has ended. `HeadParser.check` judges the lines of
 a head that is still arriving, `HeadParser.parse` those of a whole one, with the same two functions.
 
-The same field lines come again and again (User-Agent, Accept, Host), so each distinct line is validated, split and
-decoded once and then looked up: that costs half of what handing each field over from a C parser costs, and any method
-and every rule above is ours to decide.
+The same lines come again and again (User-Agent, Accept, Host), so each distinct line is judged, split and decoded once
+and then looked up. That costs less than having each field handed over by a parser in C, and any method and every rule
+above is ours to decide.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 section 5.6.2
@@ -24,12 +25,9 @@ FIELD = re.compile(rb"(" + TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")  # RFC 9112 
 METHOD = re.compile(TOKEN)
 VISIBLE = bytes(range(0x21, 0x7F)).replace(b"#", b"")  # what a request-target may hold; a fragment is never sent
 VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
-ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(.*)")
+ABSOLUTE = re.compile(r"(?i:https?)://([^/?]+)(.*)")
 HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 BARE = re.compile(rb"\r(?!\n|\Z)|(?<!\r)\n")  # a CR or LF that is not half of a CRLF
-
-METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
-PROTOCOLS = {b"HTTP/1.1": "HTTP/1.1", b"HTTP/1.0": "HTTP/1.0"}
 
 CHUNKED = -1  # as a body's length: its end is told by its chunks
 HEAD_BYTES = 65536  # no head is longer, whatever the limits on its parts would add up to
@@ -50,38 +48,19 @@ class RequestError(Exception):
         self.status = status
 
 
-class Head(NamedTuple):
-    """What a head says. `length`: bytes of the body, 0 for none, or CHUNKED. `keep_alive`: the client would go on."""
+class Lines(dict[bytes, Any]):
+    """What each line means. A line that is missing is judged by `judge`, and kept when it is short."""
 
-    environ: dict[str, Any]
-    length: int
-    keep_alive: bool
-    expects_continue: bool
+    def __init__(self, judge: Callable[[bytes], Any]) -> None:
+        self._judge = judge
 
-
-class FieldLines(dict[bytes, tuple[str, str]]):
-    """Field line -> environ key and value; a line that is missing is judged, and kept when it is short."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-
-    def __missing__(self, line: bytes) -> tuple[str, str]:
-        if len(line) > self.limit:
-            raise too_long(line, self.limit, RequestError(431, "a header field is too long"))
-        match = FIELD.fullmatch(line)
-        if match is None:
-            raise RequestError(400, "malformed header field")
-        name = match[1].decode("ascii").upper()
-        # "X-Id" and "X_Id" would share a key; who trusts the first must not be sent the second.
-        key = DROPPED if "_" in name else name.replace("-", "_")
-        if key not in {"CONTENT_LENGTH", "CONTENT_TYPE", DROPPED}:
-            key = "HTTP_" + key
-        entry = key, match[2].strip(b" \t").decode("latin-1")
+    def __missing__(self, line: bytes) -> Any:
+        meaning = self._judge(line)
         if len(line) <= CACHED_LINE_BYTES:
             if len(self) >= CACHED_LINES:
                 self.clear()
-            self[line] = entry
-        return entry
+            self[line] = meaning
+        return meaning
 
 
 def too_long(line: bytes, limit: int, error: RequestError) -> RequestError:
@@ -98,7 +77,8 @@ class HeadParser:
         self.limit_body = limit_body
         self.limit_field_size = limit_field_size or HEAD_BYTES
         self.limit_head = max(HEAD_BYTES, self.limit_line + self.limit_field_size + 4)
-        self._field = FieldLines(self.limit_field_size).__getitem__
+        self._request_lines = Lines(self._judge_request_line)
+        self._field = Lines(self._judge_field).__getitem__
         self._hosts: set[str] = set()
 
     def check(self, data: bytes | bytearray, checked: int) -> int:
@@ -112,7 +92,7 @@ class HeadParser:
                 break
             line = bytes(data[checked:end])
             if fields < 0:
-                self._request_line(line)
+                self._request_lines[line]
             elif fields == self.limit_fields:
                 raise RequestError(431, "too many header fields")
             else:
@@ -131,73 +111,112 @@ class HeadParser:
             raise RequestError(431, "the header is too long")
         return checked
 
-    def parse(self, head: bytes, template: dict[str, Any]) -> Head:
+    def parse(self, head: bytes, template: dict[str, Any]) -> tuple[dict[str, Any], int, bool, bool]:
         """Judge a whole head (without the empty line that ends it) and fill a copy of `template` from it.
 
-        RequestError with 400, 413, 414, 417, 431, 501 or 505.
+        Returns environ; the body's length in bytes, 0 for none, or CHUNKED; whether the client would go on; whether
+        it waits for 100 Continue. RequestError with 400, 413, 414, 417, 431, 501 or 505.
         """
         if len(head) > self.limit_head:
             self.check(head, 0)
             raise RequestError(431, "the header is too long")
-        lines = head.split(b"\r\n")
-        method, target, protocol = self._request_line(lines[0])
-        fields = lines[1 : self.limit_fields + 1]
+        fields = head.split(b"\r\n")
+        method, protocol, uri, authority, path, query = self._request_lines[fields[0]]
+        del fields[0]
+        if len(fields) > self.limit_fields:
+            for line in fields[: self.limit_fields]:
+                self._field(line)
+            raise RequestError(431, "too many header fields")
         environ = template.copy()
         environ.update(map(self._field, fields))
-        if len(lines) - 1 > self.limit_fields:
-            raise RequestError(431, "too many header fields")
         if len(environ) != len(template) + len(fields):
             self._combine(environ, fields)
         environ["REQUEST_METHOD"] = method
         environ["SERVER_PROTOCOL"] = protocol
-        environ["RAW_URI"] = environ["REQUEST_URI"] = uri = target.decode("ascii")
-        path, _, environ["QUERY_STRING"] = (uri if uri[0] == "/" else self._other_form(environ, target)).partition("?")
-        environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
-        return self._meaning(environ, protocol != "HTTP/1.0")
+        environ["RAW_URI"] = environ["REQUEST_URI"] = uri
+        environ["PATH_INFO"] = path
+        environ["QUERY_STRING"] = query
 
-    def _request_line(self, line: bytes) -> tuple[str, bytes, str]:
-        """Method, target and protocol (RFC 9112 section 3): single spaces, nothing else; any method."""
+        get = environ.get
+        is_11 = protocol != "HTTP/1.0"
+        host = get("HTTP_HOST")
+        if host not in self._hosts:
+            self._judge_host(host, is_11)
+        if authority is not None:
+            self._judge_host(authority, is_11)
+            environ["HTTP_HOST"] = authority
+        connection = get("HTTP_CONNECTION")
+        if connection is None:
+            keep_alive = is_11
+        else:
+            keep_alive = connection == "keep-alive" or _keeps_alive(connection, is_11)
+        coding = get("HTTP_TRANSFER_ENCODING")
+        size = get("CONTENT_LENGTH")
+        length = 0 if coding is None and size is None else self._judge_framing(coding, size, is_11)
+        expect = get("HTTP_EXPECT")
+        if expect is None or not is_11:
+            return environ, length, keep_alive, False
+        if expect.lower() != "100-continue":
+            raise RequestError(417, "an unknown expectation")
+        return environ, length, keep_alive, length != 0
+
+    def _judge_request_line(self, line: bytes) -> tuple[str, str, str, str | None, str, str]:
+        """RFC 9112 section 3: single spaces and nothing else, and any method.
+
+        Returns method, protocol, target, and of the target: its authority in absolute-form (which replaces Host,
+        section 3.2.2), decoded path, query. The path of "*" is empty, for it means the server (section 3.2.4).
+        """
         if len(line) > self.limit_line:
             raise too_long(line, self.limit_line, RequestError(414, "the request line is too long"))
         try:
             name, target, version = line.split(b" ")
         except ValueError:
             raise RequestError(400, "malformed request line") from None
-        method = METHODS.get(name)
-        if method is None:
-            if not METHOD.fullmatch(name):
-                raise RequestError(400, "malformed method")
-            method = name.decode("ascii")
+        if not METHOD.fullmatch(name):
+            raise RequestError(400, "malformed method")
         if not target or target.translate(None, VISIBLE):
             raise RequestError(400, "malformed request target")
-        protocol = PROTOCOLS.get(version)
-        if protocol is None:
-            match = VERSION.fullmatch(version)
-            if match is None:
-                raise RequestError(400, "malformed HTTP version")
-            if match[1] != b"1":
-                raise RequestError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
-            protocol = "HTTP/1.1"  # RFC 9110 section 2.5: the highest minor version that we know
+        match = VERSION.fullmatch(version)
+        if match is None:
+            raise RequestError(400, "malformed HTTP version")
+        if match[1] != b"1":
+            raise RequestError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        # RFC 9110 section 2.5: a minor version beyond ours is served as the highest that we know.
+        protocol = "HTTP/1.0" if match[2] == b"0" else "HTTP/1.1"
+        method = name.decode("ascii")
         if method == "CONNECT":
             raise RequestError(501, "this is no proxy")
-        if target[0] != 0x2F and not (target == b"*" and method == "OPTIONS") and not ABSOLUTE.fullmatch(target):
-            raise RequestError(400, "malformed request target")
-        return method, target, protocol
+        uri = target.decode("ascii")
+        authority = None
+        origin = uri
+        if uri == "*" and method == "OPTIONS":
+            origin = ""
+        elif uri[0] != "/":
+            absolute = ABSOLUTE.fullmatch(uri)
+            if absolute is None:
+                raise RequestError(400, "malformed request target")
+            authority = absolute[1]
+            origin = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
+        path, _, query = origin.partition("?")
+        if "%" in path:
+            path = unquote_to_bytes(path).decode("latin-1")
+        return method, protocol, uri, authority, path, query
 
-    def _other_form(self, environ: dict[str, Any], target: bytes) -> str:
-        """The path and query of a target in asterisk-form or absolute-form (RFC 9112 sections 3.2.2 and 3.2.4).
-
-        "*" means the server and not a path, so PATH_INFO is empty. An absolute-form's authority replaces Host.
-        """
-        match = ABSOLUTE.fullmatch(target)
+    def _judge_field(self, line: bytes) -> tuple[str, str]:
+        """RFC 9112 section 5: a name, a colon, a value of one line. Returns environ key and value."""
+        if len(line) > self.limit_field_size:
+            raise too_long(line, self.limit_field_size, RequestError(431, "a header field is too long"))
+        match = FIELD.fullmatch(line)
         if match is None:
-            return ""
-        authority, rest = match[1].decode("ascii"), match[2].decode("ascii")
-        if not authority or not HOST.fullmatch(authority):
-            raise RequestError(400, "malformed authority in the request target")
-        if "HTTP_HOST" in environ or environ["SERVER_PROTOCOL"] == "HTTP/1.0":
-            environ["HTTP_HOST"] = authority
-        return rest if rest.startswith("/") else "/" + rest
+            raise RequestError(400, "malformed header field")
+        name = match[1].decode("ascii").upper()
+        if "_" in name:
+            key = DROPPED  # "X-Id" and "X_Id" would share a key; who trusts the first must not be sent the second
+        elif name in {"CONTENT-TYPE", "CONTENT-LENGTH"}:
+            key = name.replace("-", "_")
+        else:
+            key = "HTTP_" + name.replace("-", "_")
+        return key, match[2].strip(b" \t").decode("latin-1")
 
     def _combine(self, environ: dict[str, Any], fields: list[bytes]) -> None:
         """Join the fields that came more than once (RFC 9110 section 5.3) and drop what must not come at all."""
@@ -213,60 +232,39 @@ class HeadParser:
             seen[key] = value
         environ.update(seen)
 
-    def _meaning(self, environ: dict[str, Any], is_11: bool) -> Head:
-        """The body's framing (RFC 9112 section 6.3), the connection's future (9.3), Host (3.2) and Expect."""
-        get = environ.get
-        host = get("HTTP_HOST")
+    def _judge_host(self, host: str | None, is_11: bool) -> None:
+        """RFC 9112 section 3.2: HTTP/1.1 has a Host, and a Host is one."""
         if host is None:
             if is_11:
                 raise RequestError(400, "no Host")
-        elif host not in self._hosts:
-            if not HOST.fullmatch(host):
-                raise RequestError(400, "malformed Host")
-            if len(self._hosts) >= CACHED_LINES:
-                self._hosts.clear()
-            self._hosts.add(host)
+            return
+        if not HOST.fullmatch(host):
+            raise RequestError(400, "malformed Host")
+        if len(self._hosts) >= CACHED_LINES:
+            self._hosts.clear()
+        self._hosts.add(host)
 
-        coding = get("HTTP_TRANSFER_ENCODING")
-        size = get("CONTENT_LENGTH")
-        length = 0
-        if coding is not None:
-            length = CHUNKED
-            self._transfer_coding(coding, size, is_11)
-        elif size is not None:
+    def _judge_framing(self, coding: str | None, size: str | None, is_11: bool) -> int:
+        """The body's length, or CHUNKED (RFC 9112 section 6.3). Never both, and no coding but "chunked" (6.1)."""
+        if coding is None:
             if not (size.isascii() and size.isdigit()):
                 raise RequestError(400, "malformed Content-Length")
-            if len(size) > 18:
+            if len(size) > 18 or (self.limit_body and int(size) > self.limit_body):
                 raise RequestError(413, "the body is too large")
-            length = int(size)
-            if self.limit_body and length > self.limit_body:
-                raise RequestError(413, "the body is too large")
-
-        connection = get("HTTP_CONNECTION")
-        keep_alive = is_11
-        if connection is not None and connection != "keep-alive":
-            options = {option.strip(" \t") for option in connection.lower().split(",")}
-            keep_alive = "close" not in options and (is_11 or "keep-alive" in options)
-        elif connection is not None:
-            keep_alive = True
-
-        expect = get("HTTP_EXPECT")
-        if expect is None or not is_11:
-            return Head(environ, length, keep_alive, False)
-        if expect.lower() != "100-continue":
-            raise RequestError(417, "an unknown expectation")
-        return Head(environ, length, keep_alive, length != 0)
-
-    @staticmethod
-    def _transfer_coding(coding: str, size: str | None, is_11: bool) -> None:
-        """Only "chunked" is understood: alone, in HTTP/1.1, without Content-Length (RFC 9112 section 6.1)."""
+            return int(size)
         if size is not None:
             raise RequestError(400, "both Content-Length and Transfer-Encoding")
         if not is_11:
             raise RequestError(400, "Transfer-Encoding in HTTP/1.0")
-        if coding.lower() == "chunked":
-            return
         codings = [name.strip(" \t").lower() for name in coding.split(",")]
         if codings[-1] != "chunked" or "chunked" in codings[:-1] or "" in codings:
             raise RequestError(400, "the body's end cannot be told")
-        raise RequestError(501, "an unknown transfer coding")
+        if len(codings) > 1:
+            raise RequestError(501, "an unknown transfer coding")
+        return CHUNKED
+
+
+def _keeps_alive(connection: str, is_11: bool) -> bool:
+    """RFC 9112 section 9.3: HTTP/1.1 goes on unless told to close, HTTP/1.0 closes unless told to go on."""
+    options = {option.strip(" \t") for option in connection.lower().split(",")}
+    return "close" not in options and (is_11 or "keep-alive" in options)

@@ -34,13 +34,14 @@ HOP_BY_HOP = {
     "transfer-encoding",
     "upgrade",
 }
+UNCACHED = {"set-cookie", "date"}  # a cookie is one client's, and a Date must be noticed
 CACHED = 2048
 CACHED_CHARACTERS = 200
 SKIP = 65536  # a body with more bytes left unread than this costs the client its connection
 TURN = 1 << 20  # bytes after which a response that never waits lets others have a turn
 
 _status_lines: dict[str, tuple[int, bytes]] = {}
-_field_lines: dict[tuple[str, str], bytes] = {}
+_field_lines: dict[tuple[str, str], bytes | int] = {}  # an int is a Content-Length
 
 
 def status_line(status: str) -> tuple[int, bytes]:
@@ -56,18 +57,26 @@ def status_line(status: str) -> tuple[int, bytes]:
     return entry
 
 
-def field_line(name: str, value: str) -> bytes:
-    """The line of one response field. ValueError for what would split the response or is not the application's."""
+def field_line(name: str, value: str) -> bytes | int:
+    """The line of one response field; of Content-Length, the number.
+
+    ValueError or TypeError for what would split the response, or is not the application's to say.
+    """
     if not isinstance(name, str) or not isinstance(value, str):
         raise TypeError(f"header name and value must be str: {name!r}: {value!r}")
     if not FIELD_NAME.fullmatch(name):
         raise ValueError(f"malformed header name {name!r}")
     if not FIELD_VALUE.fullmatch(value):
         raise ValueError(f"the value of header {name} holds a control character, or one beyond latin-1: {value!r}")
-    if name.lower() in HOP_BY_HOP:
+    lower = name.lower()
+    if lower in HOP_BY_HOP:
         raise ValueError(f"header {name} is about the connection, which is the server's (PEP 3333)")
-    line = f"{name}: {value}\r\n".encode("latin-1")
-    if len(line) <= CACHED_CHARACTERS and name.lower() != "set-cookie":
+    line: bytes | int = f"{name}: {value}\r\n".encode("latin-1")
+    if lower == "content-length":
+        if not (value.isascii() and value.isdigit()) or len(value) > 18:
+            raise ValueError(f"malformed Content-Length {value!r}")
+        line = int(value)
+    if lower not in UNCACHED and len(value) <= CACHED_CHARACTERS:
         if len(_field_lines) >= CACHED:
             _field_lines.clear()
         _field_lines[name, value] = line
@@ -90,13 +99,12 @@ class Response:
 
     __slots__ = (
         "_chunked",
-        "_fields",
         "_has_date",
         "_is_11",
         "_is_head",
         "_left",
         "_length",
-        "_line",
+        "_lines",
         "_silent",
         "_since_turn",
         "body",
@@ -118,6 +126,7 @@ class Response:
         self.connection = connection
         self._is_11 = environ["SERVER_PROTOCOL"] != "HTTP/1.0"
         self._is_head = environ["REQUEST_METHOD"] == "HEAD"
+        self._has_date = False
         self._length: int | None = None  # as the application gave it
         self._left: int | None = None  # bytes that may still come, when the length is known
         self._chunked = False
@@ -139,42 +148,31 @@ class Response:
         elif self.status:
             raise AssertionError("start_response was called a second time without exc_info")
         code, line = _status_lines.get(status) or status_line(status)
-        fields = [line]
+        lines = [line]
         length = None
-        has_date = False
         for field in headers:
             known = _field_lines.get(field)
             if known is None:
                 name, value = field
-                lower = name.lower()
-                if lower == "content-length":
-                    length = self._content_length(value, length)
-                    continue
                 known = field_line(name, value)
-            if known[:5] in (b"Date:", b"date:"):
-                has_date = True
-            fields.append(known)
+                if name.lower() == "date":
+                    self._has_date = True
+            if type(known) is bytes:
+                lines.append(known)
+            elif length is None:
+                length = known
+            else:
+                raise ValueError("Content-Length was given twice")
         self.status = code
-        self._fields = fields
+        self._lines = lines
         self._length = length
-        self._has_date = has_date
         return self._write
-
-    @staticmethod
-    def _content_length(value: str, before: int | None) -> int:
-        if not isinstance(value, str):
-            raise TypeError(f"header name and value must be str: Content-Length: {value!r}")
-        if not (value.isascii() and value.isdigit()) or len(value) > 18:
-            raise ValueError(f"malformed Content-Length {value!r}")
-        if before is not None:
-            raise ValueError("Content-Length was given twice")
-        return int(value)
 
     def early_hints(self, headers: Iterable[tuple[str, str]], /) -> None:
         """environ["wsgi.early_hints"]: send a 103 response (RFC 8297) now. Nothing for HTTP/1.0, or after the head."""
         if self._is_11 and not self.head_sent and self.environ is not None:
-            lines = [_field_lines.get((name, value)) or field_line(name, value) for name, value in headers]
-            self.connection.send(b"HTTP/1.1 103 Early Hints\r\n" + b"".join(lines) + b"\r\n")
+            lines = [line for line in (field_line(*field) for field in headers) if type(line) is bytes]
+            self.connection.send(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % b"".join(lines))
 
     def _ask_for_body(self) -> None:
         """Tell a client that waits for it that its body is wanted."""
@@ -194,33 +192,32 @@ class Response:
         """
         if not isinstance(data, bytes):
             raise TypeError(f"a body is made of bytes, not {type(data).__name__}")
-        first = not self.head_sent
-        head = self._head(total) if first else b""
+        lines = None if self.head_sent else self._head(total)
         excess = 0
         if self._silent:
             data = b""
-        elif self._chunked:
-            if data:
-                data = b"%x\r\n%b\r\n" % (len(data), data)
         elif self._left is not None:
-            excess = len(data) - self._left
-            if excess > 0:
-                data = data[: self._left]
             self._left -= len(data)
-        if first:
-            self.connection.send(head + data)
+            if self._left < 0:
+                excess, self._left = -self._left, 0
+                data = data[:-excess]
+        elif self._chunked and data:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if lines is not None:
+            lines.append(data)
+            self.connection.send(b"".join(lines))
         elif data:
             self._since_turn += len(data)
             if self._since_turn > TURN:
                 self._since_turn = 0
                 sleep(0)
             self.connection.send(data)
-        if excess > 0:
+        if excess:
             raise ValueError("the body is longer than its Content-Length")
 
     def write_file(self, fd: int, offset: int, count: int) -> None:
         """Send `count` bytes of a regular file as the whole body."""
-        self.connection.send(self._head(count))
+        self.connection.send(b"".join(self._head(count)))
         if self._silent:
             return
         count = min(count, self._left)
@@ -236,7 +233,7 @@ class Response:
     def finish(self) -> None:
         """End the body. ValueError if it is shorter than the Content-Length."""
         if not self.head_sent:
-            self.connection.send(self._head(0))
+            self.connection.send(b"".join(self._head(0)))
         if self._chunked:
             self.connection.send(b"0\r\n\r\n")
         elif self._left and not self._silent:
@@ -259,35 +256,34 @@ class Response:
         """Whether the client takes the connection's end for the end of the body."""
         return self.head_sent and not self._silent and not self._chunked and self._left is None
 
-    def _head(self, total: int | None) -> bytes:
-        """The head's bytes; from here on it counts as sent. `total`: the body's length, if it is known."""
+    def _head(self, total: int | None) -> list[bytes]:
+        """The head's lines; from here on it counts as sent. `total`: the body's length, if it is known."""
         status = self.status
         if not status:
             raise AssertionError("the application has not called start_response")
-        connection = self.connection
-        engine = connection.engine
-        fields = self._fields
+        engine = self.connection.engine
+        lines = self._lines
         length = self._length
-        self._silent = silent = self._is_head or status in (204, 304)
-        if length is None and total is not None and not silent:
+        self._silent = silent = self._is_head or status == 204 or status == 304
+        if length is None and not silent:
             length = total
         if length is not None:
             self._left = length
-            if status != 204:
-                fields.append(b"Content-Length: %d\r\n" % length)
+            if status != 204:  # RFC 9110 section 8.6
+                lines.append(b"Content-Length: %d\r\n" % length)
         elif not silent:
             if self._is_11:
                 self._chunked = True
-                fields.append(b"Transfer-Encoding: chunked\r\n")
+                lines.append(b"Transfer-Encoding: chunked\r\n")
             else:
                 self.keep_alive = False
         if not self._has_date:
-            fields.append(engine.date())
+            lines.append(engine.date())
         if self.keep_alive and (engine.closing or self.body.spoils_connection(SKIP)):
             self.keep_alive = False
         if not self.keep_alive:
-            fields.append(b"Connection: close\r\n\r\n")
+            lines.append(b"Connection: close\r\n\r\n")
         else:
-            fields.append(b"\r\n" if self._is_11 else b"Connection: keep-alive\r\n\r\n")
+            lines.append(b"\r\n" if self._is_11 else b"Connection: keep-alive\r\n\r\n")
         self.head_sent = True
-        return b"".join(fields)
+        return lines

@@ -85,20 +85,25 @@ class Caller:
 
     def serve(self, response: Response) -> None:
         """Have the request answered and its connection go on. Never raises."""
+        engine = self._engine
+        engine.request_begins()
         failed = False
         try:
             self._answer(response)
         except Disconnected as error:
-            self._engine.log("debug", f"{describe(response)}: {error}")
+            engine.log("debug", f"{describe(response)}: {error}")
         except BodyError as error:
             self._fail(response, error.status, str(error))
         except BaseException:  # noqa: BLE001 - SystemExit, a stray Timeout and a kill end the request, not the worker
             failed = True
-            self._engine.log("error", f"{describe(response)} failed\n{traceback.format_exc().rstrip()}")
+            engine.log("error", f"{describe(response)} failed\n{traceback.format_exc().rstrip()}")
             self._fail(response, 500, "")
         response.environ = None
-        self._engine.request_done(failed or response.status >= 500)
-        self._settle(response)
+        engine.request_done(failed or response.status >= 500)
+        if response.complete and response.body is NO_BODY:
+            response.connection.request_done(response.keep_alive)
+        else:
+            self._settle(response)
 
     def _answer(self, response: Response) -> None:
         environ = response.environ

@@ -39,6 +39,14 @@ def pass_gate(name: str) -> None:
         time.sleep(0.01)
 
 
+def stream(version: str, name: str):
+    """Three pieces, the second one behind a gate."""
+    yield f"{version} begins\n".encode()
+    pass_gate(name)
+    yield f"{version} goes on\n".encode()
+    yield f"{version} ends\n".encode()
+
+
 def burn(name: str) -> None:
     """Compute until the gate opens: the loop of this process does not turn."""
     enter(name)
@@ -83,6 +91,11 @@ def make(version: str):
             pass_gate(query["name"])
         elif path == "/burn":
             burn(query["name"])
+        elif path == "/upload":
+            answer["length"] = len(environ["wsgi.input"].read())
+        elif path == "/stream":
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return stream(version, query["name"])
         elif path == "/facts":
             answer["facts"] = facts()
         elif path == "/grow":

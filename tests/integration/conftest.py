@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-import reuseport
 from harness import STARTED, Server
+
+import reuseport
 
 spare: list[Server] = []  # the next test's plain server, which boots while this one's test runs
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -274,8 +275,8 @@ def ask(connection: http.client.HTTPConnection, path: str) -> Answer:
 class Server:
     """A server in a directory of its own. Options are added to the command line as they are.
 
-    `python` runs the command line and the master. `workers=None`: the command line says nothing about them. `script`
-    replaces `serve`: what is run is `python SCRIPT` (embedding).
+    `python` with `flags` runs the command line and the master. `workers=None`: the command line says nothing about
+    them. `script` replaces `serve`: what is run is `python SCRIPT` (embedding).
     """
 
     options: tuple[str, ...] = ()
@@ -285,6 +286,7 @@ class Server:
     env: dict[str, str] = field(default_factory=dict)
     script: str = ""
     python: str = sys.executable
+    flags: tuple[str, ...] = ()
     root: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ru-", dir="/tmp")))
     run_dir: Path = None  # type: ignore[assignment]
 
@@ -337,9 +339,9 @@ class Server:
     @property
     def command(self) -> list[str]:
         if self.script:
-            return [self.python, self.script, *self.options]
-        words = [self.python, "-m", "reuseport", "serve", self.app, "-n", self.name, "--chdir", str(self.current)]
-        words += ["--pythonpath", str(APPS)]
+            return [self.python, *self.flags, self.script, *self.options]
+        words = [self.python, *self.flags, "-m", "reuseport", "serve", self.app, "-n", self.name]
+        words += ["--chdir", str(self.current), "--pythonpath", str(APPS)]
         words += [part for address in self.bind for part in ("-b", address)]
         words += [] if self.workers is None else ["-w", str(self.workers)]
         return [*words, *self.options]
@@ -541,6 +543,16 @@ class Server:
     def load(self, **clients: Any) -> Load:
         self.address  # noqa: B018
         return Load(self, **clients)
+
+
+def make_venv(directory: Path, interpreter: str = sys.executable, *, with_reuseport: bool = True) -> str:
+    """A virtual environment that borrows what this one has installed; the path of its interpreter."""
+    subprocess.run([interpreter, "-m", "venv", "--without-pip", str(directory)], check=True)
+    packages = next(directory.glob("lib/python3*/site-packages"))
+    if with_reuseport:
+        borrowed = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(CHECKOUT)]
+        (packages / "borrowed.pth").write_text("\n".join(dict.fromkeys(borrowed)) + "\n")
+    return str(directory / "bin" / "python")
 
 
 STARTED: list[Server] = []  # servers that have been made and not ended: their logs belong to a failure's report

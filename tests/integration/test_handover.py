@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 
-from harness import ask, wait_for
+from harness import ask, title_of, wait_for
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -59,9 +59,10 @@ def test_a_pipelined_request_behind_a_running_one_goes_to_the_new_version(server
     gate = server.gate("slow")
     with raw(server) as sock:
         sock.sendall(REQUEST.replace(b"GET /", b"GET /gate?name=slow", 1) + REQUEST)
-        gate.await_entered()
+        (pid,) = gate.await_entered()
         server.write("two")
         assert server.release().exit == 0
+        wait_for(lambda: "draining" in title_of(pid), "the old worker to have got its SIGTERM")
         gate.open()
         data = answers(sock, 2)
         assert data.index(b'"one"') < data.index(b'"two"')

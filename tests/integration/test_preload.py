@@ -6,7 +6,7 @@ import contextlib
 import socket
 
 import pytest
-from harness import proportional_memory, resident_memory, wait_for
+from harness import ask, proportional_memory, resident_memory, wait_for
 
 TICKS = """\
 def tick():
@@ -24,7 +24,13 @@ lock = monkey.get_original('_thread', 'allocate_lock')()
 lock.acquire()
 monkey.get_original('_thread', 'start_new_thread')(lock.acquire, ())
 """,
-    "thread pool": "import gevent\ngevent.get_hub().threadpool.apply(lambda: None)\n",
+    "busy thread pool": """\
+import gevent
+from gevent import monkey
+lock = monkey.get_original('_thread', 'allocate_lock')()
+lock.acquire()
+gevent.get_hub().threadpool.spawn(lock.acquire)
+""",
     "connection": """\
 import socket
 kept = socket.create_connection(('127.0.0.1', int(basic.os.environ['TEST_PORT'])))
@@ -66,6 +72,7 @@ def test_auto_falls_back_to_importing_in_each_worker_and_comes_back(serve, liste
 
 
 def test_a_connection_that_was_closed_before_the_import_ended_does_no_harm(serve, listener):
+    """Nor does gevent's own idle thread pool, which has looked up the name."""
     code = UNSAFE["connection"] + "kept.close()\n"
     server = serve("-e", f"TEST_PORT={listener.getsockname()[1]}")
     server.write("one", code)
@@ -74,17 +81,14 @@ def test_a_connection_that_was_closed_before_the_import_ended_does_no_harm(serve
 
 
 def test_a_failing_import_in_the_workers_fails_the_release(server):
-    server.write("two", UNSAFE["greenlet"] + "if 'separate' in basic.os.environ.get('X', 'separate'):\n    pass\n")
-    assert server.release().exit == 0
-    assert where(server) == "worker"
     # Raises only where it is imported for the second time: in a worker.
     marker = server.root / "imported"
     code = f"import pathlib\nif pathlib.Path({str(marker)!r}).exists(): 1 / 0\npathlib.Path({str(marker)!r}).touch()\n"
-    server.write("three", code + UNSAFE["greenlet"])
+    server.write("two", code + UNSAFE["greenlet"])
     outcome = server.release()
     assert outcome.exit == 1
     assert "ZeroDivisionError" in outcome.err
-    assert server.get().version == "two"
+    assert server.get().version == "one"
 
 
 def test_always_preloads_whatever_was_left_behind(serve):
@@ -113,7 +117,7 @@ def test_preload_is_a_release_s_to_change(serve):
 
 
 def test_a_factory_is_called_once_in_each_generation(serve):
-    server = serve(app="app:create('with arguments')" if False else "app:create()")
+    server = serve(app="app:create()")
     server.write("one", "def create():\n    basic.enter('factory')\n    return application\n")
     server.start()
     assert server.get().version == "one"
@@ -143,15 +147,10 @@ def test_the_workers_share_the_memory_of_what_was_imported(serve):
     collected: set[int] = set()
     # A collection would write to every object that it looks at, if they were not frozen.
     with contextlib.ExitStack() as stack:
-        connections = []
 
         def collect() -> bool:
             connection = stack.enter_context(contextlib.closing(server.client()))
-            connections.append(connection)
-            connection.request("GET", "/collect")
-            import json
-
-            collected.add(json.loads(connection.getresponse().read())["pid"])
+            collected.add(ask(connection, "/collect").pid)
             return collected == pids
 
         wait_for(collect, "a collection in each worker")

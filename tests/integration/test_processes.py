@@ -7,10 +7,14 @@ import pwd
 import re
 import signal
 import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import is_gone, parent_of, title_of, wait_for
+from harness import is_gone, make_venv, parent_of, title_of, wait_for
 
 FOREIGN_TO_A_MASTER = ("gevent", "greenlet", "httptools", "rich", "app", "basic")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -46,29 +50,20 @@ def test_the_workers_are_the_master_s_children(server):
 
 def test_the_master_never_imports_what_is_not_its_own(serve):
     """-X importtime makes the master tell of each of its imports, and is not passed on to zygotes."""
-    server = serve(env={"PYTHONPROFILEIMPORTTIME": ""})
-    server.start()
+    server = serve(flags=("-X", "importtime")).start()
     server.write("two")
     assert server.release().exit == 0
     server.signal(signal.SIGTTIN)
     server.wait(lambda s: s.is_settled() and len(s.workers()) == 3)
-    maps = Path(f"/proc/{server.pid}/maps").read_text()
-    libraries = {line.split()[-1] for line in maps.splitlines() if ".so" in line}
-    assert not [path for path in libraries for name in FOREIGN_TO_A_MASTER if f"/{name}" in path]
-    assert any("setproctitle" in path for path in libraries), "the test looks at the right thing"
-
-
-def test_imports_of_a_running_master(serve):
-    server = serve()
-    command = server.command
-    server.__class__ = type("Told", (type(server),), {"command": [command[0], "-X", "importtime", *command[1:]]})
-    server.start()
-    assert server.release().exit == 0
     lines = [line for line in server.log.read_text().splitlines() if line.startswith("import time:")]
     modules = {line.rpartition("|")[2].strip() for line in lines}
-    assert "reuseport.master.main" in modules
-    assert not [m for m in modules if m.partition(".")[0] in FOREIGN_TO_A_MASTER or m.startswith("reuseport.worker")]
-    assert "reuseport.zygote" not in modules
+    assert "reuseport.master.main" in modules, "the test looks at the right thing"
+    assert not [m for m in modules if m.partition(".")[0] in FOREIGN_TO_A_MASTER]
+    assert not [m for m in modules if m.startswith(("reuseport.worker", "reuseport.zygote"))]
+    maps = Path(f"/proc/{server.pid}/maps").read_text()
+    libraries = {line.split()[-1] for line in maps.splitlines() if ".so" in line}
+    assert any("setproctitle" in path for path in libraries), "the test looks at the right thing"
+    assert not [path for path in libraries for name in FOREIGN_TO_A_MASTER if f"/{name}" in path]
 
 
 def test_the_run_directory_is_private(server):
@@ -124,11 +119,28 @@ def test_the_umask(serve):
     assert server.get("/facts").json["facts"]["umask"] == 0o027
 
 
+@pytest.fixture
+def interpreter_for_all() -> Iterator[str]:
+    """An interpreter that another user may run, with reuseport in it: the tests' own may lie in root's home."""
+    version = f"python3.{sys.version_info.minor}"
+    with tempfile.TemporaryDirectory(prefix="ru-venv-", dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        for number, candidate in enumerate((sys._base_executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}")):
+            if os.path.exists(candidate):
+                python = make_venv(Path(name) / str(number), candidate)
+                try:
+                    subprocess.run([python, "-c", "import reuseport.zygote"], user="nobody", check=True)
+                except (subprocess.CalledProcessError, PermissionError):
+                    continue
+                yield python
+                return
+        pytest.skip("no interpreter that the user nobody may run")
+
+
 @needs_root
-def test_the_application_runs_as_another_user(serve):
+def test_the_application_runs_as_another_user(serve, interpreter_for_all):
     nobody = pwd.getpwnam("nobody")
-    server = serve("--user", "nobody", "--max-requests", "20")
-    server.start()
+    server = serve("--user", "nobody", "--python", interpreter_for_all, "--max-requests", "20").start()
     facts = server.get("/facts").json["facts"]
     assert (facts["uid"], facts["gid"]) == (nobody.pw_uid, nobody.pw_gid)
     assert 0 not in facts["groups"]
@@ -161,7 +173,7 @@ def test_an_orphan_of_the_application_is_reaped(server):
     wait_for(lambda: is_gone(pid), "the orphan has ended and is no zombie")
 
 
-def test_a_hundred_orphans_are_reaped(server):
+def test_many_orphans_that_are_killed_at_once_are_reaped(server):
     fifo = server.root / "fifo"
     os.mkfifo(fifo)
     pids = [server.get(f"/orphan?fifo={fifo}").json["orphan"] for _ in range(10)]
@@ -186,7 +198,8 @@ def test_descriptors_of_the_master_do_not_pile_up(server):
     for _ in range(2):
         assert server.release("--wait", "drained").exit == 0
     server.settle(4)
-    assert len(os.listdir(f"/proc/{server.pid}/fd")) == before
+    # The status that was asked for last may be counted, too: its connection is closed a moment after its answer.
+    wait_for(lambda: len(os.listdir(f"/proc/{server.pid}/fd")) <= before, "as many as before")
 
 
 def test_the_application_has_no_descriptors_of_the_server_but_its_own(server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 
 from harness import ask, wait_for
 
@@ -67,6 +68,30 @@ def test_a_running_request_lives_through_a_release(server):
     assert not slow.done
     gate.open()
     assert slow.result().version == "one"
+    server.settle(2)
+
+
+def test_uploads_streams_and_unfinished_heads_live_through_a_release(server):
+    host, _, port = server.address.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        head, upload, stream = (stack.enter_context(socket.create_connection((host, int(port)), 20)) for _ in range(3))
+        head.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnec")
+        upload.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 200000\r\n\r\n")
+        upload.sendall(bytes(100_000))
+        stream.sendall(b"GET /stream?name=stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        server.gate("stream").await_entered()
+        server.wait(lambda s: sum(w["connections"] for w in s.workers()) == 3)
+        server.write("two")
+        assert server.release().exit == 0
+        assert server.get().version == "two"
+        head.sendall(b"tion: close\r\n\r\n")
+        upload.sendall(bytes(100_000))
+        server.gate("stream").open()
+        answers = [stack.enter_context(sock.makefile("rb")).read() for sock in (head, upload, stream)]
+    assert all(answer.startswith(b"HTTP/1.1 200 OK\r\n") for answer in answers)
+    assert b'"length": 200000' in answers[1]
+    assert b"one begins" in answers[2]
+    assert b"one ends" in answers[2]
     server.settle(2)
 
 

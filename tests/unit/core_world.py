@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from reuseport.core import events as ev
@@ -70,6 +70,7 @@ class Audit:
         self.worked: set[Key] = set()  # has ever accepted: may have requests
         self.ended: dict[Key, float] = {}  # told to end at once, and when
         self.left: set[Key] = set()  # told to drain
+        self.last: set[Key] = set()  # told that nobody accepts after it
         self.gone: set[Key] = set()
         self.opened: set[int] = set()  # every worker was ready
         self.served: set[int] = set()
@@ -88,14 +89,17 @@ class Audit:
     ) -> None:
         assert not self.finish, "a step after the master was told to leave"
         self._hear(event)
+        if isinstance(event, ev.Adopted):
+            before = after  # what was there before is in the event: this cluster began with it
         self._check_numbers(before, after)
         self._check_transitions(before, after)
-        self._check_gates(before, event, after)
+        self._check_gates(before, event, after, now)
         had_acceptor = self._acceptors(after)
         for command in commands:
             self._obey(before, event, command, after, now)
         self._check_acceptor_stays(had_acceptor, after)
         self._check_staffed(after, now)
+        self._check_last(after)
         self._check_slots(after)
         self._check_clock(after, now)
 
@@ -125,6 +129,25 @@ class Audit:
                     self.asked[asker.name] = (asker, self.last_asked)
             case ev.StopAsked():
                 self.stops += 1
+            case ev.Adopted(survivors, _, slots):
+                self.slots = slots
+                for one in survivors:
+                    self._adopt(one, slots)
+
+    def _adopt(self, one: ev.Survivor, slots: int) -> None:
+        self.begun[one.key.generation] = one.release.recipe["id"]
+        self.records[one.key.generation] = "serving"
+        self.served.add(one.key.generation)
+        if one.key.number == ZYGOTE:
+            self.loaded.add(one.key.generation)
+            return
+        self.forked[one.key.generation] = max(self.forked.get(one.key.generation, 0), one.key.number)
+        self.place[one.key] = one.place
+        self.ready.add(one.key)
+        self.told[one.key] = slots_of(one.place, one.release.workers, slots)
+        self.opened.add(one.key.generation)
+        self.worked.add(one.key)
+        (self.left if one.state == LEAVING else self.accepting).add(one.key)
 
     def _obey(self, before: Cluster, event: ev.Event, command: ev.Command, after: Cluster, now: float) -> None:
         match command:
@@ -141,8 +164,12 @@ class Audit:
             case ev.Accept(key, slots):
                 self._check_accept(key, slots)
             case ev.Drain(key, last):
-                self._check_drain(before, key, after)
                 assert last == bool(after.stopping), "who drains last takes what waits, and nobody else does"
+                if key not in self.left or not last or key in self.last:
+                    self._check_drain(before, key, after)
+                self.last |= {key} if last else set()
+            case ev.Bequeath(key):
+                assert key in self.left - self.gone and after.serving, f"{key} has nothing to bequeath, or no heir"
             case ev.Quit(key) | ev.Abort(key) | ev.Kill(key):
                 self._check_end(before, event, command, key, after, now)
             case ev.Answer():
@@ -181,7 +208,7 @@ class Audit:
         assert states.count(SERVING) <= 1, "two generations serve"
         assert sum(state in BOOTING for state in states) <= 1, "two generations boot"
 
-    def _check_gates(self, before: Cluster, event: ev.Event, after: Cluster) -> None:
+    def _check_gates(self, before: Cluster, event: ev.Event, after: Cluster, now: float) -> None:
         """Nobody accepts before all are ready; nobody serves before one accepts; a failed boot changes nothing else."""
         for number, g in after.generations.items():
             old = before.generations.get(number)
@@ -195,8 +222,9 @@ class Audit:
                 assert number not in self.served and number > max(self.served, default=0)
                 self.served.add(number)
             if was in BOOTING and g.state == ENDING and before.serving and not after.stopping:
-                same = after.generations.get(before.serving.number) == before.serving
-                assert same, "a failed release changed the generation that serves"
+                others = {n: other for n, other in before.generations.items() if n != number}
+                without, _ = machine.step(replace(before, generations=others, pending=None), event, now)
+                assert after.serving == without.serving, "a failed release changed the generation that serves"
 
     def _check_start(self, before: Cluster, generation: int, release: Release, after: Cluster) -> None:
         """A zygote is started for a new generation, or again for the one that serves, from the same release."""
@@ -325,6 +353,11 @@ class Audit:
             else:
                 assert g.fork_after > now, f"place {place} is empty and nobody does anything about it"
 
+    def _check_last(self, after: Cluster) -> None:
+        """Once the server stops, whoever drains knows that there is no heir: else it would keep idle connections."""
+        for g in after.generations.values() if after.stopping else ():
+            assert all(Key(g.number, number) in self.last for number in g.having(LEAVING)), "it waits for an heir"
+
     def _check_slots(self, after: Cluster) -> None:
         """Every open slot has an owner among the places that are wanted, whatever happened to their number."""
         assert self.slots == after.slots
@@ -419,6 +452,11 @@ class Story:
         workers = [(number, n) for n in sorted(self[number].workers)]
         self.readies(*workers)
         return self.accept(*workers)
+
+    def end(self) -> None:
+        """Every process that is left goes."""
+        for number, g in list(self.cluster.generations.items()):
+            self.exit(*((number, n) for n in g.workers), *([(number, ZYGOTE)] if g.zygote else []))
 
     def __getitem__(self, number: int) -> Generation:
         return self.cluster.generations[number]

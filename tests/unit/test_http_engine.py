@@ -139,6 +139,14 @@ def test_each_request_starts_the_idle_time_again(make):
             gevent.sleep(0.2)
 
 
+def test_a_shorter_deadline_after_a_longer_one(make):
+    with make(echo, header_timeout=0, body_timeout=30, keep_alive=0.3).connect() as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\na")
+        client.send(b"b")
+        (answer,) = parse(client.read_all(patience=2))
+        assert answer.status == 200
+
+
 def test_body_that_stops(make):
     with make(echo, body_timeout=0.3).connect() as client:
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab")

@@ -1,0 +1,586 @@
+"""Stories of a cluster's life, told to the core event by event. Each is checked by `core_world.Audit` at every step too.
+
+Key(7, 2) is worker 2 of generation 7, Key(7, 0) its zygote.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from core_world import Story
+
+from reuseport.core import events as ev
+from reuseport.core import machine, model
+from reuseport.core.model import (
+    ACCEPTING,
+    DRAINING,
+    ENDING,
+    LEAVING,
+    LOADING,
+    OPENING,
+    SERVING,
+    TRANSITIONS,
+    WARMING,
+    Asker,
+    Cluster,
+    Generation,
+    Key,
+    Release,
+    Worker,
+    slots_of,
+)
+
+
+@pytest.fixture
+def story() -> Story:
+    """Nothing has happened yet. A release has two workers unless it says otherwise."""
+    return Story(workers=2)
+
+
+@pytest.fixture
+def serving(story: Story) -> Story:
+    """Generation 1 has served for a minute with two workers."""
+    story.release()
+    story.serve(1)
+    story.after(60)
+    return story
+
+
+def answers(commands: list[ev.Command]) -> dict[str, tuple[bool, int]]:
+    return {c.asker.name: (c.ok, c.generation) for c in commands if isinstance(c, ev.Answer)}
+
+
+def only(commands: list[ev.Command], kind: type) -> list[ev.Command]:
+    return [c for c in commands if isinstance(c, kind)]
+
+
+def drained(commands: list[ev.Command]) -> set[tuple[int, int]]:
+    return {tuple(c.key) for c in commands if isinstance(c, ev.Drain)}
+
+
+def forked(commands: list[ev.Command]) -> list[tuple[int, int]]:
+    return [tuple(c.key) for c in commands if isinstance(c, ev.Fork)]
+
+
+# --- the first boot ---------------------------------------------------------------------------------------------------
+
+
+def test_a_first_boot_from_start_to_serving(story):
+    assert story.release() == [ev.OpenSlots(2), ev.StartZygote(1, story[1].release)]
+    assert story.loads(1) == [ev.Fork(Key(1, 1), 0), ev.Fork(Key(1, 2), 1)]
+    assert story.readies((1, 1)) == [], "one is ready, and waits for the other"
+    assert story.readies((1, 2)) == [ev.Accept(Key(1, 1), (0,)), ev.Accept(Key(1, 2), (1,))]
+    assert story.accept((1, 1)) == [] and story.states == {1: OPENING}
+    story.accept((1, 2))
+    assert story.states == {1: SERVING} and story.audit.records == {1: "serving"}
+
+
+def test_a_first_boot_that_fails_ends_the_master_with_status_1(story):
+    story.release()
+    story.tell(ev.Started(Key(1, 0), 1000))
+    assert story.tell(ev.Failed(Key(1, 0), "ImportError: no module")) == [ev.Quit(Key(1, 0))]
+    assert story.exit((1, 0)) == [ev.Finish(1)]
+    assert "generation 1 failed: ImportError: no module" in story.notes
+
+
+def test_an_interpreter_that_cannot_be_executed_is_a_failed_boot(story):
+    story.release()
+    assert story.tell(ev.Started(Key(1, 0), error="cannot execute")) == [ev.Finish(1)]
+
+
+def test_a_newer_release_saves_a_first_boot_that_fails(story):
+    story.release()
+    story.release()
+    assert story.exit((1, 0)) == [], "generation 2 still boots"
+    story.serve(2)
+    assert story.states == {2: SERVING}
+
+
+def test_the_script_says_how_many_workers_it_wants(story):
+    story.release()
+    assert story.loads(1, workers=3)[0] == ev.OpenSlots(3)
+    assert len(story[1].workers) == 3
+
+
+# --- a release --------------------------------------------------------------------------------------------------------
+
+
+def test_the_old_drain_only_when_the_new_accept(serving):
+    serving.release(Asker("me"))
+    assert not drained(serving.loads(2)) and not drained(serving.readies((2, 1), (2, 2)))
+    assert not drained(serving.accept((2, 1)))
+    commands = serving.accept((2, 2))
+    assert drained(commands) == {(1, 1), (1, 2)} and answers(commands) == {"me": (True, 2)}
+    assert serving.states == {1: DRAINING, 2: SERVING}
+
+
+def test_whoever_waits_for_the_drain_hears_when_the_last_old_worker_has_gone(serving):
+    serving.release(Asker("me", "drained"))
+    assert answers(serving.serve(2)) == {}
+    assert only(serving.exit((1, 1), (1, 2)), ev.Quit) == [ev.Quit(Key(1, 0))], "the zygote goes last"
+    assert answers(serving.exit((1, 0))) == {"me": (True, 2)}
+    assert serving.states == {2: SERVING}
+
+
+def test_many_generations_drain_side_by_side(serving):
+    for number in (2, 3, 4):
+        serving.release()
+        serving.serve(number)
+    assert serving.states == {1: DRAINING, 2: DRAINING, 3: DRAINING, 4: SERVING}
+    assert machine.wake_at(serving.cluster) is None, "a drain has no deadline"
+
+
+@pytest.mark.parametrize("event", [ev.Failed(Key(2, 0), "SyntaxError"), ev.Exited(Key(2, 0), "exited with status 3")])
+def test_a_failed_release_changes_nothing(serving, event):
+    before = serving[1]
+    serving.release(Asker("me"))
+    serving.tell(ev.Started(Key(2, 0), 2000))
+    serving.tell(event)
+    serving.exit((2, 0))
+    assert serving[1] == before and serving.states == {1: SERVING}
+    answer = serving.audit.answers["me"]
+    assert not answer.ok and "generation 1 serves on" in answer.text
+
+
+def test_a_worker_that_dies_while_it_starts_fails_the_release(serving):
+    serving.release(Asker("me"))
+    serving.loads(2)
+    serving.tell(ev.Forked(Key(2, 1), 2001))
+    assert set(serving.exit((2, 1))) == {ev.Quit(Key(2, 2)), ev.Quit(Key(2, 0))}
+    assert answers(serving.exit((2, 0))) == {"me": (False, 2)}
+    assert "before it was ready" in serving.audit.answers["me"].text
+
+
+def test_a_failure_without_a_reason_is_a_failure_all_the_same(serving):
+    serving.release(Asker("me"))
+    serving.tell(ev.Failed(Key(2, 0), ""))
+    assert answers(serving.exit((2, 0))) == {"me": (False, 2)}
+
+
+def test_an_import_that_hangs_is_aborted_for_its_stack_and_then_killed(serving):
+    serving.release(Asker("me"), boot_timeout=10.0)
+    serving.tell(ev.Started(Key(2, 0), 2000))
+    assert serving.sleep() == 10.0 and serving.commands == [ev.Abort(Key(2, 0))]
+    assert serving.sleep() == machine.QUIT_GRACE and serving.commands == [ev.Kill(Key(2, 0))]
+    assert answers(serving.exit((2, 0))) == {"me": (False, 2)}
+
+
+def test_a_warm_up_that_hangs_is_aborted_and_named(serving):
+    serving.release(boot_timeout=10.0)
+    serving.loads(2)
+    serving.readies((2, 1))
+    serving.tell(ev.Forked(Key(2, 2), 2002))
+    serving.sleep()
+    assert set(serving.commands) == {ev.Abort(Key(2, 1)), ev.Abort(Key(2, 2)), ev.Quit(Key(2, 0))}
+    assert serving[2].failure.endswith("(--boot-timeout): 2.2")
+
+
+def test_a_worker_that_dies_when_it_is_told_to_accept_does_not_stop_the_release(serving):
+    serving.release(Asker("me"))
+    serving.loads(2)
+    serving.readies((2, 1), (2, 2))
+    serving.exit((2, 1))
+    commands = serving.accept((2, 2))
+    assert answers(commands) == {"me": (True, 2)} and forked(commands) == [(2, 3)]
+
+
+def test_if_all_die_when_they_are_told_to_accept_the_old_serve_on(serving):
+    serving.release()
+    serving.loads(2)
+    serving.readies((2, 1), (2, 2))
+    assert not drained(serving.exit((2, 1), (2, 2), (2, 0)))
+    assert serving.states == {1: SERVING}
+
+
+def test_a_release_that_opens_keeps_its_deadline_when_it_loses_its_zygote(serving):
+    serving.release(Asker("me"), boot_timeout=10.0)
+    serving.loads(2)
+    serving.readies((2, 1), (2, 2))
+    serving.exit((2, 0))
+    serving.sleep()
+    assert serving.states[2] == ENDING, "nobody accepted within the deadline"
+    assert answers(serving.exit((2, 1), (2, 2))) == {"me": (False, 2)}
+
+
+# --- releases in a row ------------------------------------------------------------------------------------------------
+
+
+def test_a_release_replaces_one_that_boots_twice_and_then_waits(serving):
+    for number in (2, 3, 4):
+        serving.release(Asker(f"asker {number}"))
+    assert serving.states == {1: SERVING, 2: ENDING, 3: ENDING, 4: LOADING}
+    assert serving.release(Asker("asker 5")) == [], "two replacements in a row are enough"
+    assert serving.release(Asker("asker 6")) == []
+    commands = serving.serve(4)
+    assert answers(commands) == {"asker 2": (True, 4), "asker 3": (True, 4), "asker 4": (True, 4)}
+    assert serving.states[5] == LOADING and serving[5].release.recipe == {"id": 6}, "the newest of those that waited"
+    assert answers(serving.serve(5)) == {"asker 5": (True, 5), "asker 6": (True, 5)}
+    assert serving.audit.records == {1: "serving", 4: "serving", 5: "serving"}
+    serving.exit((2, 0), (3, 0))
+    assert serving.audit.records[2] == serving.audit.records[3] == "superseded"
+
+
+def test_a_release_that_waited_starts_when_the_one_before_it_fails(serving):
+    for _ in range(4):
+        serving.release()
+    serving.tell(ev.Failed(Key(4, 0), "no"))
+    assert serving.states[4] == ENDING and serving.states[5] == LOADING
+
+
+def test_a_release_that_opens_is_not_replaced(serving):
+    serving.release()
+    serving.loads(2)
+    serving.readies((2, 1), (2, 2))
+    assert serving.release() == []
+    serving.accept((2, 1), (2, 2))
+    assert serving.states == {1: DRAINING, 2: SERVING, 3: LOADING}
+
+
+def test_a_stream_of_hups_ends_in_releases(serving):
+    """One every second, each boot takes 2.5 seconds."""
+    loading: dict[int, float] = {}
+    for _ in range(30):
+        serving.release()
+        for _ in range(10):
+            serving.after(0.1)
+            for number, g in list(serving.cluster.generations.items()):
+                if g.state == ENDING:
+                    serving.exit((number, 0))
+                elif g.state == LOADING and serving.now - loading.setdefault(number, serving.now) >= 2.5:
+                    serving.serve(number)
+    assert len(serving.audit.served) >= 5
+
+
+# --- processes that die -----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_dies_is_forked_again_at_once_for_the_same_slots(serving):
+    assert serving.exit((1, 2)) == [ev.Fork(Key(1, 3), 1)]
+    assert serving.readies((1, 3)) == [ev.Accept(Key(1, 3), (1,))]
+
+
+def test_a_zygote_that_dies_is_started_again_from_its_own_release(serving):
+    assert serving.exit((1, 0)) == [ev.StartZygote(1, serving[1].release)]
+    assert serving.states == {1: SERVING} and len(serving[1].having(ACCEPTING)) == 2
+    assert serving.exit((1, 1)) == [], "nobody to ask"
+    assert serving.loads(1) == [ev.Fork(Key(1, 3), 0)]
+
+
+def test_a_zygote_that_hangs_while_it_loads_again_is_ended_and_started_again(serving):
+    serving.exit((1, 0))
+    assert serving.sleep() == 120.0 and serving.commands == [ev.Abort(Key(1, 0))]
+    assert serving.exit((1, 0)) == [ev.StartZygote(1, serving[1].release)]
+
+
+def test_a_zygote_that_keeps_dying_is_started_less_and_less_often(serving):
+    """Also one that loads each time: an import over and over would take a core from the workers."""
+    waits = []
+    for _ in range(10):
+        if not only(serving.exit((1, 0)), ev.StartZygote):
+            waits.append(serving.sleep())
+        serving.loads(1)
+    assert waits == sorted(waits) and len(waits) >= 8
+    assert waits[0] < 1 and waits[-1] == machine.LONGEST_BACKOFF
+    serving.after(machine.YOUNG_DEATH)
+    assert only(serving.exit((1, 0)), ev.StartZygote), "it lived, so this is another matter"
+
+
+def test_killing_every_worker_at_once_is_no_crash_loop(serving):
+    assert forked(serving.exit((1, 1), (1, 2))) == [(1, 3), (1, 4)]
+    serving.readies((1, 3), (1, 4))
+    serving.accept((1, 3), (1, 4))
+    assert forked(serving.exit((1, 3), (1, 4))) == [(1, 5), (1, 6)], "nor is it when they were young"
+
+
+def test_a_crash_loop_backs_off_up_to_half_a_minute(serving):
+    waits, number = [], 2
+    for _ in range(14):
+        if not forked(serving.exit((1, number))):
+            waits.append(serving.sleep())
+        number = serving[1].forked
+    assert waits == sorted(waits) and len(waits) >= 10
+    assert waits[0] < 1 and waits[-1] == machine.LONGEST_BACKOFF
+    assert (1, 1) not in drained(serving.commands) and serving[1].workers[1].state == ACCEPTING
+
+
+def test_a_worker_that_lived_long_ends_the_backoff(serving):
+    for _ in range(6):
+        if not forked(serving.exit((1, serving[1].forked))):
+            serving.sleep()
+    serving.exit((1, serving[1].forked))
+    assert serving[1].fork_after > serving.now
+    assert len(forked(serving.exit((1, 1)))) == 2
+
+
+def test_a_worker_that_hangs_while_it_starts_is_replaced(serving):
+    serving.exit((1, 2))
+    serving.tell(ev.Forked(Key(1, 3), 1003))
+    assert serving.sleep() == 120.0
+    assert serving.commands == [ev.Abort(Key(1, 3)), ev.Fork(Key(1, 4), 1)]
+
+
+def test_a_zygote_that_hangs_in_a_fork_is_killed(serving):
+    serving.exit((1, 2))
+    assert serving.sleep() == 120.0, "it was asked for 1.3 and says nothing"
+    assert serving.sleep() == machine.QUIT_GRACE and ev.Kill(Key(1, 0)) in serving.commands
+    assert only(serving.exit((1, 0)), ev.StartZygote)
+
+
+def test_a_worker_whose_zygote_died_before_it_could_name_it_is_killed(serving):
+    serving.exit((1, 2))
+    serving.exit((1, 0))
+    assert serving.tell(ev.Forked(Key(1, 3), 1003)) == [ev.Kill(Key(1, 3))], "nobody knows it"
+
+
+def test_a_worker_that_is_heard_of_late_and_does_not_go_is_killed(serving):
+    """SIGKILL went to its zygote, since its own pid was not known."""
+    serving.release(boot_timeout=10.0, workers=1)
+    serving.loads(2)
+    serving.sleep()
+    serving.sleep()
+    assert serving.commands == [ev.Kill(Key(2, 0))] * 2
+    assert serving.tell(ev.Forked(Key(2, 1), 2001)) == [ev.Quit(Key(2, 1))]
+    serving.exit((2, 0))
+    serving.sleep()
+    assert serving.commands == [ev.Kill(Key(2, 1))]
+
+
+def test_a_worker_that_was_told_to_go_cannot_fail_a_release(serving):
+    serving.release(Asker("me"))
+    serving.loads(2)
+    assert only(serving.tell(ev.ScaleAsked(-1)), ev.Quit) == [ev.Quit(Key(2, 2))]
+    serving.tell(ev.Failed(Key(2, 2), "interrupted"))
+    serving.exit((2, 2))
+    serving.readies((2, 1))
+    assert answers(serving.accept((2, 1))) == {"me": (True, 2)}
+
+
+# --- replacing a worker -----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_retires_goes_when_its_successor_accepts(serving):
+    assert serving.tell(ev.Retire(Key(1, 1), "max requests")) == [ev.Fork(Key(1, 3), 0)]
+    assert serving.readies((1, 3)) == [ev.Accept(Key(1, 3), (0,))]
+    assert serving.accept((1, 3)) == [ev.Drain(Key(1, 1))]
+
+
+def test_a_blocked_worker_gets_a_substitute_and_lives(serving):
+    assert serving.tell(ev.Blocked(Key(1, 1))) == [ev.Fork(Key(1, 3), 0)]
+    serving.readies((1, 3))
+    assert serving.accept((1, 3)) == [ev.Drain(Key(1, 1))]
+    serving.after(3600)
+    assert serving[1].workers[1].state == LEAVING, "a job may be what blocks it"
+
+
+def test_a_blocked_worker_is_killed_if_the_operator_says_so(story):
+    story.release(kill_blocked=True)
+    story.serve(1)
+    assert story.tell(ev.Blocked(Key(1, 1))) == [ev.Kill(Key(1, 1)), ev.Fork(Key(1, 3), 0)]
+
+
+def test_a_worker_that_turns_again_is_replaced_all_the_same(serving):
+    serving.tell(ev.Blocked(Key(1, 1)))
+    serving.tell(ev.Unblocked(Key(1, 1)))
+    assert not serving[1].workers[1].blocked
+    serving.readies((1, 3))
+    assert serving.accept((1, 3)) == [ev.Drain(Key(1, 1))]
+
+
+# --- scale ------------------------------------------------------------------------------------------------------------
+
+
+def test_more_workers_get_more_slots_which_have_an_owner_at_once(serving):
+    commands = serving.tell(ev.ScaleAsked(1))
+    assert commands[0] == ev.OpenSlots(3) and forked(commands) == [(1, 3)]
+    assert serving.readies((1, 3)) == [ev.Accept(Key(1, 3), (2,))]
+
+
+def test_fewer_workers_own_the_slots_of_those_who_go(serving):
+    commands = serving.tell(ev.ScaleAsked(-1))
+    assert commands == [ev.Accept(Key(1, 1), (0, 1)), ev.Drain(Key(1, 2))]
+    assert not drained(serving.tell(ev.ScaleAsked(-5))), "one remains"
+
+
+def test_who_is_too_many_stays_as_long_as_nobody_else_accepts(serving):
+    """Worker 1.1 has crashed and its successor cannot start: 1.2 is all there is."""
+    serving.exit((1, 1))
+    assert not drained(serving.tell(ev.ScaleAsked(-1)))
+    serving.readies((1, 3))
+    assert drained(serving.accept((1, 3))) == {(1, 2)}
+
+
+def test_a_generation_that_boots_is_scaled_too(serving):
+    serving.release()
+    serving.loads(2)
+    assert set(forked(serving.tell(ev.ScaleAsked(1)))) == {(1, 3), (2, 3)}
+    assert serving[1].wanted == serving[2].wanted == 3
+
+
+@pytest.mark.parametrize("workers", range(1, 7))
+@pytest.mark.parametrize("slots", range(0, 9))
+def test_every_slot_has_one_owner(workers, slots):
+    owned = [slot for place in range(workers) for slot in slots_of(place, workers, slots)]
+    assert sorted(owned) == list(range(slots))
+
+
+# --- stop -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_graceful_stop_drains_and_then_leaves(serving):
+    commands = serving.tell(ev.StopAsked())
+    assert commands[0] == ev.CloseSlots() and ev.Quit(Key(1, 0)) in commands
+    assert only(commands, ev.Drain) == [ev.Drain(Key(1, 1), last=True), ev.Drain(Key(1, 2), last=True)]
+    assert serving.exit((1, 0), (1, 1)) == []
+    assert serving.exit((1, 2)) == [ev.Finish(0)]
+
+
+def test_a_second_term_makes_it_quick(serving):
+    serving.tell(ev.StopAsked())
+    assert serving.tell(ev.StopAsked()) == [ev.Quit(Key(1, 1)), ev.Quit(Key(1, 2))]
+    serving.sleep()
+    assert set(serving.commands) == {ev.Kill(Key(1, n)) for n in range(3)}
+
+
+def test_the_graceful_timeout_makes_it_quick(serving):
+    serving.tell(ev.StopAsked(timeout=30.0))
+    serving.exit((1, 0))
+    assert serving.sleep() == 30.0
+    assert serving.commands == [ev.Quit(Key(1, 1)), ev.Quit(Key(1, 2))]
+
+
+def test_a_quick_stop_ends_what_drains_too(serving):
+    serving.release()
+    serving.serve(2)
+    commands = serving.tell(ev.StopAsked(quick=True))
+    assert {c.key for c in only(commands, ev.Quit)} == {Key(g, n) for g in (1, 2) for n in range(3)}
+
+
+def test_a_stop_tells_those_who_drain_already_that_nobody_comes_after_them(serving):
+    """Whatever they drain for: a release, a scale-down, a retirement."""
+    serving.release()
+    serving.serve(2)
+    serving.tell(ev.ScaleAsked(-1))
+    last = only(serving.tell(ev.StopAsked()), ev.Drain)
+    assert {c.key for c in last} == {Key(1, 1), Key(1, 2), Key(2, 1), Key(2, 2)} and all(c.last for c in last)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("state", [LOADING, WARMING, OPENING, SERVING])
+def test_a_stop_ends_a_release_in_whatever_state_it_is(serving, state, quick):
+    serving.release(Asker("me"))
+    if state != LOADING:
+        serving.loads(2)
+    if state in (OPENING, SERVING):
+        serving.readies((2, 1), (2, 2))
+        serving.accept((2, 1))
+    if state == SERVING:
+        serving.accept((2, 2))
+    assert serving.states[2] == state
+    serving.tell(ev.StopAsked(quick=quick))
+    serving.end()
+    assert serving.audit.finish == [0]
+    assert answers(list(serving.audit.answers.values())) == {"me": (state == SERVING, 2)}
+    assert serving.audit.records[2] == ("serving" if state == SERVING else "failed")
+
+
+def test_an_opening_release_may_have_requests_which_a_graceful_stop_lets_finish(serving):
+    serving.release(Asker("me"))
+    serving.loads(2)
+    serving.readies((2, 1), (2, 2))
+    serving.accept((2, 1))
+    commands = serving.tell(ev.StopAsked())
+    assert drained(commands) == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert answers(commands) == {"me": (False, 2)}, "who asked need not wait for the drain"
+
+
+def test_a_stop_answers_whoever_waits_and_refuses_new_releases(serving):
+    for number in range(4):
+        serving.release(Asker(f"asker {number}"))
+    assert answers(serving.tell(ev.StopAsked())) == {"asker 3": (False, 0)}
+    assert answers(serving.release(Asker("late"))) == {"late": (False, 0)}
+
+
+def test_a_stop_before_anything_has_begun(story):
+    assert story.tell(ev.StopAsked()) == [ev.CloseSlots(), ev.Finish(0)]
+
+
+# --- adoption ---------------------------------------------------------------------------------------------------------
+
+
+def adopt(story: Story, *survivors: tuple[int, int, str], workers: int = 2) -> list[ev.Command]:
+    """An earlier master left these; (7, 0, "loaded") is a zygote."""
+    release = Release(recipe={"id": 0}, workers=workers)
+    left = tuple(ev.Survivor(Key(g, n), 1000 * g + n, release, state, max(0, n - 1)) for g, n, state in survivors)
+    return story.tell(ev.Adopted(left, last=7, slots=workers))
+
+
+def test_a_generation_that_outlived_its_master_serves_on(story):
+    commands = adopt(story, (7, 0, "loaded"), (7, 1, ACCEPTING), (7, 2, ACCEPTING))
+    assert not drained(commands) and not forked(commands) and story.states == {7: SERVING}
+    assert forked(story.exit((7, 1))) == [(7, 3)], "from its own zygote"
+
+
+def test_who_has_died_in_between_is_replaced(story):
+    assert forked(adopt(story, (7, 0, "loaded"), (7, 2, ACCEPTING))) == [(7, 3)]
+
+
+def test_a_zygote_that_did_not_outlive_its_master_is_started_again(story):
+    commands = adopt(story, (7, 1, ACCEPTING), (7, 2, ACCEPTING))
+    assert [c.generation for c in only(commands, ev.StartZygote)] == [7]
+
+
+def test_drains_go_on_under_a_new_master(story):
+    adopt(story, (5, 0, "loaded"), (5, 2, LEAVING), (7, 0, "loaded"), (7, 1, ACCEPTING), (7, 2, ACCEPTING))
+    assert story.states == {5: DRAINING, 7: SERVING}
+    assert story.exit((5, 2)) == [ev.Quit(Key(5, 0))]
+    story.exit((5, 0))
+    assert story.states == {7: SERVING}
+
+
+def test_of_two_generations_that_accept_the_newer_one_serves(story):
+    """Their master died between the new one's accept and the old one's SIGTERM."""
+    old, new = ((5, 1, ACCEPTING), (5, 2, ACCEPTING)), ((7, 0, "loaded"), (7, 1, ACCEPTING), (7, 2, ACCEPTING))
+    commands = adopt(story, *old, *new)
+    assert drained(commands) == {(5, 1), (5, 2)} and story.states == {5: DRAINING, 7: SERVING}
+
+
+def test_the_next_release_gets_a_number_that_was_never_used(story):
+    adopt(story, (6, 0, "loaded"), (6, 1, ACCEPTING), (6, 2, ACCEPTING))
+    story.release()
+    assert story.states == {6: SERVING, 8: LOADING}
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_the_diagram_names_every_state_and_every_trigger():
+    """The picture in model.py's docstring is drawn by hand from TRANSITIONS; its words must be the table's."""
+    text = model.__doc__ or ""
+    diagram = "\n".join(line for line in text.splitlines() if re.search("[─│└┘┴┬>]", line))
+    drawn = set(re.findall(r"[a-z]+(?: [a-z]+)*", diagram))
+    states = set(TRANSITIONS)
+    triggers = {trigger for lines in TRANSITIONS.values() for trigger in lines}
+    assert drawn == states | triggers
+    assert set(re.findall(r"^- \*(\w+)\*", text, re.MULTILINE)) == states, "each state is explained"
+
+
+def test_the_words_of_the_diagram_say_how_many_states_there_are():
+    words = {5: "five", 6: "six", 7: "seven"}
+    assert f"moves through {words[len(TRANSITIONS)]} states" in (model.__doc__ or "")
+
+
+def test_every_line_of_the_table_ends_in_a_state():
+    assert {target for lines in TRANSITIONS.values() for target in lines.values()} <= set(TRANSITIONS)
+    assert TRANSITIONS[ENDING] == {}
+
+
+def test_a_way_that_the_table_does_not_have_is_a_defect():
+    turn = machine.Turn(Cluster(), 0.0)
+    g = turn.put(Generation(1, Release(), 1, SERVING, workers={1: Worker(0, ACCEPTING)}))
+    with pytest.raises(machine.IllegalTransition, match="no way out by 'failed'"):
+        turn.move(g, "failed")
+
+
+def test_every_event_has_a_handler():
+    assert set(machine.HANDLERS) == set(ev.Event.__args__)
