@@ -6,20 +6,39 @@ since the master, which must stay clean of both, imports it too.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from reuseport.version import __version__
 
 if TYPE_CHECKING:
     from reuseport.embed import serve as serve
+    from reuseport.hooks import on_drain as on_drain
     from reuseport.hooks import on_start as on_start
+    from reuseport.jobs import Job as Job
+    from reuseport.jobs import JobCancelled as JobCancelled
+    from reuseport.jobs import job as job
+    from reuseport.jobs import spawn as spawn
 
-__all__ = ["__version__", "on_start", "serve"]
+    draining: bool
 
-_HOMES = {"serve": "reuseport.embed", "on_start": "reuseport.hooks"}
+__all__ = ["Job", "JobCancelled", "__version__", "draining", "job", "on_drain", "on_start", "serve", "spawn"]
+
+_HOMES = {
+    "serve": "reuseport.embed",
+    "on_start": "reuseport.hooks",
+    "on_drain": "reuseport.hooks",
+    "Job": "reuseport.jobs",
+    "JobCancelled": "reuseport.jobs",
+    "job": "reuseport.jobs",
+    "spawn": "reuseport.jobs",
+}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "draining":  # changes, so it is looked up each time
+        hooks = sys.modules.get("reuseport.hooks")
+        return hooks is not None and hooks.draining
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'reuseport' has no attribute {name!r}")

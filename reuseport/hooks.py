@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 F = TypeVar("F", bound=Callable[[], Any])
 
 start_hooks: list[Callable[[], Any]] = []
+drain_hooks: list[Callable[[], Any]] = []
+draining = False  # this worker accepts nothing new, and leaves when its requests and jobs have ended
 
 
 def on_start(function: F) -> F:
@@ -20,4 +22,14 @@ def on_start(function: F) -> F:
     functions run in the order of their registration. An exception fails the release.
     """
     start_hooks.append(function)
+    return function
+
+
+def on_drain(function: F) -> F:
+    """Decorator: call the function, without arguments and in a greenlet of its own, when this worker begins to drain.
+
+    The place to end what would never end by itself, such as a stream of events; `reuseport.draining` says the same to
+    who would rather ask. An exception is logged, and changes nothing about the drain.
+    """
+    drain_hooks.append(function)
     return function

@@ -22,7 +22,6 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import dataclass
 from typing import Any
 
 import greenlet
@@ -33,6 +32,7 @@ from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.options import Settings
 from reuseport.worker import application, forksafety
+from reuseport.worker.birth import Birth
 from reuseport.worker.listeners import Listener
 
 VARIABLE = "REUSEPORT_ZYGOTE"
@@ -42,24 +42,6 @@ RETRY = 0.5  # seconds between two attempts to reach a master
 fork = monkey.get_original("os", "fork")
 waitpid = monkey.get_original("os", "waitpid")
 sleep = monkey.get_original("time", "sleep")
-
-
-@dataclass
-class Birth:
-    """What a worker is born with."""
-
-    generation: int
-    number: int
-    row: int
-    booting: bool
-    run_dir: RunDir
-    recipe: dict[str, Any]
-    settings: Settings
-    name: str
-    boot_output: int  # fd of the file that boot output goes to
-    queue: tuple[int, int]  # the ends of the generation's hand-over queue, to receive from and to send to
-    listeners: dict[tuple[str, int], Listener]
-    application: Any  # None: the worker loads it itself
 
 
 class Zygote:

@@ -426,8 +426,10 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
             g = g.with_worker(one.key.number, Worker(one.place, one.state, one.pid, t.now))
             g = replace(g, forked=max(g.forked, one.key.number))
         t.put(g)
-    # Two of them accept if their master died in the middle of a release: the newest serves.
-    accepting = [g for g in t.state.having(DRAINING) if g.having(TOLD, ACCEPTING)]
+    # Two of them accept if their master died in the middle of a release: the newest serves. One that was only told to
+    # accept may never have heard it, and does not succeed one that accepts.
+    left = t.state.having(DRAINING)
+    accepting = [g for g in left if g.having(ACCEPTING)] or [g for g in left if g.having(TOLD)]
     if accepting:
         newest = accepting[-1]
         t.put(replace(newest, state=SERVING))
@@ -619,7 +621,7 @@ def _forget(t: Turn, g: Generation) -> None:
         t.answer(g.askers, False, g.number, text)
         t.change(replaced=0 if t.state.booting is None else t.state.replaced)
     elif g.state == DRAINING:
-        t.note("info", f"generation {g.number} has drained, {t.now - g.since:.1f} s after it was succeeded")
+        t.note("info", f"generation {g.number} has drained, within {t.now - g.since:.1f} s")
 
 
 def _next(t: Turn) -> None:

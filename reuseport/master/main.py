@@ -179,6 +179,9 @@ class Master:
 
     def _on_exit(self, process: Process, how: str) -> None:
         self.switchboard.last_words(process)
+        for lost in status.jobs_of(process):
+            whose = f"job {lost['name']!r}" + (f" of {lost['tenant']}" if lost["tenant"] else "")
+            self.log.write("error", f"{whose} is lost, {lost['age']:.0f} s old: worker {process.key} {how}")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.run_dir.stacks(str(process.key)))
         self.events.append(ev.Exited(process.key, how))

@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from reuseport.core.model import Key
@@ -46,6 +46,7 @@ class Process:
     channel: Channel | None = None
     row: int = -1
     started: float = 0.0  # monotonic seconds
+    jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
 
 
 def in_words(info: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,8 +48,8 @@ def _generation(
         "workers": workers,
         "waits_for": {
             "requests": sum(w["requests"]["active"] for w in workers),
-            "connections": sum(w["connections"] for w in workers),
-            "jobs": [],
+            "connections": sum(max(0, w["connections"] - w["requests"]["active"]) for w in workers),
+            "jobs": [{**job, "worker": w["id"]} for w in workers for job in w["jobs_now"]],
         },
     }
 
@@ -80,8 +81,25 @@ def _worker(
         "errors": counters["errors"],
         "memory": {"rss": counters["rss"], "pss": counters["pss"]},
         "jobs": counters["jobs"],
+        "jobs_now": jobs_of(process) if process else [],
         "retiring": w.retiring,
     }
+
+
+def jobs_of(process: Process) -> list[dict[str, Any]]:
+    """The jobs that a process has told of, oldest first; ages in seconds."""
+    now = time.time()
+    jobs = [
+        {
+            "name": job["name"],
+            "tenant": job["tenant"],
+            "age": round(now - job["started"], 3),
+            "progress": job["fraction"],
+            "text": job["text"],
+        }
+        for job in process.jobs.values()
+    ]
+    return sorted(jobs, key=lambda job: -job["age"])
 
 
 _STATES = {ACCEPTING: "serving", LEAVING: "draining", TOLD: "ready", "forking": "starting", "quitting": "ending"}

@@ -190,6 +190,12 @@ class Switchboard:
             unborn = Key(key.generation, int(message["number"]))
             self._processes.forget(unborn)
             self._tell(ev.Exited(unborn, str(message["error"])))
+        elif kind == "job":
+            if process := self._processes.get(key):
+                process.jobs[int(message["number"])] = message
+        elif kind == "job-ended":
+            if process := self._processes.get(key):
+                process.jobs.pop(int(message["number"]), None)
         elif kind == "note":
             self._log(str(message["level"]), str(message["text"]))
         else:

@@ -172,7 +172,7 @@ class Connection:
             data = self.unread
         else:
             self.unread = data
-            engine.loop.run_callback(self._resume)
+            self._resume_later()
         self._pumping = False
 
     def _keep(self, data: bytes | bytearray) -> None:
@@ -190,8 +190,13 @@ class Connection:
             self.state = HEAD
             self._set_deadline(self.engine.header_timeout)
 
+    def _resume_later(self) -> None:
+        """Go on in the loop's next turn. Nothing is read before: the end of the stream must not overtake `unread`."""
+        self._watcher.stop()
+        self._parked = True
+        self.engine.loop.run_callback(self._resume)
+
     def _resume(self) -> None:
-        """Go on after a request that ended outside of `_take`."""
         if self.state is not WAITING:
             return
         if self._parked:
@@ -232,7 +237,7 @@ class Connection:
         if engine.pass_on is not None:
             engine.is_idle(self)
         if not self._pumping and (self.unread or self._parked):
-            engine.loop.run_callback(self._resume)
+            self._resume_later()
 
     # In the loop: the hand-over to another worker.
 

@@ -16,25 +16,25 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
 import gevent.event
 import gevent.hub
 from setproctitle import setproctitle
 
+from reuseport import hooks
 from reuseport.ipc import channel as channels
 from reuseport.ipc.logline import LEVELS, line
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, REQUESTS, RSS, TAKEN, TURNED, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.worker import application, warmup
+from reuseport.worker.birth import Birth
 from reuseport.worker.engine import Engine
 from reuseport.worker.handover import Receiver, Sender
 from reuseport.worker.listeners import Acceptor, Listener
 from reuseport.worker.loopset import LoopSet
-
-if TYPE_CHECKING:
-    from reuseport.zygote import Birth
+from reuseport.worker.reporter import JobReporter
 
 STDOUT_COPY, STDERR_COPY = 3, 4  # where the zygote keeps the streams that everybody shares
 TURN = 0.25  # seconds between two signs of life
@@ -98,6 +98,7 @@ class Worker:
         birth = self.birth
         birth.application = app
         self._accept_signals()
+        self.reporter = JobReporter(self.loop, self.board, self._say, self._leave_if_done)
         self.acceptor = Acceptor(
             self.loop, self._adopt, self.board, self.log, os.environ.get("REUSEPORT_STEAL", "1") != "0"
         )
@@ -191,6 +192,8 @@ class Worker:
             recipe=self.birth.recipe if again else {},
         )
         self.channel = channel
+        if again:
+            self.reporter.again()
         self._channel_watcher = self.loop.io(channel.fileno(), 1)
         self._channel_watcher.start(self._hear)
         return True
@@ -363,6 +366,9 @@ class Worker:
         self.state = "draining"
         self.stopping = last
         self._retitle()
+        hooks.draining = True
+        for function in hooks.drain_hooks:
+            gevent.spawn(self._call_drain_hook, function)
         if last:
             self.engine.drain()
             self.engine.close_idle()
@@ -372,6 +378,13 @@ class Worker:
             self.engine.drain()
         self._leave_if_done()
 
+    def _call_drain_hook(self, function: Callable[[], Any]) -> None:
+        try:
+            function()
+        except Exception as error:  # noqa: BLE001
+            self.log("error", f"a drain hook failed: {type(error).__name__}: {error}")
+            application.print_traceback(error)
+
     def _leave_if_done(self) -> None:
         engine = self.engine
         if self.state == "draining" and not engine.requests and not engine.connections and not self.board[JOBS]:
@@ -379,6 +392,8 @@ class Worker:
 
     def exit(self) -> None:
         """Leave now: in the main greenlet, where exit handlers are called."""
+        if self.engine is not None:
+            self.reporter.report()
         self.ended.set()
 
 

@@ -146,10 +146,7 @@ class HeadParser:
             self._judge_host(authority, is_11)
             environ["HTTP_HOST"] = authority
         connection = get("HTTP_CONNECTION")
-        if connection is None:
-            keep_alive = is_11
-        else:
-            keep_alive = connection == "keep-alive" or _keeps_alive(connection, is_11)
+        keep_alive = is_11 if connection is None else connection == "keep-alive" or _keeps_alive(connection, is_11)
         coding = get("HTTP_TRANSFER_ENCODING")
         size = get("CONTENT_LENGTH")
         length = 0 if coding is None and size is None else self._judge_framing(coding, size, is_11)

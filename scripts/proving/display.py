@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proving.accounting import BUCKET, SHORT, Account, Window, percentile
-from proving.story import Story, Verdict, ms
+from proving.story import Line, Story, Verdict, ms
 
 COLOURS = ("cyan", "magenta", "yellow", "red", "green", "blue", "bright_cyan", "bright_magenta", "bright_yellow")
 MOODS = {"good": "✔", "bad": "✘", "note": "▸", "": "·"}
@@ -111,17 +111,21 @@ def waits_for(generation: dict[str, Any]) -> str:
 def whole(story: Story, account: Account, console: Console) -> RenderableType:
     width, height = console.size
     rows = Layout()
-    tall, wide = height >= 34, width >= 116
-    parts = [Layout(header(story, account), size=4)]
-    bars = max(4, min(9, height - 29)) if tall else 4
-    parts.append(Layout(timeline(account, width - 4, bars, story), size=bars + 4))
-    if wide:
-        middle = Layout(size=11)
-        middle.split_row(Layout(generations(story, 8)), Layout(kinds(account)))
-        parts.append(middle)
+    side_by_side = width >= 116 and height >= 32
+    listed = 8 if side_by_side else 6 if height >= 28 else 4
+    middle = Layout(size=listed + 3)
+    if side_by_side:
+        middle.split_row(Layout(generations(story, listed)), Layout(kinds(account)))
     else:
-        parts.append(Layout(generations(story, 6 if tall else 4), size=9 if tall else 7))
-    parts.append(Layout(events(story, height)))
+        middle.update(generations(story, listed))
+    # Half of what is left is for the bars, the other half for the sentences.
+    bars = min(9, max(4, (height - 4 - middle.size) // 2 - 4))
+    parts = [
+        Layout(header(story, account), size=4),
+        Layout(timeline(account, width - 4, bars, story), size=bars + 4),
+        middle,
+        Layout(events(story, height - 4 - (bars + 4) - middle.size - 2)),
+    ]
     rows.split_column(*parts)
     return rows
 
@@ -196,7 +200,7 @@ def marks(story: Story, account: Account, first: int, count: int) -> Text:
 def legend(account: Account) -> Text:
     line = Text()
     for version, n in sorted(account.by_version.items()):
-        line.append(f"■ version {version} ", colour(version))
+        line.append(f"■ v{version} ", colour(version))
         line.append(f"{n:,}   ", "dim")
     line.append("▲ served  ✘ refused", "dim")
     return line
@@ -207,21 +211,23 @@ def generations(story: Story, rows: int) -> Panel:
     for name, justify in (("gen", "left"), ("state", "left"), ("workers", "left"), ("answered", "right")):
         table.add_column(name, justify=justify, no_wrap=True)
     table.add_column("still waits for", ratio=1, no_wrap=True)
-    for number in sorted(story.seen, reverse=True)[:rows]:
+    # Those that live come first; where there is room, those that have gone.
+    order = sorted(story.seen, key=lambda number: (number not in story.gone, number), reverse=True)[:rows]
+    for number in sorted(order, reverse=True):
         generation = story.seen[number]
         version = story.version_of(generation)
-        style = "dim" if number in story.gone else colour(version)
-        workers = generation["workers"]
-        answered = sum(worker["requests"]["total"] for worker in workers)
+        name = f"{number}  v{version}"
         if number in story.gone:
-            table.add_row(f"{number}  v{version}", "○ gone", "", "", f"left at {story.gone[number]:.0f} s", style=style)
+            state, what = ("✘ refused", "never served") if generation["state"] == "booting" else ("○ gone", "finished")
+            table.add_row(name, state, "", "", f"{what}, {story.gone[number]:.0f} s", style="dim")
             continue
         waiting = Text(waits_for(generation) if generation["state"] == "draining" else "")
         if number == story.export.generation and story.export.begun and not story.export.ended:
             waiting = export_bar(story)
+        answered = sum(worker["requests"]["total"] for worker in generation["workers"])
         state = STATES.get(generation["state"], generation["state"])
-        dots = "●" * len(workers)
-        table.add_row(f"{number}  v{version}", state, dots, f"{answered:,}", waiting, style=style)
+        dots = "●" * len(generation["workers"])
+        table.add_row(name, state, dots, f"{answered:,}", waiting, style=colour(version))
     return Panel(table, box=box.ROUNDED, title="generations", title_align="left")
 
 
@@ -245,18 +251,18 @@ def kinds(account: Account) -> Panel:
     return Panel(table, box=box.ROUNDED, title="clients", title_align="left")
 
 
-def events(story: Story, height: int) -> Panel:
-    shown = story.lines[-max(4, height - 30) :]
-    lines = Group(*(sentence(line.at, line.text, line.version, line.mood) for line in shown))
-    return Panel(lines, box=box.ROUNDED, title="what happens", title_align="left")
+def events(story: Story, rows: int, *, whole: bool = False) -> Panel:
+    """The last sentences of the story, or all of them, in full."""
+    lines = story.lines if whole else story.lines[-rows:]
+    body = Group(*(sentence(line, whole) for line in lines))
+    return Panel(body, box=box.ROUNDED, title="what happens", title_align="left")
 
 
-def sentence(at: float, text: str, version: int, mood: str) -> Text:
-    style = "bold red" if mood == "bad" else colour(version)
-    line = Text(no_wrap=True, overflow="ellipsis")
-    line.append(f"{at:5.1f} s ", "dim")
-    line.append(f"{MOODS[mood]} ", style)
-    line.append(text, style)
+def sentence(said: Line, whole: bool) -> Text:
+    style = "bold red" if said.mood == "bad" else colour(said.version)
+    line = Text() if whole else Text(no_wrap=True, overflow="ellipsis")
+    line.append(f"{said.at:5.1f} s ", "dim")
+    line.append(f"{MOODS[said.mood]} {said.text}", style)
     return line
 
 
@@ -273,7 +279,7 @@ def show_verdict(verdict: Verdict, story: Story, account: Account, console: Cons
     for name, figure in verdict.figures:
         table.add_row(name, figure)
     console.print(timeline(account, console.width - 4, 8, story))
-    console.print(events(story, 60))
+    console.print(events(story, 0, whole=True))
     last = (
         Text("✔ Nobody was interrupted.", "bold green")
         if verdict.clean

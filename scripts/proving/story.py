@@ -199,7 +199,7 @@ def verdict(story: Story, account: Account) -> Verdict:
         ("the export", f"{story.export.seconds:g} s on version 1, through {len(through)} releases"),
         ("at once", f"up to {rounds.watch.most_draining} old generations drained side by side"),
     ]
-    figures += [(f"v{r.version} refused", last_line(r.error)) for r in refused]
+    figures += [(f"v{r.version} refused", f"exit 1: {last_line(r.error)}") for r in refused if r.door == "release"]
     return Verdict(figures, troubles)
 
 

@@ -21,16 +21,14 @@ class Bad(NamedTuple):
 
 BAD = {
     "raises": Bad("ZeroDivisionError", "1 / 0\n", traceback=True),
-    "raises deep inside": Bad("KeyError: 'deep'", "import json\njson.loads('1', object_hook={}['deep'])\n", None, True),
     "hangs": Bad("--boot-timeout", "basic.pass_gate('never')\n", config="boot_timeout = 0.8\n"),
-    "hangs in C": Bad("--boot-timeout", "basic.burn('never')\n", config="boot_timeout = 0.8\n"),
+    "computes for ever": Bad("--boot-timeout", "basic.burn('never')\n", None, True, "boot_timeout = 0.8\n"),
     "calls sys.exit": Bad("sys.exit(7)", "import sys\nsys.exit(7)\n", None, True),
     "calls sys.exit without a status": Bad("sys.exit", "import sys\nsys.exit()\n"),
     "ends the process": Bad("exited with status 9", "import os\nos._exit(9)\n"),
     "ends the process as if all were well": Bad("zygote exited", "import os\nos._exit(0)\n"),
     "has a syntax error": Bad("SyntaxError", "def broken(:\n"),
     "kills its zygote": Bad("SIGKILL", "import os\nos.kill(os.getpid(), 9)\n"),
-    "crashes its zygote": Bad("SIGSEGV", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"),
     "lacks a module of its own": Bad("nosuchthing", "import nosuchthing\n", traceback=True),
     "lacks the attribute": Bad("no 'application'", "del application\n"),
     "is not callable": Bad("not callable", "application = 42\n"),
@@ -48,9 +46,6 @@ BAD = {
     "warm-up is answered with 500": Bad("--warmup /warm", "basic.is_open = lambda name: True\n"),
     "warm-up raises": Bad(
         "MemoryError", "def application(environ, start_response):\n    raise MemoryError('cold')\n", traceback=True,
-    ),
-    "warm-up ends the process": Bad(
-        "status 5", "def application(environ, start_response):\n    basic.os._exit(5)\n",
     ),
 }  # fmt: skip
 
@@ -161,7 +156,7 @@ def test_a_module_that_is_not_there(serve):
 def test_a_release_whose_directory_lost_the_module(server):
     (server.releases / "empty").mkdir()
     server.flip(server.releases / "empty")
-    outcome = server.release()
+    outcome = server.cli("release")
     assert outcome.exit == 1
     assert "no module 'app'" in outcome.err
     assert server.get().version == "one"
@@ -176,19 +171,6 @@ def test_who_asked_by_signal_finds_the_failure_in_the_status(server):
     assert server.get().version == "one"
 
 
-def test_what_a_hanging_import_is_doing_is_shown(serve):
-    server = serve("-c", "conf.toml")
-    config = server.root / "conf.toml"
-    config.write_text("")
-    server.start()
-    config.write_text("boot_timeout = 1\n")
-    server.write("two", "def stuck_here():\n    basic.burn('never')\nstuck_here()\n")
-    outcome = server.release()
-    assert outcome.exit == 1
-    assert "stuck_here" in outcome.err
-    assert server.get().version == "one"
-
-
 def test_what_a_failed_release_had_started_is_ended(server):
     pids = server.root / "pids"
     code = f"open({str(pids)!r}, 'a').write(f'{{basic.os.getpid()}} ')\n"
@@ -200,10 +182,8 @@ def test_what_a_failed_release_had_started_is_ended(server):
     server.settle(1)
 
 
-def test_a_start_hook_failing_in_one_worker_of_several_fails_the_release(serve):
-    server = serve(workers=3).start()
-    code = "import reuseport\n@reuseport.on_start\ndef f():\n    basic.enter('hook')\n    basic.os.mkdir('once')\n"
-    server.write("two", code)
+def test_a_start_hook_that_fails_in_one_worker_of_two_fails_the_release(server):
+    server.write("two", "import reuseport\nreuseport.on_start(lambda: basic.os.mkdir('once'))\n")
     outcome = server.release()
     assert outcome.exit == 1
     assert "FileExistsError" in outcome.err

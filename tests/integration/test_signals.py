@@ -22,22 +22,15 @@ def test_ttin_and_ttou_change_the_number_of_workers_without_a_failed_request(ser
     assert server.status()["master"]["workers_wanted"] == 1
 
 
-def test_the_last_worker_stays(server):
+def test_the_last_worker_stays_and_owns_the_spare_slots(server):
     for _ in range(3):
         server.signal(signal.SIGTTOU)
         server.status()
-    server.wait(lambda s: s.is_settled() and len(s.workers()) == 1)
-    assert server.get().status == 200
-
-
-def test_a_connection_that_waits_at_a_slot_without_a_worker_of_its_own_is_answered(server):
-    """After a step down the remaining worker owns the spare slots."""
-    server.signal(signal.SIGTTOU)
-    server.wait(lambda s: s.is_settled() and len(s.workers()) == 1)
+    status = server.wait(lambda s: s.is_settled() and len(s.workers()) == 1)
+    assert status.workers()[0]["slots"] == [0, 1]
+    before = status.workers()[0]["stolen"]
     assert {server.get(timeout=5).status for _ in range(20)} == {200}
-    worker = server.status().workers()[0]
-    assert worker["slots"] == [0, 1]
-    assert worker["stolen"] == 0
+    assert server.status().workers()[0]["stolen"] == before, "all were its own"
 
 
 def test_a_worker_that_is_let_go_finishes_its_request(server):

@@ -99,16 +99,6 @@ def test_int_and_quit_end_what_runs_at_once(server, name):
     assert_clean(server)
 
 
-def test_int_ends_a_stop_that_still_waits(server):
-    slow = slow_request(server)
-    server.signal(signal.SIGTERM)
-    server.wait(lambda s: s["master"]["state"] == "stopping")
-    server.signal(signal.SIGINT)
-    assert server.await_exit() == 0
-    with pytest.raises(LOST):
-        slow.result()
-
-
 def test_the_stop_command_returns_when_the_master_has_gone(server):
     slow = slow_request(server)
     stop = server.begin("stop")

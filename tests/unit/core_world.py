@@ -83,6 +83,7 @@ class Audit:
         self.stops = 0
         self.closed = 0
         self.finish: list[int] = []
+        self.adopted = False
 
     def check(
         self, before: Cluster, event: ev.Event, commands: tuple[ev.Command, ...], after: Cluster, now: float
@@ -91,6 +92,7 @@ class Audit:
         self._hear(event)
         if isinstance(event, ev.Adopted):
             before = after  # what was there before is in the event: this cluster began with it
+            self._check_adoption(after)
         self._check_numbers(before, after)
         self._check_transitions(before, after)
         self._check_gates(before, event, after, now)
@@ -131,13 +133,13 @@ class Audit:
                 self.stops += 1
             case ev.Adopted(survivors, _, slots):
                 self.slots = slots
+                self.adopted = True
                 for one in survivors:
                     self._adopt(one, slots)
 
     def _adopt(self, one: ev.Survivor, slots: int) -> None:
         self.begun[one.key.generation] = one.release.recipe["id"]
-        self.records[one.key.generation] = "serving"
-        self.served.add(one.key.generation)
+        self.records[one.key.generation] = "adopted"
         if one.key.number == ZYGOTE:
             self.loaded.add(one.key.generation)
             return
@@ -146,8 +148,9 @@ class Audit:
         self.ready.add(one.key)
         self.told[one.key] = slots_of(one.place, one.release.workers, slots)
         self.opened.add(one.key.generation)
-        self.worked.add(one.key)
-        (self.left if one.state == LEAVING else self.accepting).add(one.key)
+        if one.state != TOLD:
+            self.worked.add(one.key)
+            (self.left if one.state == LEAVING else self.accepting).add(one.key)
 
     def _obey(self, before: Cluster, event: ev.Event, command: ev.Command, after: Cluster, now: float) -> None:
         match command:
@@ -188,6 +191,15 @@ class Audit:
         return {key for key in self.accepting if serving and key.generation == serving.number}
 
     # --- the rules --------------------------------------------------------------------------------------------------
+
+    def _check_adoption(self, after: Cluster) -> None:
+        """The newest generation that accepts serves on; one that was only told to might never."""
+        if self.accepting:
+            assert after.serving and self._acceptors(after), "those who accepted are sent away for those who may not"
+            assert after.serving.number == max(key.generation for key in self.accepting)
+        if after.serving:
+            self.served.add(after.serving.number)
+            self.records[after.serving.number] = "serving"
 
     def _check_numbers(self, before: Cluster, after: Cluster) -> None:
         """Numbers only go forward."""
@@ -263,9 +275,8 @@ class Audit:
         stays = after.generations.get(key.generation)
         if stays and stays.state == SERVING:
             w = g.workers[key.number]
-            relieved = any(
-                self.place[other] == w.place and other != key for other in self.accepting if other.generation == g.number
-            )
+            siblings = [other for other in self.accepting if other.generation == g.number and other != key]
+            relieved = any(self.place[other] == w.place for other in siblings)
             assert w.place >= stays.wanted or (stays.workers[key.number].retiring and relieved), f"{key} was sent away"
         self.left.add(key)
         self.accepting.discard(key)
@@ -692,6 +703,40 @@ class World:
             assert key is not None
             z.says.append(ev.Exited(key, "could not be forked"))
 
+    def lose_master(self) -> bool:
+        """The master dies, and with it all that was on its way; the next one adopts whom it finds, and kills the rest.
+
+        False where nobody is left who accepts, or was told to.
+        """
+        left, last, slots = [], self.cluster.last, self.cluster.slots
+        roster = {
+            Key(g.number, number): (g, state, place)
+            for g in self.cluster.generations.values()
+            for number, pid, state, place in (
+                *((n, w.pid, w.state, w.place) for n, w in g.workers.items()),
+                *((ZYGOTE, z.pid, "loaded" if z.loaded else "loading", 0) for z in (g.zygote,) if z),
+            )
+            if pid
+        }
+        for p in self.processes:
+            p.orders.clear()
+            p.says.clear()
+            p.reaped = p.dead
+            g, state, place = roster.get(p.key, (None, "", 0))  # a zygote is in it from the moment it runs
+            if p.dead or (not g and p.key.number != ZYGOTE):
+                p.known = p.heard = False
+            elif state in (ACCEPTING, LEAVING, TOLD, "loaded"):
+                p.known = p.heard = True
+                left.append(ev.Survivor(p.key, p.pid, replace(g.release, workers=g.wanted), state, place))
+            else:
+                p.die()
+                p.reaped = True
+        self.loose.clear()
+        self.cluster, self.audit = Cluster(), Audit()
+        self.story.append(f"{self.now:8.3f} the master dies")
+        self.feed(ev.Adopted(tuple(left), last, slots))
+        return any(one.state in (ACCEPTING, TOLD) for one in left)
+
     # --- fairness ---------------------------------------------------------------------------------------------------
 
     def be_fair(self, chance: random.Random) -> None:
@@ -724,10 +769,13 @@ class World:
         assert {n for n, outcome in audit.records.items() if outcome == "serving"} == audit.served
         assert cluster.pending is None and not cluster.drain_askers
         assert all(not p.known for p in self.living if p.key.generation not in cluster.generations), "left behind"
-        if audit.stops or not audit.served:
+        if audit.stops or not (audit.served or audit.adopted):
             assert len(audit.finish) == 1, "the master was never told to leave"
             return
         assert not audit.finish
+        if not audit.served:
+            assert not cluster.generations, "of those who were adopted, none accepted: they have all gone"
+            return
         newest = max(audit.served)
         assert {n: g.state for n, g in cluster.generations.items()} == {newest: SERVING}, "only the newest remains"
         g = cluster.generations[newest]

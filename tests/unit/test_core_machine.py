@@ -12,7 +12,7 @@ import random
 from core_world import BOOT_TROUBLE, World
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from reuseport.core import events as ev
 from reuseport.core import machine
@@ -49,10 +49,14 @@ class AnyStory(RuleBasedStateMachine):
         self.asked = 0
         self.seed = 0
 
-    @initialize(release=RELEASES, seed=SEEDS)
-    def start(self, release: dict, seed: int) -> None:
+    @initialize(release=RELEASES, served=st.booleans(), seed=SEEDS)
+    def start(self, release: dict, served: bool, seed: int) -> None:
         self.seed = seed
         self._ask(release, None)
+        if served:
+            chance = random.Random(seed)
+            while self.world.happen(chance):
+                pass
 
     def _ask(self, drawn: dict, wait: str | None) -> None:
         self.asked += 1
@@ -134,6 +138,13 @@ class AnyStory(RuleBasedStateMachine):
     def zygote_cannot_fork(self, data: st.DataObject) -> None:
         if z := self._some(data, "loaded"):
             self.world.unborn(z)
+
+    @precondition(lambda self: not self.world.audit.finish)
+    @rule(release=RELEASES)
+    def master_dies(self, release: dict) -> None:
+        """If nobody is left who accepts, the next master begins with a release as the first one did."""
+        if self.world.cluster.served and not self.world.lose_master():
+            self._ask(release, None)
 
     @rule()
     def every_worker_is_killed(self) -> None:

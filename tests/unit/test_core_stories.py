@@ -1,4 +1,4 @@
-"""Stories of a cluster's life, told to the core event by event. Each is checked by `core_world.Audit` at every step too.
+"""Stories of a cluster's life, told to the core event by event. `core_world.Audit` checks every step too.
 
 Key(7, 2) is worker 2 of generation 7, Key(7, 0) its zygote.
 """
@@ -20,6 +20,7 @@ from reuseport.core.model import (
     LOADING,
     OPENING,
     SERVING,
+    TOLD,
     TRANSITIONS,
     WARMING,
     Asker,
@@ -418,7 +419,7 @@ def test_a_generation_that_boots_is_scaled_too(serving):
 
 
 @pytest.mark.parametrize("workers", range(1, 7))
-@pytest.mark.parametrize("slots", range(0, 9))
+@pytest.mark.parametrize("slots", range(9))
 def test_every_slot_has_one_owner(workers, slots):
     owned = [slot for place in range(workers) for slot in slots_of(place, workers, slots)]
     assert sorted(owned) == list(range(slots))
@@ -543,6 +544,13 @@ def test_of_two_generations_that_accept_the_newer_one_serves(story):
     old, new = ((5, 1, ACCEPTING), (5, 2, ACCEPTING)), ((7, 0, "loaded"), (7, 1, ACCEPTING), (7, 2, ACCEPTING))
     commands = adopt(story, *old, *new)
     assert drained(commands) == {(5, 1), (5, 2)} and story.states == {5: DRAINING, 7: SERVING}
+
+
+def test_a_generation_that_was_only_told_to_accept_does_not_succeed_one_that_does(story):
+    """The order may have been lost with the master: it succeeds, or nothing has changed."""
+    old, new = ((5, 0, "loaded"), (5, 1, ACCEPTING), (5, 2, ACCEPTING)), ((7, 0, "loaded"), (7, 1, TOLD), (7, 2, TOLD))
+    commands = adopt(story, *old, *new)
+    assert drained(commands) == {(7, 1), (7, 2)} and story.states == {5: SERVING, 7: DRAINING}
 
 
 def test_the_next_release_gets_a_number_that_was_never_used(story):

@@ -200,6 +200,18 @@ def test_pipelined_requests_are_answered_in_order(make):
     assert [answer.echo["body"] for answer in answers] == [f"{i:03}" for i in range(300)]
 
 
+def test_the_end_of_the_stream_does_not_overtake_a_pipelined_request(make):
+    def application(environ, start_response):
+        gevent.sleep(0.005)
+        return hello(environ, start_response)
+
+    with make(application).connect() as client:
+        client.send(GET + GET)
+        client.sock.shutdown(socket.SHUT_WR)
+        time.sleep(0.02)  # the first request's timer and the end of the stream come out of one poll
+        assert len(parse(client.read_all())) == 2
+
+
 def test_one_request_of_a_connection_at_a_time(make):
     running = []
 

@@ -1,0 +1,28 @@
+"""What passes from a zygote to the worker that it forks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from reuseport.ipc.rundir import RunDir
+from reuseport.options import Settings
+from reuseport.worker.listeners import Listener
+
+
+@dataclass
+class Birth:
+    """What a worker is born with."""
+
+    generation: int
+    number: int
+    row: int
+    booting: bool
+    run_dir: RunDir
+    recipe: dict[str, Any]
+    settings: Settings
+    name: str
+    boot_output: int  # fd of the file that boot output goes to
+    queue: tuple[int, int]  # the ends of the generation's hand-over queue, to receive from and to send to
+    listeners: dict[tuple[str, int], Listener]
+    application: Any  # None: the worker loads it itself

@@ -1,0 +1,62 @@
+"""Tells the master of this worker's jobs, as they begin, get on and end.
+
+Only differences travel, and not more often than every REPORT seconds: a job that is over before that needs no report,
+and thousands of short ones must not keep the master busy. The count in the scoreboard is always true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from reuseport import jobs
+from reuseport.ipc.scoreboard import JOBS
+
+REPORT = 0.05  # seconds
+TEXT = 200  # characters of a name or a progress text that are passed on
+
+
+class JobReporter:
+    """`say(kind, **fields)` speaks to the master; `on_change()` is called in the loop after each change."""
+
+    def __init__(self, loop: Any, board: Any, say: Callable[..., None], on_change: Callable[[], None]) -> None:
+        self._board = board
+        self._say = say
+        self._on_change = on_change
+        self._reported: dict[int, tuple[Any, ...]] = {}
+        self._timer = loop.timer(REPORT)
+        self._wake = loop.async_()
+        self._wake.start(self._changed)
+        # What a zygote may have had under way at its import is not this process's.
+        jobs.active.clear()
+        jobs.changed = self._from_any_thread
+
+    def _from_any_thread(self) -> None:
+        self._board[JOBS] = len(jobs.active)
+        self._wake.send()
+
+    def _changed(self) -> None:
+        self._board[JOBS] = len(jobs.active)
+        if not self._timer.active:
+            self._timer.start(self.report)
+        self._on_change()
+
+    def again(self) -> None:
+        """Another master knows nothing yet: tell it everything."""
+        self._reported.clear()
+        self.report()
+
+    def report(self) -> None:
+        """Tell what has changed since the last time."""
+        self._timer.stop()
+        now = {
+            one.number: (one.name[:TEXT], one.tenant, one.started, one.fraction, one.text[:TEXT])
+            for one in list(jobs.active.values())
+        }
+        for number in self._reported.keys() - now.keys():
+            self._say("job-ended", number=number)
+        for number, facts in now.items():
+            if self._reported.get(number) != facts:
+                name, tenant, started, fraction, text = facts
+                self._say("job", number=number, name=name, tenant=tenant, started=started, fraction=fraction, text=text)
+        self._reported = now

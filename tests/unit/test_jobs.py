@@ -1,0 +1,82 @@
+"""Jobs outside a server: code that runs, and says what it is."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+import reuseport
+from reuseport import jobs
+
+
+@pytest.fixture(autouse=True)
+def changes(monkeypatch):
+    """Counts how often the registry said that it changed; and nothing may be left in it."""
+    seen = []
+    monkeypatch.setattr(jobs, "changed", lambda: seen.append(len(jobs.active)))
+    yield seen
+    assert jobs.active == {}
+
+
+def test_a_block_is_a_job_while_it_runs(changes):
+    with reuseport.job("export", tenant="acme") as one:
+        assert [(j.name, j.tenant) for j in jobs.active.values()] == [("export", "acme")]
+        one.progress(0.25, "page 3")
+        assert (one.fraction, one.text) == (0.25, "page 3")
+    assert changes == [1, 1, 0]
+
+
+def test_a_block_that_raises_ends_its_job():
+    with pytest.raises(ZeroDivisionError), reuseport.job("export"):
+        1 / 0  # noqa: B018
+
+
+def test_a_decorated_function_is_a_job_each_time_and_may_call_itself():
+    depths = []
+
+    @reuseport.job("countdown")
+    def countdown(n):
+        depths.append(len(jobs.active))
+        return countdown(n - 1) if n else "done"
+
+    assert countdown(2) == "done"
+    assert depths == [1, 2, 3]
+    assert countdown.__name__ == "countdown"
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1])
+def test_progress_lies_between_0_and_1(fraction):
+    with reuseport.job("export") as one, pytest.raises(ValueError, match="between 0 and 1"):
+        one.progress(fraction)
+
+
+@pytest.mark.parametrize("where", ["greenlet", "thread"])
+def test_a_spawned_job_gives_its_result(where):
+    handle = reuseport.spawn(lambda a, b: a + b, 1, b=2, where=where, name="sum", tenant="acme")
+    assert handle.result(10) == 3
+    assert handle.done
+    assert handle.job.name == "sum"
+
+
+def test_a_spawned_job_is_one_from_the_moment_of_the_call():
+    gate = threading.Event()
+    handle = reuseport.spawn(gate.wait, name="waiting")
+    assert [j.name for j in jobs.active.values()] == ["waiting"]
+    assert not handle.done
+    with pytest.raises(TimeoutError):
+        handle.result(0.001)
+    gate.set()
+    assert handle.result(10) is True
+
+
+def test_a_spawned_job_gives_its_exception_and_prints_it(capsys):
+    handle = reuseport.spawn(lambda: {}["missing"], name="lookup")
+    with pytest.raises(KeyError, match="missing"):
+        handle.result(10)
+    assert "KeyError: 'missing'" in capsys.readouterr().err
+
+
+def test_a_job_elsewhere_than_in_a_greenlet_or_thread_is_refused():
+    with pytest.raises(ValueError, match="where is"):
+        reuseport.spawn(print, where="moon")
