@@ -57,8 +57,8 @@ def _inside_a_generation(app: Any, keywords: dict[str, Any]) -> None:
     if zygote is not None:
         workers = options.from_keywords(None, **keywords).workers if "workers" in keywords else None
         zygote_module.live(zygote.captured(app, workers))
-    worker_module = sys.modules.get("reuseport.worker.main")
-    if worker_module is not None and worker_module.Worker.current is not None:
+    worker_module = sys.modules["reuseport.worker.main"]
+    if worker_module.Worker.current is not None:
         if worker_module.Worker.current.engine is not None:
             raise EmbeddingError("reuseport.serve was called by an application that is being served already")
         worker_module.captured(worker_module.Worker.current, app)

@@ -32,6 +32,7 @@ from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.options import Settings
 from reuseport.worker import application, forksafety
+from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
 from reuseport.worker.listeners import Listener
 
@@ -293,9 +294,7 @@ def live(birth: Birth | None) -> None:
     """The end of the road for both kinds of process: neither ever returns into the application's script."""
     if birth is None:
         os._exit(0)
-    from reuseport.worker.main import run
-
-    run(birth)
+    worker_main.run(birth)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ from reuseport.core.model import (
 )
 
 QUIT_GRACE = 2.0  # seconds from being told to end at once until SIGKILL
-YOUNG_DEATH = 5.0  # a worker that lived for less than these seconds died young
+YOUNG_DEATH = 1.0  # a worker that lived for less than these seconds died young
 LONGEST_BACKOFF = 30.0  # seconds between two attempts at something that keeps failing
 REPLACEMENTS = 2  # boots in a row that a newer release may replace; after that it waits
 
@@ -94,7 +94,7 @@ def _missing(g: Generation) -> list[int]:
 
 
 def _backoff(failures: int) -> float:
-    return 0.0 if failures <= 0 else min(0.25 * 2.0 ** min(failures, 10), LONGEST_BACKOFF)
+    return 0.0 if failures <= 0 else min(0.05 * 2.0 ** min(failures, 10), LONGEST_BACKOFF)
 
 
 class Turn:

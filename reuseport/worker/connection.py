@@ -139,7 +139,8 @@ class Connection:
         """Serve the requests whose heads are complete in `data`; keep the rest."""
         engine = self.engine
         self._pumping = True
-        for _ in range(BURST):
+        served = 0
+        while True:
             end = data.find(b"\r\n\r\n")
             if end < 0 or data[0] == 0x0D:
                 if data[:2] == b"\r\n":  # RFC 9112 section 2.2: empty lines before a request are ignored
@@ -147,16 +148,14 @@ class Connection:
                     continue
                 self._keep(data)
                 break
-            if end + 4 == len(data):
-                self.unread = b""
-            else:
-                self.unread = bytes(data[end + 4 :])
+            head = data[:end]
+            self.unread = b"" if end + 4 == len(data) else bytes(data[end + 4 :])
+            self._checked = 0
             try:
-                environ, length, keep_alive, expects_continue = engine.parser.parse(bytes(data[:end]), self.template)
+                environ, length, keep_alive, expects_continue = engine.parser.parse(head, self.template)
             except RequestError as error:
                 self._refuse(error)
                 break
-            self._checked = 0
             environ["REMOTE_ADDR"] = self.remote_addr
             environ["REMOTE_PORT"] = self.remote_port
             if length:
@@ -167,12 +166,13 @@ class Connection:
             self.state = SERVING
             self.deadline = NEVER
             engine.run(Response(self, environ, keep_alive, body))
-            if self.state is not WAITING or not self.unread:
+            if not self.unread or self.state is not WAITING:
+                break
+            served += 1
+            if served == BURST:
+                self._resume_later()
                 break
             data = self.unread
-        else:
-            self.unread = data
-            self._resume_later()
         self._pumping = False
 
     def _keep(self, data: bytes | bytearray) -> None:

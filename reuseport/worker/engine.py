@@ -70,7 +70,8 @@ class Engine:
         self.run = Pool(self.hub, Caller(application, self).serve).run  # has a Response made, in a greenlet
         self._identity = generation, worker, multiprocess
         self._templates: dict[Any, dict[str, Any]] = {}
-        self._date = 0, b""
+        self._date = b""
+        self._date_at = 0  # seconds since the epoch
 
     def adopt(self, fd: int, peer: Any, local: Any, *, data: bytes = b"") -> Connection:
         """Take over an accepted, non-blocking client fd; `data` was read from it already."""
@@ -156,7 +157,8 @@ class Engine:
 
     def date(self) -> bytes:
         """The Date field's line (RFC 9110 section 6.6.1), made once a second."""
-        second = int(time.time())
-        if self._date[0] != second:
-            self._date = second, f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
-        return self._date[1]
+        now = time.time()
+        if not self._date_at <= now < self._date_at + 1:
+            self._date_at = int(now)
+            self._date = f"Date: {formatdate(self._date_at, usegmt=True)}\r\n".encode()
+        return self._date

@@ -111,7 +111,7 @@ class HeadParser:
             raise RequestError(431, "the header is too long")
         return checked
 
-    def parse(self, head: bytes, template: dict[str, Any]) -> tuple[dict[str, Any], int, bool, bool]:
+    def parse(self, head: bytes | bytearray, template: dict[str, Any]) -> tuple[dict[str, Any], int, bool, bool]:
         """Judge a whole head (without the empty line that ends it) and fill a copy of `template` from it.
 
         Returns environ; the body's length in bytes, 0 for none, or CHUNKED; whether the client would go on; whether
@@ -120,9 +120,8 @@ class HeadParser:
         if len(head) > self.limit_head:
             self.check(head, 0)
             raise RequestError(431, "the header is too long")
-        fields = head.split(b"\r\n")
-        method, protocol, uri, authority, path, query = self._request_lines[fields[0]]
-        del fields[0]
+        fields = head.split(b"\r\n") if type(head) is bytes else bytes(head).split(b"\r\n")
+        method, protocol, uri, authority, path, query = self._request_lines[fields.pop(0)]
         if len(fields) > self.limit_fields:
             for line in fields[: self.limit_fields]:
                 self._field(line)

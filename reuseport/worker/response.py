@@ -126,11 +126,6 @@ class Response:
         self.connection = connection
         self._is_11 = environ["SERVER_PROTOCOL"] != "HTTP/1.0"
         self._is_head = environ["REQUEST_METHOD"] == "HEAD"
-        self._has_date = False
-        self._length: int | None = None  # as the application gave it
-        self._left: int | None = None  # bytes that may still come, when the length is known
-        self._chunked = False
-        self._silent = False  # the response has no body, whatever the application yields
         self._since_turn = 0
         if body is not NO_BODY:
             body.ask = self._ask_for_body
@@ -150,13 +145,13 @@ class Response:
         code, line = _status_lines.get(status) or status_line(status)
         lines = [line]
         length = None
+        has_date = False
         for field in headers:
             known = _field_lines.get(field)
             if known is None:
                 name, value = field
                 known = field_line(name, value)
-                if name.lower() == "date":
-                    self._has_date = True
+                has_date = has_date or name.lower() == "date"
             if type(known) is bytes:
                 lines.append(known)
             elif length is None:
@@ -166,6 +161,7 @@ class Response:
         self.status = code
         self._lines = lines
         self._length = length
+        self._has_date = has_date
         return self._write
 
     def early_hints(self, headers: Iterable[tuple[str, str]], /) -> None:
@@ -242,8 +238,6 @@ class Response:
 
     def fail(self, status: int, text: str) -> None:
         """Answer with an error of the server's own, whatever start_response was told. Not after the head."""
-        self._silent = self._chunked = False
-        self._length = self._left = None
         self.status = 0
         phrase = HTTPStatus(status).phrase
         self.start_response(f"{status} {phrase}", [("Content-Type", "text/plain; charset=utf-8")])
@@ -264,11 +258,13 @@ class Response:
         engine = self.connection.engine
         lines = self._lines
         length = self._length
+        # Of no body, whatever the application yields, nothing is sent; of a known length, so many bytes are left.
         self._silent = silent = self._is_head or status == 204 or status == 304
+        self._chunked = False
         if length is None and not silent:
             length = total
+        self._left = length
         if length is not None:
-            self._left = length
             if status != 204:  # RFC 9110 section 8.6
                 lines.append(b"Content-Length: %d\r\n" % length)
         elif not silent:

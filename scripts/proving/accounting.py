@@ -96,6 +96,9 @@ class Account:
         self.stale: list[Trouble] = []
         self.dropped: list[Trouble] = []  # connections closed by the server while idle
         self.dropped_by_kill = 0
+        self.moved = 0  # answers on a kept connection by a newer generation than its last
+        self.closed = 0  # kept connections that the server ended with an answer
+        self.behind = 0  # answers on kept connections by a generation that had been succeeded long before
         self.kills: list[Kill] = []
         self.by_kind: Counter[str] = Counter()  # answered
         self.sent_by_kind: Counter[str] = Counter()
@@ -115,8 +118,15 @@ class Account:
         self.open[request] = Sent(kind, port, opened, at, planned)
         self.sent_by_kind[kind] += 1
 
-    def answer(self, request: int, at: float, version: int, generation: int) -> None:
+    def answer(
+        self, request: int, at: float, version: int, generation: int, before: int = 0, closes: bool = False
+    ) -> None:
+        """The request was answered well. `before`: the generation that gave the connection's last answer, or 0.
+        `closes`: the server wants to end a connection that the client would have kept.
+        """
         sent = self.open.pop(request)
+        self.moved += 0 < before < generation
+        self.closed += closes
         self.by_kind[sent.kind] += 1
         self.by_version[version] += 1
         self.by_generation[generation] += 1
@@ -129,6 +139,8 @@ class Account:
         if generation < expected:
             reason = f"answered by generation {generation}, {STALE_AFTER:g} s and more after {expected} served"
             self.stale.append(self._trouble(request, sent, at, reason))
+        elif generation < self._serving_at(sent.at - STALE_AFTER):
+            self.behind += 1
 
     def fail(self, request: int, at: float, reason: str) -> None:
         """The request ended without its answer: lost if a kill explains it, else failed."""
@@ -241,6 +253,9 @@ class Account:
             "stale": len(self.stale),
             "dropped_while_idle": len(self.dropped),
             "dropped_with_a_killed_worker": self.dropped_by_kill,
+            "moved": self.moved,
+            "closed": self.closed,
+            "behind": self.behind,
             "kills": len(self.kills),
             "clean": self.clean,
             "longest_silence": round(self.longest_silence(), 4),

@@ -44,6 +44,7 @@ class Connection:
     port: int
     opened: float
     answers: int = 0
+    generation: int = 0  # which gave the last answer
 
     def closed_while_idle(self) -> bool:
         """Whether the server has closed it: what a good client looks at before it uses a kept connection again."""
@@ -143,8 +144,10 @@ class Clients:
             self.say("fail", number, now, problem + (" (kept connection)" if connection.answers else ""))
             connection.sock.close()
             return None
-        self.say("answer", number, now, response.number("x-version"), response.number("x-generation"))
+        version, generation = response.number("x-version"), response.number("x-generation")
+        self.say("answer", number, now, version, generation, connection.generation, response.closes and ask.keep)
         connection.answers += 1
+        connection.generation = generation
         if response.closes or not ask.keep:
             connection.sock.close()
             return None

@@ -290,6 +290,14 @@ def cpu_seconds(pid: int) -> float:
     return total / 1e9
 
 
+def cpu_pressure() -> float:
+    """Seconds, so far, in which something on this machine waited for a CPU. 0 where the kernel does not tell."""
+    try:
+        return int(Path("/proc/pressure/cpu").read_text().split("\n")[0].rpartition("=")[2]) / 1e6
+    except OSError:
+        return 0.0
+
+
 def proportional_memory(pid: int) -> int:
     """The PSS of a process in bytes: pages shared by n processes count as an n-th. 0 if it is gone."""
     try:

@@ -67,7 +67,7 @@ def stress(options: argparse.Namespace) -> int:
         print(f"{time.monotonic() - began:7.1f} s  {line}", file=sys.stderr, flush=True)
 
     tell(f"seed {seed}")
-    with Round(workers=options.workers, seed=seed, options=("--boot-timeout", "8"), tell=tell) as rounds:
+    with Round(workers=options.workers, seed=seed, options=("--boot-timeout", "10"), tell=tell) as rounds:
         rounds.load.begin({**MIXED, "slow": {"users": 2, "seconds": options.slow, "every": 0.5}})
         kill, block = Due(options.kill_every), Due(options.block_every)
         end = float("inf") if options.releases else time.monotonic() + options.seconds

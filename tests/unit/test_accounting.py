@@ -100,6 +100,20 @@ def test_an_older_connection_may_still_be_answered_by_its_generation(account, op
     assert account.clean
 
 
+def test_a_connection_that_moves_to_a_newer_generation_is_counted(account):
+    for number, (before, generation) in enumerate([(0, 1), (1, 1), (1, 2), (2, 2)]):
+        account.send(number, "idle", 5001, 100.0, 101.0)
+        account.answer(number, 101.1, generation, generation, before)
+    assert account.moved == 1
+
+
+def test_a_kept_connection_that_stays_behind_is_counted_and_no_failure(account):
+    account.serve(2, 110.0)
+    account.send(1, "idle", 5001, opened=100.0, at=112.0)
+    account.answer(1, 112.1, 1, 1, before=1, closes=True)
+    assert (account.behind, account.closed) == (1, 1) and account.clean
+
+
 def test_windows_take_requests_by_when_they_were_sent(account):
     for number, (sent, ended) in enumerate([(100.0, 100.1), (109.9, 113.0), (115.0, 115.2)]):
         account.send(number, "one-shot", 5000 + number, sent, sent)

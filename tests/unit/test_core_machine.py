@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 
-from core_world import BOOT_TROUBLE, World
+from core_world import BOOT_TROUBLE, Process, World
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -26,20 +26,36 @@ from reuseport.core.model import (
     TOLD,
     WARMING,
     Asker,
-    Key,
     Release,
 )
 
 SEEDS = st.integers(0, 1 << 30)
 RELEASES = st.fixed_dictionaries(
     {
-        "trouble": st.sampled_from(("",) * len(BOOT_TROUBLE) + BOOT_TROUBLE),
+        "trouble": st.sampled_from(("",) * 2 * len(BOOT_TROUBLE) + BOOT_TROUBLE),
         "script_says": st.sampled_from((None, None, 1, 3)),
         "workers": st.integers(1, 3),
         "boot_timeout": st.sampled_from((3.0, 30.0)),
         "kill_blocked": st.booleans(),
     }
 )
+
+
+WORKING = ("serving", "draining")
+PHASES = {
+    "dies": ("loading", "loaded", "born", "starting", "ready", *WORKING),
+    "says why and dies": ("loading", "starting", *WORKING),
+    "dies in a fork": ("loaded",),
+    "cannot fork": ("loaded",),
+    "hangs": ("loading", "loaded", "starting", "ready", *WORKING),
+    "hangs for good": ("loading", "loaded", "starting", "ready", *WORKING),
+    "blocks": WORKING,
+    "is looked at": ("ready", *WORKING),
+    "gets work": WORKING,
+    "ends its work": WORKING,
+    "retires": ("ready", "serving"),
+}
+MISFORTUNES = tuple(PHASES)
 
 
 class AnyStory(RuleBasedStateMachine):
@@ -49,14 +65,14 @@ class AnyStory(RuleBasedStateMachine):
         self.asked = 0
         self.seed = 0
 
-    @initialize(release=RELEASES, served=st.booleans(), seed=SEEDS)
-    def start(self, release: dict, served: bool, seed: int) -> None:
+    @initialize(release=RELEASES, smooth=st.sampled_from((True, True, True, False)), seed=SEEDS)
+    def start(self, release: dict, smooth: bool, seed: int) -> None:
+        """Most stories begin with a cluster that serves: those of a first boot are soon over."""
         self.seed = seed
-        self._ask(release, None)
-        if served:
-            chance = random.Random(seed)
-            while self.world.happen(chance):
-                pass
+        self._ask({**release, "trouble": ""} if smooth else release, None)
+        chance = random.Random(seed)
+        while smooth and self.world.happen(chance):
+            pass
 
     def _ask(self, drawn: dict, wait: str | None) -> None:
         self.asked += 1
@@ -75,9 +91,9 @@ class AnyStory(RuleBasedStateMachine):
     def scale(self, by: int) -> None:
         self.world.feed(ev.ScaleAsked(by))
 
-    @rule(quick=st.booleans(), timeout=st.sampled_from((0.0, 5.0)), really=st.integers(0, 3))
-    def stop(self, quick: bool, timeout: float, really: int) -> None:
-        if really == 0:
+    @rule(quick=st.booleans(), timeout=st.sampled_from((0.0, 5.0)), really=st.sampled_from((False,) * 5 + (True,)))
+    def stop(self, quick: bool, timeout: float, really: bool) -> None:
+        if really:
             self.world.feed(ev.StopAsked(quick, timeout))
 
     # --- what goes well ---------------------------------------------------------------------------------------------
@@ -116,65 +132,51 @@ class AnyStory(RuleBasedStateMachine):
 
     # --- what goes wrong --------------------------------------------------------------------------------------------
 
-    def _some(self, data: st.DataObject, *phases: str):
-        found = [p for p in self.world.living if not phases or p.phase in phases]
+    @rule(what=st.sampled_from(MISFORTUNES), data=st.data())
+    def misfortune(self, what: str, data: st.DataObject) -> None:
+        """One kind of trouble for one process, drawn from those that it can befall."""
+        found = [p for p in self.world.living if p.phase in PHASES[what]]
         if not found:
-            return None
-        chosen = data.draw(st.sampled_from(range(len(found))))
-        note(f"{found[chosen].key} ({found[chosen].phase})")
-        return found[chosen]
+            return
+        p = found[data.draw(st.integers(0, len(found) - 1))]
+        note(f"{p.key} ({p.phase}): {what}")
+        match what:
+            case "says why and dies" | "dies":
+                self.world.crash(p, what != "dies")
+            case "dies in a fork":
+                self.world.die_while_forking(p)
+            case "cannot fork":
+                self.world.unborn(p)
+            case "hangs" | "hangs for good":
+                p.stuck, p.stubborn = True, what != "hangs"
+            case "blocks":
+                p.stuck = True
+                self._watch(p)
+            case "gets work" | "ends its work":
+                p.busy = what == "gets work"
+            case "retires":
+                p.says.append(ev.Retire(p.key, "it has grown"))
+            case "is looked at":
+                self._watch(p)
 
-    @rule(data=st.data(), says_why=st.booleans())
-    def process_dies(self, data: st.DataObject, says_why: bool) -> None:
-        if p := self._some(data):
-            self.world.crash(p, says_why and p.phase not in ("born", "loaded"))
+    def _watch(self, p: Process) -> None:
+        """The master looks at the worker's loop, and says so if it stands, or turns again."""
+        g = self.world.cluster.generations.get(p.key.generation)
+        w = g.having(TOLD, ACCEPTING, LEAVING).get(p.key.number) if g else None
+        if w and p.stuck != w.blocked:
+            self.world.feed(ev.Unblocked(p.key) if w.blocked else ev.Blocked(p.key))
 
-    @rule(data=st.data())
-    def zygote_dies(self, data: st.DataObject) -> None:
-        if z := self._some(data, "loading", "loaded"):
-            self.world.die_while_forking(z)
-
-    @rule(data=st.data())
-    def zygote_cannot_fork(self, data: st.DataObject) -> None:
-        if z := self._some(data, "loaded"):
-            self.world.unborn(z)
-
-    @precondition(lambda self: not self.world.audit.finish)
+    @precondition(lambda self: self.world.cluster.served and not self.world.audit.finish)
     @rule(release=RELEASES)
     def master_dies(self, release: dict) -> None:
         """If nobody is left who accepts, the next master begins with a release as the first one did."""
-        if self.world.cluster.served and not self.world.lose_master():
+        if not self.world.lose_master():
             self._ask(release, None)
 
     @rule()
     def every_worker_is_killed(self) -> None:
         for p in self.world.workers.values():
             p.die()
-
-    @rule(data=st.data(), stubborn=st.booleans())
-    def process_hangs(self, data: st.DataObject, stubborn: bool) -> None:
-        if p := self._some(data, "loading", "loaded", "starting", "ready", "serving", "draining"):
-            p.stuck, p.stubborn = True, stubborn
-
-    @rule(data=st.data(), busy=st.booleans())
-    def worker_has_work(self, data: st.DataObject, busy: bool) -> None:
-        if p := self._some(data, "serving", "draining"):
-            p.busy = busy
-
-    @rule(data=st.data())
-    def worker_wants_to_be_replaced(self, data: st.DataObject) -> None:
-        if p := self._some(data, "ready", "serving"):
-            p.says.append(ev.Retire(p.key, "it has grown"))
-
-    @rule(data=st.data())
-    def watch_looks(self, data: st.DataObject) -> None:
-        """The master looks at one worker's loop, and says so if it stands, or turns again."""
-        for g in self.world.cluster.generations.values():
-            for number, w in g.having(TOLD, ACCEPTING, LEAVING).items():
-                p = self.world.workers[Key(g.number, number)]
-                if (p.stuck and not p.dead) != w.blocked:
-                    self.world.feed(ev.Unblocked(p.key) if w.blocked else ev.Blocked(p.key))
-                    return
 
     def teardown(self) -> None:
         """Whatever has happened: once the world is fair, everything ends well."""

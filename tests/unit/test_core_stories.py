@@ -277,12 +277,12 @@ def test_a_zygote_that_hangs_while_it_loads_again_is_ended_and_started_again(ser
 def test_a_zygote_that_keeps_dying_is_started_less_and_less_often(serving):
     """Also one that loads each time: an import over and over would take a core from the workers."""
     waits = []
-    for _ in range(10):
+    for _ in range(12):
         if not only(serving.exit((1, 0)), ev.StartZygote):
             waits.append(serving.sleep())
         serving.loads(1)
     assert waits == sorted(waits) and len(waits) >= 8
-    assert waits[0] < 1 and waits[-1] == machine.LONGEST_BACKOFF
+    assert waits[0] < 1 and waits[-1] == pytest.approx(machine.LONGEST_BACKOFF)
     serving.after(machine.YOUNG_DEATH)
     assert only(serving.exit((1, 0)), ev.StartZygote), "it lived, so this is another matter"
 
@@ -301,7 +301,7 @@ def test_a_crash_loop_backs_off_up_to_half_a_minute(serving):
             waits.append(serving.sleep())
         number = serving[1].forked
     assert waits == sorted(waits) and len(waits) >= 10
-    assert waits[0] < 1 and waits[-1] == machine.LONGEST_BACKOFF
+    assert waits[0] < 1 and waits[-1] == pytest.approx(machine.LONGEST_BACKOFF)
     assert (1, 1) not in drained(serving.commands) and serving[1].workers[1].state == ACCEPTING
 
 

@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 
-
 def mostly(good: list[bytes], bad: list[bytes]) -> st.SearchStrategy[bytes]:
     """One in twenty is bad: a request has many parts, and half of the requests should be good."""
     return st.sampled_from(good * (1 + 19 * len(bad) // len(good)) + bad)
