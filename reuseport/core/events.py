@@ -66,6 +66,13 @@ class Accepting:
 
 
 @dataclass(frozen=True)
+class LetGo:
+    """A draining worker has let go of the slots: it gets no new connection any more."""
+
+    key: Key
+
+
+@dataclass(frozen=True)
 class Retire:
     """The worker, or an operator, wants it replaced: it goes when its successor accepts."""
 
@@ -127,7 +134,7 @@ class Adopted:
 
 
 Event = (
-    Tick | ReleaseAsked | Started | Loaded | Failed | Forked | Ready | Accepting | Retire | Blocked | Unblocked
+    Tick | ReleaseAsked | Started | Loaded | Failed | Forked | Ready | Accepting | LetGo | Retire | Blocked | Unblocked
     | Exited | ScaleAsked | StopAsked | Adopted
 )  # fmt: skip
 

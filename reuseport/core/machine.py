@@ -51,6 +51,7 @@ from reuseport.core.model import (
 
 QUIT_GRACE = 2.0  # seconds from being told to end at once until SIGKILL
 YOUNG_DEATH = 1.0  # a worker that lived for less than these seconds died young
+LETTING_GO = 1.0  # seconds for the old workers to close the slots, before a release is called done all the same
 LONGEST_BACKOFF = 30.0  # seconds between two attempts at something that keeps failing
 REPLACEMENTS = 2  # boots in a row that a newer release may replace; after that it waits
 
@@ -68,7 +69,8 @@ def step(state: Cluster, event: ev.Event, now: float) -> tuple[Cluster, tuple[ev
         for policy in POLICIES:
             policy(turn)
         if turn.state == before:
-            return turn.state, tuple(turn.commands)
+            # An answer is the last act: who has it may do anything, kill the master even.
+            return turn.state, tuple(sorted(turn.commands, key=lambda command: isinstance(command, ev.Answer)))
 
 
 def wake_at(state: Cluster) -> float | None:
@@ -78,6 +80,8 @@ def wake_at(state: Cluster) -> float | None:
         if g.deadline is not None:
             times.append(g.deadline)
         if g.state == SERVING:
+            if g.askers:
+                times.append(g.since + LETTING_GO)
             if g.zygote is None:
                 times.append(g.zygote_after)
             elif g.zygote.loaded and _missing(g):
@@ -294,7 +298,13 @@ def _forked(t: Turn, event: ev.Forked) -> None:
         return
     w = found[1]
     t.put_worker(event.key, pid=event.pid, state=STARTING if w.state == FORKING else w.state)
-    if w.state == QUITTING:
+    # A worker says hello again to a new master, and may never have heard what the old one decided. All of it can be
+    # said twice.
+    if w.state in (TOLD, ACCEPTING) and w.place < found[0].wanted:
+        t.do(ev.Accept(event.key, slots_of(w.place, found[0].wanted, t.state.slots)))
+    elif w.state == LEAVING:
+        t.do(ev.Drain(event.key, last=bool(t.state.stopping)))
+    elif w.state == QUITTING:
         # Nothing could reach it until now, SIGKILL included, which may have gone to its zygote instead.
         t.put_worker(event.key, kill_at=w.kill_at or t.now + QUIT_GRACE)
         t.do(ev.Quit(event.key))
@@ -310,6 +320,11 @@ def _accepting(t: Turn, event: ev.Accepting) -> None:
     found = t.worker(event.key)
     if found and found[1].state == TOLD:
         t.put_worker(event.key, state=ACCEPTING)
+
+
+def _let_go(t: Turn, event: ev.LetGo) -> None:
+    if t.worker(event.key):
+        t.put_worker(event.key, let_go=True)
 
 
 def _retire(t: Turn, event: ev.Retire) -> None:
@@ -421,7 +436,8 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
             number, one.release, one.release.workers, DRAINING, since=t.now, born=t.now, first_served=t.now
         )
         if one.key.number == ZYGOTE:
-            g = replace(g, zygote=Zygote(one.pid, loaded=True))
+            # It counts as loaded when it has said hello: before that nothing can be asked of it.
+            g = replace(g, zygote=Zygote(one.pid))
         else:
             g = g.with_worker(one.key.number, Worker(one.place, one.state, one.pid, t.now))
             g = replace(g, forked=max(g.forked, one.key.number))
@@ -450,6 +466,7 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.Forked: _forked,
     ev.Ready: _ready,
     ev.Accepting: _accepting,
+    ev.LetGo: _let_go,
     ev.Retire: _retire,
     ev.Blocked: _blocked,
     ev.Unblocked: _unblocked,
@@ -544,10 +561,9 @@ def _boot(t: Turn) -> None:
 
 def _serve(t: Turn, g: Generation) -> None:
     """The new generation accepts: only now may the old one go."""
-    askers = g.askers
     for old in t.state.having(SERVING):
         t.move(old, "succeeded", deadline=None)
-    t.move(g, "all accepting", deadline=None, deaths=0, askers=(), first_served=t.now)
+    t.move(g, "all accepting", deadline=None, deaths=0, first_served=t.now)
     t.change(replaced=0, served=True)
     draining = t.state.having(DRAINING)
     for old in draining:
@@ -557,8 +573,30 @@ def _serve(t: Turn, g: Generation) -> None:
         text += "; draining: " + ", ".join(str(d.number) for d in draining)
     t.do(ev.Record(g.number, "serving", text, t.now - g.born))
     t.do(ev.Note("info", text, silent=True))
-    t.answer(tuple(a for a in askers if a.wait != "drained"), True, g.number, text)
-    t.change(drain_askers=t.state.drain_askers + tuple((a, g.number) for a in askers if a.wait == "drained"))
+    t.put(replace(t.state.generations[g.number], success=text))
+
+
+def _lingering(t: Turn, g: Generation) -> bool:
+    """Whether an older worker may still accept, and so answer a client who comes after `g` was called serving."""
+    return any(
+        not w.let_go and not w.blocked
+        for old in t.state.generations.values()
+        if old.number < g.number
+        for w in old.having(LEAVING).values()
+    )
+
+
+def _confirm(t: Turn) -> None:
+    """Tell the askers: whoever connects from now on gets the new version."""
+    for g in list(t.state.generations.values()):
+        if not g.success or not g.askers:
+            continue
+        if g.state == SERVING and t.now < g.since + LETTING_GO and _lingering(t, g):
+            continue
+        t.answer(tuple(a for a in g.askers if a.wait != "drained"), True, g.number, g.success)
+        waiting = tuple((a, g.number) for a in g.askers if a.wait == "drained")
+        t.put(replace(g, askers=()))
+        t.change(drain_askers=t.state.drain_askers + waiting)
 
 
 def _staff(t: Turn) -> None:
@@ -636,4 +674,4 @@ def _next(t: Turn) -> None:
         t.do(ev.Finish(0 if t.state.stopping else 1))
 
 
-POLICIES: tuple[Callable[[Turn], None], ...] = (_stop, _overdue, _boot, _staff, _leave, _next)
+POLICIES: tuple[Callable[[Turn], None], ...] = (_stop, _overdue, _boot, _staff, _leave, _confirm, _next)

@@ -103,6 +103,7 @@ class Worker:
     kill_at: float | None = None  # when SIGKILL follows
     retiring: str = ""  # why it is to be replaced: its successor accepts first, then it drains
     blocked: bool = False
+    let_go: bool = False  # it has closed the slots
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class Generation:
     fork_after: float = 0.0  # not before this time is another one forked
     askers: tuple[Asker, ...] = ()
     failure: str = ""
+    success: str = ""  # what its askers will be told
     first_served: float | None = None
 
     def having(self, *states: str) -> dict[int, Worker]:

@@ -163,7 +163,7 @@ def listen(path: str) -> _socket.socket:
 
 
 def accept(listener: _socket.socket) -> Channel | None:
-    """The next channel that waits, or None."""
+    """The next channel that waits, or None. OSError where there are no descriptors left."""
     try:
         fd, _ = listener._accept()
     except (BlockingIOError, InterruptedError, ConnectionAbortedError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+NEWS = 1 << 20  # bytes of it that are copied at once
 TAIL = 65536  # bytes of it that an asker is shown
 
 
@@ -24,7 +25,7 @@ class BootLog:
         try:
             with open(self.path, "rb") as file:
                 file.seek(self._offset)
-                data = file.read()
+                data = file.read(NEWS)
         except FileNotFoundError:
             return b""
         self._offset += len(data)

@@ -19,7 +19,10 @@ BUFFER = 1 << 20  # bytes
 
 
 class Log:
-    """`path` is a file, or "-" for standard error. `on_blocked(fd)` is called when lines wait for fd to be writable."""
+    """`path` is a file, or "-" for standard error. `on_blocked()` is called when lines begin to wait.
+
+    Whoever it calls must call `flush` a little later.
+    """
 
     def __init__(self, path: str = "-", level: str = "info") -> None:
         self._path = path
@@ -29,6 +32,7 @@ class Log:
         self._lost = 0
         self._socket: socket.socket | None = None
         self.fd = -1
+        self._told = False
         self.on_blocked: Callable[[], None] | None = None
         self.reopen()
 
@@ -67,7 +71,8 @@ class Log:
         while self._size > BUFFER and len(self._waiting) > 1:
             self._size -= len(self._waiting.popleft())
             self._lost += 1
-        self.flush()
+        if not self._told:
+            self.flush()
 
     @property
     def unsent(self) -> bool:
@@ -75,6 +80,7 @@ class Log:
 
     def flush(self) -> None:
         """Write what the kernel takes now."""
+        self._told = False
         while self._waiting:
             if self._lost:
                 lost, self._lost = self._lost, 0
@@ -84,7 +90,8 @@ class Log:
             try:
                 sent = self._socket.send(data, socket.MSG_DONTWAIT) if self._socket else os.write(self.fd, data)
             except BlockingIOError:
-                if self.on_blocked:
+                if self.on_blocked and not self._told:
+                    self._told = True
                     self.on_blocked()
                 return
             except OSError:

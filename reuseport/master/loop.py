@@ -1,14 +1,16 @@
 """The master's loop: one blocking call, and nothing else in the master ever blocks.
 
 Whatever can wake the master is a file descriptor (signals by their wake-up fd, exits by pidfds, messages, the control
-socket) or a time.
+socket) or a time. A callback that raises is a defect, but one that costs its own event and not the whole master.
 """
 
 from __future__ import annotations
 
 import heapq
 import select
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from itertools import count
 
@@ -22,6 +24,7 @@ class Loop:
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
+        self.on_error: Callable[[str], None] = sys.stderr.write  # gets the traceback of a callback that raised
 
     def watch(self, fd: int, callback: Callable[[], None], events: int = READ) -> None:
         """Call `callback` whenever the fd is ready. A second call for an fd changes what is watched for."""
@@ -40,6 +43,12 @@ class Loop:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def rest(self, fd: int, seconds: float) -> None:
+        """Do not look at the fd for so long: what it is ready for cannot be had now."""
+        callback = self._callbacks[fd]
+        self.forget(fd)
+        self.later(seconds, lambda: self.watch(fd, callback))
+
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), callback))
 
@@ -50,7 +59,13 @@ class Loop:
         for fd, _ in self._epoll.poll(timeout):
             callback = self._callbacks.get(fd)
             if callback is not None:  # an earlier callback of this round may have forgotten it
-                callback()
+                self._call(callback)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2]()
+            self._call(heapq.heappop(self._timers)[2])
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:  # noqa: BLE001
+            self.on_error(traceback.format_exc())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import signal
 import sys
 import time
@@ -70,6 +71,13 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
     return master.run()
 
 
+def _raise_descriptor_limit() -> None:
+    """Every client is a descriptor in some worker, and the usual soft limit of 1024 is meant for select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class Master:
     def __init__(self, settings: Settings, extra: dict[str, Any]) -> None:
         """Take the run directory and the addresses. Raises what `run` reports."""
@@ -84,7 +92,7 @@ class Master:
         self.boot_logs: dict[int, BootLog] = {}
         self.exit_status: int | None = None
 
-        release = release_of(settings)
+        release = self._complete(release_of(settings))
         ids = find_user(settings)
         self.run_dir = RunDir(settings.run_dir)
         self.lock = self.run_dir.own(*(ids or (None, None)))
@@ -98,6 +106,7 @@ class Master:
             self.slots.bind()
         self._write_pid_file()
         become_subreaper()
+        _raise_descriptor_limit()
         self.loop = Loop()
         self.processes = Processes(self.loop, self._on_exit)
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
@@ -118,11 +127,12 @@ class Master:
         )
         self.control = Control(self.run_dir.control, self.loop, self._on_question)
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
+        self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
         if remains is not None:
             self._adopt(remains)
         if remains is None or not any(one.state in (ACCEPTING, TOLD) for one in remains.adopted.survivors):
-            self.events.append(ev.ReleaseAsked(self._complete(release)))
+            self.events.append(ev.ReleaseAsked(release))
 
     def run(self) -> int:
         self._listen_to_signals()
@@ -275,17 +285,21 @@ class Master:
         while self.events and self.exit_status is None:
             event = self.events.popleft()
             self.cluster, commands = machine.step(self.cluster, event, time.monotonic())
+            if any(isinstance(command, ev.Accept | ev.Drain) for command in commands):
+                # Written before it is done: whoever may have begun to accept must not be taken for a stray.
+                self._write_roster()
             for command in commands:
                 ACTIONS[type(command)](self, command)
         self.switchboard.forget_queues(self.cluster.generations)
         if self.exit_status is None:
-            rows = {process.key: process.row for process in self.processes.all()}
-            try:
-                self.roster.write(self.cluster, rows, tuple((slot.address, slot.index) for slot in self.slots.slots))
-            except OSError as error:
-                self.log.write(
-                    "error", f"the roster could not be written, a master after this one could not adopt: {error}"
-                )
+            self._write_roster()
+
+    def _write_roster(self) -> None:
+        rows = {process.key: process.row for process in self.processes.all()}
+        try:
+            self.roster.write(self.cluster, rows, tuple((slot.address, slot.index) for slot in self.slots.slots))
+        except OSError as error:
+            self.log.write("error", f"the roster could not be written; a next master could not adopt: {error}")
 
     # --- act --------------------------------------------------------------------------------------------------------
 

@@ -6,13 +6,17 @@ same one: whatever `current` points at by then, an old generation stays what it 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from reuseport.core.model import Release
-from reuseport.options import Settings
+from reuseport.ipc.channel import PACKET
+from reuseport.options import OptionError, Settings
 from reuseport.options.checks import find_directory, find_interpreter, find_user
+
+LARGEST = PACKET - 8192  # bytes: it must fit into one message, with what else that holds
 
 
 def release_of(settings: Settings) -> Release:
@@ -26,6 +30,8 @@ def release_of(settings: Settings) -> Release:
         "ids": find_user(settings),
         "settings": settings.to_json(),
     }
+    if (size := len(json.dumps(recipe))) > LARGEST:
+        raise OptionError(f"the configuration is too large: {size} bytes, {LARGEST} at most; look at --env")
     return Release(recipe, settings.workers, settings.boot_timeout, settings.kill_blocked)
 
 

@@ -21,6 +21,8 @@ from reuseport.master.loop import READ, WRITE, Loop
 from reuseport.master.processes import Process, Processes
 from reuseport.master.slots import Slot, Slots
 
+NO_DESCRIPTORS = 0.1  # seconds to wait when there are none left
+
 Message = tuple[dict[str, Any], list[int]]
 
 # What a process says, and the event that it becomes.
@@ -28,6 +30,7 @@ EVENTS: dict[str, Callable[[Key, Mapping[str, Any]], ev.Event]] = {
     "loaded": lambda key, message: ev.Loaded(key, message.get("workers")),
     "ready": lambda key, message: ev.Ready(key),
     "accepting": lambda key, message: ev.Accepting(key),
+    "let-go": lambda key, message: ev.LetGo(key),
     "failed": lambda key, message: ev.Failed(key, str(message["error"])),
     "retire": lambda key, message: ev.Retire(key, str(message["reason"])),
 }
@@ -101,14 +104,23 @@ class Switchboard:
     # Hellos.
 
     def _on_hello(self) -> None:
-        while (channel := channels.accept(self._hellos)) is not None:
-            if channel.peer()[1] not in self._trusted:
+        while True:
+            try:
+                channel = channels.accept(self._hellos)
+            except OSError as error:
+                self._log("error", f"a process cannot be heard for the moment: {error.strerror}")
+                self._loop.rest(self._hellos.fileno(), NO_DESCRIPTORS)
+                return
+            if channel is None:
+                return
+            pid, uid = channel.peer()
+            if uid in self._trusted:
+                self._loop.watch(channel.fileno(), lambda channel=channel, pid=pid: self._introduce(channel, pid))
+            else:
                 channel.close()
-                continue
-            self._loop.watch(channel.fileno(), lambda channel=channel: self._introduce(channel))
 
-    def _introduce(self, channel: Channel) -> None:
-        """The first message on a new channel says whose it is."""
+    def _introduce(self, channel: Channel, pid: int) -> None:
+        """The first message on a channel says whose it is. By now its sender may be dead, and the channel closed."""
         messages = self._receive(channel)
         if not messages:
             return
@@ -117,26 +129,36 @@ class Switchboard:
         process = self._processes.get(key)
         if hello["type"] != "hello" or (process is None and key.number == ZYGOTE):
             # A zygote that this master does not know belongs to a generation that has been given up.
+            for fd in fds:
+                os.close(fd)
             self._hang_up(channel)
             return
         process = process or self._processes.expect(key)
-        process.channel = channel
-        self._processes.is_running(process, channel.peer()[0])
-        self._loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
+        self._processes.is_running(process, pid)
         if hello.get("queue"):
             self._adopt_queue(key.generation, fds[:2])
             del fds[:2]
         self._adopt_slots(hello["slots"], fds)
-        recipe = self._recipe_of(key.generation)
+        if not channel.closed:
+            process.channel = channel
+            self._loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
+            self._welcome(process, channel, hello)
         if key.number != ZYGOTE:
-            self._tell(ev.Forked(key, process.pid))
-        elif recipe is not None and hello["state"] != "loaded":
-            ends = self._queues.get(key.generation) or self._new_queue(key.generation)
+            self._tell(ev.Forked(key, pid))
+        elif hello["state"] == "loaded":
+            self._tell(ev.Loaded(key))
+        self._take(process, messages[1:])
+
+    def _welcome(self, process: Process, channel: Channel, hello: Mapping[str, Any]) -> None:
+        """Give a process what it has not got yet: a zygote its recipe and queue, everybody the slots."""
+        generation = process.key.generation
+        recipe = self._recipe_of(generation)
+        if process.key.number == ZYGOTE and recipe is not None and hello["state"] != "loaded":
+            ends = self._queues.get(generation) or self._new_queue(generation)
             channel.send("boot", tuple(end.fileno() for end in ends), recipe=recipe, name=self._name)
         have = {(address, index) for address, index, _ in hello["slots"]}
         self._pass_slots(channel, [s for s in self._slots.slots if (s.address, s.index) not in have])
         self._flush(channel)
-        self._take(process, messages[1:])
 
     # Messages.
 

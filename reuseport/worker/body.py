@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from .request import CHUNKED, FIELD, RequestError
 
 if TYPE_CHECKING:
-    from .connection import Connection
+    from .stream import Stream
 
 BUFFER = 16384
 CHUNK_LINE = 4096  # bytes of a chunk-size line with its extensions
@@ -38,6 +38,7 @@ class NoBody:
     """wsgi.input of a request without a body. It holds no state, so all requests share one."""
 
     __slots__ = ()
+    complete = True
 
     def read(self, size: int | None = -1, /) -> bytes:
         return b""
@@ -76,11 +77,11 @@ class Body(io.RawIOBase):
     asked for it (RFC 9110 section 10.1.1).
     """
 
-    def __init__(self, connection: Connection, length: int, limit: int, fields: int, expects_continue: bool) -> None:
+    def __init__(self, stream: Stream, length: int, limit: int, fields: int, expects_continue: bool) -> None:
         self.complete = False
         self.error: BodyError | None = None
         self.expects_continue = expects_continue
-        self._connection = connection
+        self._stream = stream
         self._chunked = length == CHUNKED
         self._left = 0 if self._chunked else length  # bytes of the body, or of the current chunk
         self._limit = limit
@@ -88,10 +89,9 @@ class Body(io.RawIOBase):
         self._fields = fields
         self._extensions = 0
         self._in_chunks = False  # the first chunk's size was read
-
         self.ask: Callable[[], None] | None = None  # sends 100 Continue
 
-    def stream(self) -> io.BufferedReader:
+    def file(self) -> io.BufferedReader:
         """The body as a whole file: wsgi.input."""
         return io.BufferedReader(self, BUFFER)
 
@@ -106,13 +106,13 @@ class Body(io.RawIOBase):
             return 0
         if self.expects_continue:
             self.expects_continue = False
-            if not self._connection.unread:
+            if not self._stream.unread:
                 self.ask()
         try:
             if not self._left and not self._next_chunk():
                 self.complete = True
                 return 0
-            got = self._connection.read_into(view[: self._left])
+            got = self._stream.read_into(view[: self._left])
             if not got:
                 raise BodyError(400, "the client closed before the end of the body")
         except BodyError as error:
@@ -152,7 +152,7 @@ class Body(io.RawIOBase):
 
     def detach(self) -> None:
         """The request is over: whoever still holds the body must not read from the connection, nor hold it."""
-        self.ask = self._connection = None
+        self.ask = self._stream = None
         if not self.complete:
             self.error = self.error or BodyError(400, "the request is over")
 
@@ -185,14 +185,14 @@ class Body(io.RawIOBase):
 
     def _line(self, limit: int) -> bytes:
         """The next line without its CRLF, of at most `limit` bytes."""
-        connection = self._connection
-        while (end := connection.unread.find(b"\n", 0, limit + 2)) < 0:
-            if len(connection.unread) > limit + 1:
+        stream = self._stream
+        while (end := stream.unread.find(b"\n", 0, limit + 2)) < 0:
+            if len(stream.unread) > limit + 1:
                 raise BodyError(400, "a line between chunks is too long")
-            if connection.unread.find(b"\r", 0, -1) >= 0:
+            if stream.unread.find(b"\r", 0, -1) >= 0:
                 raise BodyError(400, "bare CR between chunks")
-            if not connection.read_more():
+            if not stream.read_more():
                 raise BodyError(400, "the client closed before the end of the body")
-        if end == 0 or connection.unread[end - 1] != 0x0D:
+        if end == 0 or stream.unread[end - 1] != 0x0D:
             raise BodyError(400, "bare LF between chunks")
-        return connection.take(end + 1)[:-2]
+        return stream.take(end + 1)[:-2]

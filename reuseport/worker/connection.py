@@ -1,10 +1,9 @@
 """One client connection, from the accepted fd to its close.
 
-Everything but `send`, `read_into`, `read_more` and `sendfile` runs in the loop's own callbacks. While a connection
-waits for a request it is this object, a socket and a watcher: no greenlet and no buffer. When a head is complete the
-application gets it in a pooled greenlet; one request of a connection runs at a time, and the loop does not read on
-behind it: what the client sends meanwhile stays in the kernel (or in `unread`, at most one piece), which is all the
-backpressure there is. A body is read by the greenlet that wants it.
+Everything here but `request_done` runs in the loop's own callbacks. While a connection waits for a request it is this
+object, a socket and a watcher: no greenlet and no buffer. When a head is complete the application gets it in a pooled
+greenlet. One request of a connection runs at a time, and the loop does not read on behind it: what the client sends
+meanwhile stays in the kernel, or in `unread`, at most one piece. What the greenlet reads and writes is in `stream`.
 
 A connection with bytes of the client still unread is not simply closed, for the kernel would then reset it and the
 client could lose the response: it says that it has finished, and listens a little longer (RFC 9112 section 9.6).
@@ -12,30 +11,23 @@ client could lose the response: it says that it has finished, and listens a litt
 
 from __future__ import annotations
 
-import _socket
-import os
 import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from gevent.exceptions import InvalidSwitchError
-from gevent.hub import Waiter
-
 from ..ipc.scoreboard import BYTES_OUT
-from .body import NO_BODY, Body, BodyError
+from .body import NO_BODY, Body
 from .request import RequestError
 from .response import Response, refusal
-from .wheel import NEVER, TICK
+from .stream import PIECE, Disconnected, Stream
+from .wheel import NEVER
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .loopset import LoopSet
 
-READ, WRITE = 1, 2  # of a loop's io watcher
-PIECE = 16384  # bytes read at once while a head is awaited
 BURST = 32  # pipelined requests answered before other connections get their turn
 LINGER_TIME = 2.0  # seconds
-SENDFILE_PIECE = 1 << 20
 
 WAITING = "waiting"  # for the first byte of a request
 HEAD = "head"  # some of a head has come
@@ -45,56 +37,23 @@ PASSED = "passed"  # given to another worker, which has not acknowledged it yet
 CLOSED = "closed"
 
 
-class Disconnected(ConnectionError):
-    """The client is gone, or takes nothing any more: nobody is left to answer."""
-
-
-class Connection:
+class Connection(Stream):
     """See the module. `peer` is as getpeername gives it, "" for a unix socket; `template` as `wsgi.template`'s."""
 
-    __slots__ = (
-        "_checked",
-        "_expired",
-        "_parked",
-        "_pumping",
-        "_sock",
-        "_waiter",
-        "_watcher",
-        "_writer",
-        "deadline",
-        "engine",
-        "remote_addr",
-        "remote_port",
-        "state",
-        "template",
-        "tick",
-        "unread",
-    )
+    __slots__ = ("_checked", "_pumping", "remote_addr", "remote_port", "state", "template")
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
-        if isinstance(peer, str):
-            self._sock = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
-            self.remote_addr = self.remote_port = ""
-        else:
-            family = socket.AF_INET if len(peer) == 2 else socket.AF_INET6
-            self._sock = _socket.socket(family, socket.SOCK_STREAM, 0, fd)
-            # Pipelined and streamed responses are several small writes; each must leave at once.
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if isinstance(peer, tuple):
+            super().__init__(engine, fd, socket.AF_INET if len(peer) == 2 else socket.AF_INET6)
             self.remote_addr = peer[0]
             self.remote_port = str(peer[1])
-        self.engine = engine
+        else:
+            super().__init__(engine, fd, socket.AF_UNIX)
+            self.remote_addr = self.remote_port = ""
         self.template = template
         self.state = WAITING
-        self.unread: bytes | bytearray = b""
-        self.tick = 0
-        self.deadline = NEVER
         self._checked = 0  # offset in `unread` up to which a head's lines were judged
-        self._parked = False  # the watcher is stopped, because the application does not read
         self._pumping = False  # `_take` is on the hub's stack
-        self._waiter: Any = None
-        self._expired: Exception | None = None  # what the waiting greenlet gets when its deadline passes
-        self._writer: Any = None
-        self._watcher = engine.loop.io(fd, READ)
         self._watcher.start(self._readable)
         self._set_deadline(engine.header_timeout)
 
@@ -160,7 +119,7 @@ class Connection:
             environ["REMOTE_PORT"] = self.remote_port
             if length:
                 body = Body(self, length, engine.parser.limit_body, engine.parser.limit_fields, expects_continue)
-                environ["wsgi.input"] = body.stream()
+                environ["wsgi.input"] = body.file()
             else:
                 body = NO_BODY
             self.state = SERVING
@@ -210,7 +169,7 @@ class Connection:
         self.state = SERVING
         self.engine.refused(self, error)
         try:
-            self._sock.send(refusal(error.status, str(error), self.engine.date()))
+            self.engine.board[BYTES_OUT] += self._sock.send(refusal(error.status, str(error), self.engine.date()))
         except OSError:
             self.close()  # a client that neither reads nor speaks HTTP
             return
@@ -218,15 +177,18 @@ class Connection:
 
     # In the loop or in a greenlet: the end of a request, and of the connection.
 
-    def request_done(self, keep_alive: bool) -> None:
-        """The response is out. Wait for the next request, or close."""
+    def request_done(self, keep_alive: bool, body_taken: bool = True) -> None:
+        """The response is out. Wait for the next request, or close; `body_taken`: nothing of the body is to come."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
         if self.state is CLOSED:
             return
+        if self._waiting:
+            self.close()  # a greenlet that outlives its request still reads or writes: that cannot be the next one's
+            return
         if not keep_alive:
-            if self.unread or self._parked:
+            if self.unread or self._parked or not body_taken:
                 self.linger()
             else:
                 self.close()
@@ -314,7 +276,7 @@ class Connection:
     def abort(self) -> None:
         """Close so that the client sees that the response is not complete, however its end was to be told."""
         if self.state is not CLOSED:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            self._reset_at_close()
             self.close()
 
     def close(self) -> None:
@@ -330,119 +292,18 @@ class Connection:
             self._writer.close()
             self._writer = None
         self._sock.close()
-        if self._waiter is not None:
-            self.engine.loop.run_callback(self._waiter.throw, Disconnected("the connection was closed"))
+        for wait in self._waiting:
+            self.engine.loop.run_callback(wait.waiter.throw, Disconnected("the connection was closed"))
         self.engine.connection_closed(self)
 
     def expire(self) -> None:
         """The deadline has passed (called by the wheel)."""
-        if self._waiter is not None:
-            self._waiter.throw(self._expired)
+        if self._waiting:
+            for wait in self._waiting:
+                if type(wait.expired) is Disconnected:
+                    self._reset_at_close()
+                wait.waiter.throw(wait.expired)
         elif self.state is HEAD:
             self._refuse(RequestError(408, "the header took too long"))
         elif self.state is not SERVING:
             self.close()
-
-    def _set_deadline(self, seconds: float) -> None:
-        if not seconds:
-            self.deadline = NEVER
-            return
-        self.deadline = deadline = time.monotonic() + seconds
-        if not 0 < self.tick * TICK <= deadline:  # else the wheel will look at it in time
-            self.engine.wheel.watch(self)
-
-    # In a greenlet: the body in, the response out.
-
-    def take(self, count: int) -> bytes:
-        """Up to `count` of the bytes that were read from the socket already."""
-        unread = self.unread
-        piece, self.unread = bytes(unread[:count]), unread[count:]
-        return piece
-
-    def read_into(self, view: memoryview) -> int:
-        """Read some of the request's body, waiting for it; 0 when the client has finished. BodyError if it is gone."""
-        if self.unread:
-            piece = self.take(len(view))
-            view[: len(piece)] = piece
-            return len(piece)
-        while True:
-            try:
-                return self._sock.recv_into(view)
-            except BlockingIOError:
-                self._await_body()
-            except OSError as error:
-                raise BodyError(400, f"the client is gone: {error.strerror}") from error
-
-    def read_more(self) -> bool:
-        """Add to `unread`, waiting for it; False when the client has finished. BodyError if it is gone."""
-        piece = bytearray(PIECE)
-        unread, self.unread = self.unread, b""
-        count = 0
-        try:
-            count = self.read_into(memoryview(piece))
-        finally:
-            self.unread = unread + piece[:count]
-        return count > 0
-
-    def send(self, data: bytes) -> None:
-        """Hand all of the data to the kernel, waiting while the client is slow. Disconnected if it is gone."""
-        try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            raise Disconnected(f"the client is gone: {error.strerror}") from error
-        self.engine.board[BYTES_OUT] += sent
-        if sent == len(data):
-            return
-        view = memoryview(data)[sent:]
-        while view:
-            self._await_room()
-            try:
-                sent = self._sock.send(view)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise Disconnected(f"the client is gone: {error.strerror}") from error
-            self.engine.board[BYTES_OUT] += sent
-            view = view[sent:]
-
-    def sendfile(self, fd: int, offset: int, count: int) -> int:
-        """Hand up to `count` bytes of a file to the kernel; returns how many, 0 at the file's end."""
-        while True:
-            try:
-                sent = os.sendfile(self._sock.fileno(), fd, offset, min(count, SENDFILE_PIECE))
-            except BlockingIOError:
-                self._await_room()
-            except OSError as error:
-                raise Disconnected(f"sendfile: {error.strerror}") from error
-            else:
-                self.engine.board[BYTES_OUT] += sent
-                return sent
-
-    def _await_body(self) -> None:
-        self._watcher.stop()
-        self._parked = True
-        engine = self.engine
-        self._wait(self._watcher, engine.body_timeout, BodyError(408, "the client sends nothing of the body"))
-
-    def _await_room(self) -> None:
-        if self.state is CLOSED:
-            raise Disconnected("the connection was closed")
-        if self._writer is None:
-            self._writer = self.engine.loop.io(self._sock.fileno(), WRITE)
-        self._wait(self._writer, self.engine.send_timeout, Disconnected("the client takes nothing"))
-
-    def _wait(self, watcher: Any, seconds: float, expired: Exception) -> None:
-        """Wait until the watcher fires; raises `expired` when `seconds` have passed first."""
-        waiter = self._waiter = Waiter(self.engine.hub)
-        self._expired = expired
-        self._set_deadline(seconds)
-        watcher.start(waiter.switch, waiter)
-        try:
-            if waiter.get() is not waiter:
-                raise InvalidSwitchError("a greenlet that waits for its client was switched to by somebody else")
-        finally:
-            watcher.stop()
-            self._waiter = self._expired = None
-            self.deadline = NEVER

@@ -62,7 +62,7 @@ class Worker:
         self.engine: Engine | None = None
         self.acceptor: Acceptor | None = None
         self.early: list[dict[str, Any]] = []  # what the master said before the engine stood
-        self.retiring = False
+        self.retiring = ""  # why this worker wants to be replaced
         self.heir = 0
         self.stopping = False
         self.limit = self.settings.max_requests
@@ -194,6 +194,8 @@ class Worker:
         self.channel = channel
         if again:
             self.reporter.again()
+            if self.retiring:
+                self._say("retire", reason=self.retiring)
         self._channel_watcher = self.loop.io(channel.fileno(), 1)
         self._channel_watcher.start(self._hear)
         return True
@@ -297,7 +299,7 @@ class Worker:
             self._retire(f"it has answered {self.board[REQUESTS]} requests (--max-requests)")
 
     def _retire(self, reason: str) -> None:
-        self.retiring = True
+        self.retiring = reason
         self._say("retire", reason=reason)
 
     def _beat(self) -> None:
@@ -363,6 +365,7 @@ class Worker:
         if self.engine is None or self.acceptor is None:
             self.exit()
         self.acceptor.stop(take_rest=last)
+        self._say("let-go")
         self.state = "draining"
         self.stopping = last
         self._retitle()

@@ -71,7 +71,8 @@ def field_line(name: str, value: str) -> bytes | int:
     lower = name.lower()
     if lower in HOP_BY_HOP:
         raise ValueError(f"header {name} is about the connection, which is the server's (PEP 3333)")
-    line: bytes | int = f"{name}: {value}\r\n".encode("latin-1")
+    # Joined and not formatted: what was judged is sent, whatever the __str__ of a subclass would say.
+    line: bytes | int = "".join((name, ": ", value, "\r\n")).encode("latin-1")
     if lower == "content-length":
         if not (value.isascii() and value.isdigit()) or len(value) > 18:
             raise ValueError(f"malformed Content-Length {value!r}")

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .body import NO_BODY, BodyError
-from .connection import Disconnected
 from .request import DROPPED
 from .response import SKIP, Response
+from .stream import Disconnected
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -146,9 +146,13 @@ class Caller:
         connection, body = response.connection, response.body
         if not response.complete and response.ends_with_connection:
             connection.abort()
-        keep_alive = response.complete and response.keep_alive and body.skip(SKIP)
+        go_on = response.complete and response.keep_alive
+        try:
+            taken = body.skip(SKIP) if go_on else body.complete
+        except BaseException:  # noqa: BLE001 - a Timeout or a kill that the application has left behind
+            taken = False
         body.detach()
-        connection.request_done(keep_alive)
+        connection.request_done(go_on and taken, taken)
 
 
 def describe(response: Response) -> str:

@@ -101,7 +101,7 @@ def waits_for(generation: dict[str, Any]) -> str:
         for name, n in (("request", waits.get("requests", 0)), ("connection", waits.get("connections", 0)))
         if n
     ]
-    parts += [f"job {job}" for job in waits.get("jobs", [])]
+    parts += [f"job {job['name']}" for job in waits.get("jobs", [])]
     return ", ".join(parts) or "its processes to end"
 
 

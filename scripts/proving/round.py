@@ -68,6 +68,7 @@ class Watch:
         self.most_draining = 0
         self.most_processes = 0
         self.unanswered: list[str] = []  # the master did not answer, and why
+        self.absent = False  # while there is no master, and should be none
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
@@ -81,7 +82,8 @@ class Watch:
             try:
                 status = self.server.status()
             except (OSError, ValueError, ServerTrouble) as error:
-                self.unanswered.append(f"{type(error).__name__}: {error}")
+                if not self.absent:
+                    self.unanswered.append(f"{type(error).__name__}: {error}")
                 continue
             self.latest = status
             generations = status["generations"]

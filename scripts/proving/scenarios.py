@@ -154,8 +154,10 @@ def handover(tell: Tell) -> Result:
         result.take(rounds)
     ended = account.closed + len(account.dropped)
     result.add("kept connections that were closed", f"{ended} of {users}", "0", ended == 0)
-    result.add("moved to a newer generation", f"{account.moved} in 4 releases", str(4 * users), account.moved == 4 * users)
-    result.add("answered by an old one, 1 s after", f"{account.behind} of {account.answered:,}", "0", account.behind == 0)
+    moves = 4 * users
+    result.add("moved to a newer generation", f"{account.moved} in 4 releases", str(moves), account.moved == moves)
+    behind = f"{account.behind} of {account.answered:,}"
+    result.add("answered by an old one, 1 s after", behind, "0", account.behind == 0)
     result.add("requests failed", f"{account.failed} of {account.sent:,}", "0", account.clean)
     return result
 
@@ -203,6 +205,32 @@ def kill(tell: Tell) -> Result:
     result.add("failed elsewhere, or in a queue", str(account.failed), "0", account.clean)
     worst = f"median {ms(median(times))}, worst {ms(max(times))}"
     result.add("back to full strength", worst, "at once (below 1 s)", max(times) < 1)
+    return result
+
+
+def adoption(tell: Tell) -> Result:
+    """SIGKILL of the master under load: its workers serve on, the next master adopts and releases them."""
+    result = Result("adoption")
+    with Round(tell=tell) as rounds:
+        rounds.load.begin(MIXED)
+        rounds.load.once("export", "/slow?seconds=12", planned=12.0)
+        pause(rounds, 1)
+        for _ in range(2):
+            rounds.watch.absent = True
+            rounds.server.kill_master()
+            tell("master killed")
+            pause(rounds, 2)
+            rounds.server.start()
+            rounds.watch.absent = False
+            tell(f"the next master has pid {rounds.server.pid}")
+            pause(rounds, 1)
+            rounds.release()
+            pause(rounds, 1)
+        account = rounds.finish()
+        result.take(rounds)
+    served = sum(release.outcome == "served" for release in rounds.started)
+    result.add("releases after an adoption", f"{served} of 2", "2", served == 2)
+    result.add("requests failed", f"{account.failed} of {account.sent:,}", "0", account.clean)
     return result
 
 
@@ -417,6 +445,7 @@ SCENARIOS: dict[str, Callable[[Tell], Result]] = {
     "import": importing,
     "broken": broken,
     "kill": kill,
+    "adoption": adoption,
     "blocked": blocked,
     "steal": steal,
     "old-code": old_code,

@@ -79,6 +79,7 @@ class Server:
         self.workers = workers
         self.env = {**os.environ, **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
+        self._sessions: set[int] = set()  # of this master and of those before it, whose workers may live on
         self.address = ("", 0)
 
     def __enter__(self) -> Server:
@@ -101,7 +102,7 @@ class Server:
 
     def start(self) -> None:
         """Start it and wait until all its workers serve."""
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             # A session of its own: the terminal's Ctrl-C reaches the script, which then ends the server in order.
             self.process = subprocess.Popen(
                 self.command,
@@ -112,6 +113,7 @@ class Server:
                 start_new_session=True,
                 preexec_fn=end_with_the_script,
             )
+        self._sessions.add(self.process.pid)
         status = self.wait(lambda status: len(self.ready(status)) >= self.workers, START_WITHIN, "serve")
         host, _, port = status["master"]["addresses"][0].rpartition(":")
         self.address = (host.removeprefix("tcp:"), int(port))
@@ -129,8 +131,9 @@ class Server:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-            for pid in session(self.process.pid):
-                os.kill(pid, signal.SIGKILL)
+            for leader in self._sessions:
+                for pid in session(leader):
+                    os.kill(pid, signal.SIGKILL)
             self.process = None
         self._files.cleanup()
 
@@ -206,6 +209,12 @@ class Server:
         """The same, without waiting for it."""
         command = [self.python, "-m", "reuseport", "release", "--json", "--run-dir", str(self.run_dir), *more]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.env)
+
+    def kill_master(self) -> None:
+        """SIGKILL the master alone: its workers must serve on. `start` then starts the next one."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
 
     def hold_worker(self, pid: int) -> frozenset[int]:
         """Stop a worker where it is, and read from the kernel the clients' ports of the connections it holds.

@@ -521,6 +521,27 @@ class Server:
             status = command.result(within)
         return Outcome(status, out.getvalue(), err.getvalue())
 
+    def renew(self) -> int:
+        """Release, and wait until nothing is left of the old versions. The new generation's number."""
+        outcome = self.release("--wait", "drained", "--json")
+        assert outcome.exit == 0, outcome.err
+        return outcome.json["generation"]
+
+    def await_version(self, version: str) -> None:
+        """Wait until this version answers. The old one may take a last connection while its SIGTERM is on its way."""
+        wait_for(lambda: self.get().version == version, f"{version} answers")
+
+    def await_drain(self) -> None:
+        """Wait until every worker of a draining generation has heard its SIGTERM: its title says so. Then it accepts
+        nothing any more."""
+
+        def heard() -> bool:
+            status = self.status()
+            pids = [w["pid"] for number in status.draining for w in status.generation(number)["workers"]]
+            return all(" draining" in (title_of(pid) or " draining") for pid in pids)
+
+        wait_for(heard, "all old workers draining")
+
     # --- its clients
 
     @property
@@ -576,7 +597,11 @@ def parent_of(pid: int) -> int:
 
 
 def title_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    """What ps shows; empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def proportional_memory(pid: int) -> int:

@@ -151,7 +151,7 @@ def test_a_release_survives_the_death_of_the_old_generation_s_zygote(server):
 def test_workers_that_die_at_their_start_are_tried_again_later_and_the_others_serve_on(server):
     code = "import reuseport\nreuseport.on_start(lambda: basic.is_open('poison') and basic.os._exit(1))\n"
     server.write("two", code)
-    assert server.release().exit == 0
+    server.renew()
     before = server.settle(2)
     server.gate("poison").open()
     victim = min(before.pids())

@@ -81,7 +81,7 @@ def test_the_script_may_say_another_number_of_workers_at_a_release(embedding):
     server = embedding.server.start()
     assert len(server.status().workers()) == 1
     embedding.write("two", options="workers=3")
-    assert server.release().exit == 0
+    server.renew()
     assert len(server.settle(2).workers("serving")) == 3
 
 
@@ -144,7 +144,7 @@ def test_a_module_run_with_m(embedding):
     server.start()
     assert server.get().version == "inner"
     (package / "inner" / "value.py").write_text("VERSION = 'changed'\n")
-    assert server.release().exit == 0
+    server.renew()
     assert server.get().version == "changed"
 
 

@@ -59,15 +59,14 @@ def test_auto_falls_back_to_importing_in_each_worker_and_comes_back(serve, liste
     assert where(server) == "zygote"
     for number, (name, code) in enumerate(UNSAFE.items()):
         server.write(f"v{number}", code)
-        outcome = server.release()
-        assert outcome.exit == 0, (name, outcome.err)
+        server.renew()
         assert server.get().version == f"v{number}"
         assert where(server) == "worker", name
         if "tick" in code:
             ticks = server.get().json["ticks"]
             wait_for(lambda ticks=ticks: server.get().json["ticks"] > ticks, f"the {name} runs in the workers")
     server.write("safe", "import threading, gevent\nlock = threading.Lock()\nlocal = threading.local()\n")
-    assert server.release().exit == 0
+    server.renew()
     assert where(server) == "zygote"
 
 
@@ -112,7 +111,7 @@ def test_preload_is_a_release_s_to_change(serve):
     server.start()
     assert where(server) == "worker"
     config.write_text('preload = "always"\n')
-    assert server.release().exit == 0
+    server.renew()
     assert where(server) == "zygote"
 
 
@@ -126,7 +125,7 @@ def test_a_factory_is_called_once_in_each_generation(serve):
 
 def test_start_hooks_run_in_each_worker_and_not_in_the_zygote(server):
     server.write("two", "import reuseport\nreuseport.on_start(lambda: basic.enter('hook'))\n")
-    assert server.release().exit == 0
+    server.renew()
     assert set(server.gate("hook").entered()) == server.settle(2).pids()
 
 

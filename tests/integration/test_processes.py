@@ -52,7 +52,7 @@ def test_the_master_never_imports_what_is_not_its_own(serve):
     """-X importtime makes the master tell of each of its imports, and is not passed on to zygotes."""
     server = serve(flags=("-X", "importtime")).start()
     server.write("two")
-    assert server.release().exit == 0
+    server.renew()
     server.signal(signal.SIGTTIN)
     server.wait(lambda s: s.is_settled() and len(s.workers()) == 3)
     lines = [line for line in server.log.read_text().splitlines() if line.startswith("import time:")]
@@ -97,7 +97,7 @@ def test_a_release_brings_new_variables(serve):
     config.write_text('[env]\nCOLOUR = "blue"\nOLD = "1"\n')
     server.start()
     config.write_text('[env]\nCOLOUR = "red"\n')
-    assert server.release().exit == 0
+    server.renew()
     environment = server.get("/facts").json["facts"]["environment"]
     assert environment["COLOUR"] == "red"
     assert "OLD" not in environment
@@ -107,7 +107,7 @@ def test_the_pid_file(serve):
     server = serve("--pid", "server.pid").start()
     file = server.root / "server.pid"
     assert file.read_text() == f"{server.pid}\n"
-    assert server.release().exit == 0
+    server.renew()
     assert file.read_text() == f"{server.pid}\n"
     server.signal(signal.SIGTERM)
     assert server.await_exit() == 0
@@ -149,7 +149,7 @@ def test_the_application_runs_as_another_user(serve, interpreter_for_all):
     assert (os.stat(server.run_dir).st_uid, os.stat(server.run_dir / "work").st_uid) == (0, nobody.pw_uid)
     # All that a worker says to its master still works: a release, and to be replaced.
     server.write("two")
-    assert server.release().exit == 0
+    server.renew()
     assert server.get().version == "two"
     first = server.settle(2).pids()
     with server.load() as load:

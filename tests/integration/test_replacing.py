@@ -118,7 +118,7 @@ def test_a_release_goes_on_while_an_old_worker_is_blocked(server):
     server.gate("burn").await_entered()
     server.write("two")
     assert server.release().exit == 0
-    assert server.get().version == "two"
+    server.await_version("two")
     server.wait(lambda s: s.draining == [1])
     server.gate("burn").open()
     assert request.result().version == "one"

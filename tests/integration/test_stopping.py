@@ -43,6 +43,7 @@ def test_term_waits_for_the_requests_of_every_generation(server):
     requests = [slow_request(server, "old")]
     server.write("two")
     assert server.release().exit == 0
+    server.await_drain()
     requests.append(slow_request(server, "new"))
     server.signal(signal.SIGTERM)
     server.wait(lambda s: sorted(s.draining) == [1, 2])

@@ -70,6 +70,7 @@ class Audit:
         self.worked: set[Key] = set()  # has ever accepted: may have requests
         self.ended: dict[Key, float] = {}  # told to end at once, and when
         self.left: set[Key] = set()  # told to drain
+        self.let_go: set[Key] = set()  # said that it accepts nothing any more
         self.last: set[Key] = set()  # told that nobody accepts after it
         self.gone: set[Key] = set()
         self.opened: set[int] = set()  # every worker was ready
@@ -118,6 +119,8 @@ class Audit:
                 self.worked.add(key)
                 if key not in self.left and key not in self.ended:
                     self.accepting.add(key)
+            case ev.LetGo(key):
+                self.let_go.add(key)
             case ev.Exited(key):
                 self.accepting.discard(key)
                 if key.number == ZYGOTE:
@@ -176,7 +179,7 @@ class Audit:
             case ev.Quit(key) | ev.Abort(key) | ev.Kill(key):
                 self._check_end(before, event, command, key, after, now)
             case ev.Answer():
-                self._check_answer(command, after)
+                self._check_answer(command, after, now)
             case ev.Record(generation, outcome):
                 assert generation not in self.records, f"generation {generation} ended twice"
                 self.records[generation] = outcome
@@ -323,7 +326,17 @@ class Audit:
             assert serving.number > key.generation and serving.number in self.opened
             assert self._acceptors(after), f"{key} has to go, and nobody of generation {serving.number} accepts"
 
-    def _check_answer(self, answer: ev.Answer, after: Cluster) -> None:
+    def _check_confirmed(self, number: int, after: Cluster, now: float) -> None:
+        """A success is told when no older worker accepts any more, as far as they can be waited for."""
+        g = after.serving
+        if g is None or g.number != number or now >= g.since + machine.LETTING_GO:
+            return
+        for old in after.generations.values():
+            late = [n for n, w in old.having(TOLD, ACCEPTING, LEAVING).items() if not w.blocked]
+            late = [n for n in late if Key(old.number, n) not in self.let_go]
+            assert old.number >= number or not late, f"{old.number}.{late} may still accept"
+
+    def _check_answer(self, answer: ev.Answer, after: Cluster, now: float) -> None:
         """Everybody who asked hears once, the truth, about the release they asked for or a newer one."""
         name = answer.asker.name
         assert name in self.asked, f"{name} has not asked"
@@ -338,6 +351,7 @@ class Audit:
             assert not answer.ok
         if answer.ok:
             assert number in self.served
+            self._check_confirmed(number, after, now)
             if asker.wait == "drained":
                 older = [n for n in after.generations if n < number]
                 assert not older, f"{name} hears that all have drained, but {older} have not"
@@ -449,6 +463,14 @@ class Story:
         for key in keys:
             self.tell(ev.Accepting(Key(*key)))
         return self.commands
+
+    def let_go(self) -> list[ev.Command]:
+        """Everybody who drains closes the slots; returns all that this brought about."""
+        done: list[ev.Command] = []
+        for number, g in list(self.cluster.generations.items()):
+            for n in g.having(LEAVING):
+                done += self.tell(ev.LetGo(Key(number, n)))
+        return done
 
     def exit(self, *keys: tuple[int, int]) -> list[ev.Command]:
         """These processes are gone; returns all that their exits brought about."""
@@ -652,7 +674,7 @@ class World:
         elif p.orders:
             self._heed(p, p.orders.popleft()[0])
         elif p.term:
-            p.phase = "draining"
+            self._drain(p)
 
     def _live_zygote(self, z: Process) -> None:
         if z.term:
@@ -679,9 +701,14 @@ class World:
             p.phase = "serving"
             p.says.append(ev.Accepting(p.key))
         elif order == "stopping":
-            p.phase = "draining"
+            self._drain(p)
         elif order == "quit":
             p.die()
+
+    def _drain(self, p: Process) -> None:
+        if p.phase in ("ready", "serving"):
+            p.phase = "draining"
+            p.says.append(ev.LetGo(p.key))
 
     # --- misfortune -------------------------------------------------------------------------------------------------
 

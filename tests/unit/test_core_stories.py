@@ -112,8 +112,30 @@ def test_the_old_drain_only_when_the_new_accept(serving):
     assert not drained(serving.loads(2)) and not drained(serving.readies((2, 1), (2, 2)))
     assert not drained(serving.accept((2, 1)))
     commands = serving.accept((2, 2))
-    assert drained(commands) == {(1, 1), (1, 2)} and answers(commands) == {"me": (True, 2)}
+    assert drained(commands) == {(1, 1), (1, 2)}
     assert serving.states == {1: DRAINING, 2: SERVING}
+
+
+def test_who_asked_hears_of_it_when_nobody_old_accepts_any_more(serving):
+    """So whoever connects after that gets the new version."""
+    serving.release(Asker("me"))
+    assert answers(serving.serve(2)) == {}
+    assert answers(serving.tell(ev.LetGo(Key(1, 1)))) == {}
+    assert answers(serving.tell(ev.LetGo(Key(1, 2)))) == {"me": (True, 2)}
+
+
+def test_who_asked_does_not_wait_for_ever_for_an_old_worker_that_is_slow_to_let_go(serving):
+    serving.release(Asker("me"))
+    serving.serve(2)
+    assert serving.sleep() == pytest.approx(machine.LETTING_GO) and answers(serving.commands) == {"me": (True, 2)}
+
+
+def test_who_asked_does_not_wait_for_an_old_worker_that_is_blocked(serving):
+    serving.tell(ev.Blocked(Key(1, 1)))
+    serving.release(Asker("me"))
+    serving.serve(2)
+    serving.tell(ev.LetGo(Key(1, 3)))
+    assert answers(serving.tell(ev.LetGo(Key(1, 2)))) == {"me": (True, 2)}
 
 
 def test_whoever_waits_for_the_drain_hears_when_the_last_old_worker_has_gone(serving):
@@ -182,8 +204,8 @@ def test_a_worker_that_dies_when_it_is_told_to_accept_does_not_stop_the_release(
     serving.loads(2)
     serving.readies((2, 1), (2, 2))
     serving.exit((2, 1))
-    commands = serving.accept((2, 2))
-    assert answers(commands) == {"me": (True, 2)} and forked(commands) == [(2, 3)]
+    assert forked(serving.accept((2, 2))) == [(2, 3)]
+    assert answers(serving.let_go()) == {"me": (True, 2)}
 
 
 def test_if_all_die_when_they_are_told_to_accept_the_old_serve_on(serving):
@@ -213,13 +235,28 @@ def test_a_release_replaces_one_that_boots_twice_and_then_waits(serving):
     assert serving.states == {1: SERVING, 2: ENDING, 3: ENDING, 4: LOADING}
     assert serving.release(Asker("asker 5")) == [], "two replacements in a row are enough"
     assert serving.release(Asker("asker 6")) == []
-    commands = serving.serve(4)
-    assert answers(commands) == {"asker 2": (True, 4), "asker 3": (True, 4), "asker 4": (True, 4)}
+    serving.serve(4)
+    assert answers(serving.let_go()) == {"asker 2": (True, 4), "asker 3": (True, 4), "asker 4": (True, 4)}
     assert serving.states[5] == LOADING and serving[5].release.recipe == {"id": 6}, "the newest of those that waited"
-    assert answers(serving.serve(5)) == {"asker 5": (True, 5), "asker 6": (True, 5)}
+    serving.serve(5)
+    assert answers(serving.let_go()) == {"asker 5": (True, 5), "asker 6": (True, 5)}
     assert serving.audit.records == {1: "serving", 4: "serving", 5: "serving"}
     serving.exit((2, 0), (3, 0))
     assert serving.audit.records[2] == serving.audit.records[3] == "superseded"
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_after_a_release_has_ended_two_more_may_be_replaced(serving, ends_well):
+    for _ in range(3):
+        serving.release()
+    if ends_well:
+        serving.serve(4)
+    else:
+        serving.tell(ev.Failed(Key(4, 0), "no"))
+        serving.exit((2, 0), (3, 0), (4, 0))
+    for _ in range(3):
+        serving.release()
+    assert serving.states[7] == LOADING and serving.cluster.pending is None
 
 
 def test_a_release_that_waited_starts_when_the_one_before_it_fails(serving):
@@ -305,6 +342,15 @@ def test_a_crash_loop_backs_off_up_to_half_a_minute(serving):
     assert (1, 1) not in drained(serving.commands) and serving[1].workers[1].state == ACCEPTING
 
 
+def test_workers_that_were_told_to_go_are_no_crash_loop(serving):
+    for number in range(2, 12):
+        serving.tell(ev.Retire(Key(1, number), "max requests"))
+        serving.readies((1, number + 1))
+        serving.accept((1, number + 1))
+        serving.exit((1, number))
+    assert serving[1].deaths == 0 and forked(serving.exit((1, 12))) == [(1, 13)]
+
+
 def test_a_worker_that_lived_long_ends_the_backoff(serving):
     for _ in range(6):
         if not forked(serving.exit((1, serving[1].forked))):
@@ -354,7 +400,8 @@ def test_a_worker_that_was_told_to_go_cannot_fail_a_release(serving):
     serving.tell(ev.Failed(Key(2, 2), "interrupted"))
     serving.exit((2, 2))
     serving.readies((2, 1))
-    assert answers(serving.accept((2, 1))) == {"me": (True, 2)}
+    serving.accept((2, 1))
+    assert answers(serving.let_go()) == {"me": (True, 2)}
 
 
 # --- replacing a worker -----------------------------------------------------------------------------------------------

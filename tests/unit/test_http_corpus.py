@@ -76,3 +76,30 @@ def test_random_pieces(case, cuts, harness):
     data = stream(case)
     edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
     check(case, harness.talk(*(data[a:b] for a, b in pairwise(edges))), harness)
+
+
+@st.composite
+def mutants(draw) -> bytes:
+    """A case of the corpus with some bytes changed, dropped or doubled."""
+    data = bytearray(stream(draw(st.sampled_from([parameter.values[0] for parameter in CASES]))))
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(data) - 1))
+        data[at : at + draw(st.integers(0, 2))] = draw(
+            st.sampled_from(
+                [b"", b"\r", b"\n", b"\r\n", b" ", b"\t", b"\0", b":", b";", b",", b"0", b"5", b"a", b"\xff"]
+            )
+        )
+    return bytes(data)
+
+
+@given(data=mutants(), cuts=st.sets(st.integers(1, 300), max_size=4))
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_mutants_mean_the_same_however_they_arrive(data, cuts, harness):
+    def outcome(answers):
+        return [(answer.status, answer.body if answer.status == 200 else b"", answer.whole) for answer in answers]
+
+    whole = outcome(harness.talk(data))
+    edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    assert outcome(harness.talk(*(data[a:b] for a, b in pairwise(edges)))) == whole
+    assert outcome(harness.talk(*(data[i : i + 1] for i in range(len(data))))) == whole
+    assert not harness.errors()

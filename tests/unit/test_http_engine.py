@@ -415,6 +415,19 @@ def test_a_stray_timeout_hits_nobody(make):
     assert not harness.errors()
 
 
+def test_a_stray_timeout_while_the_rest_of_the_body_is_awaited(make):
+    def application(environ, start_response):
+        gevent.Timeout(0.05).start()
+        return hello(environ, start_response)
+
+    harness = make(application)
+    with harness.connect() as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\na")
+        assert client.read_all().endswith(b"hello")
+    wait_for(lambda: harness.engine.connections == 0)
+    assert not harness.errors()
+
+
 def test_a_late_kill_hits_nobody(make):
     greenlets = []
 

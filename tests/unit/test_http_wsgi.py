@@ -484,6 +484,65 @@ def test_a_large_unread_body_closes_but_the_answer_arrives(harness):
         assert (one.body, one.headers["connection"]) == (b"no, thanks", "close")
 
 
+def test_input_read_by_a_greenlet_that_outlives_the_request(harness):
+    outcome = []
+
+    def read(stream):
+        try:
+            outcome.append(stream.read())
+        except OSError as error:
+            outcome.append(error)
+
+    def application(environ, start_response):
+        gevent.spawn(read, environ["wsgi.input"])
+        gevent.sleep(0)
+        return answer(b"x")(environ, start_response)
+
+    harness.application = application
+    with harness.connect(tcp=True) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+        (one,) = parse(client.read_all())
+        assert one.body == b"x"
+        wait_for(lambda: outcome)
+        assert isinstance(outcome[0], OSError)
+
+
+def test_reading_and_writing_at_once(harness):
+    def application(environ, start_response):
+        write = start_response("200 OK", PLAIN)
+
+        def copy():
+            while piece := environ["wsgi.input"].read(65536):
+                write(piece)
+
+        reader = gevent.spawn(copy)
+        reader.get()
+        return []
+
+    harness.application = application
+    with harness.connect() as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.send(b"5\r\nhello\r\n")
+        for _ in range(50):
+            client.send(b"10000\r\n%b\r\n" % bytes(65536))
+            client.receive()
+        client.send(b"0\r\n\r\n")
+        (one,) = parse(client.read_all())
+        assert one.body == b"hello" + bytes(65536 * 50)
+
+
+def test_a_body_that_comes_after_the_answer_does_not_destroy_it(harness):
+    harness.application = answer(b"no, thanks", headers=[("Content-Length", "10"), ("A", "b")])
+    with harness.connect(tcp=True) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        assert harness.engine.requests == 0
+        for _ in range(10):
+            client.sock.send(bytes(100_000))  # a reset would be an error here
+            turn()
+        client.finish()
+        assert parse(client.read_all())[0].body == b"no, thanks"
+
+
 def test_input_after_the_request(harness):
     kept = []
 
@@ -563,7 +622,7 @@ def sends_file(open_file, headers=PLAIN):
 def test_file_wrapper(harness, file, headers):
     with file.open("rb") as opened:
         opened.seek(1000)
-        one, = ask(harness, sends_file(opened, headers), NEXT)
+        (one,) = ask(harness, sends_file(opened, headers), NEXT)
         assert opened.closed
     assert one.body == file.read_bytes()[1000:]
     assert one.headers["content-length"] == "2559000"
@@ -571,13 +630,13 @@ def test_file_wrapper(harness, file, headers):
 
 def test_file_wrapper_of_a_range(harness, file):
     with file.open("rb") as opened:
-        one, = ask(harness, sends_file(opened, [("Content-Length", "10")]), NEXT)
+        (one,) = ask(harness, sends_file(opened, [("Content-Length", "10")]), NEXT)
     assert (one.body, one.whole) == (bytes(range(10)), True)
 
 
 def test_file_wrapper_head(harness, file):
     with file.open("rb") as opened:
-        one, = ask(harness, sends_file(opened), b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n", methods=("HEAD",))
+        (one,) = ask(harness, sends_file(opened), b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n", methods=("HEAD",))
     assert one.body == b""
 
 
@@ -596,7 +655,7 @@ def test_file_wrapper_of_a_pipe(harness):
 
 def test_file_shorter_than_its_length(harness, file):
     with file.open("rb") as opened:
-        one, = ask(harness, sends_file(opened, [("Content-Length", "2560001")]), GET, NEXT)
+        (one,) = ask(harness, sends_file(opened, [("Content-Length", "2560001")]), GET, NEXT)
     assert (len(one.body), one.whole) == (2_560_000, False)
 
 

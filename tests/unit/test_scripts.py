@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from proving import bootstrap, clients, releases
+from proving.display import stacked, waits_for
+from proving.round import Release, Round
+from proving.scenarios import SCENARIOS
 from proving.wire import Malformed, Response
 
 # --- reading answers
@@ -198,3 +202,58 @@ def test_without_a_newer_python_the_error_says_which_is_needed(monkeypatch):
     monkeypatch.setattr(bootstrap.shutil, "which", lambda name: None)
     with pytest.raises(bootstrap.Unusable, match=r"needs Python 3\.11 or newer"):
         bootstrap.newer_python()
+
+
+# --- judging a release
+
+SHOWN = "LookupError: release 2: the table customers has no column currency"
+
+
+@pytest.mark.parametrize(
+    ("variant", "outcome", "serving", "error", "trouble"),
+    [
+        ("good", "served", 2, "", ""),
+        ("good", "failed", 1, "why", "a good release failed: why"),
+        ("good", "served", 1, "", "generation 1 serves as before"),
+        ("raises", "failed", 1, SHOWN, ""),
+        ("raises", "failed", 1, "it failed", "was not shown"),
+        ("raises", "served", 2, "", "code that raises serves"),
+        ("raises", "failed", 2, SHOWN, "yet generation 2 serves"),
+    ],
+)
+def test_a_release_is_judged_by_what_it_should_have_come_to(variant, outcome, serving, error, trouble):
+    judged = Release(2, variant, "release", asked=100.0, ended=101.0, outcome=outcome, error=error, generation=serving)
+    Round(load=False).settle(judged, before=1, variant=variant)
+    assert trouble in judged.trouble and bool(trouble) == bool(judged.trouble)
+
+
+# --- the display
+
+
+def test_a_column_of_the_timeline_is_as_high_as_its_share_and_stacks_the_oldest_below():
+    cells = stacked(Counter({2: 50, 1: 50}), highest=100, height=4)
+    assert cells == [("█", 1), ("█", 1), ("█", 2), ("█", 2)]
+    assert [character for character, _ in stacked(Counter({1: 25}), highest=100, height=4)] == ["█", " ", " ", " "]
+
+
+def test_a_version_that_answered_at_all_is_seen():
+    cells = stacked(Counter({1: 1, 2: 3}), highest=10_000, height=2)
+    assert cells[0][0] == "▂" and cells[0][1] in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("waits", "said"),
+    [
+        ({"requests": 1, "connections": 3, "jobs": []}, "1 request, 3 connections"),
+        ({"requests": 0, "connections": 0, "jobs": []}, "its processes to end"),
+        ({"requests": 0, "connections": 0, "jobs": [{"name": "export", "tenant": "acme"}]}, "job export"),
+        (None, "its processes to end"),
+    ],
+)
+def test_what_a_drain_waits_for_in_words(waits, said):
+    assert waits_for({"waits_for": waits}) == said
+
+
+def test_every_scenario_says_what_it_measures():
+    for name, scenario in SCENARIOS.items():
+        assert (scenario.__doc__ or "").strip(), name
