@@ -188,7 +188,7 @@ class AnyStory(RuleBasedStateMachine):
 
 TestAnyStory = AnyStory.TestCase
 TestAnyStory.settings = settings(
-    max_examples=int(os.environ.get("REUSEPORT_EXAMPLES", "120")),
+    max_examples=int(os.environ.get("REUSEPORT_EXAMPLES", "100")),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
