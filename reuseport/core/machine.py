@@ -53,6 +53,7 @@ QUIT_GRACE = 2.0  # seconds from being told to end at once until SIGKILL
 YOUNG_DEATH = 1.0  # a worker that lived for less than these seconds died young
 LETTING_GO = 1.0  # seconds for the old workers to close the slots, before a release is called done all the same
 LONGEST_BACKOFF = 30.0  # seconds between two attempts at something that keeps failing
+SUPERSEDED = "superseded by a newer release"
 REPLACEMENTS = 2  # boots in a row that a newer release may replace; after that it waits
 
 
@@ -241,7 +242,7 @@ def _release_asked(t: Turn, event: ev.ReleaseAsked) -> None:
         t.change(replaced=t.state.replaced + 1)
         inherited = booting.askers
         t.put(replace(booting, askers=()))
-        t.fail(t.state.generations[booting.number], "superseded")
+        t.fail(t.state.generations[booting.number], SUPERSEDED)
         t.note("info", f"generation {booting.number} gives way to a newer release")
         t.begin(event.release, inherited + askers)
     else:
@@ -285,9 +286,9 @@ def _failed(t: Turn, event: ev.Failed) -> None:
     w = g.workers.get(event.key.number)
     if w is not None and w.state in (LEAVING, QUITTING):
         return
-    if g.state in BOOTING:
+    if g.state in (LOADING, WARMING):
         t.fail(g, event.error or f"{_name(event.key)} failed and did not say why")
-    elif g.state == SERVING:
+    elif g.state in (OPENING, SERVING):
         t.note("error", f"{_name(event.key)}: {event.error}")
 
 
@@ -429,7 +430,7 @@ def _stop_asked(t: Turn, event: ev.StopAsked) -> None:
 
 
 def _adopted(t: Turn, event: ev.Adopted) -> None:
-    t.change(last=event.last, slots=event.slots, served=True)
+    t.change(last=event.last, slots=event.slots)
     for one in event.survivors:
         number = one.key.generation
         g = t.generation(number) or Generation(
@@ -437,7 +438,7 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
         )
         if one.key.number == ZYGOTE:
             # It counts as loaded when it has said hello: before that nothing can be asked of it.
-            g = replace(g, zygote=Zygote(one.pid))
+            g = replace(g, zygote=Zygote(one.pid), deadline=t.now + one.release.boot_timeout)
         else:
             g = g.with_worker(one.key.number, Worker(one.place, one.state, one.pid, t.now))
             g = replace(g, forked=max(g.forked, one.key.number))
@@ -448,6 +449,7 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
     accepting = [g for g in left if g.having(ACCEPTING)] or [g for g in left if g.having(TOLD)]
     if accepting:
         newest = accepting[-1]
+        t.change(served=True)
         t.put(replace(newest, state=SERVING))
         t.note("info", f"generation {newest.number} of an earlier master is adopted, and serves on")
         t.assign()
@@ -642,13 +644,13 @@ def _leave(t: Turn) -> None:
     for asker, number in t.state.drain_askers:
         if not any(n < number for n in t.state.generations):
             t.answer((asker,), True, number, f"generation {number} serves; every older one has drained")
-            t.change(drain_askers=tuple(a for a in t.state.drain_askers if a[0] != asker))
+            t.change(drain_askers=tuple(a for a in t.state.drain_askers if a != (asker, number)))
 
 
 def _forget(t: Turn, g: Generation) -> None:
     t.change(generations={n: other for n, other in t.state.generations.items() if n != g.number})
     took = t.now - g.born
-    if g.failure == "superseded":
+    if g.failure == SUPERSEDED and not g.askers:
         t.do(ev.Record(g.number, "superseded", "replaced by a newer release", took))
     elif g.failure:
         serving = t.state.serving

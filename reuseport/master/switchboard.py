@@ -131,6 +131,7 @@ class Switchboard:
             # A zygote that this master does not know belongs to a generation that has been given up.
             for fd in fds:
                 os.close(fd)
+            channel.send("quit")
             self._hang_up(channel)
             return
         process = process or self._processes.expect(key)

@@ -126,7 +126,7 @@ class Body(io.RawIOBase):
     def readall(self) -> bytes:
         """The rest of the body."""
         pieces = []
-        piece = bytearray(min(max(self._left, BUFFER), 1 << 20))
+        piece = bytearray(min(self._left or BUFFER, 1 << 20))
         view = memoryview(piece)
         while count := self.readinto(view):
             pieces.append(bytes(view[:count]))
@@ -142,6 +142,8 @@ class Body(io.RawIOBase):
 
     def skip(self, bound: int) -> bool:
         """Read and forget what is left, at most `bound` bytes; True when that was all of it."""
+        if self.complete:
+            return True
         scratch = memoryview(bytearray(BUFFER))
         try:
             while not self.complete and not self.spoils_connection(bound):

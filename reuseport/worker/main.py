@@ -223,7 +223,10 @@ class Worker:
             self._channel_watcher.close()
             channel.close()
             self.channel = None
-            self._reconnect()
+            if self.state in ("starting", "ready"):
+                self.exit()  # it has never accepted: nobody needs it, and no other master would
+            else:
+                self._reconnect()
 
     def _reconnect(self) -> None:
         if self.channel is None and not self._connect():

@@ -83,18 +83,21 @@ def misfit(number: int, ask: Ask, response: Response) -> str:
         return _misfit_of_stream(ask, version, bytes(response.body))
     try:
         said = json.loads(response.body)
-    except ValueError:
-        return "wrong body: not JSON"
-    told = (said["id"], said["version"], said["price"], said["banner"], said.get("before", version))
+        told = (said["id"], said["version"], said["price"], said["banner"], said.get("before", version))
+    except (ValueError, KeyError, TypeError):
+        return f"wrong body: {bytes(response.body[:40])!r}"
     if told != (number, version, price(version, number), banner(version), version):
         return f"wrong body: version {version} answered {told} to {number}"
-    if ask.body and (said["count"], said["sha256"]) != (len(ask.body), hashlib.sha256(ask.body).hexdigest()):
-        return f"wrong body: {said['count']} of {len(ask.body)} bytes arrived, or others"
+    if ask.body and said.get("sha256") != hashlib.sha256(ask.body).hexdigest():
+        return f"wrong body: {said.get('count')} of {len(ask.body)} bytes arrived, or others"
     return ""
 
 
 def _misfit_of_stream(ask: Ask, version: int, body: bytes) -> str:
-    first, *pieces, last, rest = body.decode().split("\n")
+    lines = body.decode(errors="replace").split("\n")
+    if len(lines) < 3:
+        return f"wrong body: a stream of {body[:40]!r}"
+    first, *pieces, last, rest = lines
     announced = f"{len(pieces)} pieces from version {version}"
     if (first, last, rest) != (announced, f"end of {announced}", ""):
         return f"wrong body: a stream of {len(pieces)} pieces between {first[:40]!r} and {last[:40]!r}"

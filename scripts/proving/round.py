@@ -145,7 +145,7 @@ class Round:
 
     # --- hands
 
-    def release(self, variant: str = "good", *, door: str = "release", **more: Any) -> Release:
+    def release(self, variant: str = "good", *, door: str = "release") -> Release:
         """Write the next version, make it current, ask for the release, wait for its outcome, and judge it."""
         before = self.serving
         version = self.releases.next(variant, heap_mb=self.heap_mb)

@@ -109,7 +109,10 @@ class Response:
             self._state = "chunk"
         else:
             self._state = "body"
-            self._left = int(self.headers["content-length"]) if "content-length" in self.headers else None
+            length = self.headers.get("content-length")
+            if length is not None and not length.isdigit():
+                raise Malformed(f"not a length: {length[:40]!r}")
+            self._left = None if length is None else int(length)
             self.complete = self._left == 0
         return True
 

@@ -302,6 +302,7 @@ class Server:
         self.gates = self.root / "gates"
         self.log = self.root / "server.log"
         self.name = f"it-{secrets.token_hex(4)}"
+        self.output: int | None = None  # standard error's descriptor, where it is not the log
         self.process: subprocess.Popen[bytes] | None = None
         self._commands: list[subprocess.Popen[str]] = []
         self.gates.mkdir()
@@ -355,8 +356,8 @@ class Server:
             self.write("one")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, cwd=self.root,
-                start_new_session=True,
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log if self.output is None else self.output,
+                env=self.environment, cwd=self.root, start_new_session=True,
             )  # fmt: skip
         return self
 

@@ -144,7 +144,6 @@ class Audit:
         self.begun[one.key.generation] = one.release.recipe["id"]
         self.records[one.key.generation] = "adopted"
         if one.key.number == ZYGOTE:
-            self.loaded.add(one.key.generation)
             return
         self.forked[one.key.generation] = max(self.forked.get(one.key.generation, 0), one.key.number)
         self.place[one.key] = one.place
@@ -171,7 +170,8 @@ class Audit:
                 self._check_accept(key, slots)
             case ev.Drain(key, last):
                 assert last == bool(after.stopping), "who drains last takes what waits, and nobody else does"
-                if key not in self.left or not last or key in self.last:
+                again = key in self.left and (event == ev.Forked(key, getattr(event, "pid", 0)) or key not in self.last)
+                if not again:
                     self._check_drain(before, key, after)
                 self.last |= {key} if last else set()
             case ev.Bequeath(key):
@@ -754,6 +754,7 @@ class World:
                 p.known = p.heard = False
             elif state in (ACCEPTING, LEAVING, TOLD, "loaded"):
                 p.known = p.heard = True
+                p.says.append(ev.Loaded(p.key) if p.key.number == ZYGOTE else ev.Forked(p.key, p.pid))
                 left.append(ev.Survivor(p.key, p.pid, replace(g.release, workers=g.wanted), state, place))
             else:
                 p.die()

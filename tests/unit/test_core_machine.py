@@ -164,7 +164,7 @@ class AnyStory(RuleBasedStateMachine):
         if w and p.stuck != w.blocked:
             self.world.feed(ev.Unblocked(p.key) if w.blocked else ev.Blocked(p.key))
 
-    @precondition(lambda self: self.world.cluster.served and not self.world.audit.finish)
+    @precondition(lambda self: not self.world.audit.finish and self.world.cluster.served)
     @rule(release=RELEASES)
     def master_dies(self, release: dict) -> None:
         """If nobody is left who accepts, the next master begins with a release as the first one did."""

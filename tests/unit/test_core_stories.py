@@ -566,11 +566,13 @@ def adopt(story: Story, *survivors: tuple[int, int, str], workers: int = 2) -> l
 def test_a_generation_that_outlived_its_master_serves_on(story):
     commands = adopt(story, (7, 0, "loaded"), (7, 1, ACCEPTING), (7, 2, ACCEPTING))
     assert not drained(commands) and not forked(commands) and story.states == {7: SERVING}
+    story.tell(ev.Loaded(Key(7, 0)))
     assert forked(story.exit((7, 1))) == [(7, 3)], "from its own zygote"
 
 
 def test_who_has_died_in_between_is_replaced(story):
-    assert forked(adopt(story, (7, 0, "loaded"), (7, 2, ACCEPTING))) == [(7, 3)]
+    assert not forked(adopt(story, (7, 0, "loaded"), (7, 2, ACCEPTING))), "nothing can be asked of it before its hello"
+    assert forked(story.tell(ev.Loaded(Key(7, 0)))) == [(7, 3)]
 
 
 def test_a_zygote_that_did_not_outlive_its_master_is_started_again(story):

@@ -62,7 +62,7 @@ def test_an_answer_that_breaks_off_says_where(data, broken):
 
 @pytest.mark.parametrize(
     "data",
-    [b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"],
+    [b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"],
 )
 def test_what_is_not_http_is_said_to_be_malformed(data):
     with pytest.raises(Malformed):
@@ -143,6 +143,15 @@ def test_the_clients_notice_a_stream_that_lacks_a_piece(made):
     lines = bytes(response.body).split(b"\n")
     response.body = bytearray(b"\n".join(lines[:2] + lines[3:]))
     assert clients.misfit(7, clients.Ask("stream", "/stream"), response).startswith("wrong body")
+
+
+@pytest.mark.parametrize("target", ["/", "/stream?pieces=1&seconds=0", "/bare"])
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"\xff\n\n\n"])
+def test_the_clients_notice_any_other_body(target, body):
+    response = Response()
+    response.status, response.headers = 200, {"x-version": "1"}
+    response.body += body
+    assert clients.misfit(7, clients.Ask("x", target), response).startswith("wrong body")
 
 
 def test_each_release_has_really_changed_code(made):
