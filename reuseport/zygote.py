@@ -34,7 +34,7 @@ from reuseport.options import Settings
 from reuseport.worker import application, forksafety
 from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
-from reuseport.worker.listeners import Listener
+from reuseport.worker.listeners import Listener, pass_slots
 
 VARIABLE = "REUSEPORT_ZYGOTE"
 STDOUT_COPY, STDERR_COPY = 3, 4  # the streams that everybody shares; 1 and 2 are the boot output at first
@@ -61,10 +61,10 @@ class Zygote:
         self.queue = (-1, -1)
         self.application: Any = None
         self.separate = False
+        self.loaded = False
         self.orders: list[dict[str, Any]] = []
-        # The master's own TERM often goes to the whole group; the master will say when it wants this process to go.
-        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if self.masterless else None)
         self.masterless = True
+        self._take_signals()
         self.channel = self._say_hello()
 
     def run(self) -> Birth | None:
@@ -108,6 +108,8 @@ class Zygote:
         self.boot_output = os.dup(1)
         os.dup2(STDOUT_COPY, 1)
         os.dup2(STDERR_COPY, 2)
+        self._take_signals()
+        self.loaded = True
         self.channel.send("loaded", workers=workers)
         while True:
             while self.orders:
@@ -191,6 +193,8 @@ class Zygote:
         if self.channel.closed:
             self.channel.close()
             self.masterless = True
+            self.orders.clear()  # another master counts the workers anew
+            sleep(RETRY)
             self.channel = self._say_hello()
 
     def _say_hello(self) -> channels.Channel:
@@ -203,18 +207,28 @@ class Zygote:
                 continue
             listeners = list(self.listeners.values())
             again = bool(self.recipe)
+            channel.be_patient()
             channel.send(
                 "hello",
-                (*self.queue, *(one.fd for one in listeners))[: channels.FDS] if again else (),
+                self.queue if again else (),
                 generation=self.generation,
                 number=0,
-                state="loaded" if self.recipe else "loading",
+                state="loaded" if self.loaded else "loading",
                 slots=[(one.address, one.index, one.shared) for one in listeners],
                 queue=again,
-                recipe=self.recipe,
             )
+            if again:
+                pass_slots(channel, listeners)
             self.masterless = False
             return channel
+
+    def _take_signals(self) -> None:
+        """Before the import, and again after it: an application may set handlers, meant for another server."""
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with SIG_IGN there would be nobody to wait for
+        # The master's own TERM often goes to the whole group; the master will say when it wants this process to go.
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if self.masterless else None)
 
     def _note(self, level: str, text: str) -> None:
         self.channel.send("note", level=level, text=text)
@@ -250,9 +264,6 @@ def _flush() -> None:
 def main() -> None:
     """Be a zygote, and then in each forked child a worker."""
     born = json.loads(os.environ.pop(VARIABLE))
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     zygote = Zygote.current = Zygote(born["run_dir"], born["generation"])
     _tell_stack_on_signal()
     zygote.separate = bool(born.get("separate"))

@@ -6,7 +6,8 @@ any story, and a log can tell one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from reuseport.core.model import Asker, Key, Release
 
@@ -107,9 +108,13 @@ class ScaleAsked:
 
 @dataclass(frozen=True)
 class StopAsked:
-    """`timeout`: seconds after which a graceful stop becomes a quick one; 0 for never."""
+    """`timeout`: seconds after which a graceful stop becomes a quick one; 0 for never.
+
+    `insist`: if the server stops already, stop at once: a second SIGTERM.
+    """
 
     quick: bool = False
+    insist: bool = False
     timeout: float = 0.0
 
 
@@ -131,6 +136,7 @@ class Adopted:
     survivors: tuple[Survivor, ...]
     last: int
     slots: int
+    forked: Mapping[int, int] = field(default_factory=dict)  # generation -> the highest worker number given out
 
 
 Event = (

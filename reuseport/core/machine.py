@@ -148,7 +148,7 @@ class Turn:
     def begin(self, release: Release, askers: tuple[Asker, ...]) -> None:
         """Start the boot of a new generation."""
         number = self.state.last + 1
-        self.change(last=number, served=self.state.served)
+        self.change(last=number)
         self.need_slots(release.workers)
         self.put(
             Generation(
@@ -415,7 +415,9 @@ def _scale_asked(t: Turn, event: ev.ScaleAsked) -> None:
 
 
 def _stop_asked(t: Turn, event: ev.StopAsked) -> None:
-    quick = event.quick or bool(t.state.stopping)
+    quick = event.quick or (event.insist and bool(t.state.stopping))
+    if t.state.stopping and not quick:
+        return
     if not t.state.stopping:
         t.do(ev.CloseSlots())
         t.answer(t.state.pending_askers, False, 0, "the server was stopped")
@@ -441,7 +443,7 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
             g = replace(g, zygote=Zygote(one.pid), deadline=t.now + one.release.boot_timeout)
         else:
             g = g.with_worker(one.key.number, Worker(one.place, one.state, one.pid, t.now))
-            g = replace(g, forked=max(g.forked, one.key.number))
+            g = replace(g, forked=max(g.forked, one.key.number, event.forked.get(number, 0)))
         t.put(g)
     # Two of them accept if their master died in the middle of a release: the newest serves. One that was only told to
     # accept may never have heard it, and does not succeed one that accepts.

@@ -38,6 +38,12 @@ class Channel:
         self._sock.setblocking(False)
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.closed = False
+        self._send_flags = _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL
+
+    def be_patient(self) -> None:
+        """From now on `send` waits until the kernel takes the message: for a process that has no loop."""
+        self._send_flags = _socket.MSG_NOSIGNAL
+        self._sock.setblocking(True)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -71,7 +77,7 @@ class Channel:
     def _try(self, message: bytes, fds: tuple[int, ...]) -> bool:
         extra = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
-            self._sock.sendmsg([message], extra, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+            self._sock.sendmsg([message], extra, self._send_flags)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
@@ -89,7 +95,7 @@ class Channel:
             return self._receive(0)
         finally:
             if not self.closed:
-                self._sock.setblocking(False)
+                self._sock.setblocking(not self._send_flags & _socket.MSG_DONTWAIT)
 
     def receive(self) -> list[tuple[dict[str, Any], list[int]]]:
         """All messages that have arrived, with the fds that came along (close-on-exec). Sets `closed` at the end."""

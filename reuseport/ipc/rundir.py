@@ -6,9 +6,10 @@
       roster.json       who belongs to this run directory, for the master that comes after this one
       control.sock      the command line talks to the master here
       boot-7.log        what generation 7 printed until it was ready
-      work/             belongs to the workers' user
-        hello.sock      every process of every generation says hello to the master here
-        scoreboard      one row of counters per worker
+      hello.sock        every process of every generation says hello to the master here
+      scoreboard        one row of counters per worker
+      work/             belongs to the workers' user, who alone writes to it: a root master follows no link in it
+        stacks-7.2.txt  what a blocked worker was at
 
 POSIX record locks die with the process and only with it; flock and OFD locks would live on in any forked child that
 holds the description (fcntl(2)). The price is that the lock is gone as soon as the process closes any descriptor of
@@ -38,8 +39,9 @@ class RunDir:
         self.pid = os.path.join(path, "master.pid")
         self.control = os.path.join(path, "control.sock")
         self.roster = os.path.join(path, "roster.json")
-        self.hello = os.path.join(self.work, "hello.sock")
-        self.scoreboard = os.path.join(self.work, "scoreboard")
+        self.hello = os.path.join(path, "hello.sock")
+        self._directory = -1
+        self.scoreboard = os.path.join(path, "scoreboard")
 
     def boot_log(self, generation: int) -> str:
         return os.path.join(self.path, f"boot-{generation}.log")
@@ -75,6 +77,9 @@ class RunDir:
                 "stop it, or give this server a name (-n) or a run directory of its own"
             ) from None
         Path(self.pid).write_text(f"{os.getpid()}\n")
+        # Cleaners of /tmp leave a directory alone that somebody holds a BSD lock on (tmpfiles.d(5), "Age").
+        self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return fd
 
     def owner(self) -> int | None:

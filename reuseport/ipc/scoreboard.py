@@ -51,7 +51,7 @@ class Scoreboard:
     """The mapped file. `row(i)` is a writable view of row i: index it with the field numbers above."""
 
     def __init__(self, path: str, *, create: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
         fd = os.open(path, flags, 0o600)
         try:
             if os.fstat(fd).st_size < ROWS * ROW_BYTES:

@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -34,7 +35,7 @@ from reuseport.master.bootlog import BootLog
 from reuseport.master.control import Client, Control
 from reuseport.master.log import Log
 from reuseport.master.loop import Loop
-from reuseport.master.processes import Process, Processes, become_subreaper
+from reuseport.master.processes import Process, Processes, become_subreaper, end
 from reuseport.master.recipe import release_of, resolve_script
 from reuseport.master.roster import Remains, Roster
 from reuseport.master.slots import SlotError, Slots
@@ -81,6 +82,8 @@ def _raise_descriptor_limit() -> None:
 class Master:
     def __init__(self, settings: Settings, extra: dict[str, Any]) -> None:
         """Take the run directory and the addresses. Raises what `run` reports."""
+        # Until the handlers stand, a signal must wait, and not end a master that has just written its pid file.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self.settings = settings
         self.first = settings  # what only a start can change: name, addresses, places of files
         self.extra = extra
@@ -90,6 +93,7 @@ class Master:
         self.signals: deque[int] = deque()
         self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
         self.boot_logs: dict[int, BootLog] = {}
+        self.following = False  # whether what booting generations print is being copied
         self.exit_status: int | None = None
 
         release = self._complete(release_of(settings))
@@ -112,11 +116,12 @@ class Master:
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         hellos = channels.listen(self.run_dir.hello)
         if ids:
-            os.chown(self.run_dir.scoreboard, *ids)
-            os.chown(self.run_dir.hello, *ids)
+            # Both lie where only the master's own user can put anything else in their place.
+            os.chown(self.run_dir.scoreboard, *ids, follow_symlinks=False)
+            os.chown(self.run_dir.hello, *ids, follow_symlinks=False)
         self.switchboard = Switchboard(
             hellos,
-            {0, os.geteuid(), ids[0] if ids else os.geteuid()},
+            ids[0] if ids else os.geteuid(),
             settings.name,
             self.loop,
             self.processes,
@@ -165,7 +170,6 @@ class Master:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda received, _: self.signals.append(received))
-        # Whoever exec'd this process in place (embedding) blocked them until now.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self.processes.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
@@ -177,7 +181,7 @@ class Master:
             elif number == signal.SIGHUP:
                 self._release(None)
             elif number == signal.SIGTERM:
-                self.events.append(ev.StopAsked(timeout=self.settings.graceful_timeout))
+                self.events.append(ev.StopAsked(insist=True, timeout=self.settings.graceful_timeout))
             elif number in (signal.SIGINT, signal.SIGQUIT):
                 self.events.append(ev.StopAsked(quick=True))
             elif number in (signal.SIGTTIN, signal.SIGTTOU):
@@ -228,8 +232,7 @@ class Master:
     def _adopt(self, remains: Remains) -> None:
         """Take over the processes and slots of a master that died. SlotError where the slots do not come back."""
         for pid in remains.strays:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            end(pid)
         for one in remains.adopted.survivors:
             process = self.processes.expect(one.key, remains.rows[one.key])
             self.processes.is_running(process, one.pid)
@@ -243,7 +246,9 @@ class Master:
                     + ", ".join(str(one.pid) for one in remains.adopted.survivors)
                 )
             self.loop.wait(deadline)
-        self.events.appendleft(remains.adopted)
+        # A master that died while it stopped had let go of them; and the addresses may be others by now.
+        self.slots.bind()
+        self.events.appendleft(replace(remains.adopted, slots=self.slots.count))
 
     # --- decide -----------------------------------------------------------------------------------------------------
 
@@ -285,14 +290,21 @@ class Master:
         while self.events and self.exit_status is None:
             event = self.events.popleft()
             self.cluster, commands = machine.step(self.cluster, event, time.monotonic())
-            if any(isinstance(command, ev.Accept | ev.Drain) for command in commands):
+            if any(isinstance(command, ev.Fork | ev.Accept | ev.Drain) for command in commands):
                 # Written before it is done: whoever may have begun to accept must not be taken for a stray.
                 self._write_roster()
             for command in commands:
-                ACTIONS[type(command)](self, command)
+                self._act(command)
         self.switchboard.forget_queues(self.cluster.generations)
         if self.exit_status is None:
             self._write_roster()
+
+    def _act(self, command: ev.Command) -> None:
+        try:
+            ACTIONS[type(command)](self, command)
+        except Exception:  # noqa: BLE001
+            # Out of descriptors or memory, or a defect: the deadlines of the core cover what has not been done.
+            self.log.write("critical", f"could not {type(command).__name__}:\n{traceback.format_exc()}")
 
     def _write_roster(self) -> None:
         rows = {process.key: process.row for process in self.processes.all()}
@@ -304,11 +316,9 @@ class Master:
     # --- act --------------------------------------------------------------------------------------------------------
 
     def _open_slots(self, command: ev.OpenSlots) -> None:
-        try:
-            new = self.slots.open(command.count)
-        except SlotError as error:
+        new, error = self.slots.open(command.count)
+        if error:
             self.log.write("error", f"no more slots could be opened; the workers share those there are: {error}")
-            return
         self.switchboard.announce_slots(new)
 
     def _close_slots(self, command: ev.CloseSlots) -> None:
@@ -327,15 +337,18 @@ class Master:
             self.events.append(ev.Started(key, error=f"cannot execute {interpreter}: {error.strerror}"))
             return
         self.events.append(ev.Started(key, process.pid))
-        self._follow_boot()
+        if not self.following:
+            self._follow_boot()
 
     def _follow_boot(self) -> None:
         """Copy what booting generations print into the log, as long as any boots."""
         self._copy_boot_output()
-        for g in self.cluster.generations.values():
-            if g.state in BOOTING or g.state == ENDING or (g.zygote and not g.zygote.loaded):
-                self.loop.later(FOLLOW, self._follow_boot)
-                return
+        self.following = any(
+            g.state in BOOTING or g.state == ENDING or (g.zygote and not g.zygote.loaded)
+            for g in self.cluster.generations.values()
+        )
+        if self.following:
+            self.loop.later(FOLLOW, self._follow_boot)
 
     def _copy_boot_output(self) -> None:
         for boot_log in self.boot_logs.values():

@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import json
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -47,6 +48,29 @@ class Process:
     row: int = -1
     started: float = 0.0  # monotonic seconds
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
+
+
+def end(pid: int, within: float = 2.0) -> None:
+    """Kill a process that is nobody's and wait for its end: it may hold what is needed next."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [], within)
+    except ProcessLookupError:
+        pass  # it has gone in between
+    finally:
+        os.close(pidfd)
+
+
+def owner_of(pid: int) -> int | None:
+    """The uid that a process runs as; None if there is none."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except FileNotFoundError:
+        return None
 
 
 def in_words(info: Any) -> str:
@@ -123,6 +147,10 @@ class Processes:
         """The process has this pid: watch for its exit. If it has gone already, that is reported now."""
         if process.pid == pid:
             return
+        if process.pidfd != -1:
+            self._loop.forget(process.pidfd)
+            os.close(process.pidfd)
+            process.pidfd = -1
         process.pid = pid
         process.started = time.monotonic()
         try:

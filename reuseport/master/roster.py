@@ -46,14 +46,14 @@ class Roster:
             for number, pid, state, place in _people(g)
             if pid
         ]
-        now = (people, cluster.last, cluster.slots, slots)
+        forked = {g.number: g.forked for g in cluster.generations.values()}
+        now = (people, forked, cluster.last, slots)
         if now == self._written:
             return
-        self._written = now
         data = {
             "v": VERSION,
             "last": cluster.last,
-            "slots_per_address": cluster.slots,
+            "forked": forked,
             "slots": slots,
             "releases": {g.number: {**asdict(g.release), "workers": g.wanted} for g in cluster.generations.values()},
             "processes": [
@@ -66,6 +66,7 @@ class Roster:
         with open(self._path + ".new", "w", encoding="utf-8", opener=_private) as file:
             json.dump(data, file)
         os.replace(self._path + ".new", self._path)
+        self._written = now
 
     def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -80,6 +81,8 @@ class Roster:
             return None
         except ValueError as error:
             raise RunDirError(f"--run-dir: {self._path} is damaged ({error}); remove it if no worker is left") from None
+        if data["v"] != VERSION:
+            raise RunDirError(f"--run-dir: {self._path} is of another version of reuseport ({data['v']})")
         living = [p for p in data["processes"] if p["start"] and start_time(p["pid"]) == p["start"]]
         releases = {int(n): Release(**r) for n, r in data["releases"].items()}
         survivors, rows, strays = [], {}, []
@@ -93,7 +96,11 @@ class Roster:
         if not survivors and not strays:
             return None
         slots = tuple((address, index) for address, index in data["slots"])
-        return Remains(Adopted(tuple(survivors), data["last"], data["slots_per_address"]), rows, slots, tuple(strays))
+        forked = {int(n): highest for n, highest in data["forked"].items()}
+        # Nobody who survives has the slots that only strays held; they are bound anew.
+        return Remains(
+            Adopted(tuple(survivors), data["last"], 0, forked), rows, slots if survivors else (), tuple(strays)
+        )
 
 
 def _people(g: Any) -> list[tuple[int, int, str, int]]:

@@ -47,12 +47,13 @@ class Slots:
         return [name for _, name, _ in self._bound]
 
     def bind(self) -> None:
-        """Bind every address for the first time. SlotError where one is not to be had."""
+        """Bind every address that is not bound yet. SlotError where one is not to be had; then none stays bound."""
+        have = {address.path or where[1] for address, _, where in self._bound}
         try:
             for address in self._wanted:
-                if address.family == "unix":
+                if address.family == "unix" and address.path not in have:
                     self._bind_unix(address)
-                else:
+                elif address.family != "unix" and not (have and address.port in {0, *have}):
                     self._bind_inet(address)
         except SlotError:
             self.close()
@@ -69,17 +70,27 @@ class Slots:
             self._bound.append((parse_address(address), address, where if isinstance(where, tuple) else (where,)))
         self.slots.append(Slot(address, index, shared, sock))
 
-    def open(self, count: int) -> list[Slot]:
-        """Have `count` slots for each address, and return the new ones. SlotError where the kernel refuses one."""
+    @property
+    def count(self) -> int:
+        """How many slots each address has."""
+        counts = [sum(s.address == name for s in self.slots) for a, name, _ in self._bound if a.family != "unix"]
+        return min(counts, default=0)
+
+    def open(self, count: int) -> tuple[list[Slot], str]:
+        """Have `count` slots for each address. Returns the new ones, and why there are not more of them, or ""."""
         new: list[Slot] = []
         for address, name, where in self._bound:
             if address.family == "unix":
                 continue
             have = sum(1 for slot in self.slots if slot.address == name)
             for index in range(have, count):
-                new.append(Slot(name, index, False, self._listener(address, where, name)))
+                try:
+                    listener = self._listener(address, where, name)
+                except SlotError as error:
+                    return new, str(error)
+                new.append(Slot(name, index, False, listener))
                 self.slots.append(new[-1])
-        return new
+        return new, ""
 
     def close(self) -> None:
         for slot in self.slots:
@@ -119,7 +130,10 @@ class Slots:
 
     def _listener(self, address: Address, where: tuple[object, ...], name: str) -> socket.socket:
         family = socket.AF_INET6 if address.family == "inet6" else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            raise SlotError(_why(name, error)) from None
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

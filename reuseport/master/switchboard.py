@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from reuseport.core.model import ZYGOTE, Key
 from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import Channel
 from reuseport.master.loop import READ, WRITE, Loop
-from reuseport.master.processes import Process, Processes
+from reuseport.master.processes import Process, Processes, owner_of
 from reuseport.master.slots import Slot, Slots
 
 NO_DESCRIPTORS = 0.1  # seconds to wait when there are none left
@@ -42,7 +43,7 @@ class Switchboard:
     def __init__(
         self,
         hellos: _socket.socket,
-        trusted: Iterable[int],
+        workers_uid: int,
         name: str,
         loop: Loop,
         processes: Processes,
@@ -52,7 +53,8 @@ class Switchboard:
         recipe_of: Callable[[int], Mapping[str, Any] | None],
     ) -> None:
         self._hellos = hellos
-        self._trusted = set(trusted)
+        self._workers_uid = workers_uid
+        self._trusted = {0, os.geteuid(), workers_uid}
         self._name = name
         self._loop = loop
         self._processes = processes
@@ -126,15 +128,17 @@ class Switchboard:
             return
         hello, fds = messages[0]
         key = Key(int(hello.get("generation", 0)), int(hello.get("number", 0)))
-        process = self._processes.get(key)
-        if hello["type"] != "hello" or (process is None and key.number == ZYGOTE):
+        expected = self._processes.get(key)
+        unknown = expected is None and key.number == ZYGOTE
+        taken = expected is not None and expected.pid not in (0, pid)
+        if hello["type"] != "hello" or unknown or taken:
             # A zygote that this master does not know belongs to a generation that has been given up.
             for fd in fds:
                 os.close(fd)
             channel.send("quit")
             self._hang_up(channel)
             return
-        process = process or self._processes.expect(key)
+        process = expected or self._processes.expect(key)
         self._processes.is_running(process, pid)
         if hello.get("queue"):
             self._adopt_queue(key.generation, fds[:2])
@@ -144,7 +148,10 @@ class Switchboard:
             process.channel = channel
             self._loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
             self._welcome(process, channel, hello)
-        if key.number != ZYGOTE:
+        if key.number != ZYGOTE and expected is None and hello["state"] in ("serving", "draining"):
+            # An earlier master let it accept and could not write that down. Nobody waits for it, but it has clients.
+            self._processes.signal(key, signal.SIGTERM)
+        elif key.number != ZYGOTE:
             self._tell(ev.Forked(key, pid))
         elif hello["state"] == "loaded":
             self._tell(ev.Loaded(key))
@@ -204,7 +211,7 @@ class Switchboard:
         kind = message["type"]
         if kind in EVENTS:
             self._tell(EVENTS[kind](key, message))
-        elif kind == "forked":
+        elif kind == "forked" and key.number == ZYGOTE and owner_of(int(message["pid"])) in (None, self._workers_uid):
             forked = Key(key.generation, int(message["number"]))
             process = self._processes.get(forked) or self._processes.expect(forked)
             self._processes.is_running(process, int(message["pid"]))

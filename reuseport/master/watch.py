@@ -19,6 +19,8 @@ from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.master.loop import Loop
 from reuseport.master.processes import Process, Processes
 
+LATE = 3.0  # seconds between two looks that come every second
+LONGEST_STACK = 65536  # bytes
 STACK_DELAY = 0.3  # seconds for a blocked worker to write its stack
 
 
@@ -40,10 +42,14 @@ class Watch:
         self._board = board
         self._tell = tell
         self._log = log
+        self._last = time.monotonic_ns()
 
     def look(self, cluster: Cluster, timeout: float) -> None:
         """Compare every worker's time with now. `timeout` in seconds."""
         now = time.monotonic_ns()
+        last, self._last = self._last, now
+        if now - last > LATE * 1e9:
+            return  # the master itself stood still, and most likely the whole machine with it: give everybody a turn
         for g in cluster.generations.values():
             for number, w in g.having(TOLD, ACCEPTING, LEAVING).items():
                 key = Key(g.number, number)
@@ -60,15 +66,20 @@ class Watch:
 
     def _report(self, process: Process, stands: float) -> None:
         path = self._run_dir.stacks(str(process.key))
-        if os.path.exists(path):
-            os.truncate(path, 0)
+        said = os.lstat(path).st_size if os.path.lexists(path) else 0
+        if os.path.lexists(path):
             self._processes.signal(process.key, STACK_SIGNAL)
         head = f"worker {process.key} (pid {process.pid}): its loop has not turned for {stands:.1f} s"
-        self._loop.later(STACK_DELAY, lambda: self._log("warning", f"{head}; it is at\n{self._stack(path)}"))
+        self._loop.later(STACK_DELAY, lambda: self._log("warning", f"{head}; it is at\n{_stack(path, said)}"))
 
-    def _stack(self, path: str) -> str:
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                return file.read().rstrip() or "(it has not said where)"
-        except OSError:
-            return "(it has gone)"
+
+def _stack(path: str, offset: int) -> str:
+    """What was written behind `offset`. The worker's user owns the directory, so no link in it is followed."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return "(it has gone)"
+    try:
+        return os.pread(fd, LONGEST_STACK, offset).decode(errors="replace").rstrip() or "(it has not said where)"
+    finally:
+        os.close(fd)

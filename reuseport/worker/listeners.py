@@ -24,6 +24,7 @@ from typing import Any
 
 from gevent import monkey
 
+from reuseport.ipc.channel import FDS, Channel
 from reuseport.ipc.scoreboard import ACCEPTED, LOOKS, STOLEN
 from reuseport.worker.loopset import LoopSet
 
@@ -55,6 +56,14 @@ class Listener:
             _socket.AF_UNIX if self.shared else _socket.AF_INET6 if self.address.startswith("[") else _socket.AF_INET
         )
         return _socket.socket(family, _socket.SOCK_STREAM, 0, self.fd)
+
+
+def pass_slots(channel: Channel, listeners: list[Listener]) -> None:
+    """Give a new master the slots back that an earlier one opened."""
+    for start in range(0, len(listeners), FDS):
+        some = listeners[start : start + FDS]
+        names = [(one.address, one.index, one.shared) for one in some]
+        channel.send("slots", tuple(one.fd for one in some), slots=names)
 
 
 class Slot:

@@ -32,7 +32,7 @@ from reuseport.worker import application, warmup
 from reuseport.worker.birth import Birth
 from reuseport.worker.engine import Engine
 from reuseport.worker.handover import Receiver, Sender
-from reuseport.worker.listeners import Acceptor, Listener
+from reuseport.worker.listeners import Acceptor, Listener, pass_slots
 from reuseport.worker.loopset import LoopSet
 from reuseport.worker.reporter import JobReporter
 
@@ -86,7 +86,8 @@ class Worker:
         if birth.booting:
             os.dup2(birth.boot_output, 1)
             os.dup2(birth.boot_output, 2)
-        self._connect()
+        if not self._connect():
+            os._exit(0)  # its master died meanwhile; another one would not know of it
         if birth.application is not None:
             self.get_ready(birth.application)
         elif script := birth.recipe.get("script"):
@@ -181,16 +182,15 @@ class Worker:
         again = self.state != "starting"
         channel.send(
             "hello",
-            (*self.birth.queue, *(one.fd for one in listeners))[: channels.FDS] if again else (),
+            self.birth.queue if again else (),
             generation=self.birth.generation,
             number=self.birth.number,
             state=self.state,
-            row=self.birth.row,
             slots=[(one.address, one.index, one.shared) for one in listeners],
             queue=again,
-            jobs=self.board[JOBS],
-            recipe=self.birth.recipe if again else {},
         )
+        if again:
+            pass_slots(channel, listeners)
         self.channel = channel
         if again:
             self.reporter.again()

@@ -800,7 +800,7 @@ class World:
         if audit.stops or not (audit.served or audit.adopted):
             assert len(audit.finish) == 1, "the master was never told to leave"
             return
-        assert not audit.finish
+        assert not audit.finish or not audit.served
         if not audit.served:
             assert not cluster.generations, "of those who were adopted, none accepted: they have all gone"
             return

@@ -95,7 +95,7 @@ class AnyStory(RuleBasedStateMachine):
     @rule(quick=st.booleans(), timeout=st.sampled_from((0.0, 5.0)), really=st.sampled_from((False,) * 5 + (True,)))
     def stop(self, quick: bool, timeout: float, really: bool) -> None:
         if really:
-            self.world.feed(ev.StopAsked(quick, timeout))
+            self.world.feed(ev.StopAsked(quick, insist=True, timeout=timeout))
 
     # --- what goes well ---------------------------------------------------------------------------------------------
 

@@ -62,7 +62,11 @@ def test_an_answer_that_breaks_off_says_where(data, broken):
 
 @pytest.mark.parametrize(
     "data",
-    [b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"],
+    [
+        b"SSH-2.0-x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    ],
 )
 def test_what_is_not_http_is_said_to_be_malformed(data):
     with pytest.raises(Malformed):
