@@ -370,10 +370,9 @@ class Master:
         self.switchboard.send(command.key, "accept", own=list(command.slots))
 
     def _drain(self, command: ev.Drain) -> None:
-        if command.last:
-            self.switchboard.send(command.key, "stopping")
-        else:
+        if not command.last:
             self._bequeath(ev.Bequeath(command.key))
+        self.switchboard.send(command.key, "drain", last=command.last)
         self.processes.signal(command.key, signal.SIGTERM)
 
     def _bequeath(self, command: ev.Bequeath) -> None:

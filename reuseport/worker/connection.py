@@ -24,7 +24,6 @@ from .wheel import NEVER
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .loopset import LoopSet
 
 BURST = 32  # pipelined requests answered before other connections get their turn
 LINGER_TIME = 2.0  # seconds
@@ -35,6 +34,10 @@ SERVING = "serving"  # the application works on a request
 LINGERING = "lingering"  # everything was said; what the client still sends is thrown away
 PASSED = "passed"  # given to another worker, which has not acknowledged it yet
 CLOSED = "closed"
+
+
+def _socket_address(host: str, port: str) -> Any:
+    return (host, int(port), 0, 0) if ":" in host else (host, int(port))
 
 
 class Connection(Stream):
@@ -58,10 +61,6 @@ class Connection(Stream):
         self._set_deadline(engine.header_timeout)
 
     # In the loop: requests in.
-
-    def take_over(self, data: bytes) -> None:
-        """Go on from bytes that somebody else has read from this connection."""
-        self._take(data)
 
     def _readable(self) -> None:
         if self.state is SERVING:
@@ -213,8 +212,14 @@ class Connection(Stream):
         """As getpeername gave it, "" for a unix socket."""
         if not self.remote_addr:
             return ""
-        where = (self.remote_addr, int(self.remote_port))
-        return where if "." in self.remote_addr and ":" not in self.remote_addr else (*where, 0, 0)
+        return _socket_address(self.remote_addr, self.remote_port)
+
+    @property
+    def local(self) -> Any:
+        """As getsockname gave it to who accepted it, "" for a unix socket."""
+        if not self.remote_addr:
+            return ""
+        return _socket_address(self.template["SERVER_NAME"], self.template["SERVER_PORT"])
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -223,23 +228,43 @@ class Connection(Stream):
         """Until its deadline; None where it has none."""
         return None if self.deadline == NEVER else max(self.deadline - time.monotonic(), 0.0)
 
-    def let_go(self, loop_set: LoopSet) -> None:
+    def let_go(self) -> None:
         """Do not touch it any more: somebody else may be reading it from now on."""
         self.state = PASSED
         self.engine.wheel.forget(self)
         self._watcher.stop()
-        loop_set.forget(self._sock.fileno())
 
     def take_back(self) -> None:
         """Nobody has taken it: go on as if nothing had been."""
-        if self.state is PASSED:
-            self.state = WAITING
-            if self.deadline != NEVER:
-                self.engine.wheel.watch(self)
+        if self.state is not PASSED:
+            return
+        self.state = WAITING
+        if self.deadline != NEVER:
+            self.engine.wheel.watch(self)
+        if self.unread:
+            self._resume_later()
+        else:
             self._parked = False
             self._watcher.start(self._readable)
-            if self.unread:
-                self.engine.loop.run_callback(self._resume)
+
+    def abandon(self) -> None:
+        """In a child that the application has forked: close the copy, without a word to the client."""
+        self.state = CLOSED
+        self._watcher.stop()
+        if self._writer is not None:
+            self._writer.stop()
+        self._sock.close()
+
+    def close_if_idle(self) -> None:
+        """Close it, unless it has something of a request, read or unread."""
+        if self.state is not WAITING or self.unread:
+            return
+        try:
+            waits = bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError:  # nothing has come (EAGAIN), or nothing can come any more
+            waits = False
+        if not waits:
+            self.close()
 
     def passed(self) -> None:
         """Somebody else serves it now."""

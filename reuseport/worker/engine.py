@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 
 from ..ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS
-from .connection import WAITING, Connection
+from .connection import Connection
 from .pool import Pool
 from .request import HeadParser, RequestError
 from .wheel import Wheel
@@ -83,7 +83,7 @@ class Engine:
         self.connections += 1
         self.board[CONNECTIONS] = self.connections
         if data:
-            connection.take_over(data)
+            connection._take(data)
         return connection
 
     def drain(self) -> None:
@@ -111,8 +111,15 @@ class Engine:
 
     def close_idle(self) -> None:
         """Close the connections that wait for a request: at a stop, where nobody will answer their next one."""
-        for connection in [c for c in self._open if c.state is WAITING]:
-            connection.close()
+        for connection in list(self._open):
+            connection.close_if_idle()
+
+    def abandon(self) -> None:
+        """In a child that the application has forked: the clients are its parent's."""
+        self.wheel.abandon()
+        for connection in self._open:
+            connection.abandon()
+        self._open.clear()
 
     def close_all(self) -> None:
         """Close every connection now, whatever it is doing."""

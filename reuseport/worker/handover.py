@@ -32,7 +32,9 @@ REST = 0.005  # seconds after a batch for which a receiver leaves the queue to i
 BATCH_BYTES = 1 << 16  # bytes read from the connections of one packet; one connection's may be more
 MOST_UNREAD = 1 << 16  # bytes: a connection with more of them is not passed
 PACKET = 1 << 18
-RETRY = 0.005  # seconds, where the kernel holds too many descriptors in flight (ETOOMANYREFS)
+RETRY = 0.005  # seconds, where the kernel holds too many descriptors in flight (ETOOMANYREFS), or a batch was refused
+REFUSALS = 5  # batches that one heir may refuse; while one waits, nobody answers its clients
+NO_ROOM = 0.05  # seconds for which a receiver without descriptors leaves the queue to its siblings
 
 _FD_BYTES = array.array("i").itemsize
 _ACCEPTED = b"\1"
@@ -41,12 +43,12 @@ _ACCEPTED = b"\1"
 @dataclass
 class _Batch:
     connections: list[Connection]
-    acknowledgement: int
     watcher: Any
+    heir: int
 
 
 class Sender:
-    """Gives connections to the heir. `on_refused()` is called when some came back, or there is no heir any more."""
+    """Gives connections to the heir. `on_refused()` is called when it does not take some, or there is none any more."""
 
     def __init__(self, loop: Any, loop_set: LoopSet, on_refused: Callable[[], None]) -> None:
         self._loop = loop
@@ -59,6 +61,8 @@ class Sender:
         self._retry: Any = None
         self._workers = 1
         self._share = BATCH
+        self._heir = 0  # counts the heirs
+        self._refusals = 0  # of the present heir
 
     @property
     def has_heir(self) -> bool:
@@ -67,6 +71,8 @@ class Sender:
     def set_heir(self, fd: int, workers: int) -> None:
         """From now on give to the generation whose queue's sending end this is, and which has so many workers."""
         self._drop_heir()
+        self._heir += 1
+        self._refusals = 0
         self._workers = workers
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
         self._socket.setblocking(False)
@@ -79,6 +85,14 @@ class Sender:
             self._loop_set.forget(self._socket.fileno())
             self._socket.close()
             self._socket = None
+
+    def abandon(self) -> None:
+        """In a child that the application has forked."""
+        for batch in self._batches.values():
+            batch.watcher.stop()
+        if self._socket is not None:
+            self._writable.stop()
+            self._socket.close()
 
     def give(self, connections: list[Connection]) -> None:
         """Pass these on, as far as they are between two requests when their turn comes."""
@@ -111,7 +125,7 @@ class Sender:
         while self._waiting and len(batch) < self._share and size < BATCH_BYTES:
             connection = self._waiting.popleft()
             if connection.can_pass and len(connection.unread) <= MOST_UNREAD:
-                connection.let_go(self._loop_set)
+                connection.let_go()
                 batch.append(connection)
                 size += len(connection.unread)
         return batch
@@ -119,10 +133,14 @@ class Sender:
     def _send(self, batch: list[Connection]) -> bool:
         """False where the batch cannot be sent now; what wakes the pump again is set up then."""
         assert self._socket is not None
-        entries = [(c.peer, len(c.unread), c.seconds_left()) for c in batch]
+        entries = [(c.peer, c.local, len(c.unread), c.seconds_left()) for c in batch]
         packet = json.dumps({"v": 1, "connections": entries}, separators=(",", ":")).encode() + b"\n"
         packet += b"".join(bytes(c.unread) for c in batch)
-        ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            self._retry_later()
+            return False
         fds = array.array("i", [theirs, *(c.fileno() for c in batch)])
         try:
             self._socket.sendmsg([packet], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)], _socket.MSG_NOSIGNAL)
@@ -131,19 +149,23 @@ class Sender:
             if isinstance(error, BlockingIOError):
                 self._writable.start(self._pump)
             elif error.errno in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
-                self._retry = self._loop.timer(RETRY)
-                self._retry.start(self._pump)
-            elif error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN):
-                self._drop_heir()
+                self._retry_later()
             else:
-                raise
+                self._drop_heir()
             return False
         finally:
             os.close(theirs)
+        # Only now: a connection that is taken back in this same turn of the loop must still be in its epoll set.
+        for connection in batch:
+            self._loop_set.forget(connection.fileno())
         watcher = self._loop.io(ours, READ)
-        self._batches[ours] = _Batch(batch, ours, watcher)
+        self._batches[ours] = _Batch(batch, watcher, self._heir)
         watcher.start(self._answered, ours)
         return True
+
+    def _retry_later(self) -> None:
+        self._retry = self._loop.timer(RETRY)
+        self._retry.start(self._pump)
 
     def _answered(self, acknowledgement: int) -> None:
         """The receiver has spoken, or its end is gone."""
@@ -151,12 +173,19 @@ class Sender:
         batch.watcher.close()
         accepted = os.read(acknowledgement, 1) == _ACCEPTED
         os.close(acknowledgement)
-        for connection in batch.connections:
-            if accepted:
+        if accepted:
+            for connection in batch.connections:
                 connection.passed()
-            else:
-                connection.take_back()
-        if not accepted:
+            return
+        for connection in batch.connections:
+            connection.take_back()
+        if batch.heir == self._heir:
+            self._refusals += 1
+        if self._socket is not None and self._refusals <= REFUSALS:
+            # A former heir's end is no word of the present one's; and where one worker has no room, another may.
+            self._waiting.extend(batch.connections)
+            self._retry_later()
+        else:
             self._on_refused()
 
 
@@ -173,6 +202,7 @@ class Receiver:
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, os.dup(fd))
         os.set_inheritable(self._socket.fileno(), False)
         self._socket.setblocking(False)
+        self._loop = loop
         self._adopt = adopt
         self._log = log
         self._watcher = loop.io(self._socket.fileno(), READ)
@@ -188,30 +218,49 @@ class Receiver:
             loop_set.forget(self._socket.fileno())
             self._socket.close()
 
+    def abandon(self) -> None:
+        """In a child that the application has forked."""
+        self._watcher.stop()
+        self._rest.stop()
+        self._socket.close()
+
+    def empty(self) -> bool:
+        """Take all that waits in the queue; whether there was anything."""
+        some = False
+        while self._socket.fileno() != -1 and self._take():
+            some = True
+        return some
+
     def _readable(self) -> None:
+        self._take()
+
+    def _take(self) -> bool:
+        """Take one batch. False where none waits, or there is no room for it."""
         try:
             packet, extra, flags, _ = self._socket.recvmsg(
                 PACKET, _socket.CMSG_SPACE((BATCH + 1) * _FD_BYTES), _socket.MSG_CMSG_CLOEXEC
             )
         except (BlockingIOError, InterruptedError):
-            return  # a sibling was quicker
-        except ConnectionError:
-            return
+            return False  # a sibling was quicker
+        except OSError as error:
+            self._log("error", f"connections could not be taken over: {error.strerror}")
+            self._pause(NO_ROOM)
+            return False
         fds = array.array("i")
         for level, kind, payload in extra:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
                 fds.frombytes(payload[: len(payload) - len(payload) % _FD_BYTES])
         if not packet:
             self._watcher.stop()
-            return
+            return False
         if flags & (_socket.MSG_CTRUNC | _socket.MSG_TRUNC):
             # Some descriptors are lost already. Closing the pipe unanswered gives all of them back.
             for fd in fds:
                 os.close(fd)
             self._log("error", "connections could not be taken over: no file descriptors are left")
-            return
-        self._watcher.stop()
-        self._rest.start(self.start)
+            self._pause(NO_ROOM)
+            return False
+        self._pause(REST)
         head, _, data = packet.partition(b"\n")
         entries = json.loads(head)["connections"]
         acknowledgement = fds[0]
@@ -222,17 +271,19 @@ class Receiver:
         finally:
             os.close(acknowledgement)
         start = 0
-        for (peer, length, seconds), fd in zip(entries, fds[1:], strict=True):
+        for (peer, local, length, seconds), fd in zip(entries, fds[1:], strict=True):
             unread, start = data[start : start + length], start + length
-            peer = tuple(peer) if isinstance(peer, list) else peer
-            self._adopt(fd, peer, _local(fd, peer), unread, seconds)
+            self._adopt(fd, _address(peer), _address(local), unread, seconds)
+        return True
+
+    def _pause(self, seconds: float) -> None:
+        if self._watcher.active:
+            self._watcher.stop()
+            self._rest.close()
+            self._rest = self._loop.timer(seconds)
+            self._rest.start(self.start)
 
 
-def _local(fd: int, peer: Any) -> Any:
-    if isinstance(peer, str):
-        return ""
-    sock = _socket.socket(_socket.AF_INET if len(peer) == 2 else _socket.AF_INET6, _socket.SOCK_STREAM, 0, fd)
-    try:
-        return sock.getsockname()
-    finally:
-        sock.detach()
+def _address(value: Any) -> Any:
+    """As getpeername gives it; JSON has no tuples."""
+    return tuple(value) if isinstance(value, list) else value

@@ -37,6 +37,20 @@ HOT = 0.2  # seconds for which a slot stays hot after a steal
 BURST = 64  # connections accepted in one go, before the loop turns
 NO_DESCRIPTORS = 0.1  # seconds to wait when there are no descriptors left
 
+# Errors that accept(2) passes on from a connection that is broken already; the next one may be well.
+OF_THE_CONNECTION = {
+    errno.ECONNABORTED,
+    errno.EPROTO,
+    errno.ENETDOWN,
+    errno.ENOPROTOOPT,
+    errno.EHOSTDOWN,
+    errno.ENONET,
+    errno.EHOSTUNREACH,
+    errno.EOPNOTSUPP,
+    errno.ENETUNREACH,
+    errno.EPERM,  # a firewall's word
+}
+
 READ = 1
 
 Adopt = Callable[[int, Any, Any], None]
@@ -52,10 +66,9 @@ class Listener:
     shared: bool
 
     def open(self) -> _socket.socket:
-        family = (
-            _socket.AF_UNIX if self.shared else _socket.AF_INET6 if self.address.startswith("[") else _socket.AF_INET
-        )
-        return _socket.socket(family, _socket.SOCK_STREAM, 0, self.fd)
+        # SOCK_NONBLOCK: else CPython would apply the application's socket.setdefaulttimeout() to it.
+        family = _socket.AF_UNIX if self.shared else _socket.AF_INET6 if self.address[0] == "[" else _socket.AF_INET
+        return _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK, 0, self.fd)
 
 
 def pass_slots(channel: Channel, listeners: list[Listener]) -> None:
@@ -84,10 +97,16 @@ class Acceptor:
     """Hands every accepted connection to `adopt(fd, peer, local)`, in the loop. `steal` off: own slots only."""
 
     def __init__(
-        self, loop: Any, adopt: Adopt, board: Any, log: Callable[[str, str], None], steal: bool = True
+        self,
+        loop: Any,
+        loop_set: LoopSet,
+        adopt: Adopt,
+        board: Any,
+        log: Callable[[str, str], None],
+        steal: bool = True,
     ) -> None:
         self._loop = loop
-        self._loop_set = LoopSet(loop)
+        self._loop_set = loop_set
         self._adopt = adopt
         self._board = board
         self._log = log
@@ -100,7 +119,6 @@ class Acceptor:
         self._look_timer = loop.timer(FIRST_LOOK)
         self._pause_timer = loop.timer(NO_DESCRIPTORS)
         self._delay = FIRST_LOOK
-        self._armed: list[int] = []
 
     def add(self, listener: Listener) -> None:
         """Know one more slot; it is a sibling's until `own` says otherwise."""
@@ -142,6 +160,17 @@ class Acceptor:
             slot.socket.close()
         self._slots.clear()
 
+    def abandon(self) -> None:
+        """In a child that the application has forked: neither accept nor hold anything, and leave the parent alone."""
+        self._accepting = False
+        for watcher in (self._sibling_watcher, self._look_timer, self._pause_timer):
+            watcher.stop()
+        self._siblings.close()
+        for slot in self._slots.values():
+            slot.watcher.stop()
+            slot.socket.close()
+        self._slots.clear()
+
     def _forget_fd(self, watcher: Any, fd: int) -> None:
         watcher.stop()
         watcher.close()
@@ -168,16 +197,19 @@ class Acceptor:
             fd, peer = slot.socket._accept()
         except BlockingIOError:
             return False
-        except ConnectionAbortedError:
-            return True
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                raise
+            if error.errno in OF_THE_CONNECTION:
+                return True
             self._pause(error)
             return False
-        os.set_blocking(fd, False)
+        try:
+            os.set_blocking(fd, False)
+            self._adopt(fd, "" if slot.listener.shared else peer, slot.local)
+        except Exception as error:  # noqa: BLE001
+            # One odd connection must not cost the slot: gevent stops a watcher whose callback raises.
+            self._log("error", f"a connection from {peer!r} could not be taken: {type(error).__name__}: {error}")
+            os.close(fd)
         self._board[counter] += 1
-        self._adopt(fd, peer, slot.local)
         return True
 
     def _pause(self, error: OSError) -> None:

@@ -20,14 +20,10 @@ class LoopSet:
     """The loop's epoll set. It must be made after the fork, since a fork gives the loop a new one."""
 
     def __init__(self, loop: Any) -> None:
-        self._loop = loop
-        self._number = -1
-        self._set: Any = None
+        # A descriptor of its own, and now: when it is needed there may be none left.
+        self._set = epoll.fromfd(os.dup(loop.fileno()))
 
     def forget(self, fd: int) -> None:
         """Take the fd out, before it is closed here. Its watchers must have been stopped."""
-        number = self._loop.fileno()
-        if self._number != number:
-            self._number, self._set = number, epoll.fromfd(os.dup(number))
         with contextlib.suppress(FileNotFoundError):  # never watched, or libev has noticed by itself
             self._set.unregister(fd)

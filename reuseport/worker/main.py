@@ -40,6 +40,7 @@ STDOUT_COPY, STDERR_COPY = 3, 4  # where the zygote keeps the streams that every
 TURN = 0.25  # seconds between two signs of life
 MEMORY = 5.0  # seconds between two looks at the resident memory
 PROPORTION = 30.0  # seconds between two looks at the proportional memory, which cost the kernel a walk
+TERM = "it got a SIGTERM that the master did not send"
 RETRY = 1.0  # seconds between two attempts to reach a master
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -65,6 +66,7 @@ class Worker:
         self.retiring = ""  # why this worker wants to be replaced
         self.heir = 0
         self.stopping = False
+        self.told_to_drain = False
         self.limit = self.settings.max_requests
         if self.limit and self.settings.max_requests_jitter:
             self.limit += random.randint(0, self.settings.max_requests_jitter)
@@ -99,10 +101,10 @@ class Worker:
         birth = self.birth
         birth.application = app
         self._accept_signals()
+        self.loop_set = LoopSet(self.loop)
         self.reporter = JobReporter(self.loop, self.board, self._say, self._leave_if_done)
-        self.acceptor = Acceptor(
-            self.loop, self._adopt, self.board, self.log, os.environ.get("REUSEPORT_STEAL", "1") != "0"
-        )
+        steal = os.environ.get("REUSEPORT_STEAL", "1") != "0"
+        self.acceptor = Acceptor(self.loop, self.loop_set, self._adopt, self.board, self.log, steal)
         for listener in birth.listeners.values():
             self.acceptor.add(listener)
         self.engine = Engine(
@@ -114,12 +116,12 @@ class Worker:
             log=self.log,
         )
         self.engine.on_change = self._leave_if_done
-        self.loop_set = LoopSet(self.loop)
-        self.sender = Sender(self.loop, self.loop_set, self.engine.drain)
+        self.sender = Sender(self.loop, self.loop_set, self._keep_connections)
         self.receiver = Receiver(self.loop, birth.queue[0], self._inherit, self.log)
         if self.limit:
             self.engine.on_request_end = self._count_request
         self._beat()
+        os.register_at_fork(after_in_child=self._abandon)
         warmup.call_start_hooks()
         for path in self.settings.warmup:
             warmup.request(self.engine, path)
@@ -209,7 +211,13 @@ class Worker:
         if channel is None:
             return
         channel.flush()
-        for message, fds in channel.receive():
+        try:
+            messages = channel.receive()
+        except channels.ChannelError as error:
+            # Out of descriptors, say. A new hello makes the master repeat what counts.
+            self.log("error", f"the master could not be understood: {error}")
+            messages, channel.closed = [], True
+        for message, fds in messages:
             if message["type"] == "slots":
                 self._add_slots(message["slots"], fds)
             elif message["type"] == "heir":
@@ -230,9 +238,8 @@ class Worker:
 
     def _reconnect(self) -> None:
         if self.channel is None and not self._connect():
-            timer = self.loop.timer(RETRY)
-            timer.start(self._reconnect)
-            self._watchers.append(timer)
+            self._retry = self.loop.timer(RETRY)
+            self._retry.start(self._reconnect)
 
     def _on_message(self, message: dict[str, Any]) -> None:
         kind = message["type"]
@@ -243,8 +250,10 @@ class Worker:
                 self.receiver.start()
             self.state = "serving"
             self._say("accepting")
-        elif kind == "stopping":
-            self._drain(last=True)
+        elif kind == "drain":
+            self.told_to_drain = True
+            if message["last"]:
+                self._drain(last=True)
         elif kind == "quit":
             self.exit()
         elif kind == "reopen":
@@ -271,8 +280,8 @@ class Worker:
         connection = self.engine.adopt(fd, peer, local, data=data)
         connection.inherit(seconds)
         self.board[TAKEN] += 1
-        if self.stopping and connection.can_pass:
-            connection.close()
+        if self.stopping:
+            connection.close_if_idle()
         elif self.engine.pass_on is not None:
             self.engine.is_idle(connection)  # it came to a worker that is leaving, too
 
@@ -289,6 +298,13 @@ class Worker:
         self.sender.set_heir(fds[0], int(message["workers"]))
         if self.state == "draining":
             self._hand_over()
+
+    def _keep_connections(self) -> None:
+        """Nobody takes them: each is answered once more, and closed. At a stop idle ones are closed at once."""
+        assert self.engine is not None
+        self.engine.drain()
+        if self.stopping:
+            self.engine.close_idle()
 
     def _hand_over(self) -> None:
         assert self.engine is not None
@@ -353,31 +369,32 @@ class Worker:
     # --- leave ------------------------------------------------------------------------------------------------------
 
     def _on_term(self) -> None:
-        # What the master said before it sent the signal counts first.
+        """The master's TERM follows its word. Anybody else's is a wish to be replaced, unless it is repeated."""
         self._hear()
-        self._drain(last=False)
+        if self.told_to_drain or self.channel is None or self.retiring == TERM:
+            self._drain(last=False)
+        else:
+            self._retire(TERM)
 
     def _drain(self, last: bool) -> None:
         """Accept nothing new, finish what there is, leave. `last`: nobody accepts after this worker."""
         if self.state == "draining":
             if last and not self.stopping:
                 self.stopping = True
-                self.engine.drain()
-                self.engine.close_idle()
+                self._keep_connections()
             return
-        if self.engine is None or self.acceptor is None:
-            self.exit()
-        self.acceptor.stop(take_rest=last)
-        self._say("let-go")
         self.state = "draining"
         self.stopping = last
+        if last:
+            self.engine.close_idle()  # before the queues are emptied: what waits there has a request
+        self.acceptor.stop(take_rest=last)
+        self._say("let-go")
         self._retitle()
         hooks.draining = True
         for function in hooks.drain_hooks:
             gevent.spawn(self._call_drain_hook, function)
         if last:
             self.engine.drain()
-            self.engine.close_idle()
         elif self.sender.has_heir:
             self._hand_over()
         else:
@@ -394,13 +411,42 @@ class Worker:
     def _leave_if_done(self) -> None:
         engine = self.engine
         if self.state == "draining" and not engine.requests and not engine.connections and not self.board[JOBS]:
+            # What waits in the queue would be lost with the answer that it was taken; it goes straight on to the heir.
+            if self.heir != self.birth.generation and self.receiver.empty():
+                return
             self.exit()
+
+    def _abandon(self) -> None:
+        """In a child that the application has forked. gevent keeps the watchers alive there, so without this the child
+        would go on being the server: accept, read its parent's clients, take batches, and lose them all at its end."""
+        self.channel = None
+        for watcher in (*self._watchers, self._channel_watcher):
+            if watcher is not None:
+                watcher.stop()
+        for part in (self.acceptor, self.receiver, self.sender, self.engine, self.reporter):
+            part.abandon()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        Worker.current = None
 
     def exit(self) -> None:
         """Leave now: in the main greenlet, where exit handlers are called."""
         if self.engine is not None:
             self.reporter.report()
+            self.receiver.stop(self.loop_set)
         self.ended.set()
+
+
+def _wait_for_end(worker: Worker) -> None:
+    """Until the worker may leave. What a greenlet of the application throws at the main one (SystemExit) ends nobody
+    else's request: the worker is replaced, and drains."""
+    while not worker.ended.is_set():
+        try:
+            worker.ended.wait()
+        except gevent.hub.LoopExit:
+            raise
+        except BaseException as error:  # noqa: BLE001
+            worker.log("error", f"a greenlet of the application raised {type(error).__name__}: {error}")
+            worker._retire(f"a greenlet raised {type(error).__name__}")
 
 
 def _proportional_memory() -> int:
@@ -427,7 +473,7 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
     status = 0
     try:
         birth()
-        worker.ended.wait()
+        _wait_for_end(worker)
     except (application.LoadError, warmup.WarmupError) as error:
         worker._say("failed", error=str(error))
         status = 1

@@ -60,3 +60,14 @@ class JobReporter:
                 name, tenant, started, fraction, text = facts
                 self._say("job", number=number, name=name, tenant=tenant, started=started, fraction=fraction, text=text)
         self._reported = now
+
+    def abandon(self) -> None:
+        """In a child that the application has forked: its jobs are its own affair."""
+        self._timer.stop()
+        self._wake.stop()
+        jobs.active.clear()
+        jobs.changed = _nothing
+
+
+def _nothing() -> None:
+    """Nobody is to be told."""

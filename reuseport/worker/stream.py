@@ -47,10 +47,8 @@ class Stream:
     __slots__ = ("_parked", "_sock", "_waiting", "_watcher", "_writer", "deadline", "engine", "tick", "unread")
 
     def __init__(self, engine: Engine, fd: int, family: int) -> None:
-        self._sock = _socket.socket(family, socket.SOCK_STREAM, 0, fd)
-        if family != socket.AF_UNIX:
-            # Pipelined and streamed responses are several small writes; each must leave at once.
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # SOCK_NONBLOCK: else CPython would apply the application's socket.setdefaulttimeout() to it.
+        self._sock = _socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, fd)
         self.engine = engine
         self.unread: bytes | bytearray = b""
         self.tick = 0

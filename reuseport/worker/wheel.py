@@ -54,6 +54,11 @@ class Wheel:
             self._buckets[item.tick].discard(item)
             item.tick = 0
 
+    def abandon(self) -> None:
+        """Look at nothing any more."""
+        self._timer.stop()
+        self._buckets.clear()
+
     def _arm(self, tick: int) -> None:
         self._next = tick
         self._timer.close()
