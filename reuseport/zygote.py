@@ -9,9 +9,16 @@ gevent patches the standard library before anything else is imported; all that c
 
 from __future__ import annotations
 
+from importlib import metadata
+
 from gevent import monkey
 
+# gevent looks for its plugins at every step of the patching, and each look reads the metadata of all installed
+# packages: two thirds of the time that the patching takes. They are read once.
+_entry_points, _all = metadata.entry_points, metadata.entry_points()
+metadata.entry_points = lambda **which: _all.select(**which)  # type: ignore[assignment]
 monkey.patch_all()
+metadata.entry_points = _entry_points
 
 # ruff: noqa: E402
 import contextlib
@@ -50,9 +57,13 @@ class Zygote:
 
     current: Zygote | None = None
 
-    def __init__(self, run_dir: str, generation: int) -> None:
-        self.run_dir = RunDir(run_dir)
-        self.generation = generation
+    def __init__(self, born: dict[str, Any]) -> None:
+        # The master may be of another version: where its files lie is its to say.
+        self.run_dir = RunDir(born["run_dir"])
+        self.run_dir.hello = born["hello"]
+        self.run_dir.scoreboard = born["scoreboard"]
+        self.born = born
+        self.generation = born["generation"]
         self.listeners: dict[tuple[str, int], Listener] = {}
         self.recipe: dict[str, Any] = {}
         self.settings: Settings | None = None
@@ -60,7 +71,7 @@ class Zygote:
         self.boot_output = 1
         self.queue = (-1, -1)
         self.application: Any = None
-        self.separate = False
+        self.separate = bool(born.get("separate"))
         self.loaded = False
         self.orders: list[dict[str, Any]] = []
         self.masterless = True
@@ -77,7 +88,7 @@ class Zygote:
         if self.settings.umask is not None:
             os.umask(self.settings.umask)
         application.prepare_path(self.recipe["directory"], tuple(self.settings.pythonpath))
-        if self.settings.preload == "never" or self.recipe.get("separate"):
+        if self.settings.preload == "never" or self.separate:
             self.separate = True
         elif script := self.recipe.get("script"):
             application.run_script(script)  # comes back through `captured`, and never from here
@@ -120,9 +131,7 @@ class Zygote:
 
     def _start_again(self) -> None:
         """A fresh interpreter, in this very process, that forks first and lets each worker import."""
-        os.environ[VARIABLE] = json.dumps(
-            {"run_dir": self.run_dir.path, "generation": self.generation, "separate": True}
-        )
+        os.environ[VARIABLE] = json.dumps({**self.born, "separate": True})
         _flush()
         self.channel.close()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -182,7 +191,6 @@ class Zygote:
                     self.listeners[address, index] = Listener(fd, address, index, shared)
             elif kind == "boot":
                 self.recipe = message["recipe"]
-                self.recipe["separate"] = self.separate
                 self.settings = Settings.from_json(self.recipe["settings"])
                 self.name = message["name"]
                 self.queue = (fds[0], fds[1])
@@ -264,9 +272,8 @@ def _flush() -> None:
 def main() -> None:
     """Be a zygote, and then in each forked child a worker."""
     born = json.loads(os.environ.pop(VARIABLE))
-    zygote = Zygote.current = Zygote(born["run_dir"], born["generation"])
+    zygote = Zygote.current = Zygote(born)
     _tell_stack_on_signal()
-    zygote.separate = bool(born.get("separate"))
     try:
         birth = zygote.run()
     except application.LoadError as error:

@@ -331,7 +331,7 @@ class Master:
         boot_log = self.boot_logs.setdefault(key.generation, BootLog(self.run_dir.boot_log(key.generation)))
         self._stage(f"generation {key.generation}: loading {command.release.recipe['directory']}")
         try:
-            process = self.processes.start_zygote(key, command.release.recipe, self.run_dir.path, boot_log.path)
+            process = self.processes.start_zygote(key, command.release.recipe, self.run_dir, boot_log.path)
         except OSError as error:
             interpreter = command.release.recipe["interpreter"]
             self.events.append(ev.Started(key, error=f"cannot execute {interpreter}: {error.strerror}"))

@@ -21,6 +21,7 @@ from typing import Any
 
 from reuseport.core.model import Key
 from reuseport.ipc.channel import Channel
+from reuseport.ipc.rundir import RunDir
 from reuseport.master.loop import Loop
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -105,17 +106,22 @@ class Processes:
         process = self._by_key[key] = Process(key, row=row)
         return process
 
-    def start_zygote(self, key: Key, recipe: Mapping[str, Any], run_dir: str, boot_log: str) -> Process:
+    def start_zygote(self, key: Key, recipe: Mapping[str, Any], run_dir: RunDir, boot_log: str) -> Process:
         """Exec the release's interpreter on its own copy of this package. OSError where that is not possible.
 
         `-P` keeps the application's directory out of sys.path until the server's own modules are imported, so that
         an application's `json.py` cannot take the place of the standard library's.
         """
-        variables = {"run_dir": run_dir, "generation": key.generation}
+        variables = {
+            "run_dir": run_dir.path,
+            "hello": run_dir.hello,
+            "scoreboard": run_dir.scoreboard,
+            "generation": key.generation,
+        }
         environment = {
             **os.environ,
             **recipe["environment"],
-            "REUSEPORT_RUN_DIR": run_dir,
+            "REUSEPORT_RUN_DIR": run_dir.path,
             "REUSEPORT_GENERATION": str(key.generation),
             ZYGOTE_VARIABLE: json.dumps(variables),
         }

@@ -172,10 +172,10 @@ def broken(tell: Tell) -> Result:
         for variant in BROKEN:
             for door in ("release", "HUP"):
                 release = rounds.release(variant, door=door)
-                first = release.error.partition("\n")[0].removeprefix("reuseport: release failed: ")
+                first = release.error.partition("\n")[0].partition(" failed: generation ")[2].partition(": ")[2]
                 good = release.outcome == "failed" and not release.trouble
                 if door == "release":
-                    shown = f"{release.outcome} after {release.seconds:.1f} s: {first[:100]}"
+                    shown = f"{release.outcome} after {release.seconds:.1f} s: {first[:70]}"
                     result.add(variant, shown, "exit 1, and why", good)
                 pause(rounds, 0.5)
         after = rounds.release()
@@ -418,7 +418,7 @@ def footprint(rounds: Round) -> int:
 def one_process(directory: Path, python: str) -> int:
     """The proportional memory of one worker's worth: gevent, the parser, and the application, imported once."""
     code = (
-        "import sys; from gevent import monkey; monkey.patch_all(); import httptools; sys.path.insert(0, sys.argv[1])\n"
+        "import sys; from gevent import monkey; monkey.patch_all(); sys.path.insert(0, sys.argv[1])\n"
         "import monolith; print('loaded', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -39,7 +39,7 @@ PARTS = {
 # What each part may import that is not in the standard library.
 OTHERS = {
     "master": {"setproctitle"},
-    "worker": {"gevent", "greenlet", "httptools", "setproctitle"},
+    "worker": {"gevent", "greenlet", "setproctitle"},
     "zygote": {"gevent", "greenlet", "setproctitle"},
     "cli": {"rich"},
     "jobs": {"gevent"},
