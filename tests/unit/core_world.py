@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 from reuseport.core import events as ev
-from reuseport.core import machine
+from reuseport.core import machine, turn
 from reuseport.core.model import (
     ACCEPTING,
     BOOTING,
@@ -300,7 +300,7 @@ class Audit:
             assert isinstance(command, ev.Kill) and event == ev.Forked(key, getattr(event, "pid", 0))
             return
         if not first:
-            late = now - self.ended[key] >= machine.QUIT_GRACE
+            late = now - self.ended[key] >= turn.QUIT_GRACE
             again = isinstance(event, ev.Forked) and event.key == key and not isinstance(command, ev.Kill)
             assert again or (isinstance(command, ev.Kill) and late), f"{key} was ended twice"
             return
@@ -329,7 +329,7 @@ class Audit:
     def _check_confirmed(self, number: int, after: Cluster, now: float) -> None:
         """A success is told when no older worker accepts any more, as far as they can be waited for."""
         g = after.serving
-        if g is None or g.number != number or now >= g.since + machine.LETTING_GO:
+        if g is None or g.number != number or now >= g.since + turn.LETTING_GO:
             return
         for old in after.generations.values():
             late = [n for n, w in old.having(TOLD, ACCEPTING, LEAVING).items() if not w.blocked]

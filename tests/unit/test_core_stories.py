@@ -11,7 +11,7 @@ import pytest
 from core_world import Story
 
 from reuseport.core import events as ev
-from reuseport.core import machine, model
+from reuseport.core import facts, machine, model, turn
 from reuseport.core.model import (
     ACCEPTING,
     DRAINING,
@@ -127,7 +127,7 @@ def test_who_asked_hears_of_it_when_nobody_old_accepts_any_more(serving):
 def test_who_asked_does_not_wait_for_ever_for_an_old_worker_that_is_slow_to_let_go(serving):
     serving.release(Asker("me"))
     serving.serve(2)
-    assert serving.sleep() == pytest.approx(machine.LETTING_GO) and answers(serving.commands) == {"me": (True, 2)}
+    assert serving.sleep() == pytest.approx(turn.LETTING_GO) and answers(serving.commands) == {"me": (True, 2)}
 
 
 def test_who_asked_does_not_wait_for_an_old_worker_that_is_blocked(serving):
@@ -185,7 +185,7 @@ def test_an_import_that_hangs_is_aborted_for_its_stack_and_then_killed(serving):
     serving.release(Asker("me"), boot_timeout=10.0)
     serving.tell(ev.Started(Key(2, 0), 2000))
     assert serving.sleep() == 10.0 and serving.commands == [ev.Abort(Key(2, 0))]
-    assert serving.sleep() == machine.QUIT_GRACE and serving.commands == [ev.Kill(Key(2, 0))]
+    assert serving.sleep() == turn.QUIT_GRACE and serving.commands == [ev.Kill(Key(2, 0))]
     assert answers(serving.exit((2, 0))) == {"me": (False, 2)}
 
 
@@ -319,8 +319,8 @@ def test_a_zygote_that_keeps_dying_is_started_less_and_less_often(serving):
             waits.append(serving.sleep())
         serving.loads(1)
     assert waits == sorted(waits) and len(waits) >= 8
-    assert waits[0] < 1 and waits[-1] == pytest.approx(machine.LONGEST_BACKOFF)
-    serving.after(machine.YOUNG_DEATH)
+    assert waits[0] < 1 and waits[-1] == pytest.approx(turn.LONGEST_BACKOFF)
+    serving.after(turn.YOUNG_DEATH)
     assert only(serving.exit((1, 0)), ev.StartZygote), "it lived, so this is another matter"
 
 
@@ -338,7 +338,7 @@ def test_a_crash_loop_backs_off_up_to_half_a_minute(serving):
             waits.append(serving.sleep())
         number = serving[1].forked
     assert waits == sorted(waits) and len(waits) >= 10
-    assert waits[0] < 1 and waits[-1] == pytest.approx(machine.LONGEST_BACKOFF)
+    assert waits[0] < 1 and waits[-1] == pytest.approx(turn.LONGEST_BACKOFF)
     assert (1, 1) not in drained(serving.commands) and serving[1].workers[1].state == ACCEPTING
 
 
@@ -370,7 +370,7 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(serving):
 def test_a_zygote_that_hangs_in_a_fork_is_killed(serving):
     serving.exit((1, 2))
     assert serving.sleep() == 120.0, "it was asked for 1.3 and says nothing"
-    assert serving.sleep() == machine.QUIT_GRACE and ev.Kill(Key(1, 0)) in serving.commands
+    assert serving.sleep() == turn.QUIT_GRACE and ev.Kill(Key(1, 0)) in serving.commands
     assert only(serving.exit((1, 0)), ev.StartZygote)
 
 
@@ -634,11 +634,11 @@ def test_every_line_of_the_table_ends_in_a_state():
 
 
 def test_a_way_that_the_table_does_not_have_is_a_defect():
-    turn = machine.Turn(Cluster(), 0.0)
-    g = turn.put(Generation(1, Release(), 1, SERVING, workers={1: Worker(0, ACCEPTING)}))
-    with pytest.raises(machine.IllegalTransition, match="no way out by 'failed'"):
-        turn.move(g, "failed")
+    one = turn.Turn(Cluster(), 0.0)
+    g = one.put(Generation(1, Release(), 1, SERVING, workers={1: Worker(0, ACCEPTING)}))
+    with pytest.raises(turn.IllegalTransition, match="no way out by 'failed'"):
+        one.move(g, "failed")
 
 
 def test_every_event_has_a_handler():
-    assert set(machine.HANDLERS) == set(ev.Event.__args__)
+    assert set(facts.HANDLERS) == set(ev.Event.__args__)

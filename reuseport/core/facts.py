@@ -1,0 +1,294 @@
+"""Facts: what each event writes down. Nothing here looks further; what follows is worked out in `policies`.
+
+A fact may come late, twice, or about somebody who has gone: then it changes nothing, or says once more what is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from reuseport.core import events as ev
+from reuseport.core.model import (
+    ACCEPTING,
+    BOOTING,
+    DRAINING,
+    FORKING,
+    LEAVING,
+    LIVELY,
+    LOADING,
+    OPENING,
+    QUITTING,
+    READY,
+    SERVING,
+    STARTING,
+    TOLD,
+    WARMING,
+    ZYGOTE,
+    Generation,
+    Key,
+    Worker,
+    Zygote,
+    slots_of,
+)
+from reuseport.core.turn import (
+    QUIT_GRACE,
+    REPLACEMENTS,
+    SUPERSEDED,
+    YOUNG_DEATH,
+    Turn,
+    backoff,
+    name_of,
+)
+
+
+def _tick(t: Turn, event: ev.Tick) -> None:
+    """Nothing to write down: the policies look at the time."""
+
+
+def _release_asked(t: Turn, event: ev.ReleaseAsked) -> None:
+    askers = (event.asker,) if event.asker else ()
+    if t.state.stopping:
+        t.answer(askers, False, 0, "the server is stopping")
+        return
+    booting = t.state.booting
+    if booting is None:
+        t.begin(event.release, askers)
+    elif booting.state != OPENING and t.state.replaced < REPLACEMENTS and t.state.pending is None:
+        t.change(replaced=t.state.replaced + 1)
+        inherited = booting.askers
+        t.put(replace(booting, askers=()))
+        t.fail(t.state.generations[booting.number], SUPERSEDED)
+        t.note("info", f"generation {booting.number} gives way to a newer release")
+        t.begin(event.release, inherited + askers)
+    else:
+        t.change(pending=event.release, pending_askers=t.state.pending_askers + askers)
+        t.note("info", f"the release waits until generation {booting.number} serves or has failed")
+
+
+def _started(t: Turn, event: ev.Started) -> None:
+    g = t.generation(event.key.generation)
+    if g is None or g.zygote is None:
+        return
+    if not event.error:
+        t.put(replace(g, zygote=replace(g.zygote, pid=event.pid)))
+        return
+    t.put(replace(g, zygote=None))
+    if g.state in BOOTING:
+        t.fail(t.state.generations[g.number], event.error)
+    elif g.state == SERVING:
+        _zygote_lost(t, t.state.generations[g.number], event.error)
+
+
+def _loaded(t: Turn, event: ev.Loaded) -> None:
+    g = t.generation(event.key.generation)
+    if g is None or g.zygote is None or g.zygote.leaving:
+        return
+    g = t.put(replace(g, zygote=replace(g.zygote, loaded=True, since=t.now)))
+    if g.state == LOADING:
+        if event.workers is not None and event.workers != g.wanted:
+            g = t.put(replace(g, wanted=event.workers, release=replace(g.release, workers=event.workers)))
+            t.need_slots(event.workers)
+        g = t.move(t.state.generations[g.number], "loaded")
+        t.note("debug", f"generation {g.number}: loaded, starting {g.wanted} worker{'s' if g.wanted != 1 else ''}")
+    else:
+        t.put(replace(g, deadline=None))
+
+
+def _failed(t: Turn, event: ev.Failed) -> None:
+    g = t.generation(event.key.generation)
+    if g is None:
+        return
+    w = g.workers.get(event.key.number)
+    if w is not None and w.state in (LEAVING, QUITTING):
+        return
+    if g.state in (LOADING, WARMING):
+        t.fail(g, event.error or f"{name_of(event.key)} failed and did not say why")
+    elif g.state in (OPENING, SERVING):
+        t.note("error", f"{name_of(event.key)}: {event.error}")
+
+
+def _forked(t: Turn, event: ev.Forked) -> None:
+    found = t.worker(event.key)
+    if found is None:
+        t.do(ev.Kill(event.key))
+        return
+    w = found[1]
+    t.put_worker(event.key, pid=event.pid, state=STARTING if w.state == FORKING else w.state)
+    # A worker says hello again to a new master, and may never have heard what the old one decided. All of it can be
+    # said twice.
+    if w.state in (TOLD, ACCEPTING) and w.place < found[0].wanted:
+        t.do(ev.Accept(event.key, slots_of(w.place, found[0].wanted, t.state.slots)))
+    elif w.state == LEAVING:
+        t.do(ev.Drain(event.key, last=bool(t.state.stopping)))
+    elif w.state == QUITTING:
+        # Nothing could reach it until now, SIGKILL included, which may have gone to its zygote instead.
+        t.put_worker(event.key, kill_at=w.kill_at or t.now + QUIT_GRACE)
+        t.do(ev.Quit(event.key))
+
+
+def _ready(t: Turn, event: ev.Ready) -> None:
+    found = t.worker(event.key)
+    if found and found[1].state in (FORKING, STARTING):
+        t.put_worker(event.key, state=READY)
+
+
+def _accepting(t: Turn, event: ev.Accepting) -> None:
+    found = t.worker(event.key)
+    if found and found[1].state == TOLD:
+        t.put_worker(event.key, state=ACCEPTING)
+
+
+def _let_go(t: Turn, event: ev.LetGo) -> None:
+    if t.worker(event.key):
+        t.put_worker(event.key, let_go=True)
+
+
+def _retire(t: Turn, event: ev.Retire) -> None:
+    found = t.worker(event.key)
+    if found and found[1].state in LIVELY and not found[1].retiring:
+        t.put_worker(event.key, retiring=event.reason)
+        t.note("info", f"{name_of(event.key)} will be replaced: {event.reason}")
+
+
+def _blocked(t: Turn, event: ev.Blocked) -> None:
+    found = t.worker(event.key)
+    if found is None or found[1].blocked or found[1].state == QUITTING:
+        return
+    g, w = found
+    t.put_worker(event.key, blocked=True, retiring=w.retiring or "its loop does not turn")
+    if g.release.kill_blocked:
+        t.do(ev.Kill(event.key))
+
+
+def _unblocked(t: Turn, event: ev.Unblocked) -> None:
+    found = t.worker(event.key)
+    if found and found[1].blocked:
+        t.put_worker(event.key, blocked=False)
+        t.note("info", f"{name_of(event.key)}: its loop turns again")
+
+
+def _exited(t: Turn, event: ev.Exited) -> None:
+    g = t.generation(event.key.generation)
+    if g is None:
+        return
+    if event.key.number == ZYGOTE:
+        _zygote_exited(t, g, event.how)
+        return
+    w = g.workers.get(event.key.number)
+    if w is None:
+        return
+    g = t.put(g.with_worker(event.key.number, None))
+    if w.state in (LEAVING, QUITTING):
+        return
+    if g.state in (LOADING, WARMING):
+        if w.place < g.wanted:
+            t.fail(g, f"worker {event.key} {event.how} before it was ready")
+        return
+    if g.state not in (OPENING, SERVING):
+        return
+    young = w.state != ACCEPTING or t.now - w.since < YOUNG_DEATH
+    deaths = g.deaths + 1 if young else 0
+    # As many deaths as there are workers come without a delay: somebody may have killed them all at once.
+    delay = backoff(deaths - g.wanted)
+    t.put(replace(g, deaths=deaths, fork_after=t.now + delay))
+    later = f"; the next one follows in {delay:g} s" if delay else ""
+    t.note("error", f"{name_of(event.key)} {event.how}{later}")
+
+
+def _zygote_exited(t: Turn, g: Generation, how: str) -> None:
+    if g.zygote is None:
+        return
+    zygote = g.zygote
+    workers = {n: w for n, w in g.workers.items() if w.pid or w.state not in (FORKING, QUITTING)}
+    g = t.put(replace(g, zygote=None, workers=workers))
+    if g.state in (LOADING, WARMING):
+        t.fail(g, f"its zygote {how} before the workers were ready")
+    elif g.state in (OPENING, SERVING) and not zygote.leaving:
+        if zygote.loaded and t.now - zygote.since >= YOUNG_DEATH:
+            g = replace(g, zygote_losses=0)
+        _zygote_lost(t, g, how)
+
+
+def _zygote_lost(t: Turn, g: Generation, how: str) -> None:
+    delay = backoff(g.zygote_losses)
+    # While it opens, the deadline is that of the boot, which goes on without a zygote.
+    deadline = g.deadline if g.state == OPENING else None
+    t.put(replace(g, zygote_losses=g.zygote_losses + 1, zygote_after=t.now + delay, deadline=deadline))
+    t.note("error", f"the zygote of generation {g.number} {how}; its workers serve on, a new zygote follows")
+
+
+def _scale_asked(t: Turn, event: ev.ScaleAsked) -> None:
+    if t.state.stopping:
+        return
+    for g in t.state.having(LOADING, WARMING, OPENING, SERVING):
+        wanted = max(1, g.wanted + event.by)
+        if wanted != g.wanted:
+            t.put(replace(g, wanted=wanted))
+            t.note("info", f"generation {g.number} gets {wanted} workers")
+            t.need_slots(wanted)
+    t.assign()
+
+
+def _stop_asked(t: Turn, event: ev.StopAsked) -> None:
+    quick = event.quick or (event.insist and bool(t.state.stopping))
+    if t.state.stopping and not quick:
+        return
+    if not t.state.stopping:
+        t.do(ev.CloseSlots())
+        t.answer(t.state.pending_askers, False, 0, "the server was stopped")
+        t.change(pending=None, pending_askers=())
+        for g in t.state.having(SERVING, DRAINING):
+            t.do(*(ev.Drain(Key(g.number, number), last=True) for number in g.having(LEAVING)))
+    t.change(
+        stopping="quick" if quick else "graceful",
+        stop_by=t.now + event.timeout if event.timeout and not quick else None,
+    )
+    t.note("info", "stopping at once" if quick else "stopping: accepting nothing new, finishing requests and jobs")
+
+
+def _adopted(t: Turn, event: ev.Adopted) -> None:
+    t.change(last=event.last, slots=event.slots)
+    for one in event.survivors:
+        number = one.key.generation
+        g = t.generation(number) or Generation(
+            number, one.release, one.release.workers, DRAINING, since=t.now, born=t.now, first_served=t.now
+        )
+        if one.key.number == ZYGOTE:
+            # It counts as loaded when it has said hello: before that nothing can be asked of it.
+            g = replace(g, zygote=Zygote(one.pid), deadline=t.now + one.release.boot_timeout)
+        else:
+            g = g.with_worker(one.key.number, Worker(one.place, one.state, one.pid, t.now))
+            g = replace(g, forked=max(g.forked, one.key.number, event.forked.get(number, 0)))
+        t.put(g)
+    # Two of them accept if their master died in the middle of a release: the newest serves. One that was only told to
+    # accept may never have heard it, and does not succeed one that accepts.
+    left = t.state.having(DRAINING)
+    accepting = [g for g in left if g.having(ACCEPTING)] or [g for g in left if g.having(TOLD)]
+    if accepting:
+        newest = accepting[-1]
+        t.change(served=True)
+        t.put(replace(newest, state=SERVING))
+        t.note("info", f"generation {newest.number} of an earlier master is adopted, and serves on")
+        t.assign()
+
+
+HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
+    ev.Tick: _tick,
+    ev.ReleaseAsked: _release_asked,
+    ev.Started: _started,
+    ev.Loaded: _loaded,
+    ev.Failed: _failed,
+    ev.Forked: _forked,
+    ev.Ready: _ready,
+    ev.Accepting: _accepting,
+    ev.LetGo: _let_go,
+    ev.Retire: _retire,
+    ev.Blocked: _blocked,
+    ev.Unblocked: _unblocked,
+    ev.Exited: _exited,
+    ev.ScaleAsked: _scale_asked,
+    ev.StopAsked: _stop_asked,
+    ev.Adopted: _adopted,
+}

@@ -1,0 +1,234 @@
+"""Policies: what follows from the state and the time, whatever has led there.
+
+They run in the order of `POLICIES`, again and again, until none of them finds anything left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from reuseport.core import events as ev
+from reuseport.core.model import (
+    ACCEPTING,
+    DRAINING,
+    ENDING,
+    FORKING,
+    LEAVING,
+    LIVELY,
+    LOADING,
+    OPENING,
+    READY,
+    SERVING,
+    STARTING,
+    TOLD,
+    WARMING,
+    ZYGOTE,
+    Generation,
+    Key,
+    Worker,
+    Zygote,
+)
+from reuseport.core.turn import (
+    LETTING_GO,
+    SUPERSEDED,
+    Turn,
+    missing,
+)
+
+
+def _stop(t: Turn) -> None:
+    """While the server stops, nothing serves; when all are gone, so is the master."""
+    if not t.state.stopping:
+        return
+    if t.state.stop_by is not None and t.now >= t.state.stop_by:
+        t.note("warning", "the graceful timeout has passed: stopping at once")
+        t.change(stopping="quick", stop_by=None)
+    for g in t.state.having(LOADING, WARMING):
+        t.fail(g, "the server was stopped")
+    if t.state.stopping == "quick":
+        for g in t.state.having(OPENING):
+            t.move(g, "failed", failure="the server was stopped", deadline=None)
+        for g in t.state.having(SERVING, DRAINING):
+            t.move(g, "hurried")
+    for g in t.state.having(OPENING):
+        # It may have requests by now, so it drains; but its release ends here, without success.
+        t.do(ev.Record(g.number, "failed", "the server was stopped", t.now - g.born))
+        t.answer(g.askers, False, g.number, f"generation {g.number} failed: the server was stopped")
+        t.move(g, "stopped", deadline=None, askers=())
+    for g in t.state.having(SERVING):
+        t.move(g, "stopped", deadline=None)
+    for g in t.state.having(DRAINING):
+        t.quit(Key(g.number, ZYGOTE))
+
+
+def _overdue(t: Turn) -> None:
+    """Deadlines that have passed."""
+    for g in list(t.state.generations.values()):
+        if g.deadline is not None and t.now >= g.deadline:
+            _boot_overdue(t, g)
+        g = t.state.generations[g.number]
+        if g.state == SERVING:
+            for number, w in g.having(FORKING, STARTING, READY).items():
+                if t.now >= w.since + g.release.boot_timeout:
+                    t.note("error", f"worker {g.number}.{number} was not ready within {g.release.boot_timeout:g} s")
+                    t.quit(Key(g.number, number), ev.Abort)
+        for number, w in g.workers.items():
+            if w.kill_at is not None and t.now >= w.kill_at:
+                # A worker that nobody knows the pid of can only be stuck in its zygote.
+                t.do(ev.Kill(Key(g.number, number if w.pid else ZYGOTE)))
+                t.put_worker(Key(g.number, number), kill_at=None)
+        g = t.state.generations[g.number]
+        if g.zygote is not None and g.zygote.kill_at is not None and t.now >= g.zygote.kill_at:
+            t.do(ev.Kill(Key(g.number, ZYGOTE)))
+            t.put(replace(g, zygote=replace(g.zygote, kill_at=None)))
+
+
+def _boot_overdue(t: Turn, g: Generation) -> None:
+    limit = f"{g.release.boot_timeout:g} s (--boot-timeout)"
+    if g.state == LOADING:
+        t.fail(g, f"the application was not imported within {limit}", ev.Abort)
+    elif g.state == WARMING:
+        late = ", ".join(f"{g.number}.{n}" for n in sorted(g.having(FORKING, STARTING)))
+        t.fail(g, f"not every worker was ready within {limit}: {late}", ev.Abort)
+    elif g.state == OPENING and not g.having(ACCEPTING):
+        t.fail(g, f"no worker accepted within {limit}", ev.Abort)
+    elif g.state == OPENING:
+        _serve(t, g)
+    else:
+        t.put(replace(g, deadline=None))
+        t.quit(Key(g.number, ZYGOTE), ev.Abort)
+
+
+def _boot(t: Turn) -> None:
+    """From loaded to serving, one gate after the other."""
+    g = t.state.booting
+    if g is None or t.state.stopping:
+        return
+    if g.state == WARMING and all(w.state == READY for w in g.workers.values()) and not missing(g):
+        g = t.move(g, "all ready")
+        for number, w in g.having(READY).items():
+            t.accept(Key(g.number, number), w)
+    elif g.state == OPENING and not g.having(TOLD):
+        if g.having(ACCEPTING):
+            _serve(t, g)
+        else:
+            t.fail(g, "its workers died when they were told to accept")
+
+
+def _serve(t: Turn, g: Generation) -> None:
+    """The new generation accepts: only now may the old one go."""
+    for old in t.state.having(SERVING):
+        t.move(old, "succeeded", deadline=None)
+    t.move(g, "all accepting", deadline=None, deaths=0, first_served=t.now)
+    t.change(replaced=0, served=True)
+    draining = t.state.having(DRAINING)
+    for old in draining:
+        t.do(*(ev.Bequeath(Key(old.number, number)) for number in old.having(LEAVING)))
+    text = f"generation {g.number} serves with {g.wanted} worker{'s' if g.wanted != 1 else ''}"
+    if draining:
+        text += "; draining: " + ", ".join(str(d.number) for d in draining)
+    t.do(ev.Record(g.number, "serving", text, t.now - g.born))
+    t.do(ev.Note("info", text, silent=True))
+    t.put(replace(t.state.generations[g.number], success=text))
+
+
+def _lingering(t: Turn, g: Generation) -> bool:
+    """Whether an older worker may still accept, and so answer a client who comes after `g` was called serving."""
+    return any(
+        not w.let_go and not w.blocked
+        for old in t.state.generations.values()
+        if old.number < g.number
+        for w in old.having(LEAVING).values()
+    )
+
+
+def _confirm(t: Turn) -> None:
+    """Tell the askers: whoever connects from now on gets the new version."""
+    for g in list(t.state.generations.values()):
+        if not g.success or not g.askers:
+            continue
+        if g.state == SERVING and t.now < g.since + LETTING_GO and _lingering(t, g):
+            continue
+        t.answer(tuple(a for a in g.askers if a.wait != "drained"), True, g.number, g.success)
+        waiting = tuple((a, g.number) for a in g.askers if a.wait == "drained")
+        t.put(replace(g, askers=()))
+        t.change(drain_askers=t.state.drain_askers + waiting)
+
+
+def _staff(t: Turn) -> None:
+    """Every place has its worker; who is to be replaced goes when his successor accepts; who is too many goes."""
+    for g in t.state.having(WARMING, SERVING):
+        acceptors = g.having(ACCEPTING).values()
+        # Those who stay may all be dead or starting: then who is too many stays until one of them accepts.
+        covered = any(o.place < g.wanted and not o.blocked for o in acceptors)
+        for number, w in g.having(*LIVELY).items():
+            key = Key(g.number, number)
+            too_many = w.place >= g.wanted and (covered or w.state not in (TOLD, ACCEPTING))
+            relieved = w.retiring and any(o.place == w.place and not o.retiring for o in acceptors)
+            if too_many or relieved:
+                t.drain(key)
+            elif g.state == SERVING and w.state == READY:
+                t.accept(key, w)
+        g = t.state.generations[g.number]
+        if g.zygote is None:
+            if g.state == SERVING and t.now >= g.zygote_after:
+                t.put(replace(g, zygote=Zygote(), deadline=t.now + g.release.boot_timeout))
+                t.do(ev.StartZygote(g.number, g.release))
+        elif g.zygote.loaded and not g.zygote.leaving and t.now >= g.fork_after:
+            for place in missing(g):
+                g = t.state.generations[g.number]
+                number = g.forked + 1
+                t.put(replace(g.with_worker(number, Worker(place, since=t.now)), forked=number))
+                t.do(ev.Fork(Key(g.number, number), place))
+
+
+def _leave(t: Turn) -> None:
+    """Old generations go; the empty ones are forgotten, and whoever waited for that is told."""
+    for g in t.state.having(DRAINING):
+        for number in g.having(*LIVELY):
+            t.drain(Key(g.number, number))
+        g = t.state.generations[g.number]
+        if not g.workers:
+            t.quit(Key(g.number, ZYGOTE))
+    for g in t.state.having(ENDING):
+        t.quit_all(g)
+    for g in t.state.having(DRAINING, ENDING):
+        if g.empty:
+            _forget(t, g)
+    for asker, number in t.state.drain_askers:
+        if not any(n < number for n in t.state.generations):
+            t.answer((asker,), True, number, f"generation {number} serves; every older one has drained")
+            t.change(drain_askers=tuple(a for a in t.state.drain_askers if a != (asker, number)))
+
+
+def _forget(t: Turn, g: Generation) -> None:
+    t.change(generations={n: other for n, other in t.state.generations.items() if n != g.number})
+    took = t.now - g.born
+    if g.failure == SUPERSEDED and not g.askers:
+        t.do(ev.Record(g.number, "superseded", "replaced by a newer release", took))
+    elif g.failure:
+        serving = t.state.serving
+        after = f"; generation {serving.number} serves on" if serving else ""
+        text = f"generation {g.number} failed: {g.failure}{after}"
+        t.do(ev.Record(g.number, "failed", g.failure, took))
+        t.do(ev.Note("error", text, silent=True))
+        t.answer(g.askers, False, g.number, text)
+        t.change(replaced=0 if t.state.booting is None else t.state.replaced)
+    elif g.state == DRAINING:
+        t.note("info", f"generation {g.number} has drained, within {t.now - g.since:.1f} s")
+
+
+def _next(t: Turn) -> None:
+    """The release that waited starts; without any generation left, the master leaves."""
+    if t.state.pending is not None and t.state.booting is None:
+        release, askers = t.state.pending, t.state.pending_askers
+        t.change(pending=None, pending_askers=(), replaced=0)
+        t.begin(release, askers)
+    given_up = t.state.last > 0 and not t.state.served
+    if not t.state.generations and not t.state.finished and (t.state.stopping or given_up):
+        t.change(finished=True)
+        t.do(ev.Finish(0 if t.state.stopping else 1))
+
+
+POLICIES: tuple[Callable[[Turn], None], ...] = (_stop, _overdue, _boot, _staff, _leave, _confirm, _next)

@@ -1,0 +1,172 @@
+"""One step of the cluster under way, and the moves that all rules are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from reuseport.core import events as ev
+from reuseport.core.model import (
+    ACCEPTING,
+    LEAVING,
+    OPENING,
+    QUITTING,
+    SERVING,
+    TOLD,
+    TRANSITIONS,
+    YOUNG,
+    ZYGOTE,
+    Asker,
+    Cluster,
+    Generation,
+    Key,
+    Release,
+    Worker,
+    Zygote,
+    slots_of,
+)
+
+QUIT_GRACE = 2.0  # seconds from being told to end at once until SIGKILL
+YOUNG_DEATH = 1.0  # a worker that lived for less than these seconds died young
+LETTING_GO = 1.0  # seconds for the old workers to close the slots, before a release is called done all the same
+LONGEST_BACKOFF = 30.0  # seconds between two attempts at something that keeps failing
+SUPERSEDED = "superseded by a newer release"
+REPLACEMENTS = 2  # boots in a row that a newer release may replace; after that it waits
+
+
+class IllegalTransition(Exception):
+    """A defect of this module: a generation was moved along a line that the table does not have."""
+
+
+def missing(g: Generation) -> list[int]:
+    return [place for place in range(g.wanted) if not g.place_taken(place)]
+
+
+def backoff(failures: int) -> float:
+    return 0.0 if failures <= 0 else min(0.05 * 2.0 ** min(failures, 10), LONGEST_BACKOFF)
+
+
+def name_of(key: Key) -> str:
+    return f"the zygote of generation {key.generation}" if key.number == ZYGOTE else f"worker {key}"
+
+
+class Turn:
+    """One step under way: the state so far and the commands so far, with the few moves that the rules are made of."""
+
+    def __init__(self, state: Cluster, now: float) -> None:
+        self.state = state
+        self.now = now
+        self.commands: list[ev.Command] = []
+
+    def do(self, *commands: ev.Command) -> None:
+        self.commands.extend(commands)
+
+    def note(self, level: str, text: str) -> None:
+        self.do(ev.Note(level, text))
+
+    def generation(self, number: int) -> Generation | None:
+        return self.state.generations.get(number)
+
+    def worker(self, key: Key) -> tuple[Generation, Worker] | None:
+        g = self.generation(key.generation)
+        w = g.workers.get(key.number) if g else None
+        return (g, w) if g and w else None
+
+    def change(self, **fields: Any) -> None:
+        self.state = replace(self.state, **fields)
+
+    def put(self, g: Generation) -> Generation:
+        self.change(generations={**self.state.generations, g.number: g})
+        return g
+
+    def put_worker(self, key: Key, **fields: Any) -> None:
+        found = self.worker(key)
+        assert found is not None
+        g, w = found
+        if "state" in fields and fields["state"] != w.state:
+            fields.setdefault("since", self.now)
+        self.put(g.with_worker(key.number, replace(w, **fields)))
+
+    def move(self, g: Generation, trigger: str, **fields: Any) -> Generation:
+        target = TRANSITIONS[g.state].get(trigger)
+        if target is None:
+            raise IllegalTransition(f"generation {g.number} is {g.state}: no way out by {trigger!r}")
+        return self.put(replace(self.state.generations[g.number], state=target, since=self.now, **fields))
+
+    def begin(self, release: Release, askers: tuple[Asker, ...]) -> None:
+        """Start the boot of a new generation."""
+        number = self.state.last + 1
+        self.change(last=number)
+        self.need_slots(release.workers)
+        self.put(
+            Generation(
+                number,
+                release,
+                release.workers,
+                since=self.now,
+                born=self.now,
+                deadline=self.now + release.boot_timeout,
+                zygote=Zygote(),
+                askers=askers,
+            )
+        )
+        self.do(ev.StartZygote(number, release))
+
+    def need_slots(self, count: int) -> None:
+        if count > self.state.slots:
+            self.change(slots=count)
+            self.do(ev.OpenSlots(count))
+            self.assign()
+
+    def assign(self) -> None:
+        """Say again which slots are whose: a slot that is open gets connections at once, so it needs an owner now."""
+        for g in self.state.having(OPENING, SERVING):
+            for number, w in g.having(TOLD, ACCEPTING).items():
+                if w.place < g.wanted:
+                    self.do(ev.Accept(Key(g.number, number), slots_of(w.place, g.wanted, self.state.slots)))
+
+    def accept(self, key: Key, w: Worker) -> None:
+        g = self.state.generations[key.generation]
+        self.put_worker(key, state=TOLD)
+        self.do(ev.Accept(key, slots_of(w.place, g.wanted, self.state.slots)))
+
+    def drain(self, key: Key) -> None:
+        """Let a worker finish its work and go, whatever it is at now."""
+        found = self.worker(key)
+        assert found is not None
+        state = found[1].state
+        if state in (TOLD, ACCEPTING):
+            self.put_worker(key, state=LEAVING)
+            self.do(ev.Drain(key, last=bool(self.state.stopping)))
+        elif state in YOUNG:
+            self.quit(key)
+
+    def quit(self, key: Key, command: Callable[[Key], ev.Command] = ev.Quit) -> None:
+        """End a process at once; SIGKILL follows if it does not go."""
+        kill_at = self.now + QUIT_GRACE
+        if key.number == ZYGOTE:
+            g = self.generation(key.generation)
+            if g is None or g.zygote is None or g.zygote.leaving:
+                return
+            self.put(replace(g, zygote=replace(g.zygote, leaving=True, kill_at=kill_at)))
+        else:
+            found = self.worker(key)
+            if found is None or found[1].state == QUITTING:
+                return
+            self.put_worker(key, state=QUITTING, kill_at=kill_at)
+        self.do(command(key))
+
+    def quit_all(self, g: Generation, command: Callable[[Key], ev.Command] = ev.Quit) -> None:
+        for number in sorted(g.workers):
+            self.quit(Key(g.number, number), command)
+        # A zygote that has loaded hangs in nothing.
+        self.quit(Key(g.number, ZYGOTE), ev.Quit if g.zygote and g.zygote.loaded else command)
+
+    def fail(self, g: Generation, reason: str, command: Callable[[Key], ev.Command] = ev.Quit) -> None:
+        """A boot has failed: end whatever it started. Its askers hear of it when that is done."""
+        g = self.move(g, "failed", failure=reason, deadline=None)
+        self.quit_all(g, command)
+
+    def answer(self, askers: tuple[Asker, ...], ok: bool, number: int, text: str) -> None:
+        self.do(*(ev.Answer(asker, ok, number, text) for asker in askers))
