@@ -27,6 +27,7 @@ from reuseport.master.loop import Loop
 PR_SET_CHILD_SUBREAPER = 36
 STDOUT_COPY, STDERR_COPY = 3, 4  # where a zygote finds the standard streams that its boot output does not go to
 ZYGOTE_VARIABLE = "REUSEPORT_ZYGOTE"
+ASK_AGAIN = 20  # times, a hundredth of a second apart, for the exit status of somebody who is dead
 FORGOTTEN = 1000  # exits of unknown processes that are remembered, until a message tells that one was a worker
 
 
@@ -48,6 +49,7 @@ class Process:
     channel: Channel | None = None
     row: int = -1
     started: float = 0.0  # monotonic seconds
+    asked_again: int = 0  # how often its exit status was not to be had yet
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
 
 
@@ -198,11 +200,18 @@ class Processes:
         if self._by_key.get(process.key) is not process:
             return
         self.reap()
-        how = in_words(self._exits.pop(process.pid, None))
+        info = self._exits.pop(process.pid, None)
         if process.pidfd != -1:
             self._loop.forget(process.pidfd)
+        if info is None and process.asked_again < ASK_AGAIN and owner_of(process.pid) is not None:
+            # A worker can be dead before its first parent is, and is ours to wait for only after that.
+            process.asked_again += 1
+            self._loop.later(0.01, lambda: self._gone(process))
+            return
+        if process.pidfd != -1:
             os.close(process.pidfd)
             process.pidfd = -1
+        how = in_words(info)
         # What it said before it died counts before its death does.
         self._on_exit(process, how)
         del self._by_key[process.key]

@@ -247,14 +247,17 @@ class Acceptor:
 
     def _look(self) -> None:
         self._board[LOOKS] += 1
+        self._arm()
         stolen = False
         if not self._pause_timer.active:
-            for slot in self._slots.values():
-                if not slot.own and not slot.watcher.active and self._accept(slot, STOLEN):
+            # Most looks find nothing: one call for all slots, which then are armed for the next arrival.
+            for fd, _ in self._siblings.poll(0, len(self._slots) or 1):
+                slot = self._slots[fd]
+                if not slot.watcher.active and self._accept(slot, STOLEN):
                     stolen = True
                     self._heat(slot)
+                self._siblings.modify(fd, EPOLLIN | EPOLLONESHOT)
         self._delay = FIRST_LOOK if stolen else min(self._delay * 2, LAST_LOOK)
-        self._arm()
 
     def _heat(self, slot: Slot) -> None:
         slot.hot_until = self._loop.now() + HOT
