@@ -94,8 +94,11 @@ def print_traceback(error: BaseException) -> None:
     frame = error.__traceback__
     while frame is not None and is_ours(frame.tb_frame.f_code.co_filename):
         frame = frame.tb_next
-    # Without a frame of the application's it is a defect of the server, and all of it counts.
-    traceback.print_exception(type(error), error, frame or error.__traceback__)
+    if frame is None and not isinstance(error, SyntaxError):
+        # Without a frame of the application's it may be a defect of the server: then all of it counts. A syntax error
+        # says by itself where it is.
+        frame = error.__traceback__
+    traceback.print_exception(type(error), error, frame)
     sys.stderr.flush()
 
 
