@@ -198,6 +198,11 @@ class Master:
             self.log.write("error", f"{whose} is lost, {lost['age']:.0f} s old: worker {process.key} {how}")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.run_dir.stacks(str(process.key)))
+        if process.key.number == ZYGOTE:
+            # Whom it had been asked for and did not bring into the world will not come any more.
+            for other in self.processes.all():
+                if other.key.generation == process.key.generation and not other.pid:
+                    self.processes.forget(other.key)
         self.events.append(ev.Exited(process.key, how))
 
     def _on_question(self, client: Client, question: dict[str, Any]) -> None:
