@@ -17,18 +17,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from reuseport import options
+from reuseport.ipc.inherited import SIGNALS
 from reuseport.options import Settings
 
-UNTIL_THE_HANDLERS_STAND = (
-    signal.SIGHUP,
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTTIN,
-    signal.SIGTTOU,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
 VARIABLE = "REUSEPORT_EMBEDDED"
 
 
@@ -54,7 +45,7 @@ def serve(app: str | Callable[..., Any], **keywords: Any) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     # An exec resets handlers: a HUP that comes before the master's own stand would end it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, UNTIL_THE_HANDLERS_STAND)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     os.execv(sys.executable, [sys.executable, "-P", *extra["flags"], "-m", "reuseport.embed"])
 
 

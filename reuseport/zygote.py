@@ -35,6 +35,7 @@ import greenlet
 from setproctitle import setproctitle
 
 from reuseport.ipc import channel as channels
+from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.options import Settings
@@ -43,8 +44,6 @@ from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
 from reuseport.worker.listeners import Listener, pass_slots
 
-VARIABLE = "REUSEPORT_ZYGOTE"
-STDOUT_COPY, STDERR_COPY = 3, 4  # the streams that everybody shares; 1 and 2 are the boot output at first
 RETRY = 0.5  # seconds between two attempts to reach a master
 
 fork = monkey.get_original("os", "fork")
@@ -131,7 +130,7 @@ class Zygote:
 
     def _start_again(self) -> None:
         """A fresh interpreter, in this very process, that forks first and lets each worker import."""
-        os.environ[VARIABLE] = json.dumps({**self.born, "separate": True})
+        os.environ[ZYGOTE_VARIABLE] = json.dumps({**self.born, "separate": True})
         _flush()
         self.channel.close()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -271,7 +270,7 @@ def _flush() -> None:
 
 def main() -> None:
     """Be a zygote, and then in each forked child a worker."""
-    born = json.loads(os.environ.pop(VARIABLE))
+    born = json.loads(os.environ.pop(ZYGOTE_VARIABLE))
     zygote = Zygote.current = Zygote(born)
     _tell_stack_on_signal()
     try:

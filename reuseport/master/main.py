@@ -27,6 +27,7 @@ from reuseport.core import events as ev
 from reuseport.core import machine
 from reuseport.core.model import ACCEPTING, BOOTING, ENDING, TOLD, ZYGOTE, Asker, Cluster, Key, Release
 from reuseport.ipc import channel as channels
+from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import ROWS, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
@@ -48,18 +49,6 @@ from reuseport.version import __version__
 FOLLOW = 0.1  # seconds between two looks at what a booting generation prints
 ADOPTION = 10.0  # seconds for an earlier master's processes to hand over the slots
 HISTORY = 50  # ended releases that `status` shows
-
-SIGNALS = (
-    signal.SIGHUP,
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTTIN,
-    signal.SIGTTOU,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGCHLD,
-)
 
 
 def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:

@@ -21,12 +21,11 @@ from typing import Any
 
 from reuseport.core.model import Key
 from reuseport.ipc.channel import Channel
+from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
 from reuseport.master.loop import Loop
 
 PR_SET_CHILD_SUBREAPER = 36
-STDOUT_COPY, STDERR_COPY = 3, 4  # where a zygote finds the standard streams that its boot output does not go to
-ZYGOTE_VARIABLE = "REUSEPORT_ZYGOTE"
 ASK_AGAIN = 20  # times, a hundredth of a second apart, for the exit status of somebody who is dead
 FORGOTTEN = 1000  # exits of unknown processes that are remembered, until a message tells that one was a worker
 

@@ -25,6 +25,7 @@ from setproctitle import setproctitle
 
 from reuseport import hooks
 from reuseport.ipc import channel as channels
+from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.logline import LEVELS, line
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, REQUESTS, RSS, TAKEN, TURNED, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
@@ -36,7 +37,6 @@ from reuseport.worker.listeners import Acceptor, Listener, pass_slots
 from reuseport.worker.loopset import LoopSet
 from reuseport.worker.reporter import JobReporter
 
-STDOUT_COPY, STDERR_COPY = 3, 4  # where the zygote keeps the streams that everybody shares
 TURN = 0.25  # seconds between two signs of life
 MEMORY = 5.0  # seconds between two looks at the resident memory
 PROPORTION = 30.0  # seconds between two looks at the proportional memory, which cost the kernel a walk

@@ -28,7 +28,7 @@ PARTS = {
     "worker": {"core", "ipc", "options", "hooks", "jobs", "version"},
     "zygote": {"core", "ipc", "options", "worker"},
     "cli": {"core", "ipc", "options", "master", "version"},
-    "embed": {"options", "master"},
+    "embed": {"ipc", "options", "master"},
     "hooks": set(),
     "jobs": set(),
     "version": set(),

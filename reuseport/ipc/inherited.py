@@ -1,0 +1,19 @@
+"""What passes through an exec, agreed between the processes before and after it, which may be of different versions."""
+
+import signal
+
+ZYGOTE_VARIABLE = "REUSEPORT_ZYGOTE"  # JSON: where the master's files lie, and whose zygote this is
+STDOUT_COPY, STDERR_COPY = 3, 4  # the streams that everybody shares; a zygote's 1 and 2 are its boot output at first
+
+# What the master listens to. Blocked until its handlers stand: a HUP before that would end it.
+SIGNALS = (
+    signal.SIGHUP,
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCHLD,
+)
