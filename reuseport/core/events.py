@@ -131,12 +131,16 @@ class Survivor:
 
 @dataclass(frozen=True)
 class Adopted:
-    """What an earlier master of this run directory left behind, all of it at once, and how far it had counted."""
+    """What an earlier master of this run directory left behind, all of it at once, and how far it had counted.
+
+    `otherwise`: the release to begin with where none of it serves.
+    """
 
     survivors: tuple[Survivor, ...]
     last: int
     slots: int
     forked: Mapping[int, int] = field(default_factory=dict)  # generation -> the highest worker number given out
+    otherwise: Release | None = None
 
 
 Event = (

@@ -272,6 +272,8 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
         t.put(replace(newest, state=SERVING))
         t.note("info", f"generation {newest.number} of an earlier master is adopted, and serves on")
         t.assign()
+    elif event.otherwise is not None:
+        t.begin(event.otherwise, ())
 
 
 HANDLERS: dict[type, Callable[[Turn, Any], None]] = {

@@ -25,7 +25,7 @@ from setproctitle import setproctitle
 from reuseport import options
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import ACCEPTING, BOOTING, ENDING, TOLD, ZYGOTE, Asker, Cluster, Key, Release
+from reuseport.core.model import BOOTING, ENDING, ZYGOTE, Asker, Cluster, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir, RunDirError
@@ -124,8 +124,8 @@ class Master:
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
         if remains is not None:
-            self._adopt(remains)
-        if remains is None or not any(one.state in (ACCEPTING, TOLD) for one in remains.adopted.survivors):
+            self._adopt(remains, release)
+        else:
             self.events.append(ev.ReleaseAsked(release))
 
     def run(self) -> int:
@@ -223,7 +223,7 @@ class Master:
 
     # --- what an earlier master left ------------------------------------------------------------------------------
 
-    def _adopt(self, remains: Remains) -> None:
+    def _adopt(self, remains: Remains, otherwise: Release) -> None:
         """Take over the processes and slots of a master that died. SlotError where the slots do not come back."""
         for pid in remains.strays:
             end(pid)
@@ -242,7 +242,7 @@ class Master:
             self.loop.wait(deadline)
         # A master that died while it stopped had let go of them; and the addresses may be others by now.
         self.slots.bind()
-        self.events.appendleft(replace(remains.adopted, slots=self.slots.count))
+        self.events.appendleft(replace(remains.adopted, slots=self.slots.count, otherwise=otherwise))
 
     # --- decide -----------------------------------------------------------------------------------------------------
 

@@ -77,10 +77,12 @@ class AnyStory(RuleBasedStateMachine):
 
     def _ask(self, drawn: dict, wait: str | None) -> None:
         self.asked += 1
-        recipe = {"id": self.asked, "trouble": drawn["trouble"], "workers": drawn["script_says"]}
-        made = Release(recipe, drawn["workers"], drawn["boot_timeout"], drawn["kill_blocked"])
         asker = Asker(f"asker {self.asked}", wait) if wait else None
-        self.world.feed(ev.ReleaseAsked(made, asker))
+        self.world.feed(ev.ReleaseAsked(self._made(drawn), asker))
+
+    def _made(self, drawn: dict) -> Release:
+        recipe = {"id": self.asked, "trouble": drawn["trouble"], "workers": drawn["script_says"]}
+        return Release(recipe, drawn["workers"], drawn["boot_timeout"], drawn["kill_blocked"])
 
     # --- what is asked for ------------------------------------------------------------------------------------------
 
@@ -168,8 +170,8 @@ class AnyStory(RuleBasedStateMachine):
     @rule(release=RELEASES)
     def master_dies(self, release: dict) -> None:
         """If nobody is left who accepts, the next master begins with a release as the first one did."""
-        if not self.world.lose_master():
-            self._ask(release, None)
+        self.asked += 1
+        self.world.lose_master(self._made(release))
 
     @rule()
     def every_worker_is_killed(self) -> None:

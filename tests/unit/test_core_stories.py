@@ -603,6 +603,12 @@ def test_a_generation_that_was_only_told_to_accept_does_not_succeed_one_that_doe
     assert drained(commands) == {(7, 1), (7, 2)} and story.states == {5: SERVING, 7: DRAINING}
 
 
+def test_where_nobody_has_survived_who_accepts_the_next_master_begins_with_a_release(story):
+    """What it adopts may be nobody at all, if the processes of a boot were all that was left: it does not give up."""
+    commands = story.tell(ev.Adopted((), last=7, slots=2, otherwise=Release(recipe={"id": 1}, workers=2)))
+    assert [c.generation for c in only(commands, ev.StartZygote)] == [8] and not only(commands, ev.Finish)
+
+
 def test_the_next_release_gets_a_number_that_was_never_used(story):
     adopt(story, (6, 0, "loaded"), (6, 1, ACCEPTING), (6, 2, ACCEPTING))
     story.release()
