@@ -94,6 +94,14 @@ class Unblocked:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """The generation that serves does worse than its predecessor; `verdict` says how."""
+
+    generation: int
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Exited:
     """A process is gone. `how` says it in words, as in "was killed by SIGKILL"."""
 
@@ -145,7 +153,7 @@ class Adopted:
 
 Event = (
     Tick | ReleaseAsked | Started | Loaded | Failed | Forked | Ready | Accepting | LetGo | Retire | Blocked | Unblocked
-    | Exited | ScaleAsked | StopAsked | Adopted
+    | Judged | Exited | ScaleAsked | StopAsked | Adopted
 )  # fmt: skip
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -167,6 +175,14 @@ class CloseSlots:
 class StartZygote:
     generation: int
     release: Release
+
+
+@dataclass(frozen=True)
+class CopyZygote:
+    """Have the zygote of generation `donor` fork a copy of itself, which becomes that of `generation`."""
+
+    generation: int
+    donor: int
 
 
 @dataclass(frozen=True)
@@ -231,11 +247,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class Record:
-    """A release ended: "serving", "failed" or "superseded"."""
+    """A release ended: "serving", "failed" or "superseded"; and later, perhaps, "taken back"."""
 
     generation: int
     outcome: str
     text: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Drained:
+    """The last worker of an old generation has left, `seconds` after its drain began."""
+
+    generation: int
     seconds: float
 
 
@@ -259,6 +283,7 @@ Command = (
     OpenSlots
     | CloseSlots
     | StartZygote
+    | CopyZygote
     | Fork
     | Accept
     | Drain
@@ -268,6 +293,7 @@ Command = (
     | Kill
     | Answer
     | Record
+    | Drained
     | Note
     | Finish
 )

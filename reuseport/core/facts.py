@@ -70,9 +70,14 @@ def _release_asked(t: Turn, event: ev.ReleaseAsked) -> None:
 def _started(t: Turn, event: ev.Started) -> None:
     g = t.generation(event.key.generation)
     if g is None or g.zygote is None:
+        if not event.error:
+            t.do(ev.Kill(event.key))
         return
     if not event.error:
-        t.put(replace(g, zygote=replace(g.zygote, pid=event.pid)))
+        t.put(replace(g, zygote=replace(g.zygote, pid=event.pid), donor=0))
+        return
+    if g.donor and g.state == LOADING:
+        t.load_instead(g)
         return
     t.put(replace(g, zygote=None))
     if g.state in BOOTING:
@@ -192,7 +197,8 @@ def _exited(t: Turn, event: ev.Exited) -> None:
     deaths = g.deaths + 1 if young else 0
     # As many deaths as there are workers come without a delay: somebody may have killed them all at once.
     delay = backoff(deaths - g.wanted)
-    t.put(replace(g, deaths=deaths, fork_after=t.now + delay))
+    crashes = g.crashes + (g.on_probation(t.now) and not w.blocked)
+    t.put(replace(g, deaths=deaths, crashes=crashes, fork_after=t.now + delay))
     later = f"; the next one follows in {delay:g} s" if delay else ""
     t.note("error", f"{name_of(event.key)} {event.how}{later}")
 
@@ -200,6 +206,9 @@ def _exited(t: Turn, event: ev.Exited) -> None:
 def _zygote_exited(t: Turn, g: Generation, how: str) -> None:
     if g.zygote is None:
         return
+    for heir in t.state.having(LOADING):
+        if heir.donor == g.number:
+            t.load_instead(heir)
     zygote = g.zygote
     workers = {n: w for n, w in g.workers.items() if w.pid or w.state not in (FORKING, QUITTING)}
     g = t.put(replace(g, zygote=None, workers=workers))
@@ -217,6 +226,12 @@ def _zygote_lost(t: Turn, g: Generation, how: str) -> None:
     deadline = g.deadline if g.state == OPENING else None
     t.put(replace(g, zygote_losses=g.zygote_losses + 1, zygote_after=t.now + delay, deadline=deadline))
     t.note("error", f"the zygote of generation {g.number} {how}; its workers serve on, a new zygote follows")
+
+
+def _judged(t: Turn, event: ev.Judged) -> None:
+    g = t.generation(event.generation)
+    if g is not None and g.on_probation(t.now) and not g.verdict:
+        t.put(replace(g, verdict=event.verdict))
 
 
 def _scale_asked(t: Turn, event: ev.ScaleAsked) -> None:
@@ -289,6 +304,7 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.Retire: _retire,
     ev.Blocked: _blocked,
     ev.Unblocked: _unblocked,
+    ev.Judged: _judged,
     ev.Exited: _exited,
     ev.ScaleAsked: _scale_asked,
     ev.StopAsked: _stop_asked,

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from reuseport.core import events as ev
 from reuseport.core.facts import HANDLERS
-from reuseport.core.model import FORKING, READY, SERVING, STARTING, Cluster
-from reuseport.core.policies import POLICIES
-from reuseport.core.turn import LETTING_GO, Turn, missing
+from reuseport.core.model import FORKING, READY, SERVING, STANDBY, STARTING, Cluster
+from reuseport.core.policies import POLICIES, confirmed_at, standby_until
+from reuseport.core.turn import Turn, missing
 
 
 def step(state: Cluster, event: ev.Event, now: float) -> tuple[Cluster, tuple[ev.Command, ...]]:
@@ -42,8 +42,10 @@ def wake_at(state: Cluster) -> float | None:
         if g.deadline is not None:
             times.append(g.deadline)
         if g.state == SERVING:
-            if g.askers:
-                times.append(g.since + LETTING_GO)
+            if g.askers and not g.verdict:
+                times.append(confirmed_at(g))
+            if state.having(STANDBY):
+                times.append(standby_until(g))
             if g.zygote is None:
                 times.append(g.zygote_after)
             elif g.zygote.loaded and missing(g):

@@ -1,18 +1,20 @@
 """What the cluster is: generations, their processes, and the words for their states.
 
-A generation moves through six states, and only along these lines (`TRANSITIONS` is the same as data):
+A generation moves through seven states, and only along these lines (`TRANSITIONS` is the same as data):
 
       loading ──loaded──> warming ──all ready──> opening ──all accepting──> serving ──succeeded──> draining
-         │                   │                      │                          │ stopped               │
-         └──────failed───────┴────────failed────────┘                          └──────> draining       │ hurried
-                       │                                                                               │
-                       └──────────────────────────────> ending <───────────────────────────────────────┘
+         │                   │                      │                          │ stopped           │      │
+         └──────failed───────┴────────failed────────┘                          └──────> draining   │      │ drained
+                       │                                                                           │      └──> standby
+                       │                                                                   hurried │              │
+                       └──────────────────────────────> ending <───────────────────────────────────┴───expired────┘
 
 - *loading*: its zygote imports the application.
 - *warming*: its workers are forked and start up; none of them accepts.
 - *opening*: all were ready and have been told to accept; the old generation still accepts too.
 - *serving*: it accepts. At most one generation serves.
 - *draining*: it accepts nothing new and leaves when its work is done. Any number may drain.
+- *standby*: its workers have left, and its zygote is kept for a while, so that a rollback need not load anything.
 - *ending*: it is being ended whatever it does: a failed or replaced boot, or a quick stop.
 
 A generation disappears when its last process has. Nothing here does I/O or reads a clock: times are seconds of a
@@ -44,6 +46,7 @@ WARMING = "warming"
 OPENING = "opening"
 SERVING = "serving"
 DRAINING = "draining"
+STANDBY = "standby"
 ENDING = "ending"
 
 TRANSITIONS: Mapping[str, Mapping[str, str]] = {
@@ -51,7 +54,8 @@ TRANSITIONS: Mapping[str, Mapping[str, str]] = {
     WARMING: {"all ready": OPENING, "failed": ENDING},
     OPENING: {"all accepting": SERVING, "stopped": DRAINING, "failed": ENDING},
     SERVING: {"succeeded": DRAINING, "stopped": DRAINING, "hurried": ENDING},
-    DRAINING: {"hurried": ENDING},
+    DRAINING: {"drained": STANDBY, "hurried": ENDING},
+    STANDBY: {"expired": ENDING},
     ENDING: {},
 }
 
@@ -75,13 +79,18 @@ LIVELY = YOUNG | {ACCEPTING}
 class Release:
     """A version that somebody asked for. `recipe` is opaque here: whatever the zygote needs in order to load it.
 
-    `boot_timeout` is in seconds and covers everything from the zygote's exec to the last worker's readiness.
+    `boot_timeout` is in seconds and covers everything from the zygote's exec to the last worker's readiness. `standby`
+    is for how many seconds after its success its predecessor's zygote is kept, `probation` for how many it is watched
+    itself. `source`: the generation whose version a rollback brings back; 0 for what is on disk.
     """
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     boot_timeout: float = 120.0
     kill_blocked: bool = False
+    standby: float = 0.0
+    probation: float = 0.0
+    source: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,17 @@ class Generation:
     failure: str = ""
     success: str = ""  # what its askers will be told
     first_served: float | None = None
+    donor: int = 0  # the generation whose zygote its own is a copy of, until that has begun
+    crashes: int = 0  # workers that crashed while it was on probation
+    verdict: str = ""  # why it is to be taken back, or was
+
+    @property
+    def origin(self) -> int:
+        """The generation that first brought this version."""
+        return self.release.source or self.number
+
+    def on_probation(self, now: float) -> bool:
+        return self.state == SERVING and now < self.since + self.release.probation
 
     def having(self, *states: str) -> dict[int, Worker]:
         """The workers in one of these states, by number."""

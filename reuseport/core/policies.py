@@ -20,6 +20,7 @@ from reuseport.core.model import (
     OPENING,
     READY,
     SERVING,
+    STANDBY,
     STARTING,
     TOLD,
     WARMING,
@@ -30,6 +31,7 @@ from reuseport.core.model import (
     Zygote,
 )
 from reuseport.core.turn import (
+    CRASHES,
     LETTING_GO,
     SUPERSEDED,
     Turn,
@@ -143,17 +145,65 @@ def _lingering(t: Turn, g: Generation) -> bool:
     )
 
 
+def confirmed_at(g: Generation) -> float:
+    """When its askers are told at the latest: its probation is over, and nobody is waited for any longer."""
+    return g.since + max(LETTING_GO, g.release.probation)
+
+
 def _confirm(t: Turn) -> None:
     """Tell the askers: whoever connects from now on gets the new version."""
     for g in list(t.state.generations.values()):
         if not g.success or not g.askers:
             continue
-        if g.state == SERVING and t.now < g.since + LETTING_GO and _lingering(t, g):
+        if g.state == SERVING and t.now < confirmed_at(g) and (g.release.probation or _lingering(t, g)):
+            continue
+        if g.state == SERVING and g.verdict:
             continue
         t.answer(tuple(a for a in g.askers if a.wait != "drained"), True, g.number, g.success)
         waiting = tuple((a, g.number) for a in g.askers if a.wait == "drained")
         t.put(replace(g, askers=()))
         t.change(drain_askers=t.state.drain_askers + waiting)
+
+
+def _judge(t: Turn) -> None:
+    """A generation that fails its probation is taken back: a rollback begins by itself, and its askers hear of it."""
+    g = t.state.serving
+    if g is None or t.state.stopping or not g.release.probation:
+        return
+    if not g.verdict and g.on_probation(t.now) and g.crashes >= CRASHES:
+        g = t.put(replace(g, verdict=f"{g.crashes} of its workers have crashed"))
+    if not g.verdict or t.state.booting is not None:
+        return
+    old = predecessor(t, g)
+    text = f"generation {g.number} failed its probation: {g.verdict}"
+    text += f"; generation {t.state.last + 1} brings back {old.origin}" if old else "; there is nothing to go back to"
+    t.do(ev.Record(g.number, "taken back", g.verdict, t.now - g.born), ev.Note("error", text))
+    t.answer(g.askers, False, g.number, text)
+    # Once is enough: from here on it is a generation like any other, until the rollback serves.
+    t.put(replace(g, askers=(), verdict="", release=replace(g.release, probation=0.0)))
+    if old is not None:
+        t.begin(replace(old.release, source=old.origin, probation=0.0, standby=g.release.standby), ())
+
+
+def predecessor(t: Turn, g: Generation) -> Generation | None:
+    """The newest living generation of an earlier version."""
+    older = [o for o in t.state.having(DRAINING, STANDBY) if o.number < g.number and o.origin < g.origin]
+    return older[-1] if older else None
+
+
+def _stands_by(t: Turn, g: Generation) -> bool:
+    """Whether an old generation's zygote is still kept: that of the last one before the one that serves."""
+    serving = t.state.serving
+    if serving is None or t.state.stopping:
+        return False
+    newest = t.state.having(DRAINING, STANDBY)[-1]
+    able = g.zygote is not None and g.zygote.loaded and not g.zygote.leaving
+    return able and g.number == newest.number < serving.number and t.now < standby_until(serving)
+
+
+def standby_until(serving: Generation) -> float:
+    """Until when its predecessor's zygote is kept."""
+    return serving.since + max(serving.release.standby, serving.release.probation)
 
 
 def _staff(t: Turn) -> None:
@@ -189,15 +239,23 @@ def _leave(t: Turn) -> None:
         for number in g.having(*LIVELY):
             t.drain(Key(g.number, number))
         g = t.state.generations[g.number]
-        if not g.workers:
+        if g.workers:
+            continue
+        if _stands_by(t, g):
+            t.move(g, "drained")
+            _drained(t, g)
+        else:
             t.quit(Key(g.number, ZYGOTE))
+    for g in t.state.having(STANDBY):
+        if not _stands_by(t, g):
+            t.move(g, "expired")
     for g in t.state.having(ENDING):
         t.quit_all(g)
     for g in t.state.having(DRAINING, ENDING):
         if g.empty:
             _forget(t, g)
     for asker, number in t.state.drain_askers:
-        if not any(n < number for n in t.state.generations):
+        if not any(old.number < number and old.workers for old in t.state.generations.values()):
             t.answer((asker,), True, number, f"generation {number} serves; every older one has drained")
             t.change(drain_askers=tuple(a for a in t.state.drain_askers if a != (asker, number)))
 
@@ -216,7 +274,12 @@ def _forget(t: Turn, g: Generation) -> None:
         t.answer(g.askers, False, g.number, text)
         t.change(replaced=0 if t.state.booting is None else t.state.replaced)
     elif g.state == DRAINING:
-        t.note("info", f"generation {g.number} has drained, within {t.now - g.since:.1f} s")
+        _drained(t, g)
+
+
+def _drained(t: Turn, g: Generation) -> None:
+    t.do(ev.Drained(g.number, t.now - g.since))
+    t.note("info", f"generation {g.number} has drained, within {t.now - g.since:.1f} s")
 
 
 def _next(t: Turn) -> None:
@@ -231,4 +294,4 @@ def _next(t: Turn) -> None:
         t.do(ev.Finish(0 if t.state.stopping else 1))
 
 
-POLICIES: tuple[Callable[[Turn], None], ...] = (_stop, _overdue, _boot, _staff, _leave, _confirm, _next)
+POLICIES: tuple[Callable[[Turn], None], ...] = (_stop, _overdue, _boot, _judge, _staff, _leave, _confirm, _next)

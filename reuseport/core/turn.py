@@ -29,6 +29,7 @@ from reuseport.core.model import (
 
 QUIT_GRACE = 2.0  # seconds from being told to end at once until SIGKILL
 YOUNG_DEATH = 1.0  # a worker that lived for less than these seconds died young
+CRASHES = 2  # workers that may not crash while a generation is on probation
 LETTING_GO = 1.0  # seconds for the old workers to close the slots, before a release is called done all the same
 LONGEST_BACKOFF = 30.0  # seconds between two attempts at something that keeps failing
 SUPERSEDED = "superseded by a newer release"
@@ -95,10 +96,11 @@ class Turn:
         return self.put(replace(self.state.generations[g.number], state=target, since=self.now, **fields))
 
     def begin(self, release: Release, askers: tuple[Asker, ...]) -> None:
-        """Start the boot of a new generation."""
+        """Start the boot of a new generation: a rollback's from a zygote that is still there, if there is one."""
         number = self.state.last + 1
         self.change(last=number)
         self.need_slots(release.workers)
+        donor = self._donor(release.source)
         self.put(
             Generation(
                 number,
@@ -109,9 +111,22 @@ class Turn:
                 deadline=self.now + release.boot_timeout,
                 zygote=Zygote(),
                 askers=askers,
+                donor=donor,
             )
         )
-        self.do(ev.StartZygote(number, release))
+        self.do(ev.CopyZygote(number, donor) if donor else ev.StartZygote(number, release))
+
+    def _donor(self, source: int) -> int:
+        """A generation of that version whose zygote can fork; 0 where there is none."""
+        for g in self.state.generations.values():
+            if source and g.origin == source and g.zygote and g.zygote.loaded and not g.zygote.leaving:
+                return g.number
+        return 0
+
+    def load_instead(self, g: Generation) -> None:
+        """No copy of another zygote is to be had: load the version from where it was recorded."""
+        g = self.put(replace(g, donor=0, zygote=Zygote()))
+        self.do(ev.StartZygote(g.number, g.release))
 
     def need_slots(self, count: int) -> None:
         if count > self.state.slots:
@@ -148,6 +163,9 @@ class Turn:
         if key.number == ZYGOTE:
             g = self.generation(key.generation)
             if g is None or g.zygote is None or g.zygote.leaving:
+                return
+            if g.donor:
+                self.put(replace(g, zygote=None))  # its donor has not borne it: there is nobody to end
                 return
             self.put(replace(g, zygote=replace(g.zygote, leaving=True, kill_at=kill_at)))
         else:

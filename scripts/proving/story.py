@@ -205,4 +205,3 @@ def verdict(story: Story, account: Account) -> Verdict:
 
 def ms(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
-

@@ -81,6 +81,8 @@ class Audit:
         self.asked: dict[str, tuple[Asker, int]] = {}
         self.answers: dict[str, ev.Answer] = {}
         self.records: dict[int, str] = {}
+        self.taken_back: set[int] = set()
+        self.drained: set[int] = set()
         self.stops = 0
         self.closed = 0
         self.finish: list[int] = []
@@ -130,7 +132,7 @@ class Audit:
             case ev.ReleaseAsked(release, asker):
                 self.last_asked = release.recipe["id"]
                 if asker:
-                    self.asked[asker.name] = (asker, self.last_asked)
+                    self.asked[asker.name] = (asker, max(self.begun, default=0))
             case ev.StopAsked():
                 self.stops += 1
             case ev.Adopted(survivors, _, slots, forked, release):
@@ -165,6 +167,8 @@ class Audit:
                 assert self.stops == 1 and self.closed == 1, "slots are closed once: at the stop"
             case ev.StartZygote(generation, release):
                 self._check_start(before, generation, release, after)
+            case ev.CopyZygote(generation, donor):
+                self._check_copy(generation, donor, after)
             case ev.Fork(key, place):
                 self._check_fork(key, place, after)
             case ev.Accept(key, slots):
@@ -181,9 +185,17 @@ class Audit:
                 self._check_end(before, event, command, key, after, now)
             case ev.Answer():
                 self._check_answer(command, after, now)
+            case ev.Record(generation, "taken back"):
+                assert self.records[generation] == "serving" and generation not in self.taken_back
+                assert after.generations[generation].state == SERVING, "what does not serve cannot be taken back"
+                self.taken_back.add(generation)
             case ev.Record(generation, outcome):
                 assert generation not in self.records, f"generation {generation} ended twice"
                 self.records[generation] = outcome
+            case ev.Drained(generation):
+                assert generation not in self.drained, f"generation {generation} drained twice"
+                assert not before.generations[generation].workers or isinstance(event, ev.Exited | ev.Adopted)
+                self.drained.add(generation)
             case ev.Finish(status):
                 assert not after.generations, "the master leaves before its processes do"
                 assert status == (0 if self.stops else 1)
@@ -246,13 +258,21 @@ class Audit:
         """A zygote is started for a new generation, or again for the one that serves, from the same release."""
         if generation in self.begun:
             assert self.begun[generation] == release.recipe["id"], "a generation got another release's code"
-            assert after.generations[generation].state == SERVING
-            old = before.generations[generation].zygote
-            assert old is None or Key(generation, ZYGOTE) not in self.ended
+            old = before.generations[generation]
+            assert after.generations[generation].state == SERVING or old.donor
+            assert old.zygote is None or Key(generation, ZYGOTE) not in self.ended
         else:
             assert generation > max(self.begun, default=0)
-            assert release.recipe["id"] == self.last_asked or not after.stopping
+            assert release.recipe["id"] == self.last_asked or release.source or not after.stopping
             self.begun[generation] = release.recipe["id"]
+
+    def _check_copy(self, generation: int, donor: int, after: Cluster) -> None:
+        """A rollback is forked from a living zygote of the version that was asked for."""
+        g = after.generations[generation]
+        assert generation > max(self.begun, default=0) and donor in self.loaded
+        assert g.release.source == after.generations[donor].origin
+        self.begun[generation] = g.release.recipe["id"]
+        assert self.begun[generation] == self.begun[donor], "a rollback got another release's code"
 
     def _check_fork(self, key: Key, place: int, after: Cluster) -> None:
         """Only a living zygote that has loaded, and was not told to go, is asked for a worker."""
@@ -343,21 +363,21 @@ class Audit:
         assert name in self.asked, f"{name} has not asked"
         assert name not in self.answers, f"{name} was answered twice"
         self.answers[name] = answer
-        asker, release = self.asked[name]
+        asker, asked_at = self.asked[name]
         assert asker == answer.asker
         number = answer.generation
         if number:
-            assert self.begun[number] >= release, f"{name} heard of an older release than was asked for"
+            assert number > asked_at, f"{name} heard of an older release than was asked for"
         else:
             assert not answer.ok
         if answer.ok:
             assert number in self.served
             self._check_confirmed(number, after, now)
             if asker.wait == "drained":
-                older = [n for n in after.generations if n < number]
+                older = [n for n, old in after.generations.items() if n < number and old.workers]
                 assert not older, f"{name} hears that all have drained, but {older} have not"
         else:
-            assert number not in self.served, "a release that serves was reported as failed"
+            assert number not in self.served - self.taken_back, "a release that serves was reported as failed"
 
     def _check_acceptor_stays(self, had: set[Key], after: Cluster) -> None:
         """While anything serves, the core never sends the last acceptor away."""
@@ -411,7 +431,7 @@ class Audit:
 class Story:
     """A cluster that is told what happens, step by step; for tests that read as stories.
 
-    `commands` are those of the last step, without notes and records, which are in `notes` and `audit.records`.
+    `commands` are those of the last step, without what is only told, which is in `notes` and `audit`.
     """
 
     def __init__(self, **release: object) -> None:
@@ -427,7 +447,7 @@ class Story:
         before = self.cluster
         self.cluster, commands = machine.step(before, event, self.now)
         self.notes += [c.text for c in commands if isinstance(c, ev.Note)]
-        self.commands = [c for c in commands if not isinstance(c, (ev.Note, ev.Record))]
+        self.commands = [c for c in commands if not isinstance(c, (ev.Note, ev.Record, ev.Drained))]
         self.audit.check(before, event, commands, self.cluster, self.now)
         return self.commands
 
@@ -558,6 +578,8 @@ class World:
         match command:
             case ev.StartZygote(generation, release):
                 self._start(Key(generation, ZYGOTE), release)
+            case ev.CopyZygote(generation, donor):
+                self._order(self.zygotes.get(donor), "copy", Key(generation, ZYGOTE))
             case ev.Fork(key):
                 self._order(self.zygotes.get(key.generation), "fork", key)
             case ev.Accept(key):
@@ -693,6 +715,12 @@ class World:
         _, key = z.orders.popleft()
         assert key is not None
         trouble = z.trouble if z.trouble.startswith("worker") else ""
+        if key.number == ZYGOTE:
+            if not silent:  # else its hello will find that another one has taken its place
+                copy = Process(key, next(self._pids), "loading", trouble, z.workers, known=True, heard=True)
+                self.zygotes[key.generation] = copy
+                z.says.append(ev.Started(key, copy.pid))
+            return
         self.workers[key] = Process(key, next(self._pids), "born", trouble)
         if not silent:
             z.says.append(ev.Forked(key, self.workers[key].pid))
@@ -729,7 +757,8 @@ class World:
         if z.phase == "loaded" and z.orders and not z.term:
             _, key = z.orders.popleft()
             assert key is not None
-            z.says.append(ev.Exited(key, "could not be forked"))
+            how = "could not be forked"
+            z.says.append(ev.Started(key, error=how) if key.number == ZYGOTE else ev.Exited(key, how))
 
     def lose_master(self, release: Release) -> None:
         """The master dies, and with it all that was on its way; the next one adopts whom it finds, and kills the rest."""

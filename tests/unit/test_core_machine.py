@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 
 from core_world import BOOT_TROUBLE, Process, World
 from hypothesis import HealthCheck, note, settings
@@ -38,6 +39,8 @@ RELEASES = st.fixed_dictionaries(
         "workers": st.integers(1, 3),
         "boot_timeout": st.sampled_from((3.0, 30.0)),
         "kill_blocked": st.booleans(),
+        "standby": st.sampled_from((0.0, 0.0, 20.0)),
+        "probation": st.sampled_from((0.0, 0.0, 5.0)),
     }
 )
 
@@ -82,13 +85,30 @@ class AnyStory(RuleBasedStateMachine):
 
     def _made(self, drawn: dict) -> Release:
         recipe = {"id": self.asked, "trouble": drawn["trouble"], "workers": drawn["script_says"]}
-        return Release(recipe, drawn["workers"], drawn["boot_timeout"], drawn["kill_blocked"])
+        fields = ("workers", "boot_timeout", "kill_blocked", "standby", "probation")
+        return Release(recipe, **{name: drawn[name] for name in fields})
 
     # --- what is asked for ------------------------------------------------------------------------------------------
 
     @rule(release=RELEASES, wait=WAITS)
     def release(self, release: dict, wait: str | None) -> None:
         self._ask(release, wait)
+
+    @rule(which=st.integers(0, 5), wait=WAITS)
+    def roll_back(self, which: int, wait: str | None) -> None:
+        """To the version of some generation that lives, or of one that this world has long forgotten."""
+        living = list(self.world.cluster.generations.values())
+        if not living:
+            return
+        self.asked += 1
+        g = living[which % len(living)]
+        asker = Asker(f"asker {self.asked}", wait) if wait else None
+        self.world.feed(ev.ReleaseAsked(replace(g.release, source=g.origin, probation=0.0), asker))
+
+    @rule()
+    def is_judged(self) -> None:
+        if serving := self.world.cluster.serving:
+            self.world.feed(ev.Judged(serving.number, "it does worse"))
 
     @rule(by=st.sampled_from((-2, -1, 1, 2)))
     def scale(self, by: int) -> None:

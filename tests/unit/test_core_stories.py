@@ -6,6 +6,7 @@ Key(7, 2) is worker 2 of generation 7, Key(7, 0) its zygote.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from core_world import Story
@@ -20,6 +21,7 @@ from reuseport.core.model import (
     LOADING,
     OPENING,
     SERVING,
+    STANDBY,
     TOLD,
     TRANSITIONS,
     WARMING,
@@ -141,8 +143,10 @@ def test_who_asked_does_not_wait_for_an_old_worker_that_is_blocked(serving):
 def test_whoever_waits_for_the_drain_hears_when_the_last_old_worker_has_gone(serving):
     serving.release(Asker("me", "drained"))
     assert answers(serving.serve(2)) == {}
-    assert only(serving.exit((1, 1), (1, 2)), ev.Quit) == [ev.Quit(Key(1, 0))], "the zygote goes last"
-    assert answers(serving.exit((1, 0))) == {"me": (True, 2)}
+    commands = serving.exit((1, 1), (1, 2))
+    assert only(commands, ev.Quit) == [ev.Quit(Key(1, 0))], "the zygote goes last"
+    assert answers(commands) == {"me": (True, 2)}
+    serving.exit((1, 0))
     assert serving.states == {2: SERVING}
 
 
@@ -615,6 +619,90 @@ def test_the_next_release_gets_a_number_that_was_never_used(story):
     assert story.states == {6: SERVING, 8: LOADING}
 
 
+# --- rollback ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def released(serving):
+    """Generation 2 serves; generation 1 has drained, and its zygote stands by."""
+    serving.release(standby=600.0)
+    serving.serve(2)
+    serving.let_go()
+    serving.exit((1, 1), (1, 2))
+    assert serving.states == {1: STANDBY, 2: SERVING}
+    return serving
+
+
+def roll_back(story: Story, to: int, asker: Asker | None = None) -> list[ev.Command]:
+    release = story.cluster.generations[to].release if to in story.cluster.generations else Release({"id": to}, 2)
+    return story.tell(ev.ReleaseAsked(replace(release, source=to, probation=0.0, standby=600.0), asker))
+
+
+def test_the_last_generations_zygote_stands_by_and_then_leaves(released):
+    assert released.sleep() == 600.0 and released.states == {1: ENDING, 2: SERVING}
+    released.exit((1, 0))
+    assert released.states == {2: SERVING}
+
+
+def test_only_the_last_one_stands_by(released):
+    released.release(standby=600.0)
+    commands = released.serve(3)
+    assert ev.Quit(Key(1, 0)) in only(commands, ev.Quit) and released.states == {1: ENDING, 2: DRAINING, 3: SERVING}
+
+
+def test_a_rollback_forks_from_the_zygote_that_stands_by(released):
+    commands = roll_back(released, 1, Asker("me"))
+    assert only(commands, ev.CopyZygote) == [ev.CopyZygote(3, 1)] and not only(commands, ev.StartZygote)
+    released.serve(3)
+    assert answers(released.let_go()) == {"me": (True, 3)} and released.states[3] == SERVING
+    assert released[3].origin == 1
+
+
+def test_a_rollback_without_a_zygote_loads_again(released):
+    released.exit((1, 0))
+    commands = roll_back(released, 1)
+    assert [c.generation for c in only(commands, ev.StartZygote)] == [3]
+
+
+def test_a_donor_that_dies_first_is_replaced_by_loading_again(released):
+    roll_back(released, 1)
+    assert [c.generation for c in only(released.exit((1, 0)), ev.StartZygote)] == [3]
+
+
+def test_a_copy_that_cannot_be_forked_is_replaced_by_loading_again(released):
+    roll_back(released, 1)
+    commands = released.tell(ev.Started(Key(3, 0), error="could not be forked"))
+    assert [c.generation for c in only(commands, ev.StartZygote)] == [3]
+
+
+def test_a_stop_ends_the_zygote_that_stands_by(released):
+    assert ev.Quit(Key(1, 0)) in released.tell(ev.StopAsked())
+
+
+def test_a_generation_that_does_worse_is_taken_back_and_its_release_fails(released):
+    released.release(Asker("me"), probation=10.0, standby=600.0)
+    assert answers([*released.serve(3), *released.let_go()]) == {}, "its probation is not over"
+    commands = released.tell(ev.Judged(3, "9 % of its answers are errors"))
+    assert answers(commands) == {"me": (False, 3)} and only(commands, ev.CopyZygote) == [ev.CopyZygote(4, 2)]
+    released.serve(4)
+    assert released.states[4] == SERVING and released.audit.taken_back == {3}
+
+
+def test_a_generation_whose_workers_crash_is_taken_back(released):
+    released.release(Asker("me"), probation=10.0)
+    released.serve(3)
+    assert not only(released.exit((3, 1)), ev.CopyZygote), "one may be an accident"
+    assert only(released.exit((3, 2)), ev.CopyZygote) == [ev.CopyZygote(4, 2)]
+
+
+def test_who_stands_its_probation_is_a_success(released):
+    released.release(Asker("me"), probation=10.0)
+    released.serve(3)
+    released.let_go()
+    assert answers(released.after(9.9)) == {} and answers(released.after(0.2)) == {"me": (True, 3)}
+    assert not released.tell(ev.Judged(3, "too late"))
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
@@ -630,7 +718,7 @@ def test_the_diagram_names_every_state_and_every_trigger():
 
 
 def test_the_words_of_the_diagram_say_how_many_states_there_are():
-    words = {5: "five", 6: "six", 7: "seven"}
+    words = {6: "six", 7: "seven", 8: "eight"}
     assert f"moves through {words[len(TRANSITIONS)]} states" in (model.__doc__ or "")
 
 
