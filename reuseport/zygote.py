@@ -29,6 +29,7 @@ import os
 import signal
 import sys
 import traceback
+from posix import close  # gevent's os.close leaves it to its loop, which never runs here
 from typing import Any
 
 import greenlet
@@ -72,7 +73,7 @@ class Zygote:
         self.application: Any = None
         self.separate = bool(born.get("separate"))
         self.loaded = False
-        self.orders: list[dict[str, Any]] = []
+        self.orders: list[tuple[dict[str, Any], list[int]]] = []
         self.masterless = True
         self._take_signals()
         self.channel = self._say_hello()
@@ -82,7 +83,7 @@ class Zygote:
         while not self.recipe:
             self._listen(None)
         assert self.settings is not None
-        setproctitle(f"reuseport: zygote {self.generation} [{self.name}]")
+        self._retitle()
         self._become_user()
         if self.settings.umask is not None:
             os.umask(self.settings.umask)
@@ -123,8 +124,10 @@ class Zygote:
         self.channel.send("loaded", workers=workers)
         while True:
             while self.orders:
-                birth = self._fork(self.orders.pop(0))
-                if birth is not None:
+                order, fds = self.orders.pop(0)
+                if order["type"] == "copy":
+                    self._copy(order, fds[0])
+                elif (birth := self._fork(order)) is not None:
                     return birth
             self._listen(None)
 
@@ -149,12 +152,12 @@ class Zygote:
         try:
             middle = fork()
         except OSError as error:
-            self.channel.send("unborn", number=number, error=f"could not be forked: {error.strerror}")
+            self._unborn(self.generation, number, f"could not be forked: {error.strerror}")
             return None
         if middle:
             _, status = waitpid(middle, 0)
             if status:
-                self.channel.send("unborn", number=number, error="could not be forked")
+                self._unborn(self.generation, number, "could not be forked")
             return None
         try:
             pid = fork()
@@ -182,6 +185,61 @@ class Zygote:
             self.application,
         )
 
+    def _copy(self, order: dict[str, Any], output: int) -> None:
+        """Fork a copy that becomes the zygote of another generation: of this very version, without loading anything."""
+        generation = int(order["generation"])
+        _flush()
+        try:
+            middle = fork()
+        except OSError as error:
+            close(output)
+            self._unborn(generation, 0, f"could not be forked: {error.strerror}")
+            return
+        if middle:
+            close(output)
+            if waitpid(middle, 0)[1]:
+                self._unborn(generation, 0, "could not be forked")
+            return
+        try:
+            pid = fork()
+            if pid:
+                self.channel.send("forked", generation=generation, number=0, pid=pid)
+        except OSError:
+            os._exit(1)
+        if pid:
+            os._exit(0)
+        self.channel.close()
+        self.generation = generation
+        os.environ["REUSEPORT_GENERATION"] = str(generation)
+        os.dup2(output, self.boot_output, inheritable=False)
+        close(output)
+        self._close_queue()
+        self._drop_orders()
+        self.born = {**self.born, "generation": generation}
+        self.recipe, self.loaded = {}, False
+        self.channel = self._say_hello()
+        while not self.recipe:
+            self._listen(None)
+        self._retitle()
+        self.loaded = True
+        self.channel.send("loaded", workers=None)
+
+    def _close_queue(self) -> None:
+        """No worker of this generation comes any more: what lies in its queue must go back to its senders."""
+        for end in self.queue:
+            if end != -1:
+                close(end)
+        self.queue = (-1, -1)
+
+    def _drop_orders(self) -> None:
+        for _, fds in self.orders:
+            for fd in fds:
+                close(fd)
+        self.orders.clear()
+
+    def _retitle(self) -> None:
+        setproctitle(f"reuseport: zygote {self.generation} [{self.name}]")
+
     def _listen(self, seconds: float | None) -> None:
         for message, fds in self.channel.wait(seconds):
             kind = message["type"]
@@ -193,14 +251,16 @@ class Zygote:
                 self.settings = Settings.from_json(self.recipe["settings"])
                 self.name = message["name"]
                 self.queue = (fds[0], fds[1])
-            elif kind == "fork":
-                self.orders.append(message)
+            elif kind == "standby":
+                self._close_queue()
+            elif kind == "fork" or kind == "copy":
+                self.orders.append((message, fds))
             elif kind == "quit":
                 os._exit(0)
         if self.channel.closed:
             self.channel.close()
             self.masterless = True
-            self.orders.clear()  # another master counts the workers anew
+            self._drop_orders()  # another master counts the workers anew
             sleep(RETRY)
             self.channel = self._say_hello()
 
@@ -214,15 +274,16 @@ class Zygote:
                 continue
             listeners = list(self.listeners.values())
             again = bool(self.recipe)
+            has_queue = again and self.queue[0] != -1
             channel.be_patient()
             channel.send(
                 "hello",
-                self.queue if again else (),
+                self.queue if has_queue else (),
                 generation=self.generation,
                 number=0,
                 state="loaded" if self.loaded else "loading",
                 slots=[(one.address, one.index, one.shared) for one in listeners],
-                queue=again,
+                queue=has_queue,
             )
             if again:
                 pass_slots(channel, listeners)
@@ -236,6 +297,9 @@ class Zygote:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with SIG_IGN there would be nobody to wait for
         # The master's own TERM often goes to the whole group; the master will say when it wants this process to go.
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if self.masterless else None)
+
+    def _unborn(self, generation: int, number: int, error: str) -> None:
+        self.channel.send("unborn", generation=generation, number=number, error=error)
 
     def _note(self, level: str, text: str) -> None:
         self.channel.send("note", level=level, text=text)

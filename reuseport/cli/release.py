@@ -10,12 +10,14 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from reuseport.cli import place
 from reuseport.cli.failure import FAILED, INTERRUPTED, Failure
 from reuseport.options import Option, kinds
 from reuseport.options.arguments import one_line
 from reuseport.options.manual import manual
+from reuseport.options.reading import Words
 from reuseport.options.table import FLAG
 
 ABOUT = """\
@@ -25,7 +27,16 @@ anything fails, the old version serves on.
 Exit status: 0 the new generation serves; 1 the release failed, and what the application said is on standard error; \
 2 wrong usage; 3 no master there."""
 
-OPTIONS = (
+LABEL = Option(
+    "label",
+    kinds.TEXT,
+    "",
+    group="Options",
+    where=frozenset({FLAG}),
+    default_text="--label of serve",
+    help="What this version is called in `reuseport status` and `reuseport history`: a tag, a commit.",
+)
+FOLLOWING = (
     Option(
         "wait",
         kinds.choice("ready", "drained", "none"),
@@ -45,39 +56,45 @@ OPTIONS = (
         help="Print the outcome as one JSON object, and no stages.",
     ),
 )
+OPTIONS = (*FOLLOWING, LABEL)
 
 
 def help_text() -> str:
-    usage = "reuseport release [--wait ready|drained] [--json] [-n NAME | --run-dir DIR | -c FILE]"
+    usage = "reuseport release [--wait ready|drained] [--label TEXT] [--json] [-n NAME | --run-dir DIR | -c FILE]"
     return manual((*OPTIONS, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:
     """Release and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
+    return follow(words, {"do": "release", "wait": values["wait"], "label": values["label"]}, "release", values["json"])
+
+
+def follow(words: Words, question: dict[str, Any], what: str, as_json: bool) -> int:
+    """Ask for a release of some kind, show its stages, and return the exit status. Raises OptionError and Failure."""
     master = place.find(words)
     stages: list[str] = []
 
     def on_stage(text: str) -> None:
         stages.append(text)
-        if not values["json"]:
+        if not as_json:
             print(one_line(text), flush=True)
 
     try:
-        done = master.ask({"do": "release", "wait": values["wait"]}, on_stage=on_stage)
+        done = master.ask(question, on_stage=on_stage)
     except KeyboardInterrupt:
-        raise Failure("no longer waiting; the release goes on (reuseport status shows it)", INTERRUPTED) from None
-    if values["json"]:
+        raise Failure(f"no longer waiting; the {what} goes on (reuseport status shows it)", INTERRUPTED) from None
+    if as_json:
         print(json.dumps(done), flush=True)
     if done.get("ok"):
         text = done.get("text") or f"generation {done.get('generation')} serves"
         # The last stage is often the outcome itself.
-        if not values["json"] and stages[-1:] != [text]:
+        if not as_json and stages[-1:] != [text]:
             print(text)
         return 0
     sys.stdout.flush()
     error = one_line(str(done.get("error") or "the master gave no reason"))
-    print(f"reuseport: release failed: {error}", file=sys.stderr)
+    print(f"reuseport: {what} failed: {error}", file=sys.stderr)
     output = str(done.get("output") or "")
     if output:
         print(output.rstrip("\n"), file=sys.stderr)

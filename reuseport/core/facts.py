@@ -90,7 +90,7 @@ def _loaded(t: Turn, event: ev.Loaded) -> None:
     g = t.generation(event.key.generation)
     if g is None or g.zygote is None or g.zygote.leaving:
         return
-    g = t.put(replace(g, zygote=replace(g.zygote, loaded=True, since=t.now)))
+    g = t.put(replace(g, zygote=replace(g.zygote, loaded=True, since=t.now), donor=0))
     if g.state == LOADING:
         if event.workers is not None and event.workers != g.wanted:
             g = t.put(replace(g, wanted=event.workers, release=replace(g.release, workers=event.workers)))

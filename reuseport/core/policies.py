@@ -197,7 +197,7 @@ def _stands_by(t: Turn, g: Generation) -> bool:
     if serving is None or t.state.stopping:
         return False
     newest = t.state.having(DRAINING, STANDBY)[-1]
-    able = g.zygote is not None and g.zygote.loaded and not g.zygote.leaving
+    able = g.zygote is not None and not g.zygote.leaving
     return able and g.number == newest.number < serving.number and t.now < standby_until(serving)
 
 
@@ -255,7 +255,7 @@ def _leave(t: Turn) -> None:
         if g.empty:
             _forget(t, g)
     for asker, number in t.state.drain_askers:
-        if not any(old.number < number and old.workers for old in t.state.generations.values()):
+        if not any(old.number < number and old.state != STANDBY for old in t.state.generations.values()):
             t.answer((asker,), True, number, f"generation {number} serves; every older one has drained")
             t.change(drain_askers=tuple(a for a in t.state.drain_askers if a != (asker, number)))
 

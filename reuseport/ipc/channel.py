@@ -3,8 +3,8 @@
 A message is one JSON object in one packet of a SOCK_SEQPACKET unix socket, so it arrives whole or not at all, and the
 end of the stream is seen as such. Nothing here ever blocks: what the kernel does not take is kept and sent later.
 
-The sockets are those of `_socket`, the C class, because gevent replaces the Python class of the same name in the
-processes that it patches, and a channel must behave the same on both sides of that.
+The sockets are those of `_socket`, and `close` is that of `posix`, because gevent replaces the Python class and
+`os.close` in the processes that it patches, and a channel must behave the same on both sides of that.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import struct
 from collections import deque
+from posix import close
 from typing import Any
 
 VERSION = 1  # of the messages: they pass between a master and zygotes of other versions of this package
@@ -72,7 +73,7 @@ class Channel:
     def flush(self) -> None:
         while self._unsent and self._try(*self._unsent[0]):
             for fd in self._unsent.popleft()[1]:
-                os.close(fd)
+                close(fd)
 
     def _try(self, message: bytes, fds: tuple[int, ...]) -> bool:
         extra = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -123,7 +124,7 @@ class Channel:
                 break
             if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
                 for fd in fds:
-                    os.close(fd)
+                    close(fd)
                 raise ChannelError("a message was cut short: too large, or no file descriptors were left to receive it")
             messages.append((_decode(data), list(fds)))
         return messages
@@ -132,7 +133,7 @@ class Channel:
         self.closed = True
         for _, fds in self._unsent:
             for fd in fds:
-                os.close(fd)
+                close(fd)
         self._unsent.clear()
         self._sock.close()
 

@@ -20,6 +20,10 @@ class BootLog:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
+    def open(self) -> int:
+        """A descriptor to print to."""
+        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
     def news(self) -> bytes:
         """What has been printed since the last call."""
         try:

@@ -22,10 +22,9 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from reuseport import options
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import BOOTING, ENDING, ZYGOTE, Asker, Cluster, Key, Release
+from reuseport.core.model import BOOTING, ENDING, STANDBY, ZYGOTE, Cluster, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir, RunDirError
@@ -34,10 +33,12 @@ from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.master import status
 from reuseport.master.bootlog import BootLog
 from reuseport.master.control import Client, Control
+from reuseport.master.history import History
 from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.processes import Process, Processes, become_subreaper, end
-from reuseport.master.recipe import release_of, resolve_script
+from reuseport.master.recipe import release_of
+from reuseport.master.releases import Releases, complete
 from reuseport.master.roster import Remains, Roster
 from reuseport.master.slots import SlotError, Slots
 from reuseport.master.switchboard import Switchboard
@@ -48,7 +49,6 @@ from reuseport.version import __version__
 
 FOLLOW = 0.1  # seconds between two looks at what a booting generation prints
 ADOPTION = 10.0  # seconds for an earlier master's processes to hand over the slots
-HISTORY = 50  # ended releases that `status` shows
 
 
 def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
@@ -73,23 +73,21 @@ class Master:
         """Take the run directory and the addresses. Raises what `run` reports."""
         # Until the handlers stand, a signal must wait, and not end a master that has just written its pid file.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self.settings = settings
         self.first = settings  # what only a start can change: name, addresses, places of files
-        self.extra = extra
         self.started = time.time()
-        self.cluster = Cluster()
         self.events: deque[ev.Event] = deque()
         self.signals: deque[int] = deque()
-        self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
         self.boot_logs: dict[int, BootLog] = {}
         self.following = False  # whether what booting generations print is being copied
         self.exit_status: int | None = None
 
-        release = self._complete(release_of(settings))
+        release = complete(release_of(settings), extra)
         ids = find_user(settings)
         self.run_dir = RunDir(settings.run_dir)
         self.lock = self.run_dir.own(*(ids or (None, None)))
         self.log = self._open_log(settings)
+        history = self._open_history(settings)
+        self.cluster = Cluster(last=history.last)
         if settings.umask is not None:
             os.umask(settings.umask)
         self.slots = Slots(settings.bind, settings.backlog, 0 if settings.umask is None else settings.umask)
@@ -118,6 +116,17 @@ class Master:
             self.events.append,
             self.log.write,
             self._recipe_of,
+            self._on_job_ended,
+        )
+        self.releases = Releases(
+            settings,
+            extra,
+            history,
+            self.processes,
+            self.board,
+            lambda: self.cluster,
+            self.events.append,
+            self.log.write,
         )
         self.control = Control(self.run_dir.control, self.loop, self._on_question)
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
@@ -168,9 +177,9 @@ class Master:
             if number == signal.SIGCHLD:
                 self.processes.reap()
             elif number == signal.SIGHUP:
-                self._release(None)
+                self.releases.ask(None)
             elif number == signal.SIGTERM:
-                self.events.append(ev.StopAsked(insist=True, timeout=self.settings.graceful_timeout))
+                self.events.append(ev.StopAsked(insist=True, timeout=self.releases.settings.graceful_timeout))
             elif number in (signal.SIGINT, signal.SIGQUIT):
                 self.events.append(ev.StopAsked(quick=True))
             elif number in (signal.SIGTTIN, signal.SIGTTOU):
@@ -185,6 +194,8 @@ class Master:
         for lost in status.jobs_of(process):
             whose = f"job {lost['name']!r}" + (f" of {lost['tenant']}" if lost["tenant"] else "")
             self.log.write("error", f"{whose} is lost, {lost['age']:.0f} s old: worker {process.key} {how}")
+        for job in process.jobs.values():
+            self.releases.job_ended(process.key, job, lost=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.run_dir.stacks(str(process.key)))
         if process.key.number == ZYGOTE:
@@ -199,11 +210,16 @@ class Master:
         if do == "status":
             client.done(True, status=self._status())
         elif do == "release":
-            self._release(client, str(question.get("wait", "ready")))
+            self.releases.ask(client, str(question.get("wait", "ready")), str(question.get("label", "")))
+        elif do == "rollback":
+            number = question.get("generation")
+            self.releases.back(client, None if number is None else int(number), str(question.get("wait", "ready")))
+        elif do == "history":
+            client.done(True, history=self.releases.history.shown())
         elif do == "stop":
             client.watching = True
             quick = bool(question.get("now"))
-            timeout = 0.0 if quick else self.settings.graceful_timeout
+            timeout = 0.0 if quick else self.releases.settings.graceful_timeout
             self.events.append(ev.StopAsked(quick=quick, timeout=timeout))
         else:
             client.done(False, error=f"this master ({__version__}) does not know {do!r}")
@@ -219,7 +235,7 @@ class Master:
             "addresses": self.slots.addresses,
         }
         whole = status.of(self.cluster, self.processes, self.board, master, time.monotonic())
-        return {**whole, "releases": list(self.history)}
+        return {**whole, "releases": self.releases.shown()}
 
     # --- what an earlier master left ------------------------------------------------------------------------------
 
@@ -246,38 +262,9 @@ class Master:
 
     # --- decide -----------------------------------------------------------------------------------------------------
 
-    def _release(self, client: Client | None, wait: str = "ready") -> None:
-        """The one path behind all doors: read the configuration again, work out the recipe, ask the core."""
-        try:
-            settings = options.reload(self.settings)
-            late = options.changed_at_start_only(self.first, settings)
-            settings = settings.keeping(self.first, late)
-            release = self._complete(release_of(settings))
-        except OptionError as error:
-            self.log.write("error", f"the release was not begun, and nothing has changed: {error}")
-            now = time.time()
-            self.history.append({"number": None, "outcome": "failed", "error": str(error), "at": now, "seconds": 0.0})
-            if client:
-                client.done(False, generation=None, error=str(error), output="")
-            return
-        if late:
-            names = ", ".join("--" + name.replace("_", "-") for name in late)
-            self.log.write("warning", f"{names} changed, which only a new start of the master brings about")
-        self.settings = settings
-        if client and wait == "none":
-            client.done(True, generation=None, text="the release was asked for")
-            client = None
-        if client:
-            client.watching = True
-        asker = Asker(client.name, wait) if client else None
-        self.events.append(ev.ReleaseAsked(release, asker))
-
     def _recipe_of(self, generation: int) -> Mapping[str, Any] | None:
         g = self.cluster.generations.get(generation)
         return g.release.recipe if g else None
-
-    def _complete(self, release: Release) -> Release:
-        return replace(release, recipe={**release.recipe, **resolve_script(self.extra)})
 
     def _decide(self) -> None:
         """Feed every event to the core and carry out what it says, in order."""
@@ -289,7 +276,7 @@ class Master:
                 self._write_roster()
             for command in commands:
                 self._act(command)
-        self.switchboard.forget_queues(self.cluster.generations)
+        self.switchboard.forget_queues(n for n, g in self.cluster.generations.items() if g.state != STANDBY)
         if self.exit_status is None:
             self._write_roster()
 
@@ -320,12 +307,11 @@ class Master:
 
     def _start_zygote(self, command: ev.StartZygote) -> None:
         key = Key(command.generation, ZYGOTE)
-        for number in [n for n in self.boot_logs if n not in self.cluster.generations]:
-            self.boot_logs.pop(number).remove()
-        boot_log = self.boot_logs.setdefault(key.generation, BootLog(self.run_dir.boot_log(key.generation)))
+        boot_log = self._boot_log_of(key.generation)
         self._stage(f"generation {key.generation}: loading {command.release.recipe['directory']}")
+        self.releases.begins(key.generation, command.release)
         try:
-            process = self.processes.start_zygote(key, command.release.recipe, self.run_dir, boot_log.path)
+            process = self.processes.start_zygote(key, command.release.recipe, self.run_dir, boot_log)
         except OSError as error:
             interpreter = command.release.recipe["interpreter"]
             self.events.append(ev.Started(key, error=f"cannot execute {interpreter}: {error.strerror}"))
@@ -333,6 +319,23 @@ class Master:
         self.events.append(ev.Started(key, process.pid))
         if not self.following:
             self._follow_boot()
+
+    def _copy_zygote(self, command: ev.CopyZygote) -> None:
+        key = Key(command.generation, ZYGOTE)
+        boot_log = self._boot_log_of(key.generation)
+        self._stage(f"generation {key.generation}: from the zygote of generation {command.donor}")
+        self.releases.begins(key.generation, self.cluster.generations[key.generation].release)
+        self.processes.expect(key)
+        output = boot_log.open()
+        self.switchboard.send(Key(command.donor, ZYGOTE), "copy", (output,), generation=key.generation)
+        os.close(output)
+        if not self.following:
+            self._follow_boot()
+
+    def _boot_log_of(self, generation: int) -> BootLog:
+        for number in [n for n in self.boot_logs if n not in self.cluster.generations]:
+            self.boot_logs.pop(number).remove()
+        return self.boot_logs.setdefault(generation, BootLog(self.run_dir.boot_log(generation)))
 
     def _follow_boot(self) -> None:
         """Copy what booting generations print into the log, as long as any boots."""
@@ -400,16 +403,12 @@ class Master:
 
     def _record(self, command: ev.Record) -> None:
         self._copy_boot_output()
-        error = "" if command.outcome == "serving" else command.text
-        self.history.append(
-            {
-                "number": command.generation,
-                "outcome": command.outcome,
-                "error": error,
-                "at": time.time(),
-                "seconds": round(command.seconds, 3),
-            }
-        )
+        self.releases.record(command)
+
+    def _drained(self, command: ev.Drained) -> None:
+        self.releases.drained(command)
+        # Its zygote may stand by, and nobody would take what lies in the queue.
+        self.switchboard.send(Key(command.generation, ZYGOTE), "standby")
 
     def _note(self, command: ev.Note) -> None:
         self.log.write(command.level, command.text)
@@ -424,8 +423,12 @@ class Master:
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 
+    def _on_job_ended(self, key: Key, job: dict[str, Any]) -> None:
+        self.releases.job_ended(key, job)
+
     def _watch_workers(self) -> None:
-        timeout = self.settings.timeout
+        self.releases.judge()
+        timeout = self.releases.settings.timeout
         if timeout:
             self.watch.look(self.cluster, timeout)
         self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._watch_workers)
@@ -435,6 +438,14 @@ class Master:
             return Log(settings.log_file, settings.log_level)
         except OSError as error:
             raise OptionError(f"{settings.where('log_file')}: cannot open {error.filename}: {error.strerror}") from None
+
+    @staticmethod
+    def _open_history(settings: Settings) -> History:
+        try:
+            return History(settings.state_dir)
+        except OSError as error:
+            where = settings.where("state_dir")
+            raise OptionError(f"{where}: {error.filename}: {(error.strerror or str(error)).lower()}") from None
 
     def _reopen_logs(self) -> None:
         try:
@@ -446,14 +457,12 @@ class Master:
                 self.switchboard.send(process.key, "reopen")
 
     def _write_pid_file(self) -> None:
-        if not self.settings.pid:
+        if not self.first.pid:
             return
         try:
-            Path(self.settings.pid).write_text(f"{os.getpid()}\n")
+            Path(self.first.pid).write_text(f"{os.getpid()}\n")
         except OSError as error:
-            raise OptionError(
-                f"{self.settings.where('pid')}: cannot write {self.settings.pid}: {error.strerror}"
-            ) from None
+            raise OptionError(f"{self.first.where('pid')}: cannot write {self.first.pid}: {error.strerror}") from None
 
     def _leave(self) -> None:
         """The last acts: whoever waits for the stop is told, and the files go."""
@@ -478,6 +487,7 @@ ACTIONS: dict[type, Callable[[Master, Any], None]] = {
     ev.OpenSlots: Master._open_slots,
     ev.CloseSlots: Master._close_slots,
     ev.StartZygote: Master._start_zygote,
+    ev.CopyZygote: Master._copy_zygote,
     ev.Fork: Master._fork,
     ev.Accept: Master._accept,
     ev.Drain: Master._drain,
@@ -487,6 +497,7 @@ ACTIONS: dict[type, Callable[[Master, Any], None]] = {
     ev.Kill: Master._kill,
     ev.Answer: Master._answer,
     ev.Record: Master._record,
+    ev.Drained: Master._drained,
     ev.Note: Master._note,
     ev.Finish: Master._finish,
 }

@@ -23,6 +23,7 @@ from reuseport.core.model import Key
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
+from reuseport.master.bootlog import BootLog
 from reuseport.master.loop import Loop
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -107,7 +108,7 @@ class Processes:
         process = self._by_key[key] = Process(key, row=row)
         return process
 
-    def start_zygote(self, key: Key, recipe: Mapping[str, Any], run_dir: RunDir, boot_log: str) -> Process:
+    def start_zygote(self, key: Key, recipe: Mapping[str, Any], run_dir: RunDir, boot_log: BootLog) -> Process:
         """Exec the release's interpreter on its own copy of this package. OSError where that is not possible.
 
         `-P` keeps the application's directory out of sys.path until the server's own modules are imported, so that
@@ -127,7 +128,7 @@ class Processes:
             ZYGOTE_VARIABLE: json.dumps(variables),
         }
         with contextlib.ExitStack() as stack:
-            output = _high(os.open(boot_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+            output = _high(boot_log.open())
             stack.callback(os.close, output)
             null = _high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
             stack.callback(os.close, null)

@@ -19,7 +19,7 @@ from reuseport.options.checks import find_directory, find_interpreter, find_user
 LARGEST = PACKET - 8192  # bytes: it must fit into one message, with what else that holds
 
 
-def release_of(settings: Settings) -> Release:
+def release_of(settings: Settings, label: str = "") -> Release:
     """The release that these settings stand for now. OptionError where a directory, say, is not there (any more)."""
     directory = find_directory(settings)
     recipe: dict[str, Any] = {
@@ -29,10 +29,18 @@ def release_of(settings: Settings) -> Release:
         "environment": dict(settings.env),
         "ids": find_user(settings),
         "settings": settings.to_json(),
+        "label": label or settings.label or os.path.basename(directory),
     }
     if (size := len(json.dumps(recipe))) > LARGEST:
         raise OptionError(f"the configuration is too large: {size} bytes, {LARGEST} at most; look at --env")
-    return Release(recipe, settings.workers, settings.boot_timeout, settings.kill_blocked)
+    return Release(
+        recipe,
+        settings.workers,
+        settings.boot_timeout,
+        settings.kill_blocked,
+        settings.standby,
+        settings.probation,
+    )
 
 
 def resolve_script(extra: Mapping[str, Any]) -> dict[str, Any]:

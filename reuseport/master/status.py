@@ -39,6 +39,8 @@ def _generation(
         "directory": g.release.recipe.get("directory", ""),
         "interpreter": g.release.recipe.get("interpreter", ""),
         "app": g.release.recipe.get("app"),
+        "label": g.release.recipe.get("label", ""),
+        "source": g.release.source,
         "zygote": {"pid": zygote.pid, "loaded": bool(g.zygote and g.zygote.loaded)} if zygote else None,
         "age": round(now - g.born, 3),
         "since": round(now - g.since, 3),
@@ -100,6 +102,11 @@ def jobs_of(process: Process) -> list[dict[str, Any]]:
         for job in process.jobs.values()
     ]
     return sorted(jobs, key=lambda job: -job["age"])
+
+
+def told(job: Mapping[str, Any]) -> str:
+    """A job in a few words."""
+    return f"job {job['name']!r}" + (f" of {job['tenant']}" if job["tenant"] else "") + f", {job['age']:.0f} s"
 
 
 _STATES = {ACCEPTING: "serving", LEAVING: "draining", TOLD: "ready", "forking": "starting", "quitting": "ending"}

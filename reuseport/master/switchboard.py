@@ -51,6 +51,7 @@ class Switchboard:
         tell: Callable[[ev.Event], None],
         log: Callable[[str, str], None],
         recipe_of: Callable[[int], Mapping[str, Any] | None],
+        job_ended: Callable[[Key, dict[str, Any]], None],
     ) -> None:
         self._hellos = hellos
         self._workers_uid = workers_uid
@@ -62,6 +63,8 @@ class Switchboard:
         self._tell = tell
         self._log = log
         self._recipe_of = recipe_of
+        self._job_ended = job_ended
+        self._strangers: dict[Channel, int] = {}  # who has connected and not said hello yet, and its pid
         self._queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
         loop.watch(hellos.fileno(), self._on_hello)
 
@@ -76,6 +79,12 @@ class Switchboard:
 
     def last_words(self, process: Process) -> None:
         """Hear what a process said before it died, and hang up."""
+        if process.channel is None:
+            # It may have lived for so short a time that not even its hello has been heard.
+            self._on_hello()
+            for channel, pid in list(self._strangers.items()):
+                if pid == process.pid:
+                    self._introduce(channel, pid)
         if process.channel is not None:
             channel, process.channel = process.channel, None
             self._take(process, self._receive(channel))
@@ -117,6 +126,7 @@ class Switchboard:
                 return
             pid, uid = channel.peer()
             if uid in self._trusted:
+                self._strangers[channel] = pid
                 self._loop.watch(channel.fileno(), lambda channel=channel, pid=pid: self._introduce(channel, pid))
             else:
                 channel.close()
@@ -124,6 +134,8 @@ class Switchboard:
     def _introduce(self, channel: Channel, pid: int) -> None:
         """The first message on a channel says whose it is. By now its sender may be dead, and the channel closed."""
         messages = self._receive(channel)
+        if messages or channel.closed:
+            self._strangers.pop(channel, None)
         if not messages:
             return
         hello, fds = messages[0]
@@ -212,20 +224,25 @@ class Switchboard:
         if kind in EVENTS:
             self._tell(EVENTS[kind](key, message))
         elif kind == "forked" and key.number == ZYGOTE and owner_of(int(message["pid"])) in (None, self._workers_uid):
-            forked = Key(key.generation, int(message["number"]))
+            forked = Key(int(message.get("generation", key.generation)), int(message["number"]))
             process = self._processes.get(forked) or self._processes.expect(forked)
             self._processes.is_running(process, int(message["pid"]))
-            self._tell(ev.Forked(forked, process.pid))
+            told = ev.Started if forked.number == ZYGOTE else ev.Forked
+            self._tell(told(forked, process.pid))
         elif kind == "unborn":
-            unborn = Key(key.generation, int(message["number"]))
+            unborn, error = (
+                Key(int(message.get("generation", key.generation)), int(message["number"])),
+                str(message["error"]),
+            )
             self._processes.forget(unborn)
-            self._tell(ev.Exited(unborn, str(message["error"])))
+            self._tell(ev.Started(unborn, error=error) if unborn.number == ZYGOTE else ev.Exited(unborn, error))
         elif kind == "job":
             if process := self._processes.get(key):
                 process.jobs[int(message["number"])] = message
         elif kind == "job-ended":
-            if process := self._processes.get(key):
-                process.jobs.pop(int(message["number"]), None)
+            process = self._processes.get(key)
+            if process and (job := process.jobs.pop(int(message["number"]), None)):
+                self._job_ended(key, job)
         elif kind == "note":
             self._log(str(message["level"]), str(message["text"]))
         else:

@@ -14,7 +14,7 @@ from typing import TypeVar
 from reuseport.options import machine
 from reuseport.options.address import UNIX_PATH_BYTES, parse_address
 from reuseport.options.arguments import OptionError
-from reuseport.options.settings import Settings
+from reuseport.options.settings import DEFAULT, Settings
 
 Found = TypeVar("Found")
 
@@ -65,6 +65,8 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
         if path not in ("", "-"):
             problems += _no_place_for(f"{settings.where(name)}: {path}", path)
     problems += _unfit_run_dir(settings)
+    if settings.sources["state_dir"] != DEFAULT and not Path(settings.state_dir).is_dir():
+        problems.append(f"{settings.where('state_dir')}: there is no directory {settings.state_dir}")
     return problems
 
 

@@ -115,6 +115,14 @@ def _show_size(value: int) -> int | str:
     return value
 
 
+def _share(value: Any) -> float:
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(%?)\s*", str(value), re.ASCII)
+    share = float(found[1]) / (100 if found[2] else 1) if found and not isinstance(value, bool) else -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"{value!r} is not a share from 0 to 1 (0.05, 5%)")
+    return share
+
+
 def _umask(value: Any) -> int | None:
     # In TOML `umask = 22` would be 0o26: a mask that looks right and is not. So it has to be text.
     if not isinstance(value, str):
@@ -214,6 +222,8 @@ PATH = Kind("FILE", _text, anchor=_join)
 LATE_PATH = Kind("PATH", _text)
 NAME = Kind("NAME", _name)
 ACCOUNT = Kind("NAME", _account)
+SHARE = Kind("SHARE", _share)
+TEXT = Kind("TEXT", _text)
 UMASK = Kind("MASK", _umask, _show_umask)
 WEB_PATH = Kind("PATH", _web_path)
 DIRECTORIES = Kind("DIR", _directory, split=_split_commas)

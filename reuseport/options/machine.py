@@ -71,6 +71,11 @@ def run_dir_of(values: Mapping[str, Any], origin: Any) -> str:
     return default_run_dir(values["name"], origin.environ, os.getuid())
 
 
+def state_dir_of(values: Mapping[str, Any], origin: Any) -> str:
+    """Where what must outlive the run directory is kept: systemd's, else the run directory itself."""
+    return origin.environ.get("STATE_DIRECTORY", "").split(":")[0] or values["run_dir"]
+
+
 def directory_of(chdir: str) -> str:
     """The application's directory with every symbolic link followed. Raises ValueError if it is no directory."""
     real = os.path.realpath(chdir)

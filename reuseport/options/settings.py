@@ -16,7 +16,9 @@ from reuseport.options.table import BY_NAME, OPTIONS, Option
 DEFAULT = "default"
 
 # What is kept of the environment: the options' variables, and what a default looks at. The rest may hold secrets.
-_KEPT = {"RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"}.union(*((one.variable, *one.fallbacks) for one in OPTIONS))
+_KEPT = {"RUNTIME_DIRECTORY", "STATE_DIRECTORY", "XDG_RUNTIME_DIR"}.union(
+    *((one.variable, *one.fallbacks) for one in OPTIONS)
+)
 
 
 class Origin(NamedTuple):

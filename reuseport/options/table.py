@@ -190,6 +190,36 @@ OPTIONS: tuple[Option, ...] = (
         "such limit.",
     ),
     Option(
+        "standby", kinds.SECONDS, 600.0, unit="seconds; 0: not at all", group=RELEASES, effect="always",
+        help="How long after a release the previous generation's zygote is kept, so that `reuseport rollback` need not "
+        "load anything. It costs the memory of the application once.",
+    ),
+    Option(
+        "probation", kinds.SECONDS, 0.0, unit="seconds; 0: none", group=RELEASES,
+        help="How long a new generation is watched. If two of its workers crash, or its share of 5xx answers is higher "
+        "than its predecessor's by more than --max-error-rate, it is rolled back, and its release has failed. The "
+        "release is answered when the time is over.",
+    ),
+    Option(
+        "max_error_rate", kinds.SHARE, 0.05, unit="0 to 1, or 5%", group=RELEASES, effect="always",
+        help="By how much a new generation's share of 5xx answers may be above its predecessor's during --probation.",
+    ),
+    Option(
+        "max_generations", kinds.WHOLE, 0, unit="generations; 0: no limit", group=RELEASES, check=_COUNT,
+        effect="always",
+        help="How many generations may live at once, the draining and the new one included. A release beyond that is "
+        "refused.",
+    ),
+    Option(
+        "check_memory", kinds.SWITCH, True, group=RELEASES, effect="always",
+        help="Refuse a release for which there is less free memory than the generation that serves uses.",
+    ),
+    Option(
+        "label", kinds.TEXT, "", group=RELEASES, default_text="the last part of the application's directory",
+        help="What this version is called in `reuseport status` and `reuseport history`. `reuseport release --label` "
+        "says it for one release.",
+    ),
+    Option(
         "bind", address.ADDRESS, ("tcp:127.0.0.1:8000",), repeatable=True, flags=("-b",), group=NETWORK, effect="start",
         check=address.check_addresses,
         help="An address to listen on; repeatable. HOST:PORT, :PORT (every IPv4 address), [IPV6]:PORT or unix:PATH. "
@@ -240,6 +270,12 @@ OPTIONS: tuple[Option, ...] = (
         "run_dir", kinds.PATH, machine.run_dir_of, metavar="DIR", group=PLACE, effect="start", check=filled,
         default_text="$RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/reuseport/NAME or /tmp/reuseport-UID/NAME",
         help="Where the control socket and what the processes share lie; private to its owner. One master owns it.",
+    ),
+    Option(
+        "state_dir", kinds.PATH, machine.state_dir_of, metavar="DIR", group=PLACE, effect="start", check=filled,
+        default_text="$STATE_DIRECTORY, or --run-dir",
+        help="Where the history of releases is kept, by which `reuseport rollback 7` finds the seventh generation's "
+        "directory.",
     ),
     Option(
         "pid", kinds.PATH, "", flags=("-p",), group=PLACE, effect="start", default_text="none",

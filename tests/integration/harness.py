@@ -65,7 +65,8 @@ class Status(dict):
 
     @property
     def numbers(self) -> list[int]:
-        return [g["number"] for g in self["generations"]]
+        """Of the generations that have workers, or will: not of one that only stands by."""
+        return [g["number"] for g in self["generations"] if g["state"] != "standby"]
 
     @property
     def draining(self) -> list[int]:
@@ -95,7 +96,7 @@ class Status(dict):
 
     def is_settled(self) -> bool:
         """At full strength, and nothing under way."""
-        if self.serving is None or len(self["generations"]) != 1:
+        if self.serving is None or len(self.numbers) != 1:
             return False
         g = self.current
         states = [w["state"] for w in g["workers"]]

@@ -183,7 +183,8 @@ def test_many_orphans_that_are_killed_at_once_are_reaped(server):
     assert server.status().is_settled()
 
 
-def test_no_zombies_are_left_by_releases(server):
+def test_no_zombies_are_left_by_releases(serve):
+    server = serve("--standby", "0").start()
     for _ in range(2):
         assert server.release("--wait", "drained").exit == 0
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()

@@ -125,7 +125,8 @@ def test_a_storm_of_deaths_while_releases_go_on(server):
     assert_well(server)
 
 
-def test_a_stopped_zygote_does_not_hold_up_the_end_of_its_generation(server):
+def test_a_stopped_zygote_does_not_hold_up_the_end_of_its_generation(serve):
+    server = serve("--standby", "0").start()
     zygote = server.status().current["zygote"]["pid"]
     os.kill(zygote, signal.SIGSTOP)
     server.write("two")

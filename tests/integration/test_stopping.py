@@ -21,7 +21,7 @@ def slow_request(server, name="slow"):
 def assert_clean(server):
     assert list(server.processes()) == []
     left = sorted(path.name for path in server.run_dir.iterdir())
-    assert set(left) <= {"master.lock", "work"}, left
+    assert set(left) <= {"master.lock", "work", "history.jsonl"}, left
 
 
 def is_refused(server, address) -> bool:

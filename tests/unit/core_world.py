@@ -28,6 +28,7 @@ from reuseport.core.model import (
     LOADING,
     OPENING,
     SERVING,
+    STANDBY,
     TOLD,
     TRANSITIONS,
     WARMING,
@@ -374,7 +375,7 @@ class Audit:
             assert number in self.served
             self._check_confirmed(number, after, now)
             if asker.wait == "drained":
-                older = [n for n, old in after.generations.items() if n < number and old.workers]
+                older = [n for n, old in after.generations.items() if n < number and old.state != STANDBY]
                 assert not older, f"{name} hears that all have drained, but {older} have not"
         else:
             assert number not in self.served - self.taken_back, "a release that serves was reported as failed"
@@ -761,7 +762,7 @@ class World:
             z.says.append(ev.Started(key, error=how) if key.number == ZYGOTE else ev.Exited(key, how))
 
     def lose_master(self, release: Release) -> None:
-        """The master dies, and with it all that was on its way; the next one adopts whom it finds, and kills the rest."""
+        """The master dies, and with it all that was on its way; the next one adopts whom it finds, kills the rest."""
         left, last, slots = [], self.cluster.last, self.cluster.slots
         roster = {
             Key(g.number, number): (g, state, place)

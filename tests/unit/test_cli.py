@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from reuseport.cli import client
-from reuseport.cli.main import main
+from reuseport.cli.main import COMMANDS, main
 from reuseport.cli.status import duration, ranges, render, size
 from reuseport.version import __version__
 
@@ -106,7 +106,7 @@ def test_release_shows_the_stages_and_the_outcome(master, capsys) -> None:
     fake = master(LOADING, {"event": "from the future"}, {"event": "stage", "text": SERVES["text"]}, SERVES)
     assert main(["release"]) == 0
     assert capsys.readouterr() == ("generation 7: loading\ngeneration 7 serves\n", "")
-    assert fake.asked == [{"v": 1, "do": "release", "wait": "ready"}]
+    assert fake.asked == [{"v": 1, "do": "release", "wait": "ready", "label": ""}]
 
 
 def test_release_that_fails_shows_what_the_application_said(master, capsys) -> None:
@@ -333,8 +333,8 @@ def test_the_command_line_as_a_whole(capsys) -> None:
     for argv, message in [
         (["relase"], "unknown command 'relase'; did you mean release?"),
         (["shop:app"], "unknown command 'shop:app'; did you mean reuseport serve shop:app?"),
-        (["zzz"], "unknown command 'zzz'; there are serve, release, status, stop"),
-        (["-w", "3"], "a command comes first: reuseport serve|release|status|stop [OPTIONS]"),
+        (["zzz"], "unknown command 'zzz'; there are " + ", ".join(COMMANDS)),
+        (["-w", "3"], "a command comes first: reuseport " + "|".join(COMMANDS) + " [OPTIONS]"),
         (["release", "--wait", "x"], "--wait: 'x' is not one of ready, drained, none"),
         (["stop", "--nwo"], "unknown option --nwo; did you mean --now?"),
         (["status", "shop"], "unexpected argument 'shop'"),

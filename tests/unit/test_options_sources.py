@@ -70,6 +70,7 @@ SAMPLES = {
     "app": "shop:app", "chdir": "/srv", "pythonpath": "/lib", "python": "venv/bin/python", "env": "A=1",
     "warmup": "/health", "preload": "never", "workers": "3", "bind": ":80", "name": "shop", "run_dir": "/run/shop",
     "umask": "027", "log_level": "error", "user": "nobody", "group": "nobody", "max_worker_memory": "512M",
+    "max_error_rate": "50%", "label": "v2", "state_dir": "/var/lib/shop",
 }  # fmt: skip
 
 
@@ -77,8 +78,9 @@ SAMPLES = {
     "option", [one for one in OPTIONS if one.where >= {FLAG, ENVIRONMENT, FILE}], ids=lambda o: o.name
 )
 def test_flag_variable_and_key_of_an_option_mean_the_same(option, cwd: str) -> None:
-    text = "true" if option.is_switch else SAMPLES.get(option.name, "77")
-    argv = [text] if option.positional else [option.flag] if option.is_switch else [option.flag, text]
+    text = str(not option.default).lower() if option.is_switch else SAMPLES.get(option.name, "77")
+    switch = option.flag.replace("--", "--no-", 1) if option.default else option.flag
+    argv = [text] if option.positional else [switch] if option.is_switch else [option.flag, text]
     by_flag = load(argv, {}, cwd)
     by_variable = load([], {option.variable: text}, cwd)
     write(cwd, f"{option.name} = {json.dumps(text)}")

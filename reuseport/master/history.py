@@ -1,0 +1,90 @@
+"""The history of releases: one JSON object per line, in the state directory.
+
+It outlives the master, so that generation numbers go on where they were and `rollback 7` still knows what the seventh
+was. A line is only ever added; a reader passes over one that it does not understand, such as the last one after a
+power failure.
+
+Three kinds of lines, told apart by `event`: "release" (a release ended: `outcome` serving, failed or superseded),
+"drained" (an old generation's last worker has left: `seconds` it took, `jobs` it waited for) and "taken back" (it
+failed its probation). `at` is Unix time in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+FILE = "history.jsonl"
+KEPT = 2000  # lines; a longer file is cut to half of that when a master starts
+
+
+class History:
+    """The lines, newest last, and the file they are added to."""
+
+    def __init__(self, directory: str) -> None:
+        """Read what is there. OSError where the directory cannot be written."""
+        self.path = os.path.join(directory, FILE)
+        self.lines: deque[dict[str, Any]] = deque(read(self.path), maxlen=KEPT)
+        if len(self.lines) == KEPT:
+            self._shorten()
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.write(self._file, b"\n")  # the last line was torn; the next one must not be lost with it
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Add a line. OSError where it could not be written down; it is remembered all the same."""
+        self.lines.append(line)
+        os.write(self._file, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+    @property
+    def last(self) -> int:
+        """The highest generation number there ever was."""
+        return max((line["number"] for line in self.lines if line.get("number")), default=0)
+
+    def served(self) -> dict[int, dict[str, Any]]:
+        """The releases that succeeded, by generation number, without those that were taken back."""
+        found: dict[int, dict[str, Any]] = {}
+        for line in self.lines:
+            if line["event"] == "release" and line["outcome"] == "serving":
+                found[line["number"]] = line
+            elif line["event"] == "taken back":
+                found.pop(line["number"], None)
+        return found
+
+    def shown(self) -> list[dict[str, Any]]:
+        """All of it, but for the recipes, which nobody wants to read."""
+        return [{name: value for name, value in line.items() if name != "release"} for line in self.lines]
+
+    def _shorten(self) -> None:
+        for _ in range(KEPT // 2):
+            self.lines.popleft()
+        with open(self.path + ".new", "w", encoding="utf-8", opener=_private) as file:
+            file.writelines(json.dumps(line, separators=(",", ":")) + "\n" for line in self.lines)
+        os.replace(self.path + ".new", self.path)
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    """The lines of a file that may not be there, or be torn."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = [_parsed(line) for line in file]
+    except FileNotFoundError:
+        return []
+    return [line for line in lines if line is not None]
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    known = isinstance(line, Mapping) and line.get("event") in ("release", "drained", "taken back")
+    return dict(line) if known else None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

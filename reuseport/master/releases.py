@@ -1,0 +1,233 @@
+"""Releases as the master knows them: asking for one, going back to an earlier one, and what became of each.
+
+Every door (a signal, the command line, a touched file) leads to `ask` or `back`. Both end in the core's one event;
+what is refused here, for its configuration or for want of room, has changed nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from reuseport import options
+from reuseport.core import events as ev
+from reuseport.core.model import Asker, Cluster, Generation, Key, Release
+from reuseport.ipc.scoreboard import ERRORS, PSS, REQUESTS, RSS, Scoreboard
+from reuseport.master import room
+from reuseport.master.control import Client
+from reuseport.master.history import History
+from reuseport.master.processes import Processes
+from reuseport.master.recipe import release_of, resolve_script
+from reuseport.master.status import jobs_of, told
+from reuseport.options import OptionError, Settings
+
+ENOUGH = 20  # answers without which a share of errors says nothing
+SHOWN = 50  # ended releases that `status` shows
+
+
+class Releases:
+    """`settings` are those of the newest release that was asked for."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        extra: Mapping[str, Any],
+        history: History,
+        processes: Processes,
+        board: Scoreboard,
+        cluster: Callable[[], Cluster],
+        tell: Callable[[ev.Event], None],
+        log: Callable[[str, str], None],
+    ) -> None:
+        self.settings = settings
+        self._first = settings  # what only a start can change: name, addresses, places of files
+        self._extra = extra
+        self.history = history
+        self._processes = processes
+        self._board = board
+        self._cluster = cluster
+        self._tell = tell
+        self._log = log
+        self._begun: dict[int, Release] = {}
+        self._waited_for: dict[int, list[dict[str, Any]]] = {}  # jobs that drains have seen the end of
+        self._before = (0, 0)  # answers and errors of the generation before the one that serves
+
+    def first(self) -> Release:
+        """The release that a start begins with. OptionError."""
+        return complete(release_of(self.settings), self._extra)
+
+    def ask(self, client: Client | None, wait: str = "ready", label: str = "") -> None:
+        """Read the configuration again, and release what it says now."""
+        try:
+            settings = options.reload(self.settings)
+            late = options.changed_at_start_only(self._first, settings)
+            settings = settings.keeping(self._first, late)
+            release = complete(release_of(settings, label), self._extra)
+            self._check_room(settings)
+        except OptionError as error:
+            self._refuse(client, str(error), log=True)
+            return
+        if late:
+            names = ", ".join("--" + name.replace("_", "-") for name in late)
+            self._log("warning", f"{names} changed, which only a new start of the master brings about")
+        self.settings = settings
+        self._begin(client, wait, release)
+
+    def back(self, client: Client, number: int | None, wait: str = "ready") -> None:
+        """Release an earlier version again: that of generation `number`, or the one before what serves."""
+        try:
+            release = self._earlier(number)
+            self._check_room(self.settings)
+        except OptionError as error:
+            self._refuse(client, str(error), log=False)
+            return
+        self._log("info", f"rolling back to the version of generation {release.source} ({release.recipe['label']})")
+        self._begin(client, wait, release)
+
+    def _begin(self, client: Client | None, wait: str, release: Release) -> None:
+        if client and wait == "none":
+            client.done(True, generation=None, text="the release was asked for")
+            client = None
+        if client:
+            client.watching = True
+        self._tell(ev.ReleaseAsked(release, Asker(client.name, wait) if client else None))
+
+    def _refuse(self, client: Client | None, error: str, log: bool) -> None:
+        if log:
+            self._log("error", f"the release was not begun, and nothing has changed: {error}")
+            self._add("release", number=None, outcome="failed", error=error, seconds=0.0)
+        if client:
+            client.done(False, generation=None, error=error, output="")
+
+    def _check_room(self, settings: Settings) -> None:
+        cluster = self._cluster()
+        living = [g for g in cluster.generations.values() if g.workers]
+        needed = self._memory(cluster.serving) if settings.check_memory else 0
+        words = [self._in_words(g) for g in living]
+        if reason := room.refusal(words, settings.max_generations, needed, room.free_memory() if needed else None):
+            raise OptionError(reason)
+
+    def _memory(self, g: Generation | None) -> int:
+        """Bytes that a generation uses: what its workers share counts once."""
+        rows = self._rows(g) if g else []
+        return max([sum(row[PSS] for row in rows), *(row[RSS] for row in rows)], default=0)
+
+    def _in_words(self, g: Generation) -> str:
+        jobs = [told(job) for key in g.workers if (p := self._processes.get(Key(g.number, key))) for job in jobs_of(p)]
+        waits = f" ({', '.join(jobs[:3])}{', ...' if len(jobs) > 3 else ''})" if jobs else ""
+        return f"generation {g.number} is {g.state}, {room.mebibytes(self._memory(g))}{waits}"
+
+    def _rows(self, g: Generation) -> list[Any]:
+        processes = [self._processes.get(Key(g.number, number)) for number in g.workers]
+        return [self._board.row(p.row) for p in processes if p is not None and p.row >= 0]
+
+    # --- back -------------------------------------------------------------------------------------------------------
+
+    def _earlier(self, number: int | None) -> Release:
+        """The release to go back to. OptionError where there is none, or its files have gone."""
+        cluster = self._cluster()
+        now = cluster.serving
+        if now is None:
+            raise OptionError("nothing serves yet: there is nothing to go back from")
+        served = self.history.served()
+        if number is None:
+            older = [n for n, line in served.items() if (line["source"] or n) < now.origin]
+            if not older:
+                raise OptionError(f"there is no version before that of generation {now.origin}, which serves")
+            number = max(older, key=lambda n: (served[n]["source"] or n, n))
+        elif number not in served and (number not in cluster.generations or number > now.number):
+            known = ", ".join(map(str, sorted(served)[-10:]))
+            raise OptionError(f"generation {number} has never served here; these have: {known}")
+        living = cluster.generations.get(number)
+        release = living.release if living else Release(**served[number]["release"])
+        source = release.source or number
+        if source == now.origin:
+            raise OptionError(f"the version of generation {number} is what serves now, as generation {now.number}")
+        if not any(g.origin == source and g.zygote for g in cluster.generations.values()):
+            for what, path in (("directory", "directory"), ("interpreter", "interpreter")):
+                if not os.path.exists(release.recipe[path]):
+                    raise OptionError(f"the {what} of generation {number} has gone: {release.recipe[path]}")
+        return replace(release, source=source, probation=0.0, standby=self.settings.standby)
+
+    # --- what became of them ----------------------------------------------------------------------------------------
+
+    def begins(self, generation: int, release: Release) -> None:
+        """The generation that this release became."""
+        self._begun[generation] = release
+
+    def record(self, command: ev.Record) -> None:
+        """A release has ended, or a generation is taken back."""
+        if command.outcome == "taken back":
+            self._add("taken back", number=command.generation, error=command.text)
+            return
+        release = self._begun.pop(command.generation, Release())
+        serves = command.outcome == "serving"
+        if serves:
+            older = [g for n, g in self._cluster().generations.items() if n < command.generation and g.workers]
+            self._before = self._answers(older[-1]) if older else (0, 0)
+        self._add(
+            "release",
+            number=command.generation,
+            outcome=command.outcome,
+            error="" if serves else command.text,
+            seconds=round(command.seconds, 3),
+            source=release.source,
+            label=release.recipe.get("label", ""),
+            directory=release.recipe.get("directory", ""),
+            **({"release": asdict(release)} if serves else {}),
+        )
+
+    def drained(self, command: ev.Drained) -> None:
+        """The last worker of an old generation has left."""
+        jobs = self._waited_for.pop(command.generation, [])
+        self._add("drained", number=command.generation, seconds=round(command.seconds, 3), jobs=jobs)
+
+    def job_ended(self, key: Key, job: Mapping[str, Any], lost: bool = False) -> None:
+        """A worker's job is over. Those of a draining generation are what it waited for."""
+        serving = self._cluster().serving
+        if serving is not None and key.generation < serving.number:
+            facts = {"name": job["name"], "tenant": job["tenant"], "seconds": round(time.time() - job["started"], 3)}
+            self._waited_for.setdefault(key.generation, []).append({**facts, "lost": lost})
+
+    def shown(self) -> list[dict[str, Any]]:
+        """The ended releases, for `status`."""
+        return [line for line in self.history.shown() if line["event"] == "release"][-SHOWN:]
+
+    def _add(self, event: str, **fields: Any) -> None:
+        try:
+            self.history.add({"event": event, "at": time.time(), **fields})
+        except OSError as error:
+            self._log("error", f"the history could not be written to {self.history.path}: {error.strerror}")
+
+    # --- probation --------------------------------------------------------------------------------------------------
+
+    def judge(self) -> None:
+        """Compare the generation on probation with its predecessor."""
+        g = self._cluster().serving
+        if g is None or not g.on_probation(time.monotonic()) or g.verdict:
+            return
+        if verdict := compare(self._before, self._answers(g), self.settings.max_error_rate):
+            self._tell(ev.Judged(g.number, verdict))
+
+    def _answers(self, g: Generation) -> tuple[int, int]:
+        rows = self._rows(g)
+        return sum(row[REQUESTS] for row in rows), sum(row[ERRORS] for row in rows)
+
+
+def compare(before: tuple[int, int], after: tuple[int, int], allowed: float) -> str:
+    """Whether errors have become more: "", or how many there are. Each pair is answers, and errors among them."""
+    answers, errors = after
+    if answers < ENOUGH:
+        return ""
+    share, usual = errors / answers, before[1] / before[0] if before[0] else 0.0
+    if share <= usual + allowed:
+        return ""
+    return f"{share:.1%} of its {answers} answers are errors, and {usual:.1%} of its predecessor's were"
+
+
+def complete(release: Release, extra: Mapping[str, Any]) -> Release:
+    """With what an embedding adds to every recipe."""
+    return replace(release, recipe={**release.recipe, **resolve_script(extra)})
