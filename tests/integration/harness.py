@@ -293,6 +293,7 @@ class Server:
     root: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ru-", dir="/tmp")))
     run_dir: Path = None  # type: ignore[assignment]
 
+
     def __post_init__(self) -> None:
         self.root.chmod(0o755)  # --user must get at it
         self.run_dir = self.run_dir or self.root / "run"
