@@ -66,7 +66,7 @@ CERT_REQS = _word(
 
 
 class Peers:
-    """Whom an option names. `*` is everybody; a unix socket's peer has no address, and is only not trusted by `none`."""
+    """Whom an option names. `*` is everybody. A unix socket's peer has no address, and is one but for `none`."""
 
     def __init__(self, items: Iterable[str]) -> None:
         items = list(items)

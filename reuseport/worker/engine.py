@@ -27,7 +27,6 @@ from .upgrade import UpgradeCaller, Upgraded, spread
 from .wheel import Wheel
 from .wsgi import Caller, template
 
-
 TEMPLATES = 1024  # local addresses, of which PROXY headers can name any number
 
 

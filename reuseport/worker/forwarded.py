@@ -17,7 +17,8 @@ from urllib.parse import unquote_to_bytes
 from ..options.networks import Peers, parse_ip
 from .request import RequestError
 
-SECURE = {  # the fields that say how the client reached the proxy, and what means TLS (gunicorn's secure_scheme_headers)
+# The fields that say how the client reached the proxy, and what means TLS (gunicorn's secure_scheme_headers).
+SECURE = {
     "HTTP_X_FORWARDED_PROTO": {"https", "wss"},
     "HTTP_X_FORWARDED_PROTOCOL": {"ssl", "https", "wss"},
     "HTTP_X_FORWARDED_SSL": {"on"},
@@ -35,7 +36,7 @@ class Forwarded:
         self._trusted = trusted
 
     def apply(self, environ: dict[str, Any], head: bytes | bytearray) -> None:
-        """Set REMOTE_ADDR, wsgi.url_scheme and SCRIPT_NAME as the proxy says. RequestError where it contradicts itself."""
+        """Set REMOTE_ADDR, wsgi.url_scheme and SCRIPT_NAME as the proxy says. RequestError if it contradicts itself."""
         told = False
         if "HTTP_X_FORWARDED_FOR" in environ:
             told = True

@@ -115,8 +115,8 @@ class HeadParser:
     def parse(self, head: bytes | bytearray, template: dict[str, Any]) -> tuple[dict[str, Any], int, bool, bool]:
         """Judge a whole head (without the empty line that ends it) and fill a copy of `template` from it.
 
-        Returns environ; the body's length in bytes, 0 for none, CHUNKED, or UPGRADE; whether the client would go on; whether
-        it waits for 100 Continue. RequestError with 400, 413, 414, 417, 431, 501 or 505.
+        Returns environ; the body's length in bytes, 0 for none, CHUNKED, or UPGRADE; whether the client would go on;
+        whether it waits for 100 Continue. RequestError with 400, 413, 414, 417, 431, 501 or 505.
         """
         if len(head) > self.limit_head:
             self.check(head, 0)

@@ -11,6 +11,7 @@ and nothing of the next has come, and otherwise behind its response.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import os
 import socket
 import ssl
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from ..ipc.scoreboard import BYTES_OUT
 from .body import BodyError
 from .connection import CLOSED, LINGER_TIME, LINGERING, SERVING, WAITING, Connection
-from .request import RequestError
 from .response import refusal
 from .stream import PIECE, Disconnected
 
@@ -110,10 +110,9 @@ class TlsSocket:
 
     def say_goodbye(self) -> bool:
         """Send close_notify, once; whether it, and all before it, has left."""
-        try:
+        # It waits for the client's then, which nobody needs; or the handshake is not over.
+        with contextlib.suppress(ssl.SSLError, ValueError):
             self.tls.unwrap()
-        except (ssl.SSLError, ValueError):
-            pass  # it waits for the client's, which nobody needs; or the handshake is not over
         return self.flush()
 
     def shutdown(self, how: int) -> None:
@@ -170,10 +169,8 @@ class TlsConnection(Connection):
             self.engine.log("debug", f"no TLS with {self.remote_addr}: {getattr(error, 'reason', None) or error}")
             if getattr(error, "reason", "") == "HTTP_REQUEST":
                 text = "this port speaks TLS: the address begins with https"
-                try:
+                with contextlib.suppress(OSError):
                     tls.raw.send(refusal(400, text, self.engine.date()))
-                except OSError:
-                    pass
                 self._linger_raw()
             else:
                 self.close()
@@ -299,12 +296,13 @@ class TlsConnection(Connection):
 
     def _linger_raw(self) -> None:
         """Everything was said: wait for the client's end, and do not even decrypt what it still sends."""
-        if isinstance(self._sock, TlsSocket):
+        if type(self._sock) is TlsSocket:
             self._sock = self._sock.raw
         super().linger()
 
     def close(self) -> None:
-        if self.state not in (CLOSED, LINGERING, HANDSHAKE) and not self._broken:
+        # What is no TlsSocket any more has said it.
+        if self.state not in (CLOSED, LINGERING, HANDSHAKE) and not self._broken and type(self._sock) is TlsSocket:
             try:
                 if not self._sock.say_goodbye() and self.state is not SERVING:
                     self.state = LINGERING

@@ -13,6 +13,7 @@ application like any closing by the client. A protocol that is no WebSocket sees
 from __future__ import annotations
 
 import _socket
+import contextlib
 import errno
 import os
 import random
@@ -250,10 +251,8 @@ class Upgraded:
                     break
         except OSError:
             pass  # either side is gone, which the other learns from the end of the stream
-        try:
+        with contextlib.suppress(OSError):
             self._pair.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
 
     def _carry_out(self) -> None:
         """From the application to the client."""
@@ -285,20 +284,16 @@ class Upgraded:
             self._later(HANDLER_TIME, self._give_up)
             return
         said = False
-        with gevent.Timeout(ANSWER_TIME, False):
-            try:
-                said = self.app.say_going_away()
-            except OSError:
-                pass  # the client is gone: its handler will see that
+        # An OSError: the client is gone, which its handler will see.
+        with gevent.Timeout(ANSWER_TIME, False), contextlib.suppress(OSError):
+            said = self.app.say_going_away()
         self._later(ANSWER_TIME if said else 0, self._end_reading)
         self._later(ANSWER_TIME + HANDLER_TIME, self._give_up)
 
     def _end_reading(self) -> None:
         if not self._ended:
-            try:
+            with contextlib.suppress(OSError):
                 self.app.end_reading()
-            except OSError:
-                pass
 
     def _give_up(self) -> None:
         if not self._handler_ended:
