@@ -14,7 +14,6 @@ import pytest
 import requests
 import trustme
 import websocket
-from harness import wait_for
 from test_websockets import CODE, GOING_AWAY
 
 authority = trustme.CA()
@@ -139,9 +138,7 @@ def test_a_release_brings_the_new_certificate_and_loses_no_request(site):
         busy.putrequest("POST", "/upload")
         busy.putheader("Content-Length", "10")
         busy.endheaders(b"12345")
-        wait_for(
-            lambda: sum(w["requests"]["active"] for w in site.server.status().workers()) == 1, "the request to have begun"
-        )
+        site.server.wait(lambda s: sum(w["requests"]["active"] for w in s.workers()) == 1, "the request to have begun")
         site.renew()
         site.write("two")
         assert site.server.release().exit == 0
@@ -195,8 +192,8 @@ def test_a_worker_that_is_replaced_needs_no_file(site):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_roots_key_and_another_user(serve):
-    site = Site(serve(), ("--user", "nobody"))
+def test_roots_key_and_another_user(serve, interpreter_for_all):
+    site = Site(serve(), ("--user", "nobody", "--python", interpreter_for_all))
     assert version_of(site.client())[0] == "one"
     # An import that leaves a thread behind makes the zygote start again, when it is nobody already.
     code = CODE.format(make="make", version="two")
