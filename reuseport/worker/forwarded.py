@@ -11,10 +11,11 @@ own field of the other.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from ..options.networks import Peers, parse_ip
+from ..options.networks import Address, Peers, parse_ip
 from .request import RequestError
 
 # The fields that say how the client reached the proxy, and what means TLS (gunicorn's secure_scheme_headers).
@@ -72,17 +73,22 @@ class Forwarded:
         """
         at = len(chain) - 1
         for place in range(len(chain) - 1, -1, -1):
-            match = _PORT.fullmatch(chain[place])
             try:
-                address = parse_ip((match[1] or match[2]) if match else chain[place])
+                address, environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = _client(chain[place])
             except ValueError:
                 break
             at = place
-            environ["REMOTE_ADDR"] = str(address)
-            environ["REMOTE_PORT"] = (match[3] if match else None) or "0"
             if not self._trusted.name(address):
                 break
         return at
+
+
+@lru_cache(4096)
+def _client(text: str) -> tuple[Address, str, str]:
+    """A hop of a chain, "192.0.2.1:80", as address, as REMOTE_ADDR and as REMOTE_PORT. ValueError if it is none."""
+    match = _PORT.fullmatch(text)
+    address = parse_ip((match[1] or match[2]) if match else text)
+    return address, str(address), (match[3] if match else None) or "0"
 
 
 def _set_scheme(environ: dict[str, Any], secure: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import gevent
+import gevent.event
 import pytest
 from http_harness import Harness, echo, open_fds, parse, wait_for
 
@@ -223,3 +224,29 @@ def test_a_pair_is_not_needed_where_nothing_was_read(engine):
         client.send(UPGRADE)
         client.read_all()
     assert kinds == [socket.AF_INET]
+
+
+def test_a_handler_that_does_not_end_is_not_waited_for_without_limit(engine, monkeypatch):
+    from reuseport.worker import upgrade
+
+    monkeypatch.setattr(upgrade, "ANSWER_TIME", 0.02)
+    monkeypatch.setattr(upgrade, "HANDLER_TIME", 0.05)
+    released = gevent.event.Event()
+
+    def application(environ, start_response):
+        environ["gunicorn.socket"].send(SWITCHED)
+        released.wait()
+        return []
+
+    engine.engine.websocket_drain = 0
+    engine.application = application
+    with engine.connect() as client:
+        client.send(UPGRADE)
+        client.read_until(SWITCHED)
+        engine.engine.drain()
+        wait_for(lambda: engine.counter(CONNECTIONS) == 0)
+        assert client.read_all() == GOING_AWAY
+        assert any("is not waited for" in text for text in engine.errors())
+        released.set()
+        wait_for(lambda: not engine.engine.upgraded)
+    assert engine.engine.requests == 0
