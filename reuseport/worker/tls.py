@@ -253,6 +253,8 @@ class TlsConnection(Connection):
     # The end.
 
     def request_done(self, keep_alive: bool, body_taken: bool = True) -> None:
+        if not keep_alive and self.state is SERVING and not self._waiting:
+            self.state = WAITING  # so that `close` waits until the kernel has room for close_notify
         super().request_done(keep_alive, body_taken)
         if self.engine.draining and self.state is WAITING:
             self.stays()
