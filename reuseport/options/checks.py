@@ -43,6 +43,8 @@ def find_user(settings: Settings) -> tuple[int, int] | None:
 
 def check_certificates(settings: Settings) -> None:
     """Whether TLS could be spoken with the files as they are now. Raises OptionError."""
+    if not (settings.certfile or settings.keyfile or settings.ca_certs or settings.cert_reqs != "none"):
+        return
     from reuseport.options import certificates  # with ssl, which a master without TLS does not need
 
     try:

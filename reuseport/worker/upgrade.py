@@ -15,7 +15,6 @@ from __future__ import annotations
 import _socket
 import contextlib
 import errno
-import os
 import random
 import socket
 import time
@@ -203,9 +202,6 @@ class UpgradeSocket(GeventSocket):
     def close(self) -> None:
         self._upgraded.end()
 
-    def __del__(self) -> None:
-        pass  # the connection ends with its handler, not with a reference
-
 
 class Upgraded:
     """A connection that the application has taken. It counts as open until it is closed and its handler has ended.
@@ -373,7 +369,8 @@ class Upgraded:
                 GeventSocket.close(self.app)
             if self._pumps:
                 self._pair.close()
-            self._sock.close()
+            # Behind the callbacks that throw whoever waits for it out of the wait: libev must not watch a closed fd.
+            self.engine.loop.run_callback(self._sock.close)
         self._leave()
 
     def _leave(self) -> None:
@@ -393,8 +390,12 @@ class Upgraded:
             timer.stop()
         if self._watcher is not None:
             self._watcher.stop()
-        for fd in {self._sock.fileno(), self.app._sock.fileno()} - {-1}:
-            os.close(fd)
+        gevent.killall(self._pumps, block=False)
+        for event in (self.app._read_event, self.app._write_event):
+            if event is not None:
+                event.stop()
+        self.app._sock.close()
+        self._sock.close()
 
 
 class UpgradeCaller(Caller):
