@@ -27,6 +27,7 @@ import gc
 import json
 import os
 import signal
+import ssl
 import sys
 import traceback
 from posix import close  # gevent's os.close leaves it to its loop, which never runs here
@@ -39,7 +40,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.options import Settings
+from reuseport.options import Settings, certificates
 from reuseport.worker import application, forksafety
 from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
@@ -71,6 +72,8 @@ class Zygote:
         self.boot_output = 1
         self.queue = (-1, -1)
         self.application: Any = None
+        self.pems: certificates.Pems | None = None
+        self.tls: ssl.SSLContext | None = None
         self.separate = bool(born.get("separate"))
         self.loaded = False
         self.orders: list[tuple[dict[str, Any], list[int]]] = []
@@ -84,6 +87,7 @@ class Zygote:
             self._listen(None)
         assert self.settings is not None
         self._retitle()
+        self._read_certificates()
         self._become_user()
         if self.settings.umask is not None:
             os.umask(self.settings.umask)
@@ -133,7 +137,12 @@ class Zygote:
 
     def _start_again(self) -> None:
         """A fresh interpreter, in this very process, that forks first and lets each worker import."""
-        os.environ[ZYGOTE_VARIABLE] = json.dumps({**self.born, "separate": True})
+        born = {**self.born, "separate": True}
+        if self.pems is not None:
+            born["pems"] = fd = os.memfd_create("certificates", 0)  # it may be nobody by now who could read the key
+            with open(fd, "wb", closefd=False) as file:
+                file.write(json.dumps({name: pem.decode("latin-1") for name, pem in self.pems.items()}).encode())
+        os.environ[ZYGOTE_VARIABLE] = json.dumps(born)
         _flush()
         self.channel.close()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -183,6 +192,7 @@ class Zygote:
             self.queue,
             self.listeners,
             self.application,
+            self.tls,
         )
 
     def _copy(self, order: dict[str, Any], output: int) -> None:
@@ -303,6 +313,23 @@ class Zygote:
 
     def _note(self, level: str, text: str) -> None:
         self.channel.send("note", level=level, text=text)
+
+    def _read_certificates(self) -> None:
+        """While this is still the master's user. The workers inherit the context, and with it the keys of the session
+        tickets: a client resumes its session with any of them."""
+        assert self.settings is not None
+        try:
+            if "pems" in self.born:
+                with open(self.born.pop("pems"), "rb") as file:
+                    file.seek(0)
+                    held = json.loads(file.read())
+                self.pems = certificates.Pems({name: pem.encode("latin-1") for name, pem in held.items()})
+            else:
+                self.pems = certificates.Pems.read(self.settings)
+            if self.pems is not None:
+                self.tls = certificates.context(self.settings, self.pems)
+        except certificates.CertificateError as error:
+            raise application.LoadError(f"{self.settings.where(error.option)}: {error}") from None
 
     def _become_user(self) -> None:
         ids = self.recipe.get("ids")

@@ -14,7 +14,7 @@ from typing import Any
 from reuseport.core.model import Release
 from reuseport.ipc.channel import PACKET
 from reuseport.options import OptionError, Settings
-from reuseport.options.checks import find_directory, find_interpreter, find_user
+from reuseport.options.checks import check_certificates, find_directory, find_interpreter, find_user
 
 LARGEST = PACKET - 8192  # bytes: it must fit into one message, with what else that holds
 
@@ -22,6 +22,7 @@ LARGEST = PACKET - 8192  # bytes: it must fit into one message, with what else t
 def release_of(settings: Settings, label: str = "") -> Release:
     """The release that these settings stand for now. OptionError where a directory, say, is not there (any more)."""
     directory = find_directory(settings)
+    check_certificates(settings)
     recipe: dict[str, Any] = {
         "app": settings.app,
         "directory": directory,

@@ -41,6 +41,20 @@ def find_user(settings: Settings) -> tuple[int, int] | None:
     return uid, gid if group is None else group
 
 
+def check_certificates(settings: Settings) -> None:
+    """Whether TLS could be spoken with the files as they are now. Raises OptionError."""
+    if not (settings.certfile or settings.keyfile or settings.ca_certs or settings.cert_reqs != "none"):
+        return
+    from reuseport.options import certificates  # with ssl, which a master without TLS does not need
+
+    try:
+        pems = certificates.Pems.read(settings)
+        if pems is not None:
+            certificates.context(settings, pems)
+    except certificates.CertificateError as error:
+        raise OptionError(f"{settings.where(error.option)}: {error}") from error
+
+
 def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
     """One line for each thing that would keep `serve` from starting; an empty list if there is none.
 
@@ -52,6 +66,7 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
     directory = _try(problems, find_directory, settings)
     if directory is not None:
         _try(problems, find_interpreter, settings, directory)
+    _try(problems, check_certificates, settings)
     wanted = _try(problems, find_user, settings)
     if wanted not in (None, (os.geteuid(), os.getegid())) and os.geteuid() != 0:
         name = "user" if settings.user else "group"

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reuseport.options import kinds
+from reuseport.options import kinds, networks
 from reuseport.options.arguments import OptionError, did_you_mean, one_line, scan
 from reuseport.options.settings import Origin, Settings, anchored, make_origin
 from reuseport.options.table import BY_NAME, ENVIRONMENT, FILE, FLAG, FOREIGN, OPTIONS, PREFIX, Foreign, Option
@@ -116,7 +116,9 @@ def from_flags(
         if text is None and entry.bare:
             text, remark = entry.bare
             remarks.append(remark)
-        for item in _items(entry, "true" if text is None else text, place, split=entry.kind is kinds.DIRECTORIES):
+        for item in _items(
+            entry, "true" if text is None else text, place, split=entry.kind in (kinds.DIRECTORIES, networks.PEER)
+        ):
             words.append((entry.name, Said(FLAG, place, _parsed(entry, item, place))))
     return words
 

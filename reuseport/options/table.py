@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reuseport.options import address, kinds, machine, spec
+from reuseport.options import address, kinds, machine, networks, spec
 from reuseport.options.kinds import Kind
 
 FLAG, ENVIRONMENT, FILE = "flag", "environment", "file"
@@ -104,6 +104,7 @@ def filled(value: str) -> None:
 _COUNT = between(0, 1_000_000_000)
 
 APPLICATION, PROCESSES, RELEASES, NETWORK = "The application", "Processes", "Releases and stops", "Network and HTTP"
+PROXY, TLS = "Behind a proxy", "TLS"
 PLACE, LOG, CONFIGURATION = "Identity and place", "Log", "Configuration"
 
 # fmt: off
@@ -262,6 +263,47 @@ OPTIONS: tuple[Option, ...] = (
         help="The largest body of a request; a larger one is answered 413.",
     ),
     Option(
+        "websocket_drain", kinds.SECONDS, 30.0, unit="seconds; 0: all at once", group=NETWORK,
+        help="In what time a worker that drains closes its WebSockets, each at another moment, so that the clients do "
+        "not all come back at once.",
+    ),
+    Option(
+        "forwarded_allow_ips", networks.PEER, ("127.0.0.1", "::1"), repeatable=True, group=PROXY,
+        check=networks.check_peers, fallbacks=("FORWARDED_ALLOW_IPS",),
+        help="The proxies whose X-Forwarded-For, -Proto, -Protocol, -Ssl, Forwarded and SCRIPT_NAME count: addresses "
+        "and networks, * for every peer, none for none. A unix socket's peer counts as one of them, except with none. "
+        "A proxy must overwrite or extend what its own clients send.",
+    ),
+    Option(
+        "proxy_protocol", networks.PROXY_PROTOCOL, "off", group=PROXY,
+        bare=("auto", "a bare --proxy-protocol stands for --proxy-protocol auto, which takes both versions"),
+        help="Every connection of a peer in --proxy-allow-ips begins with a PROXY header, of version 1, 2, or either "
+        "(auto). One that does not is closed.",
+    ),
+    Option(
+        "proxy_allow_ips", networks.PEER, ("127.0.0.1", "::1"), repeatable=True, group=PROXY,
+        aliases=("--proxy-allow-from",), check=networks.check_peers,
+        help="The peers that send PROXY headers, written as for --forwarded-allow-ips; all others are clients.",
+    ),
+    Option(
+        "certfile", kinds.PATH, "", group=TLS, default_text="none: no TLS",
+        help="The certificate, PEM, with the chain behind it. TLS 1.2 and later is then spoken on every TCP address "
+        "(not on unix sockets). The files are read again at each release.",
+    ),
+    Option(
+        "keyfile", kinds.PATH, "", group=TLS, default_text="the key is in --certfile",
+        help="The certificate's private key, PEM, without a password. It may be readable by root only: it is read "
+        "before --user counts.",
+    ),
+    Option(
+        "ca_certs", kinds.PATH, "", group=TLS, default_text="none",
+        help="The authorities, PEM, that client certificates must come from.",
+    ),
+    Option(
+        "cert_reqs", networks.CERT_REQS, "none", group=TLS,
+        help="Whether clients may (optional) or must (required) have a certificate. Gunicorn's 0, 1 and 2 do as well.",
+    ),
+    Option(
         "name", kinds.NAME, lambda values, origin: origin.script or spec.default_name(values["app"]), flags=("-n",),
         aliases=("--proc-name",), group=PLACE, effect="start", default_text="the application's module",
         help="What this master is called in ps, in the log and in its run directory.",
@@ -321,7 +363,6 @@ OPTIONS: tuple[Option, ...] = (
 
 # fmt: on
 
-_NO_TLS = "TLS is not spoken here; let a proxy in front of reuseport end it"
 _NO_ASGI = "is a worker for ASGI; reuseport serves WSGI applications"
 
 FOREIGN: tuple[Foreign, ...] = (
@@ -358,9 +399,10 @@ FOREIGN: tuple[Foreign, ...] = (
         takes_value=False,
         refused=True,
     ),
-    Foreign(("--certfile",), f"is refused: {_NO_TLS}", refused=True),
-    Foreign(("--keyfile",), f"is refused: {_NO_TLS}", refused=True),
-    Foreign(("--ca-certs",), f"is refused: {_NO_TLS}", refused=True),
+    Foreign(("--ssl-version",), "means nothing here: TLS 1.2 and later is spoken"),
+    Foreign(("--ciphers",), "is refused: the system's OpenSSL decides (its CipherString can)", refused=True),
+    Foreign(("--do-handshake-on-connect",), "means nothing here: no handshake blocks", takes_value=False),
+    Foreign(("--suppress-ragged-eofs",), "means nothing here: a cut connection is always seen", takes_value=False),
     Foreign(("--paste", "--paster"), "is refused: name the application as MODULE:factory()", refused=True),
 )
 

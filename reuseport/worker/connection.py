@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..ipc.scoreboard import BYTES_OUT
 from .body import NO_BODY, Body
-from .request import RequestError
+from .request import UPGRADE, RequestError
 from .response import Response, refusal
 from .stream import PIECE, Disconnected, Stream
+from .upgrade import Offer
 from .wheel import NEVER
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ PASSED = "passed"  # given to another worker, which has not acknowledged it yet
 CLOSED = "closed"
 
 
+_GONE = socket.socket()  # in the place of one that is somebody else's by now: any use is an OSError
+_GONE.close()
+
+
 def _socket_address(host: str, port: str) -> Any:
     return (host, int(port), 0, 0) if ":" in host else (host, int(port))
 
@@ -43,7 +48,7 @@ def _socket_address(host: str, port: str) -> Any:
 class Connection(Stream):
     """See the module. `peer` is as getpeername gives it, "" for a unix socket; `template` as `wsgi.template`'s."""
 
-    __slots__ = ("_checked", "_pumping", "remote_addr", "remote_port", "state", "template")
+    __slots__ = ("_checked", "_pumping", "forwarded", "remote_addr", "remote_port", "state", "template")
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
         if isinstance(peer, tuple):
@@ -54,6 +59,7 @@ class Connection(Stream):
             super().__init__(engine, fd, socket.AF_UNIX)
             self.remote_addr = self.remote_port = ""
         self.template = template
+        self.forwarded: Any = None  # applies what a trusted proxy says of its client
         self.state = WAITING
         self._checked = 0  # offset in `unread` up to which a head's lines were judged
         self._pumping = False  # `_take` is on the hub's stack
@@ -111,19 +117,25 @@ class Connection(Stream):
             self._checked = 0
             try:
                 environ, length, keep_alive, expects_continue = engine.parser.parse(head, self.template)
+                environ["REMOTE_ADDR"] = self.remote_addr
+                environ["REMOTE_PORT"] = self.remote_port
+                if self.forwarded is not None:
+                    self.forwarded(environ, head)
             except RequestError as error:
                 self._refuse(error)
                 break
-            environ["REMOTE_ADDR"] = self.remote_addr
-            environ["REMOTE_PORT"] = self.remote_port
-            if length:
+            run = engine.run
+            if not length:
+                body = NO_BODY
+            elif length == UPGRADE:
+                body = Offer(self, environ)
+                run = engine.run_upgradable
+            else:
                 body = Body(self, length, engine.parser.limit_body, engine.parser.limit_fields, expects_continue)
                 environ["wsgi.input"] = body.file()
-            else:
-                body = NO_BODY
             self.state = SERVING
             self.deadline = NEVER
-            engine.run(Response(self, environ, keep_alive, body))
+            run(Response(self, environ, keep_alive, body))
             if not self.unread or self.state is not WAITING:
                 break
             served += 1
@@ -208,6 +220,14 @@ class Connection(Stream):
         return self.state is WAITING or self.state is HEAD
 
     @property
+    def closes(self) -> bool:
+        """Whether a drain makes the next response its last: not where it can go to the heir instead."""
+        return self.engine.pass_on is None
+
+    def stays(self) -> None:
+        """A drain has begun, and this connection cannot be passed on now."""
+
+    @property
     def peer(self) -> Any:
         """As getpeername gave it, "" for a unix socket."""
         if not self.remote_addr:
@@ -265,6 +285,19 @@ class Connection(Stream):
             waits = False
         if not waits:
             self.close()
+
+    def surrender(self) -> tuple[Any, bytes]:
+        """The socket, and what was read from it already, for the application that has taken the connection."""
+        self.state = CLOSED
+        self.deadline = NEVER
+        self.engine.wheel.forget(self)
+        self._watcher.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        sock, self._sock = self._sock, _GONE
+        unread, self.unread = bytes(self.unread), b""
+        return sock, unread
 
     def passed(self) -> None:
         """Somebody else serves it now."""

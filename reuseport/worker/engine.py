@@ -7,6 +7,7 @@ in gevent's loop, but for `request_begins`, `request_done` and `date`, which the
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -15,11 +16,18 @@ from typing import Any
 import gevent
 
 from ..ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS
+from ..options.networks import Peers
 from .connection import Connection
+from .forwarded import Forwarded
 from .pool import Pool
+from .proxy import Herald
 from .request import HeadParser, RequestError
+from .tls import TlsConnection
+from .upgrade import UpgradeCaller, Upgraded, spread
 from .wheel import Wheel
 from .wsgi import Caller, template
+
+TEMPLATES = 1024  # local addresses, of which PROXY headers can name any number
 
 
 class Engine:
@@ -42,6 +50,7 @@ class Engine:
         board: Any,
         log: Callable[[str, str], None],
         multiprocess: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
@@ -67,6 +76,14 @@ class Engine:
         self.wheel = Wheel(self.loop)
         self.board = board
         self._open: set[Connection] = set()
+        self.tls = tls
+        self.proxy_protocol = settings.proxy_protocol
+        self.websocket_drain = settings.websocket_drain
+        self._senders_of_proxy = Peers(settings.proxy_allow_ips)
+        self._proxies = Peers(settings.forwarded_allow_ips)
+        self._forwarded = Forwarded(self._proxies).apply
+        self.upgraded: set[Upgraded] = set()
+        self.run_upgradable = Pool(self.hub, UpgradeCaller(application, self).serve).run
         self.run = Pool(self.hub, Caller(application, self).serve).run  # has a Response made, in a greenlet
         self._identity = generation, worker, multiprocess
         self._templates: dict[Any, dict[str, Any]] = {}
@@ -74,29 +91,90 @@ class Engine:
         self._date_at = 0  # seconds since the epoch
 
     def adopt(self, fd: int, peer: Any, local: Any, *, data: bytes = b"") -> Connection:
-        """Take over an accepted, non-blocking client fd; `data` was read from it already."""
-        environ = self._templates.get(local)
-        if environ is None:
-            environ = self._templates[local] = template(local, *self._identity)
-        connection = Connection(self, fd, peer, environ)
-        self._open.add(connection)
-        self.connections += 1
-        self.board[CONNECTIONS] = self.connections
+        """Take over an accepted, non-blocking client fd that speaks HTTP; `data` was read from it already."""
+        connection = Connection(self, fd, peer, self._template(local))
+        self._adopted(connection)
+        if self._proxies.include(connection.remote_addr):
+            connection.forwarded = self._forwarded
         if data:
             connection._take(data)
         return connection
 
+    def accept(self, fd: int, peer: Any, local: Any) -> None:
+        """Take over a client fd fresh from a slot: what it speaks first is PROXY, TLS or HTTP, as configured."""
+        if self.proxy_protocol != "off" and self._senders_of_proxy.include(peer[0] if peer else ""):
+            self._adopted(Herald(self, fd, peer, local))
+        else:
+            self.adopt_client(fd, peer, local, plain=not peer)
+
+    def adopt_client(self, fd: int, peer: Any, local: Any, *, plain: bool, data: bytes = b"") -> Any:
+        """As `adopt`, but the client has yet to begin: with TLS where it is configured, unless `plain` (unix)."""
+        if self.tls is None or plain:
+            return self.adopt(fd, peer, local, data=data)
+        connection = TlsConnection(self, fd, peer, self._template(local), self.tls, data)
+        self._adopted(connection)
+        if self._proxies.include(connection.remote_addr):
+            connection.forwarded = self._forwarded
+        return connection
+
+    def _template(self, local: Any) -> dict[str, Any]:
+        environ = self._templates.get(local)
+        if environ is None:
+            if len(self._templates) >= TEMPLATES:
+                self._templates.clear()
+            environ = self._templates[local] = template(local, *self._identity)
+        return environ
+
+    def _adopted(self, connection: Any) -> None:
+        self._open.add(connection)
+        self.connections += 1
+        self.board[CONNECTIONS] = self.connections
+
+    def connection_moved(self, connection: Any) -> None:
+        """It is no more, but its fd lives on in what comes next."""
+        self._open.discard(connection)
+        self.connections -= 1
+
+    def connection_upgraded(self, connection: Connection, upgraded: Upgraded) -> None:
+        """The application has taken it: it is no request any more that anybody would wait for."""
+        self.connection_moved(connection)
+        self._adopted(upgraded)
+        self.upgraded.add(upgraded)
+        self.requests -= 1
+        self.board[ACTIVE] = self.requests
+        if self.draining:
+            spread([upgraded], self.websocket_drain)
+
+    def count_error(self) -> None:
+        """A handler of an upgraded connection has failed, for which there is no response."""
+        self.board[ERRORS] += 1
+
+    def upgrade_ends(self, upgraded: Upgraded) -> None:
+        """Its handler has returned, and is a request again for the moment that its end takes."""
+        self.upgraded.discard(upgraded)
+        self.requests += 1
+
+    def _close_upgraded(self) -> None:
+        """A drain has begun."""
+        if not self.draining:
+            spread(self.upgraded, self.websocket_drain)
+
     def drain(self) -> None:
         """From now on each response is its connection's last. Idle connections wait for their next request."""
+        self._close_upgraded()
         self.draining = self.closing = True
         self.pass_on = None
 
     def drain_to(self, pass_on: Callable[[list[Connection]], None]) -> None:
         """From now on each connection between two requests is given to `pass_on`, in lists, and closed by nobody."""
+        self._close_upgraded()
         self.draining = True
-        self.closing = False
+        self.closing = self.tls is not None  # connections that cannot be passed on
         self.pass_on = pass_on
         pass_on([connection for connection in self._open if connection.can_pass])
+        for connection in list(self._open):
+            if not connection.can_pass:
+                connection.stays()
 
     def is_idle(self, connection: Connection) -> None:
         """A connection has ended a request while the engine passes them on."""

@@ -114,6 +114,7 @@ class Worker:
             worker=self.id,
             board=self.board,
             log=self.log,
+            tls=birth.tls,
         )
         self.engine.on_change = self._leave_if_done
         self.sender = Sender(self.loop, self.loop_set, self._keep_connections)
@@ -273,7 +274,7 @@ class Worker:
 
     def _adopt(self, fd: int, peer: Any, local: Any) -> None:
         assert self.engine is not None
-        self.engine.adopt(fd, peer, local)
+        self.engine.accept(fd, peer, local)
 
     def _inherit(self, fd: int, peer: Any, local: Any, data: bytes, seconds: float | None) -> None:
         assert self.engine is not None

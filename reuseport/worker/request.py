@@ -30,6 +30,7 @@ HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-
 BARE = re.compile(rb"\r(?!\n|\Z)|(?<!\r)\n")  # a CR or LF that is not half of a CRLF
 
 CHUNKED = -1  # as a body's length: its end is told by its chunks
+UPGRADE = -2  # as a body's length: there is none, and the client would speak another protocol (RFC 9110 section 7.8)
 HEAD_BYTES = 65536  # no head is longer, whatever the limits on its parts would add up to
 CACHED_LINES = 4096
 CACHED_LINE_BYTES = 320
@@ -114,8 +115,8 @@ class HeadParser:
     def parse(self, head: bytes | bytearray, template: dict[str, Any]) -> tuple[dict[str, Any], int, bool, bool]:
         """Judge a whole head (without the empty line that ends it) and fill a copy of `template` from it.
 
-        Returns environ; the body's length in bytes, 0 for none, or CHUNKED; whether the client would go on; whether
-        it waits for 100 Continue. RequestError with 400, 413, 414, 417, 431, 501 or 505.
+        Returns environ; the body's length in bytes, 0 for none, CHUNKED, or UPGRADE; whether the client would go on;
+        whether it waits for 100 Continue. RequestError with 400, 413, 414, 417, 431, 501 or 505.
         """
         if len(head) > self.limit_head:
             self.check(head, 0)
@@ -149,12 +150,14 @@ class HeadParser:
         coding = get("HTTP_TRANSFER_ENCODING")
         size = get("CONTENT_LENGTH")
         length = 0 if coding is None and size is None else self._judge_framing(coding, size, is_11)
+        if connection is not None and not length and is_11 and "HTTP_UPGRADE" in environ and _upgrades(connection):
+            length = UPGRADE
         expect = get("HTTP_EXPECT")
         if expect is None or not is_11:
             return environ, length, keep_alive, False
         if expect.lower() != "100-continue":
             raise RequestError(417, "an unknown expectation")
-        return environ, length, keep_alive, length != 0
+        return environ, length, keep_alive, length != 0 and length != UPGRADE
 
     def _judge_request_line(self, line: bytes) -> tuple[str, str, str, str | None, str, str]:
         """RFC 9112 section 3: single spaces and nothing else, and any method.
@@ -258,6 +261,10 @@ class HeadParser:
         if len(codings) > 1:
             raise RequestError(501, "an unknown transfer coding")
         return CHUNKED
+
+
+def _upgrades(connection: str) -> bool:
+    return "upgrade" in {option.strip(" \t") for option in connection.lower().split(",")}
 
 
 def _keeps_alive(connection: str, is_11: bool) -> bool:

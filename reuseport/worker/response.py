@@ -276,7 +276,9 @@ class Response:
                 self.keep_alive = False
         if not self._has_date:
             lines.append(engine.date())
-        if self.keep_alive and (engine.closing or not engine.keep_alive or self.body.spoils_connection(SKIP)):
+        if self.keep_alive and (
+            (engine.closing and self.connection.closes) or not engine.keep_alive or self.body.spoils_connection(SKIP)
+        ):
             self.keep_alive = False
         if not self.keep_alive:
             lines.append(b"Connection: close\r\n\r\n")

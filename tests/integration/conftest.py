@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import compileall
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from harness import STARTED, Server
+from harness import STARTED, Server, make_venv
 
 import reuseport
 
@@ -40,6 +44,24 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield mine
     finally:
         mine.close()
+
+
+@pytest.fixture
+def interpreter_for_all() -> Iterator[str]:
+    """An interpreter that another user may run, with reuseport in it: the tests' own may lie in root's home."""
+    version = f"python3.{sys.version_info.minor}"
+    with tempfile.TemporaryDirectory(prefix="ru-venv-", dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        for number, candidate in enumerate((sys._base_executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}")):
+            if os.path.exists(candidate):
+                python = make_venv(Path(name) / str(number), candidate)
+                try:
+                    subprocess.run([python, "-c", "import reuseport.zygote"], user="nobody", check=True)
+                except (subprocess.CalledProcessError, PermissionError):
+                    continue
+                yield python
+                return
+        pytest.skip("no interpreter that the user nobody may run")
 
 
 def pytest_sessionstart() -> None:

@@ -7,14 +7,10 @@ import pwd
 import re
 import signal
 import stat
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import is_gone, make_venv, parent_of, title_of, wait_for
+from harness import is_gone, parent_of, title_of, wait_for
 
 FOREIGN_TO_A_MASTER = ("gevent", "greenlet", "httptools", "rich", "app", "basic")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -117,24 +113,6 @@ def test_the_pid_file(serve):
 def test_the_umask(serve):
     server = serve("--umask", "027").start()
     assert server.get("/facts").json["facts"]["umask"] == 0o027
-
-
-@pytest.fixture
-def interpreter_for_all() -> Iterator[str]:
-    """An interpreter that another user may run, with reuseport in it: the tests' own may lie in root's home."""
-    version = f"python3.{sys.version_info.minor}"
-    with tempfile.TemporaryDirectory(prefix="ru-venv-", dir="/tmp") as name:
-        os.chmod(name, 0o755)
-        for number, candidate in enumerate((sys._base_executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}")):
-            if os.path.exists(candidate):
-                python = make_venv(Path(name) / str(number), candidate)
-                try:
-                    subprocess.run([python, "-c", "import reuseport.zygote"], user="nobody", check=True)
-                except (subprocess.CalledProcessError, PermissionError):
-                    continue
-                yield python
-                return
-        pytest.skip("no interpreter that the user nobody may run")
 
 
 @needs_root

@@ -30,6 +30,10 @@ SETTINGS = {
     "limit_request_fields": 100,
     "limit_request_field_size": 8190,
     "limit_request_body": 0,
+    "websocket_drain": 30.0,
+    "forwarded_allow_ips": ("127.0.0.1", "::1"),
+    "proxy_protocol": "off",
+    "proxy_allow_ips": ("127.0.0.1", "::1"),
 }
 PATIENCE = 10.0  # seconds until a state that should come is given up
 

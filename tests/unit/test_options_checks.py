@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -129,3 +130,44 @@ def test_a_quota_limits_the_usable_cores(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert usable_cores(root=str(tmp_path)) == (cores or 64)
+
+
+def test_certificates(cwd: str) -> None:
+    import trustme
+
+    authority = trustme.CA()
+    mine, other = authority.issue_cert("localhost"), authority.issue_cert("localhost")
+    both, certificate, key, wrong, locked, nonsense = (
+        os.path.join(cwd, name)
+        for name in ("both.pem", "cert.pem", "key.pem", "wrong.pem", "locked.pem", "nonsense.pem")
+    )
+    mine.private_key_and_cert_chain_pem.write_to_path(both)
+    mine.cert_chain_pems[0].write_to_path(certificate)
+    mine.private_key_pem.write_to_path(key)
+    other.private_key_pem.write_to_path(wrong)
+    Path(nonsense).write_text("nonsense")
+    subprocess.run(
+        ["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:x", "-out", locked],
+        check=True,
+        capture_output=True,
+    )
+    assert problems(cwd, "a:b", "--certfile", both) == []
+    assert problems(cwd, "a:b", "--certfile", "cert.pem", "--keyfile", "key.pem", "--ca-certs", "cert.pem") == []
+    for argv, says in (
+        (["--keyfile", key], "--keyfile: means nothing without --certfile"),
+        (["--cert-reqs", "2"], "--cert-reqs: means nothing without --certfile"),
+        (["--certfile", both, "--cert-reqs", "2"], "--cert-reqs: asks for client certificates, which --ca-certs must"),
+        (["--certfile", "no.pem"], f"--certfile: {cwd}/no.pem: no such file or directory"),
+        (["--certfile", cwd], f"--certfile: {cwd}: is a directory"),
+        (["--certfile", certificate], f"--certfile: {certificate}: holds no private key in PEM form; --keyfile names"),
+        (["--certfile", nonsense], f"--certfile: {nonsense}: holds no certificate in PEM form"),
+        (["--certfile", certificate, "--keyfile", nonsense], f"--keyfile: {nonsense}: holds no private key"),
+        (
+            ["--certfile", certificate, "--keyfile", wrong],
+            f"--keyfile: {wrong}: the key is not that of the certificate",
+        ),
+        (["--certfile", certificate, "--keyfile", locked], f"--keyfile: {locked}: the key has a password"),
+        (["--certfile", both, "--ca-certs", nonsense], f"--ca-certs: {nonsense}: holds no certificates in PEM form"),
+    ):
+        [line] = problems(cwd, "a:b", *argv)
+        assert line.startswith(says), line

@@ -69,6 +69,7 @@ def test_web_concurrency_counts_when_nothing_else_says_how_many_workers(cwd: str
 SAMPLES = {
     "app": "shop:app", "chdir": "/srv", "pythonpath": "/lib", "python": "venv/bin/python", "env": "A=1",
     "warmup": "/health", "preload": "never", "workers": "3", "bind": ":80", "name": "shop", "run_dir": "/run/shop",
+    "forwarded_allow_ips": "10.0.0.0/8", "proxy_allow_ips": "::1", "proxy_protocol": "v2", "cert_reqs": "required",
     "umask": "027", "log_level": "error", "user": "nobody", "group": "nobody", "max_worker_memory": "512M",
     "max_error_rate": "50%", "label": "v2", "state_dir": "/var/lib/shop",
 }  # fmt: skip
@@ -154,7 +155,9 @@ def test_a_file_that_cannot_be_read_names_what_asked_for_it(cwd: str) -> None:
         (["shop.py"], "app: 'shop.py' names a file; a module is wanted: shop:app"),
         (["-b:80", "-b", "0.0.0.0:80"], "-b: the address 0.0.0.0:80 is there twice"),
         (["-D"], "-D is refused: leave the background to what supervises services (a systemd unit, a container)"),
-        (["--certfile", "x.pem"], "--certfile x.pem is refused: TLS is not spoken here; "),
+        (["--ciphers", "HIGH"], "--ciphers HIGH is refused: the system's OpenSSL decides"),
+        (["--forwarded-allow-ips", "10.0.0.1/8"], "--forwarded-allow-ips: '10.0.0.1/8' has bits set beyond its prefix"),
+        (["--proxy-allow-ips", "none,::1"], "--proxy-allow-ips: none stands alone, and not beside ::1"),
         (["-k", "uvicorn.workers.UvicornWorker"], "-k uvicorn.workers.UvicornWorker is a worker for ASGI; "),
         (["--preload=sometimes"], "--preload: 'sometimes' is not one of auto, always, never"),
         (["-m", "888"], "-m: '888' is not an octal mask"),

@@ -1,0 +1,423 @@
+"""Connections that the application takes over: WebSockets, through the ecosystem's own door.
+
+A request that asks for another protocol (RFC 9110 section 7.8) finds environ["gunicorn.socket"]: simple-websocket, and
+with it flask-sock and Flask-SocketIO, look there. Nothing happens before it is used. From its first use on the
+connection is the application's; whatever the WSGI call then returns is not sent, and its end closes the connection.
+
+Nobody waits without a limit for such a connection: a drain closes each within --websocket-drain, spread over that time,
+so that the clients do not all come back at once. What the application sends is followed frame by frame, so that the
+server can say 1001 "going away" (RFC 6455 section 7.4.1) between two of its frames. The client's answer reaches the
+application like any closing by the client. A protocol that is no WebSocket sees the end of the stream.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import errno
+import random
+import socket
+import time
+import traceback
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.lock import BoundedSemaphore
+from gevent.socket import socket as GeventSocket
+from gevent.socket import wait_read, wait_write
+
+from .body import NoBody
+from .stream import PIECE, Disconnected
+from .wheel import NEVER
+from .wsgi import Caller, describe
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .engine import Engine
+    from .response import Response
+
+READ = 1
+GOING_AWAY = b"\x88\x02\x03\xe9"  # an unmasked close frame with the code 1001
+ANSWER_TIME = 5.0  # seconds for the client to answer it
+HANDLER_TIME = 10.0  # seconds for the application to end after that; who needs longer registers a job
+LINGER_TIME = 2.0  # seconds
+LONGEST_HEAD = 65536  # bytes of a response head that is followed
+
+
+def spread(connections: Collection[Upgraded], seconds: float) -> None:
+    """Close each at another moment within this time."""
+    some = list(connections)
+    random.shuffle(some)
+    for place, one in enumerate(some):
+        one.go_away_in((place + random.random()) / len(some) * seconds)
+
+
+class Offer(NoBody):
+    """The body of a request that would speak another protocol: none, but a connection that may be taken."""
+
+    __slots__ = ("ask", "connection", "upgraded")
+
+    def __init__(self, connection: Connection, environ: dict[str, Any]) -> None:
+        self.connection: Connection | None = connection
+        self.upgraded: Upgraded | None = None
+        environ["gunicorn.socket"] = OfferedSocket(self)
+
+    def take(self) -> GeventSocket:
+        """The socket; with the first call the connection is the application's."""
+        if self.upgraded is None:
+            if self.connection is None or self.connection.fileno() < 0:
+                raise OSError(errno.EBADF, "the request is over, or its connection closed")
+            self.upgraded = Upgraded(self.connection)
+        return self.upgraded.app
+
+    def detach(self) -> None:
+        self.connection = None
+
+
+class OfferedSocket:
+    """Looks like the socket that it becomes when one of its public attributes is used."""
+
+    __slots__ = ("_offer",)
+
+    def __init__(self, offer: Offer) -> None:
+        self._offer = offer
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._offer.take(), name)
+
+
+class Frames:
+    """Follows what is sent: a response's head, then, if it says 101 and WebSocket, frames (RFC 6455 section 5.2)."""
+
+    def __init__(self) -> None:
+        self.is_websocket = False
+        self.closing = False  # a close frame was among them
+        self._head: bytes | None = b""
+        self._begun = b""  # of a frame's header
+        self._left = 0  # bytes of a frame's payload
+
+    @property
+    def between(self) -> bool:
+        """Whether another control frame may be sent now."""
+        return self.is_websocket and not self.closing and not self._begun and not self._left
+
+    def follow(self, data: bytes) -> None:
+        if self._head is not None:
+            self._head += data
+            end = self._head.find(b"\r\n\r\n")
+            if end < 0 and len(self._head) < LONGEST_HEAD:
+                return
+            head = self._head[: max(end, 0)].lower()
+            data, self._head = self._head[end + 4 :], None
+            self.is_websocket = head.startswith(b"http/1.1 101") and b"websocket" in head
+        at = 0
+        while self.is_websocket and at < len(data):
+            if self._left:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+                at += step
+                continue
+            header = self._begun + data[at : at + 14]
+            length = 0 if len(header) < 2 else header[1] & 127
+            size = 2 + {126: 2, 127: 8}.get(length, 0) + (4 if len(header) > 1 and header[1] & 128 else 0)
+            if len(header) < size:
+                self._begun = header
+                return
+            if length > 125:
+                length = int.from_bytes(header[2 : 4 if length == 126 else 10], "big")
+            at += size - len(self._begun)
+            self._begun = b""
+            self._left = length
+            self.closing = self.closing or header[0] & 15 == 8
+
+
+class UpgradeSocket(GeventSocket):
+    """A gevent socket of which each `send` sends all, and nothing of another between: libraries make frames of it.
+
+    Closing it ends the connection in an orderly way, which takes a little longer than the call.
+    """
+
+    __slots__ = ("_frames", "_lock", "_muted", "_upgraded")
+
+    def __init__(self, upgraded: Upgraded, fd: int) -> None:
+        super().__init__(fileno=fd)
+        self.settimeout(None)
+        self._upgraded = upgraded
+        self._lock = BoundedSemaphore(1)
+        self._frames = Frames()
+        self._muted = False  # everything was said: behind a close frame nothing may follow
+
+    def send(self, data: Any, flags: int = 0, timeout: Any = None) -> int:
+        self.sendall(data, flags)
+        return len(data)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        with self._lock:
+            if self._muted:
+                return
+            data = bytes(data)
+            try:
+                sent = self._sock.send(data, flags)
+            except BlockingIOError:
+                sent = 0
+            if sent < len(data):
+                self._send_rest(memoryview(data)[sent:], flags)
+            self._frames.follow(data)
+
+    def _send_rest(self, view: memoryview, flags: int) -> None:
+        whole = False
+        try:
+            while view:
+                self._wait(self._write_event)
+                try:
+                    view = view[self._sock.send(view, flags) :]
+                except BlockingIOError:
+                    continue
+            whole = True
+        finally:
+            if not whole:
+                self._frames.is_websocket = False  # cut in the middle of a frame: no other may follow
+
+    def say_going_away(self) -> bool:
+        """Send the close frame, when whatever is being sent is out. False where there is no place for one."""
+        with self._lock:
+            if not self._frames.between:
+                return False
+            self._sock.send(GOING_AWAY)
+            self._muted = True
+        return True
+
+    def end_reading(self) -> None:
+        """Whoever reads gets the end of the stream."""
+        self._sock.shutdown(socket.SHUT_RD)
+
+    def shutdown(self, how: int) -> None:
+        if how != socket.SHUT_RD:
+            self._muted = True
+        self._sock.shutdown(how)
+
+    def close(self) -> None:
+        self._upgraded.end()
+
+
+class Upgraded:
+    """A connection that the application has taken. It counts as open until it is closed and its handler has ended.
+
+    The application's socket is the client's own where it can be. Where bytes were read already, or are encrypted, it
+    is one end of a pair, and two greenlets carry the bytes: so it can be selected on like any other.
+    """
+
+    can_pass = False
+
+    def __init__(self, connection: Connection) -> None:
+        self.engine: Engine = connection.engine
+        self.tick = 0
+        self.deadline = NEVER
+        self._watcher: Any = None
+        self._timers: list[Any] = []
+        self._handler_ended = self._ended = self._closed = self._counted_out = False
+        self._who = connection.remote_addr or "a unix socket"
+        self._sock, unread = connection.surrender()
+        self._pumps: list[gevent.Greenlet] = []
+        if unread or not isinstance(self._sock, _socket.socket):
+            ours, theirs = socket.socketpair()
+            self._pair = GeventSocket(fileno=ours.detach())
+            self.app = UpgradeSocket(self, theirs.detach())
+            self._pumps = [gevent.spawn(self._carry_in, unread), gevent.spawn(self._carry_out)]
+        else:
+            self.app = UpgradeSocket(self, self._sock.detach())
+        self.engine.connection_upgraded(connection, self)
+
+    def _carry_in(self, data: bytes) -> None:
+        """From the client to the application."""
+        try:
+            while True:
+                if data:
+                    self._pair.sendall(data)
+                try:
+                    data = self._sock.recv(PIECE)
+                except BlockingIOError:
+                    data = b""
+                    wait_read(self._sock.fileno())
+                    continue
+                if not data:
+                    break
+        except OSError:
+            pass  # either side is gone, which the other learns from the end of the stream
+        with contextlib.suppress(OSError):
+            self._pair.shutdown(socket.SHUT_WR)
+
+    def _carry_out(self) -> None:
+        """From the application to the client."""
+        sock = self._sock
+        flush = getattr(sock, "flush", lambda: True)
+        try:
+            while data := self._pair.recv(1 << 16):
+                view = memoryview(data)
+                while view or not flush():
+                    try:
+                        view = view[sock.send(view) :]
+                    except BlockingIOError:
+                        wait_write(sock.fileno())
+        except OSError:
+            pass
+        if not self._closed:
+            self._linger()
+
+    def go_away_in(self, seconds: float) -> None:
+        self._later(seconds, gevent.spawn, self._go_away)
+
+    def _later(self, seconds: float, function: Any, *arguments: Any) -> None:
+        timer = self.engine.loop.timer(seconds)
+        timer.start(function, *arguments)
+        self._timers.append(timer)
+
+    def _go_away(self) -> None:
+        if self._ended:
+            self._later(HANDLER_TIME, self._give_up)
+            return
+        said = False
+        # An OSError: the client is gone, which its handler will see.
+        with gevent.Timeout(ANSWER_TIME, False), contextlib.suppress(OSError):
+            said = self.app.say_going_away()
+        self._later(ANSWER_TIME if said else 0, self._end_reading)
+        self._later(ANSWER_TIME + HANDLER_TIME, self._give_up)
+
+    def _end_reading(self) -> None:
+        if not self._ended:
+            with contextlib.suppress(OSError):
+                self.app.end_reading()
+
+    def _give_up(self) -> None:
+        if not self._handler_ended:
+            self.engine.log(
+                "warning", f"the handler of an upgraded connection of {self._who} has not ended and is not waited for"
+            )
+            self._handler_ended = True
+        self.close()
+
+    def handler_ends(self) -> None:
+        """The WSGI call is over."""
+        self._handler_ended = True
+        self.end()
+        self._leave()
+
+    def end(self) -> None:
+        """Send the end of the stream, wait a little for the client's, close. Can be repeated."""
+        if self._ended:
+            return
+        self._ended = True
+        app = self.app
+        if self._pumps:
+            GeventSocket.close(app)  # what it sent is still carried out, and then _linger is called
+            self._set_deadline(ANSWER_TIME)
+        else:
+            # Its waiting greenlets are thrown out of their waits in the loop's next turn, and before _linger.
+            family, kind = app._sock.family, app._sock.type
+            self._sock = _socket.socket(family, kind, 0, app.detach())
+            self.engine.loop.run_callback(self._linger)
+
+    def _linger(self) -> None:
+        if self._closed or self._watcher is not None:
+            return
+        gevent.killall(self._pumps[:1], block=False)
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        self._ended = True
+        self._sock = getattr(self._sock, "raw", self._sock)
+        self._watcher = self.engine.loop.io(self._sock.fileno(), READ)
+        self._watcher.start(self._discard)
+        self._set_deadline(LINGER_TIME)
+
+    def _discard(self) -> None:
+        try:
+            if self._sock.recv(PIECE):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self.close()
+
+    def _set_deadline(self, seconds: float) -> None:
+        self.deadline = time.monotonic() + seconds
+        self.engine.wheel.watch(self)
+
+    def expire(self) -> None:
+        """The deadline has passed (called by the wheel)."""
+        self.close()
+
+    def close(self) -> None:
+        """Close now."""
+        if not self._closed:
+            self._closed = True
+            self.deadline = NEVER
+            self.engine.wheel.forget(self)
+            for timer in self._timers:
+                timer.close()
+            if self._watcher is not None:
+                self._watcher.close()
+            gevent.killall(self._pumps, block=False)
+            if not self._ended:
+                self._ended = True
+                GeventSocket.close(self.app)
+            if self._pumps:
+                self._pair.close()
+            # Behind the callbacks that throw whoever waits for it out of the wait: libev must not watch a closed fd.
+            self.engine.loop.run_callback(self._sock.close)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._closed and self._handler_ended and not self._counted_out:
+            self._counted_out = True
+            self.engine.connection_closed(self)
+
+    def stays(self) -> None:
+        """A drain has begun: `spread` has seen to it."""
+
+    def close_if_idle(self) -> None:
+        """At a stop: as `stays`."""
+
+    def abandon(self) -> None:
+        """In a child that the application has forked: close the copies without a word."""
+        for timer in self._timers:
+            timer.stop()
+        if self._watcher is not None:
+            self._watcher.stop()
+        gevent.killall(self._pumps, block=False)
+        for event in (self.app._read_event, self.app._write_event):
+            if event is not None:
+                event.stop()
+        self.app._sock.close()
+        self._sock.close()
+
+
+class UpgradeCaller(Caller):
+    """Calls the application for requests that it may take the connection of."""
+
+    def _answer(self, response: Response) -> None:
+        offer: Any = response.body
+        try:
+            super()._answer(response)
+        except BaseException as error:
+            if offer.upgraded is None:
+                raise
+            # What it returned or raised to say that it has answered already (StopIteration, ConnectionError) is as
+            # good as any; nothing of it could be sent.
+            self._judge(response, error)
+        if offer.upgraded is not None:
+            self._engine.upgrade_ends(offer.upgraded)
+            offer.upgraded.handler_ends()
+            raise Disconnected("the application had taken the connection")
+
+    def _judge(self, response: Response, error: BaseException) -> None:
+        if isinstance(error, StopIteration | ConnectionError | AssertionError | gevent.GreenletExit):
+            return
+        self._engine.log("error", f"{describe(response)} failed\n{traceback.format_exc().rstrip()}")
+        self._engine.count_error()

@@ -1,0 +1,214 @@
+"""TLS on an engine in this process: how bytes arrive, what waits inside, and which ends are proper ones."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+import gevent
+import pytest
+import trustme
+from http_harness import Client, Harness, echo, parse, turn, wait_for
+
+from reuseport.ipc.scoreboard import CONNECTIONS
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+LAST = REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+authority = trustme.CA()
+server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+authority.issue_cert("localhost").configure_cert(server_context)
+
+
+class TlsClient:
+    """Speaks TLS in memory over a client that sees bytes. `proper`: the server has said close_notify."""
+
+    def __init__(self, harness: Harness, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, step: int = 1 << 20) -> None:
+        harness.engine.tls = server_context
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        fd = theirs.detach()
+        gevent.get_hub().loop.run_callback(lambda: harness.engine.accept(fd, ("192.0.2.1", 4000), ("127.0.0.1", 443)))
+        turn()
+        self.wire = Client(ours)
+        self.step = step
+        self.proper = False
+        self.ended = False
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.maximum_version = version
+        authority.configure_trust(context)
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._in, self._out, server_hostname="localhost")
+        self.received = b""
+
+    def __enter__(self) -> TlsClient:
+        wait_for(self.shake_hands)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wire.sock.close()
+        turn()
+
+    def shake_hands(self) -> bool:
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self.flush()
+            self.feed()
+            return False
+        self.flush()
+        return True
+
+    def flush(self) -> None:
+        data = self._out.read()
+        for at in range(0, len(data), self.step):
+            self.wire.send(data[at : at + self.step])
+
+    def feed(self, count: int = 1 << 20) -> None:
+        try:
+            data = self.wire.sock.recv(count)
+        except BlockingIOError:
+            return
+        if data:
+            self._in.write(data)
+        else:
+            self.ended = True
+
+    def send(self, data: bytes) -> None:
+        self.tls.write(data)
+        self.flush()
+
+    def receive(self, count: int = 1 << 20) -> bool:
+        """Read what is there; whether the stream has ended."""
+        self.feed(count)
+        try:
+            while not self.proper:
+                data = self.tls.read(65536)
+                self.received += data
+                self.proper = not data
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.proper = True
+        return self.ended
+
+    def read_all(self, count: int = 1 << 20) -> bytes:
+        wait_for(lambda: self.receive(count))
+        return self.received
+
+
+@pytest.fixture
+def engine():
+    harness = Harness(echo)
+    yield harness
+    harness.close()
+    assert harness.errors() == []
+
+
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("step", [1, 1 << 20])
+def test_however_the_bytes_arrive(engine, version, step):
+    with TlsClient(engine, version, step) as client:
+        client.send(REQUEST.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 4\r\n\r\nbody"))
+        client.send(LAST)
+        answers = parse(client.read_all())
+    assert client.proper
+    assert [answer.status for answer in answers] == [200, 200]
+    assert answers[0].echo["body"] == "body"
+    assert answers[0].echo["environ"]["HTTPS"] == "on"
+
+
+def test_what_waits_inside_is_served(engine):
+    """More requests than one read takes, in records larger than one read, and then nothing more to wake anybody."""
+    with TlsClient(engine) as client:
+        client.send(REQUEST * 2000 + LAST)
+        assert [answer.status for answer in parse(client.read_all())] == [200] * 2001
+        assert client.proper
+
+
+def test_a_body_in_many_records(engine):
+    body = bytes(range(256)) * 4000
+    with TlsClient(engine) as client:
+        client.send(LAST.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: %d\r\n\r\n" % len(body)))
+        client.send(body)
+        (answer,) = parse(client.read_all())
+    assert answer.echo["body"].encode("latin-1") == body
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_slow_client_gets_all_of_it_and_a_proper_end(engine, version):
+    size = 2_000_000
+
+    def application(environ, start_response):
+        start_response("200 OK", [("Content-Length", str(size))])
+        return [b"x" * size]
+
+    engine.application = application
+    with TlsClient(engine, version) as client:
+        client.send(LAST)
+        (answer,) = parse(client.read_all(10_000))
+        assert (len(answer.body), client.proper) == (size, True)
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_response_that_ends_with_the_connection(engine, breaks):
+    """Only a whole one ends with close_notify: without a length there is nothing else to tell by."""
+
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        yield b"some"
+        if breaks:
+            raise ZeroDivisionError
+
+    engine.application = application
+    with TlsClient(engine) as client:
+        client.send(b"GET / HTTP/1.0\r\n\r\n")
+        try:
+            client.read_all()
+        except ConnectionResetError:
+            assert breaks
+        assert client.proper == (not breaks)
+    assert [text for text in engine.errors() if "ZeroDivisionError" in text] or not breaks
+    engine.log.clear()
+
+
+def test_a_drain_closes_an_idle_connection_and_answers_one_with_a_request(engine):
+    passed: list = []
+    with TlsClient(engine) as idle, TlsClient(engine) as busy, TlsClient(engine) as begun:
+        for client in (idle, busy, begun):
+            client.send(REQUEST)
+            wait_for(lambda client=client: client.receive() or b'"body"' in client.received)
+            client.received = b""
+        begun.send(REQUEST[:10])
+        busy.tls.write(REQUEST)
+        busy.wire.sock.send(busy._out.read())  # the kernel has it, and the engine has had no turn to read it
+        engine.engine.drain_to(passed.extend)
+        assert (idle.read_all(), idle.proper) == (b"", True)
+        assert parse(busy.read_all())[0].headers["connection"] == "close"
+        begun.send(REQUEST[10:])
+        assert parse(begun.read_all())[0].headers["connection"] == "close"
+    assert passed == []
+    wait_for(lambda: engine.counter(CONNECTIONS) == 0)
+
+
+def test_who_does_not_speak_tls(engine):
+    for data, answers in ((REQUEST, 1), (b"\x16\x03\x01nonsense" * 20, 0), (b"\0" * 100, 0)):
+        client = TlsClient(engine)
+        client.wire.send(data)
+        client.wire.finish()
+        received = client.wire.read_all()
+        assert received.startswith(b"HTTP/1.1 400") == bool(answers)
+        client.wire.sock.close()
+    wait_for(lambda: engine.counter(CONNECTIONS) == 0)
+
+
+def test_a_handshake_has_a_limit():
+    harness = Harness(echo, header_timeout=0.1)
+    client = TlsClient(harness)
+    client.wire.send(b"\x16\x03\x01")
+    assert client.wire.read_all() == b""
+    client.wire.sock.close()
+    harness.close()
