@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reuseport.options import address, kinds, machine, spec
+from reuseport.options import accessformat, address, kinds, machine, spec
 from reuseport.options.kinds import Kind
 
 FLAG, ENVIRONMENT, FILE = "flag", "environment", "file"
@@ -157,6 +157,12 @@ OPTIONS: tuple[Option, ...] = (
         "leave.",
     ),
     Option(
+        "threads", kinds.WHOLE, 0, unit="native threads; 0: greenlets", group=PROCESSES, check=between(0, 1024),
+        help="Run each worker's requests in so many native threads, instead of in greenlets, and patch nothing: for "
+        "code that gevent cannot make cooperative, such as database drivers in C, or views that compute. When all are "
+        "busy a request waits for its turn.",
+    ),
+    Option(
         "max_requests", kinds.WHOLE, 0, unit="requests; 0: no limit", group=PROCESSES, check=_COUNT,
         help="A worker that has answered so many requests is replaced, once its substitute is ready.",
     ),
@@ -295,7 +301,6 @@ FOREIGN: tuple[Foreign, ...] = (
         refused_values={"uvicorn": _NO_ASGI, "asgi": _NO_ASGI, "aiohttp": _NO_ASGI},
     ),
     Foreign(("--worker-connections",), "means nothing here: a worker has no fixed number of connections"),
-    Foreign(("--threads",), "means nothing here: requests run in greenlets, as many at once as there are"),
     Foreign(("--worker-tmp-dir",), "means nothing here: workers report through shared memory, not through files"),
     Foreign(("--reuse-port",), "means nothing here: every socket is opened with SO_REUSEPORT", takes_value=False),
     Foreign(("--no-sendfile",), "means nothing here: there is no such way of sending to avoid", takes_value=False),

@@ -30,6 +30,9 @@ SETTINGS = {
     "limit_request_fields": 100,
     "limit_request_field_size": 8190,
     "limit_request_body": 0,
+    "threads": 0,
+    "request_id": "off",
+    "request_id_header": "X-Request-ID",
 }
 PATIENCE = 10.0  # seconds until a state that should come is given up
 
