@@ -84,12 +84,15 @@ def text(value: Any) -> str:
         value = "-" if value is None else str(value)
     if value.isascii() and value.isprintable() and '"' not in value and "\\" not in value:
         return value
-    return "".join(
-        "\\" + c if c in '"\\' else c if " " <= c < "\x7f" else c.encode("latin-1", "backslashreplace").decode(
-            "ascii", "backslashreplace"
-        )
-        for c in value
-    )  # fmt: skip
+    return "".join(_escaped(c) for c in value)
+
+
+def _escaped(c: str) -> str:
+    if c in '"\\':
+        return "\\" + c
+    if " " <= c < "\x7f":
+        return c
+    return f"\\x{ord(c):02x}" if c <= "\xff" else f"\\u{ord(c):04x}"
 
 
 def string(value: Any) -> str:
@@ -102,8 +105,8 @@ def number(value: Any) -> Any:
 
 
 def request_line(environ: dict[str, Any]) -> str:
-    get = environ.get
-    return f"{get('REQUEST_METHOD')} {get('RAW_URI')} {get('SERVER_PROTOCOL')}"
+    words = environ.get("REQUEST_METHOD"), environ.get("RAW_URI"), environ.get("SERVER_PROTOCOL")
+    return " ".join([str(word) for word in words if word]) or "-"
 
 
 def user(environ: dict[str, Any]) -> str:
@@ -267,7 +270,7 @@ class AccessLog:
         environ = {**connection.template, "REMOTE_ADDR": connection.remote_addr, "REMOTE_PORT": connection.remote_port}
         line = bytes(head.lstrip(b"\r\n").partition(b"\r\n")[0][:LONGEST_LINE]).decode("latin-1")
         words = line.split(" ")
-        known = words if len(words) == 3 else (None, line or None, None)
+        known = words if len(words) == 3 else (None, line or None, None)  # what it meant is anyone's guess
         environ.update(zip(("REQUEST_METHOD", "RAW_URI", "SERVER_PROTOCOL"), known, strict=True))
         path, _, query = (environ["RAW_URI"] or "").partition("?")
         environ["PATH_INFO"], environ["QUERY_STRING"] = path, query

@@ -177,12 +177,11 @@ def test_gunicorns_spellings_mean_the_same(cwd: str) -> None:
 
 def test_gunicorn_options_that_mean_nothing_get_one_line_each(cwd: str) -> None:
     write(cwd, "worker_connections = 100\ndaemon = false")
-    read = load(["--reuse-port", "-kgevent", "--threads=2", "app:app"], {}, cwd)
+    read = load(["--reuse-port", "-kgevent", "app:app"], {}, cwd)
     assert read.app == "app:app"
     assert [remark.split(" means nothing here")[0] for remark in read.remarks] == [
         "--reuse-port",
         "-k gevent",
-        "--threads 2",
         f"{cwd}/reuseport.toml: worker_connections",
     ]
 
