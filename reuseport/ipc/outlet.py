@@ -45,7 +45,8 @@ class Outlet:
             if self.fd == -1:
                 self.fd = self._stream()
             return
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        # O_NONBLOCK means nothing to a file; the path may be a named pipe's.
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
         if self.fd == -1:
             self.fd = fd
         else:

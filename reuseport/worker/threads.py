@@ -75,7 +75,11 @@ class ThreadedConnection(Connection):
         if self._broken:
             super().abort()
         elif self._polls:
-            super().close()  # a thread that outlives its request still reads or writes: that cannot be the next one's
+            # A thread that outlives its request still reads or writes: that cannot be the next one's. As long as it polls
+            # it holds the open file, so a close alone would tell nobody.
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            super().close()
         else:
             super().request_done(keep_alive, body_taken)
 

@@ -53,7 +53,7 @@ class Answer(NamedTuple):
 class Harness:
     """`application` may be replaced between requests."""
 
-    def __init__(self, application, **settings) -> None:
+    def __init__(self, application, access=None, **settings) -> None:
         self.application = application
         self.board = memoryview(bytearray(scoreboard.ROW_BYTES)).cast("Q")
         self.log: list[tuple[str, str]] = []
@@ -64,6 +64,7 @@ class Harness:
             worker="3.1",
             board=self.board,
             log=lambda level, text: self.log.append((level, text)),
+            access=access,
         )
 
     def connect(self, *, tcp: bool = False, data: bytes = b"") -> Client:
