@@ -1,4 +1,4 @@
-"""The zygote: one generation's template. It patches (not for `--threads`), imports the application once, forks workers, and nothing else.
+"""The zygote: one generation's template. It patches, imports the application once, forks workers, and nothing else.
 
 It is a fresh interpreter, exec'd by the master with the release's own Python, so nothing of another generation can be
 in it, and code that fails to import only ever kills a process that nobody depends on. A worker of this generation that
@@ -26,7 +26,6 @@ if not json.loads(os.environ.get(ZYGOTE_VARIABLE, "{}")).get("threads"):
     monkey.patch_all()
     metadata.entry_points = _entry_points
 
-# ruff: noqa: E402
 import contextlib
 import faulthandler
 import gc

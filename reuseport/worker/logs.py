@@ -120,7 +120,9 @@ class FileSink:
     def _judge(self) -> None:
         error = self._outlet.error
         if error is not None and not self._failing:
-            self._log("error", f"--access-log {self._outlet.path}: {error.strerror}; lines are lost until it can be written")
+            self._log(
+                "error", f"--access-log {self._outlet.path}: {error.strerror}; lines are lost until it can be written"
+            )
         elif error is None and self._failing:
             self._log("warning", f"--access-log {self._outlet.path} can be written again")
         self._failing = error is not None

@@ -25,7 +25,9 @@ def requests() -> list[str]:
             if frame.f_code is _SERVE:
                 environ = frame.f_locals["response"].environ
                 if environ:
-                    found.append(f"{describe(frame.f_locals['response'])} from {environ.get('REMOTE_ADDR') or 'a unix socket'}")
+                    found.append(
+                        f"{describe(frame.f_locals['response'])} from {environ.get('REMOTE_ADDR') or 'a unix socket'}"
+                    )
                 break
             frame = frame.f_back
     return found

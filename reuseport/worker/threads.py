@@ -75,8 +75,8 @@ class ThreadedConnection(Connection):
         if self._broken:
             super().abort()
         elif self._polls:
-            # A thread that outlives its request still reads or writes: that cannot be the next one's. As long as it polls
-            # it holds the open file, so a close alone would tell nobody.
+            # A thread that outlives its request still reads or writes: that cannot be the next one's. As long as it
+            # polls it holds the open file, so a close alone would tell nobody.
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
             super().close()

@@ -51,7 +51,8 @@ def test_threads_through_a_release(threaded):
     more = server.get_later("/gate?name=slow")
     slow.await_entered(2)
     queued = [server.get_later(f"/?{number}") for number in range(3)]
-    server.wait(lambda s: s.workers()[0]["requests_waiting"] == 3, "the queue in the status")
+    server.wait(lambda s: s.workers()[0]["requests"]["waiting"] == 3, "the queue in the status")
+    assert "5 (3 waiting)" in server.cli("status").out
     with server.load() as load:
         server.write("two", code=CODE)
         assert server.release().exit == 0
@@ -97,7 +98,8 @@ def test_a_killed_worker_is_replaced_and_a_stop_waits_for_threads(threaded):
 
 def test_a_thread_that_was_left_by_the_import_is_no_mistake(serve):
     server = serve("--threads", "1", workers=2)
-    server.write("one", code="import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n")
+    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+    server.write("one", code=code)
     server.start()
     answer = server.get().json
     assert answer["import_pid"] == answer["pid"], "each worker imports for itself"

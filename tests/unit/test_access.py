@@ -205,7 +205,7 @@ def test_an_odd_environ_hurts_no_request(make):
 
 @pytest.mark.parametrize("form", ["", "%(z)s", "%(s)d", "%s", "100%", "%({x}z)s", "%({}i)s", "a\nb"])
 def test_bad_formats(form):
-    with pytest.raises(ValueError, match="no atom|one line"):
+    with pytest.raises(ValueError, match=r"no atom|one line"):
         check_format(form)
 
 
