@@ -81,7 +81,14 @@ class ThreadedConnection(Connection):
                 self._sock.shutdown(socket.SHUT_RDWR)
             super().close()
         else:
-            super().request_done(keep_alive, body_taken)
+            super().request_done(keep_alive, body_taken and (keep_alive or not self._more_waits()))
+
+    def _more_waits(self) -> bool:
+        """Whether the client has sent more, which the loop may not have seen yet: a plain close would be a reset."""
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
 
     # In the thread.
 

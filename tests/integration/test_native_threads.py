@@ -53,11 +53,10 @@ def test_threads_through_a_release(threaded):
     queued = [server.get_later(f"/?{number}") for number in range(3)]
     server.wait(lambda s: s.workers()[0]["requests"]["waiting"] == 3, "the queue in the status")
     assert "5 (3 waiting)" in server.cli("status").out
+    server.write("two", code=CODE)
+    assert server.release().exit == 0
     with server.load() as load:
-        server.write("two", code=CODE)
-        assert server.release().exit == 0
         server.await_version("two")
-        load.more(20)
         assert not any(request.done for request in (busy, more, *queued))
         assert server.status().draining == [1], "it waits for its threads, and for who waits for them"
         slow.open()

@@ -70,6 +70,7 @@ SAMPLES = {
     "app": "shop:app", "chdir": "/srv", "pythonpath": "/lib", "python": "venv/bin/python", "env": "A=1",
     "warmup": "/health", "preload": "never", "workers": "3", "bind": ":80", "name": "shop", "run_dir": "/run/shop",
     "umask": "027", "log_level": "error", "user": "nobody", "group": "nobody", "max_worker_memory": "512M",
+    "request_id": "make",
 }  # fmt: skip
 
 
