@@ -163,8 +163,9 @@ def spawn(
 ) -> Handle:
     """Call `function(*args, **kwargs)` as a job beside the request; returns at once, with a Handle.
 
-    `where`: "greenlet", or "thread" for code that gevent cannot patch (it computes, or waits in C). `name` is the
-    function's by default. ValueError for another `where`.
+    `where`: "greenlet", or "thread" for code that gevent cannot patch (it computes, or waits in C). Under --threads
+    nothing is patched, and both are a native thread. `name` is the function's by default. ValueError for another
+    `where`.
     """
     if where not in (GREENLET, THREAD):
         raise ValueError(f"where is {GREENLET!r} or {THREAD!r}, not {where!r}")
@@ -180,8 +181,8 @@ def spawn(
 
 
 def _start(handle: Handle, where: str, run: Callable[[], None]) -> None:
-    if "reuseport.zygote" not in sys.modules:
-        threading.Thread(target=run, daemon=True).start()
+    if "reuseport.zygote" not in sys.modules or not sys.modules["gevent.monkey"].is_module_patched("threading"):
+        threading.Thread(target=run, name=f"job {handle.job.name}", daemon=True).start()
     elif where == GREENLET:
         import gevent
 

@@ -5,27 +5,30 @@ in it, and code that fails to import only ever kills a process that nobody depen
 dies later is forked again from here, never from what is on disk by then.
 
 gevent patches the standard library before anything else is imported; all that comes before it is what the patch needs.
+Where requests run in native threads nothing is patched.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from importlib import metadata
 
 from gevent import monkey
 
+from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
+
 # gevent looks for its plugins at every step of the patching, and each look reads the metadata of all installed
 # packages: two thirds of the time that the patching takes. They are read once.
-_entry_points, _all = metadata.entry_points, metadata.entry_points()
-metadata.entry_points = lambda **which: _all.select(**which)  # type: ignore[assignment]
-monkey.patch_all()
-metadata.entry_points = _entry_points
+if not json.loads(os.environ.get(ZYGOTE_VARIABLE, "{}")).get("threads"):
+    _entry_points, _all = metadata.entry_points, metadata.entry_points()
+    metadata.entry_points = lambda **which: _all.select(**which)  # type: ignore[assignment]
+    monkey.patch_all()
+    metadata.entry_points = _entry_points
 
-# ruff: noqa: E402
 import contextlib
 import faulthandler
 import gc
-import json
-import os
 import signal
 import ssl
 import sys
@@ -37,11 +40,10 @@ import greenlet
 from setproctitle import setproctitle
 
 from reuseport.ipc import channel as channels
-from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.options import Settings, certificates
-from reuseport.worker import application, forksafety
+from reuseport.worker import application, forksafety, logs
 from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
 from reuseport.worker.listeners import Listener, pass_slots
@@ -94,7 +96,10 @@ class Zygote:
         application.prepare_path(self.recipe["directory"], tuple(self.settings.pythonpath))
         if self.settings.preload == "never" or self.separate:
             self.separate = True
-        elif script := self.recipe.get("script"):
+            return self.serve_forks()
+        if self.settings.log_config:
+            logs.configure(self.settings.log_config)
+        if script := self.recipe.get("script"):
             application.run_script(script)  # comes back through `captured`, and never from here
         else:
             self.application = application.load(self.recipe["app"], self.settings.factory)

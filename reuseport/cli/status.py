@@ -178,6 +178,7 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = []
     for one in workers:
         requests, memory = _dict(one, "requests"), _dict(one, "memory")
+        waiting = f" ({requests['waiting']} waiting)" if requests.get("waiting") else ""  # for a thread
         rows.append(
             (
                 str(one.get("id", ABSENT)),
@@ -185,7 +186,7 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> list[str]:
                 str(one.get("state", ABSENT)),
                 ranges(_list(one, "slots")),
                 duration(one.get("age")),
-                str(requests.get("active", ABSENT)),
+                f"{requests.get('active', ABSENT)}{waiting}",
                 str(requests.get("total", ABSENT)),
                 str(one.get("connections", ABSENT)),
                 str(one.get("jobs", ABSENT)),

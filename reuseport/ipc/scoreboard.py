@@ -29,7 +29,8 @@ JOBS = 9  # gauge: registered jobs now
 BYTES_OUT = 10  # response bytes handed to the kernel
 LOOKS = 11  # looks at siblings' slots
 TAKEN = 12  # connections handed over to this worker
-# Fields 13 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
+WAITING = 13  # gauge: requests that wait for a thread (--threads); they are among the active ones
+# Fields 14 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
 
 NAMES = {
     "requests_total": REQUESTS,
@@ -44,6 +45,7 @@ NAMES = {
     "bytes_out": BYTES_OUT,
     "looks": LOOKS,
     "taken": TAKEN,
+    "requests_waiting": WAITING,
 }
 
 

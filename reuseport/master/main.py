@@ -435,7 +435,7 @@ class Master:
 
     def _open_log(self, settings: Settings) -> Log:
         try:
-            return Log(settings.log_file, settings.log_level)
+            return Log(settings.log_file, settings.log_level, settings.log_json)
         except OSError as error:
             raise OptionError(f"{settings.where('log_file')}: cannot open {error.filename}: {error.strerror}") from None
 

@@ -119,6 +119,7 @@ class Processes:
             "hello": run_dir.hello,
             "scoreboard": run_dir.scoreboard,
             "generation": key.generation,
+            "threads": recipe["settings"]["values"].get("threads", 0),  # it must know before it imports anything
         }
         environment = {
             **os.environ,

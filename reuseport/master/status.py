@@ -75,7 +75,11 @@ def _worker(
         "slots": list(owns),
         "state": "blocked" if w.blocked else _STATES.get(w.state, w.state),
         "age": round(now - process.started, 3) if process and process.pid else 0.0,
-        "requests": {"active": counters["requests_active"], "total": counters["requests_total"]},
+        "requests": {
+            "active": counters["requests_active"],
+            "waiting": counters["requests_waiting"],
+            "total": counters["requests_total"],
+        },
         "connections": counters["connections"],
         "accepted": counters["accepted"],
         "stolen": counters["stolen"],

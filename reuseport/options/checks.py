@@ -75,7 +75,7 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
         path = parse_address(address).path
         if path:
             problems += _no_place_for(f"{settings.where('bind')}: unix:{path}", path)
-    for name in ("pid", "log_file"):
+    for name in ("pid", "log_file", "access_log"):
         path = getattr(settings, name)
         if path not in ("", "-"):
             problems += _no_place_for(f"{settings.where(name)}: {path}", path)

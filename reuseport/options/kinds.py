@@ -145,6 +145,13 @@ def _name(value: Any) -> str:
     return value
 
 
+def _token(value: Any) -> str:
+    value = _text(value)
+    if not re.fullmatch(r"[!#$%&'*+\-.^`|~0-9A-Za-z]{1,100}", value):  # RFC 9110 section 5.1, but no underscore
+        raise ValueError(f"{value!r} is not the name of a header")
+    return value
+
+
 def _web_path(value: Any) -> str:
     value = _text(value)
     if not re.fullmatch(r"/[!-~]*", value) or "#" in value:
@@ -221,6 +228,8 @@ SIZE = Kind("SIZE", _size, _show_size)
 PATH = Kind("FILE", _text, anchor=_join)
 LATE_PATH = Kind("PATH", _text)
 NAME = Kind("NAME", _name)
+TEXT = Kind("TEXT", _text)
+TOKEN = Kind("NAME", _token)
 ACCOUNT = Kind("NAME", _account)
 SHARE = Kind("SHARE", _share)
 TEXT = Kind("TEXT", _text)

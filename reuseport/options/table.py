@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reuseport.options import address, kinds, machine, networks, spec
+from reuseport.options import accessformat, address, kinds, machine, networks, spec
 from reuseport.options.kinds import Kind
 
 FLAG, ENVIRONMENT, FILE = "flag", "environment", "file"
@@ -156,6 +156,12 @@ OPTIONS: tuple[Option, ...] = (
         fallbacks=("WEB_CONCURRENCY",), default_text="the usable cores",
         help="Worker processes of a generation. Usable cores are those that affinity and the container's CPU quota "
         "leave.",
+    ),
+    Option(
+        "threads", kinds.WHOLE, 0, unit="native threads; 0: greenlets", group=PROCESSES, check=between(0, 1024),
+        help="Run each worker's requests in so many native threads, instead of in greenlets, and patch nothing: for "
+        "code that gevent cannot make cooperative, such as database drivers in C, or views that compute. When all are "
+        "busy a request waits for its turn.",
     ),
     Option(
         "max_requests", kinds.WHOLE, 0, unit="requests; 0: no limit", group=PROCESSES, check=_COUNT,
@@ -346,6 +352,39 @@ OPTIONS: tuple[Option, ...] = (
         metavar="LEVEL", help="debug, info, warning, error or critical: what is less is not logged.",
     ),
     Option(
+        "log_json", kinds.SWITCH, False, group=LOG, effect="start",
+        help="Write each entry of the log as one line of JSON: time, process, level, message. What the application "
+        "prints stays as it is.",
+    ),
+    Option(
+        "log_config", kinds.LATE_PATH, "", metavar="FILE", group=LOG, aliases=("--log-config-json",),
+        default_text="none",
+        help="A file for Python's logging, applied before the application is imported: of logging.config's ini form, "
+        "or of its dictionary form if it ends in .json or .toml. Workers then write their log to the logger "
+        "reuseport.error and requests to reuseport.access, as far as it configures those (or gunicorn.error and "
+        "gunicorn.access). The master's own lines stay in --log-file. A relative path lies in --chdir.",
+    ),
+    Option(
+        "access_log", kinds.PATH, "", metavar="FILE", aliases=("--access-logfile",), group=LOG, default_text="none",
+        help="Where a line for each request goes; - is standard output. USR1 opens it again after a rotation.",
+    ),
+    Option(
+        "access_log_format", kinds.TEXT, accessformat.DEFAULT, aliases=("--access-logformat",), group=LOG,
+        check=accessformat.check_format,
+        help="What such a line says: json for an object with fixed keys, or Gunicorn's atoms, such as %(s)s for the "
+        "status, %({user-agent}i)s, %({x-cache}o)s, and %({reuseport.generation}e)s for a variable of environ "
+        "(reuseport.worker, reuseport.request_id and reuseport.tenant are others).",
+    ),
+    Option(
+        "request_id", kinds.choice("off", "pass", "make"), "off", group=LOG,
+        help="Whether a request's id is taken from --request-id-header into environ (reuseport.request_id), the logs "
+        "and the response (pass), and made where there is none (make).",
+    ),
+    Option(
+        "request_id_header", kinds.TOKEN, "X-Request-ID", group=LOG, metavar="HEADER",
+        help="The header that a request's id comes and goes in.",
+    ),
+    Option(
         "config", kinds.PATH, "", flags=("-c",), group=CONFIGURATION, where=frozenset({FLAG, ENVIRONMENT}),
         effect="always", default_text="reuseport.toml in the working directory, if it is there",
         help="A TOML file with options: each flag's long name is a key, with dashes or underscores. It is read again "
@@ -372,7 +411,6 @@ FOREIGN: tuple[Foreign, ...] = (
         refused_values={"uvicorn": _NO_ASGI, "asgi": _NO_ASGI, "aiohttp": _NO_ASGI},
     ),
     Foreign(("--worker-connections",), "means nothing here: a worker has no fixed number of connections"),
-    Foreign(("--threads",), "means nothing here: requests run in greenlets, as many at once as there are"),
     Foreign(("--worker-tmp-dir",), "means nothing here: workers report through shared memory, not through files"),
     Foreign(("--reuse-port",), "means nothing here: every socket is opened with SO_REUSEPORT", takes_value=False),
     Foreign(("--no-sendfile",), "means nothing here: there is no such way of sending to avoid", takes_value=False),

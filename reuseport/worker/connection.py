@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..ipc.scoreboard import BYTES_OUT
 from .body import NO_BODY, Body
 from .request import UPGRADE, RequestError
-from .response import Response, refusal
+from .response import refusal
 from .stream import PIECE, Disconnected, Stream
 from .upgrade import Offer
 from .wheel import NEVER
@@ -95,7 +95,7 @@ class Connection(Stream):
     def _ended(self) -> None:
         """The client will send nothing more."""
         if self.state is HEAD and self.unread.strip(b"\r\n"):
-            self._refuse(RequestError(400, "the client closed before the end of the header"))
+            self._refuse(RequestError(400, "the client closed before the end of the header"), self.unread)
         else:
             self.close()
 
@@ -122,20 +122,22 @@ class Connection(Stream):
                 if self.forwarded is not None:
                     self.forwarded(environ, head)
             except RequestError as error:
-                self._refuse(error)
+                self._refuse(error, head)
                 break
             run = engine.run
             if not length:
                 body = NO_BODY
             elif length == UPGRADE:
-                body = Offer(self, environ)
-                run = engine.run_upgradable
+                body = NO_BODY
+                if engine.run_upgradable is not None:
+                    body = Offer(self, environ)
+                    run = engine.run_upgradable
             else:
                 body = Body(self, length, engine.parser.limit_body, engine.parser.limit_fields, expects_continue)
                 environ["wsgi.input"] = body.file()
             self.state = SERVING
             self.deadline = NEVER
-            run(Response(self, environ, keep_alive, body))
+            run(engine.response(self, environ, keep_alive, body))
             if not self.unread or self.state is not WAITING:
                 break
             served += 1
@@ -153,7 +155,7 @@ class Connection(Stream):
         try:
             self._checked = self.engine.parser.check(data, self._checked)
         except RequestError as error:
-            self._refuse(error)
+            self._refuse(error, data)
             return
         self.unread = data if type(data) is bytearray else bytearray(data)
         if self.state is WAITING:
@@ -175,10 +177,10 @@ class Connection(Stream):
         if self.unread:
             self._take(self.unread)
 
-    def _refuse(self, error: RequestError) -> None:
-        """Answer what is no request that the application could get, and close."""
+    def _refuse(self, error: RequestError, head: bytes | bytearray) -> None:
+        """Answer what is no request that the application could get, as far as its `head` has come, and close."""
         self.state = SERVING
-        self.engine.refused(self, error)
+        self.engine.refused(self, error, head)
         try:
             self.engine.board[BYTES_OUT] += self._sock.send(refusal(error.status, str(error), self.engine.date()))
         except OSError:
@@ -362,6 +364,6 @@ class Connection(Stream):
                     self._reset_at_close()
                 wait.waiter.throw(wait.expired)
         elif self.state is HEAD:
-            self._refuse(RequestError(408, "the header took too long"))
+            self._refuse(RequestError(408, "the header took too long"), self.unread)
         elif self.state is not SERVING:
             self.close()

@@ -2,7 +2,11 @@
 
 It owns what the connections share: the application and its greenlets, the parser and its limits, the deadlines, the
 worker's counters on the scoreboard, and the one decision that changes them all, the drain. Everything here is called
-in gevent's loop, but for `request_begins`, `request_done` and `date`, which the request's greenlet calls.
+in gevent's loop, but for `request_begins`, `request_done` and `date`, which the request's greenlet calls; of those a
+request's thread calls only `date`.
+
+What an option can add to each request (a log line, an id, threads) is decided here, once: it is another class of
+responses or connections, or another function, and costs nothing where it is off.
 """
 
 from __future__ import annotations
@@ -17,11 +21,16 @@ import gevent
 
 from ..ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS
 from ..options.networks import Peers
+from .access import AccessLog, Recorded
+from .access import wrap as record
 from .connection import Connection
 from .forwarded import Forwarded
 from .pool import Pool
 from .proxy import Herald
 from .request import HeadParser, RequestError
+from .requestid import with_request_id
+from .response import Response
+from .threads import ThreadedConnection, ThreadedTlsConnection, Threads
 from .tls import TlsConnection
 from .upgrade import UpgradeCaller, Upgraded, spread
 from .wheel import Wheel
@@ -37,7 +46,8 @@ class Engine:
     went down in a drained engine. `on_request_end`: called after each request.
     `settings` has, in seconds, with 0 for no limit: header_timeout, body_timeout (between two pieces), keep_alive
     (idle), send_timeout (a client that takes nothing); and limit_request_line, limit_request_fields,
-    limit_request_field_size, limit_request_body. `board`: the worker's row of the scoreboard. `log(level, text)`.
+    limit_request_field_size, limit_request_body; threads; request_id and request_id_header. `board`: the worker's row
+    of the scoreboard. `log(level, text)`. `access`: gets each request, if there is an access log.
     """
 
     def __init__(
@@ -51,6 +61,7 @@ class Engine:
         log: Callable[[str, str], None],
         multiprocess: bool = True,
         tls: ssl.SSLContext | None = None,
+        access: AccessLog | None = None,
     ) -> None:
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
@@ -83,8 +94,24 @@ class Engine:
         self._proxies = Peers(settings.forwarded_allow_ips)
         self._forwarded = Forwarded(self._proxies).apply
         self.upgraded: set[Upgraded] = set()
-        self.run_upgradable = Pool(self.hub, UpgradeCaller(application, self).serve).run
-        self.run = Pool(self.hub, Caller(application, self).serve).run  # has a Response made, in a greenlet
+        self.response: type[Response] = Response
+        if access is not None:
+            self.response = Recorded
+            record(self, access)
+        if settings.request_id != "off":
+            make = settings.request_id == "make"
+            self.response = with_request_id(self.response, settings.request_id_header, make)
+        self._connection: type[Connection] = Connection
+        self._tls_connection: type[TlsConnection] = TlsConnection
+        self.threads: Threads | None = None
+        self.run_upgradable: Callable[[Response], None] | None = None  # without it nobody may take a connection over
+        if settings.threads:
+            self._connection, self._tls_connection = ThreadedConnection, ThreadedTlsConnection
+            self.threads = Threads(self, application, settings.threads)
+            self.run = self.threads.run  # has a Response made, in a thread
+        else:
+            self.run = Pool(self.hub, Caller(application, self).serve).run  # or in a greenlet
+            self.run_upgradable = Pool(self.hub, UpgradeCaller(application, self).serve).run
         self._identity = generation, worker, multiprocess
         self._templates: dict[Any, dict[str, Any]] = {}
         self._date = b""
@@ -92,7 +119,7 @@ class Engine:
 
     def adopt(self, fd: int, peer: Any, local: Any, *, data: bytes = b"") -> Connection:
         """Take over an accepted, non-blocking client fd that speaks HTTP; `data` was read from it already."""
-        connection = Connection(self, fd, peer, self._template(local))
+        connection = self._connection(self, fd, peer, self._template(local))
         self._adopted(connection)
         if self._proxies.include(connection.remote_addr):
             connection.forwarded = self._forwarded
@@ -111,7 +138,7 @@ class Engine:
         """As `adopt`, but the client has yet to begin: with TLS where it is configured, unless `plain` (unix)."""
         if self.tls is None or plain:
             return self.adopt(fd, peer, local, data=data)
-        connection = TlsConnection(self, fd, peer, self._template(local), self.tls, data)
+        connection = self._tls_connection(self, fd, peer, self._template(local), self.tls, data)
         self._adopted(connection)
         if self._proxies.include(connection.remote_addr):
             connection.forwarded = self._forwarded
@@ -195,6 +222,8 @@ class Engine:
     def abandon(self) -> None:
         """In a child that the application has forked: the clients are its parent's."""
         self.wheel.abandon()
+        if self.threads is not None:
+            self.threads.abandon()
         for connection in self._open:
             connection.abandon()
         self._open.clear()
@@ -212,7 +241,7 @@ class Engine:
         self.requests += 1
         self.board[ACTIVE] = self.requests
 
-    def request_done(self, failed: bool) -> None:
+    def request_done(self, response: Response, failed: bool) -> None:
         """The application has answered, or `failed`."""
         board = self.board
         board[REQUESTS] += 1
@@ -225,8 +254,8 @@ class Engine:
         if self.draining and self.on_change is not None:
             self.loop.run_callback(self.on_change)
 
-    def refused(self, connection: Connection, error: RequestError) -> None:
-        """A request ended before the application could get it."""
+    def refused(self, connection: Connection, error: RequestError, head: bytes | bytearray) -> None:
+        """A request ended before the application could get it; `head`: what there was of it."""
         self.board[REQUESTS] += 1
         if error.status >= 500:
             self.board[ERRORS] += 1
@@ -244,6 +273,7 @@ class Engine:
         """The Date field's line (RFC 9110 section 6.6.1), made once a second."""
         now = time.time()
         if not self._date_at <= now < self._date_at + 1:
+            # In this order: another thread may look in between.
+            self._date = f"Date: {formatdate(int(now), usegmt=True)}\r\n".encode()
             self._date_at = int(now)
-            self._date = f"Date: {formatdate(self._date_at, usegmt=True)}\r\n".encode()
         return self._date

@@ -7,6 +7,7 @@ channel ends it serves on, and says hello to the next master that owns the run d
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import faulthandler
@@ -26,10 +27,11 @@ from setproctitle import setproctitle
 from reuseport import hooks
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
-from reuseport.ipc.logline import LEVELS, line
+from reuseport.ipc.logline import LEVELS, form_of
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, REQUESTS, RSS, TAKEN, TURNED, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.worker import application, warmup
+from reuseport.worker import application, logs, running, warmup
+from reuseport.worker.access import AccessLog
 from reuseport.worker.birth import Birth
 from reuseport.worker.engine import Engine
 from reuseport.worker.handover import Receiver, Sender
@@ -75,6 +77,10 @@ class Worker:
         self._proportion_at = 0.0
         self._title = ""
         self._log_fd = 2
+        self._log_form = form_of(self.settings.log_json)
+        self._logger: Any = None  # where --log-config has one for the log
+        self._sinks: list[Any] = []  # what must be closed at the end
+        self._access_file: logs.FileSink | None = None
         self._reopen()
         self.channel: channels.Channel | None = None
         self._channel_watcher: Any = None
@@ -92,7 +98,10 @@ class Worker:
             os._exit(0)  # its master died meanwhile; another one would not know of it
         if birth.application is not None:
             self.get_ready(birth.application)
-        elif script := birth.recipe.get("script"):
+            return
+        if self.settings.log_config:
+            logs.configure(self.settings.log_config)
+        if script := birth.recipe.get("script"):
             application.run_script(script)  # comes back through `captured`, and never from here
         else:
             self.get_ready(application.load(birth.recipe["app"], self.settings.factory))
@@ -115,6 +124,7 @@ class Worker:
             board=self.board,
             log=self.log,
             tls=birth.tls,
+            access=self._open_logs(),
         )
         self.engine.on_change = self._leave_if_done
         self.sender = Sender(self.loop, self.loop_set, self._keep_connections)
@@ -151,17 +161,44 @@ class Worker:
     def _dump_stacks_on_signal(self) -> None:
         path = self.birth.run_dir.stacks(self.id)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        faulthandler.register(STACK_SIGNAL, file=fd, all_threads=True, chain=False)
+        signal.signal(STACK_SIGNAL, lambda number, frame: running.tell(fd))
+        faulthandler.unregister(STACK_SIGNAL)
+        faulthandler.register(STACK_SIGNAL, file=fd, all_threads=True, chain=True)
 
     # --- talk -------------------------------------------------------------------------------------------------------
 
     def log(self, level: str, text: str) -> None:
-        if LEVELS[level] >= LEVELS[self.settings.log_level]:
+        """Any thread may call it."""
+        if self._logger is not None:
+            self._logger(level, text)
+        elif LEVELS[level] >= LEVELS[self.settings.log_level]:
             with contextlib.suppress(OSError):  # nobody reads the log any more: nowhere to say so
-                for part in text.rstrip("\n").split("\n"):
-                    os.write(self._log_fd, line(self.id, level, part))
+                for line in self._log_form(self.id, level, text):
+                    os.write(self._log_fd, line)
+
+    def _open_logs(self) -> AccessLog | None:
+        """After the import, in the process that writes: where lines go from now on."""
+        errors = logs.configured(logs.ERROR_LOGGERS) if self.settings.log_config else None
+        requests = logs.configured(logs.ACCESS_LOGGERS) if self.settings.log_config else None
+        write: Callable[[str], None] | None = None
+        if errors or requests:
+            sink = logs.LoggerSink()
+            sink.start()
+            self._sinks.append(sink)
+            extra = {"generation": self.birth.generation, "worker": self.id}
+            if errors:
+                self._logger = lambda level, text: sink.write(errors, logs.LEVELS[level], text, **extra)
+            if requests:
+                write = lambda text: sink.write(requests, logs.LEVELS["info"], text, **extra)  # noqa: E731
+        if write is None and self.settings.access_log:
+            self._access_file = logs.FileSink(self.settings.access_log, self.loop, self.log)
+            self._sinks.insert(0, self._access_file)
+            write = self._access_file.write
+        return None if write is None else AccessLog(self.settings.access_log_format, write, self.log)
 
     def _reopen(self) -> None:
+        if self._access_file is not None:
+            self._access_file.reopen()
         path = self.settings.log_file
         if path == "-":
             return
@@ -170,9 +207,12 @@ class Worker:
         except OSError as error:
             self.log("error", f"the log could not be opened again: {error}")
             return
-        old, self._log_fd = self._log_fd, fd
-        if old != 2:
-            os.close(old)
+        if self._log_fd == 2:
+            self._log_fd = fd
+        else:
+            # The number stays: another thread may be about to write to it.
+            os.dup2(fd, self._log_fd, inheritable=False)
+            os.close(fd)
 
     def _connect(self) -> bool:
         """Say hello to the master that owns the run directory. False where there is none now."""
@@ -393,7 +433,8 @@ class Worker:
         self._retitle()
         hooks.draining = True
         for function in hooks.drain_hooks:
-            gevent.spawn(self._call_drain_hook, function)
+            # A greenlet, where threads are patched.
+            _thread.start_new_thread(self._call_drain_hook, (function,))
         if last:
             self.engine.drain()
         elif self.sender.has_heir:
@@ -483,6 +524,8 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         application.print_traceback(error)
         worker._say("failed", error=f"worker {worker.id}: {type(error).__name__}: {error}")
         status = 1
+    for sink in worker._sinks:
+        sink.close()
     # As sys.exit would, but without unwinding into frames of the application's script (embedding).
     with contextlib.suppress(Exception):
         atexit._run_exitfuncs()

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from gevent import sleep
-
 from .body import NO_BODY, Body, NoBody
 
 if TYPE_CHECKING:
@@ -207,7 +205,7 @@ class Response:
             self._since_turn += len(data)
             if self._since_turn > TURN:
                 self._since_turn = 0
-                sleep(0)
+                self.connection.let_others()
             self.connection.send(data)
         if excess:
             raise ValueError("the body is longer than its Content-Length")
@@ -225,7 +223,7 @@ class Response:
             offset += sent
             count -= sent
             self._left -= sent
-            sleep(0)
+            self.connection.let_others()
 
     def finish(self) -> None:
         """End the body. ValueError if it is shorter than the Content-Length."""

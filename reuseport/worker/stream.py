@@ -13,6 +13,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gevent import sleep
 from gevent.exceptions import InvalidSwitchError
 from gevent.hub import Waiter
 
@@ -29,7 +30,12 @@ SENDFILE_PIECE = 1 << 20
 
 
 class Disconnected(ConnectionError):
-    """The client is gone, or takes nothing any more: nobody is left to answer."""
+    """The client is gone, or takes nothing any more: nobody is left to answer.
+
+    `left`: bytes of what was being sent that the kernel has not taken; None if it has taken nothing of it.
+    """
+
+    left: int | None = None
 
 
 class _Wait(NamedTuple):
@@ -44,12 +50,13 @@ class Stream:
     `deadline` and `tick` are as `wheel.Timed` wants them.
     """
 
-    __slots__ = ("_parked", "_sock", "_waiting", "_watcher", "_writer", "deadline", "engine", "tick", "unread")
+    __slots__ = ("_parked", "_sock", "_waiting", "_watcher", "_writer", "board", "deadline", "engine", "tick", "unread")
 
     def __init__(self, engine: Engine, fd: int, family: int) -> None:
         # SOCK_NONBLOCK: else CPython would apply the application's socket.setdefaulttimeout() to it.
         self._sock = _socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, fd)
         self.engine = engine
+        self.board = engine.board
         self.unread: bytes | bytearray = b""
         self.tick = 0
         self.deadline = NEVER
@@ -97,20 +104,27 @@ class Stream:
             sent = 0
         except OSError as error:
             raise Disconnected(f"the client is gone: {error.strerror}") from error
-        self.engine.board[BYTES_OUT] += sent
-        if sent == len(data):
-            return
-        view = memoryview(data)[sent:]
-        while view:
-            self._await_room()
-            try:
-                sent = self._sock.send(view)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise Disconnected(f"the client is gone: {error.strerror}") from error
-            self.engine.board[BYTES_OUT] += sent
-            view = view[sent:]
+        self.board[BYTES_OUT] += sent
+        if sent != len(data):
+            self._send_rest(memoryview(data)[sent:], sent)
+
+    def _send_rest(self, view: memoryview, taken: int) -> None:
+        """Go on with what the kernel had no room for, beyond the bytes that it has `taken`."""
+        try:
+            while view:
+                self._await_room()
+                try:
+                    sent = self._sock.send(view)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    raise Disconnected(f"the client is gone: {error.strerror}") from error
+                self.board[BYTES_OUT] += sent
+                taken += sent
+                view = view[sent:]
+        except Disconnected as error:
+            error.left = len(view) if taken else None
+            raise
 
     def sendfile(self, fd: int, offset: int, count: int) -> int:
         """Hand up to `count` bytes of a file to the kernel; returns how many, 0 at the file's end."""
@@ -122,8 +136,12 @@ class Stream:
             except OSError as error:
                 raise Disconnected(f"sendfile: {error.strerror}") from error
             else:
-                self.engine.board[BYTES_OUT] += sent
+                self.board[BYTES_OUT] += sent
                 return sent
+
+    def let_others(self) -> None:
+        """A turn for others, in the middle of much that the client takes without a wait."""
+        sleep(0)
 
     def _await_body(self) -> None:
         self._watcher.stop()

@@ -227,7 +227,7 @@ class TlsConnection(Connection):
             while True:
                 try:
                     sent = sock.send(view)
-                    self.engine.board[BYTES_OUT] += sent
+                    self.board[BYTES_OUT] += sent
                     view = view[sent:]
                 except BlockingIOError:
                     pass

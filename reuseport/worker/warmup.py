@@ -6,8 +6,9 @@ engine that will serve clients, over a socket pair.
 
 from __future__ import annotations
 
-import socket
 from typing import Any
+
+from gevent import socket
 
 from reuseport import hooks
 

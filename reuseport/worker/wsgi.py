@@ -98,8 +98,8 @@ class Caller:
             failed = True
             engine.log("error", f"{describe(response)} failed\n{traceback.format_exc().rstrip()}")
             self._fail(response, 500, "")
+        engine.request_done(response, failed or response.status >= 500)
         response.environ = None
-        engine.request_done(failed or response.status >= 500)
         if response.complete and response.body is NO_BODY:
             response.connection.request_done(response.keep_alive)
         else:
@@ -158,4 +158,5 @@ class Caller:
 def describe(response: Response) -> str:
     """A request in a log line."""
     environ = response.environ or {}
-    return f"{environ.get('REQUEST_METHOD')} {environ.get('RAW_URI')}"
+    number = environ.get("reuseport.request_id")
+    return f"{environ.get('REQUEST_METHOD')} {environ.get('RAW_URI')}" + (f" (request {number})" if number else "")

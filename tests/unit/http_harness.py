@@ -34,6 +34,9 @@ SETTINGS = {
     "forwarded_allow_ips": ("127.0.0.1", "::1"),
     "proxy_protocol": "off",
     "proxy_allow_ips": ("127.0.0.1", "::1"),
+    "threads": 0,
+    "request_id": "off",
+    "request_id_header": "X-Request-ID",
 }
 PATIENCE = 10.0  # seconds until a state that should come is given up
 
@@ -54,7 +57,7 @@ class Answer(NamedTuple):
 class Harness:
     """`application` may be replaced between requests."""
 
-    def __init__(self, application, **settings) -> None:
+    def __init__(self, application, access=None, **settings) -> None:
         self.application = application
         self.board = memoryview(bytearray(scoreboard.ROW_BYTES)).cast("Q")
         self.log: list[tuple[str, str]] = []
@@ -65,6 +68,7 @@ class Harness:
             worker="3.1",
             board=self.board,
             log=lambda level, text: self.log.append((level, text)),
+            access=access,
         )
 
     def connect(self, *, tcp: bool = False, data: bytes = b"") -> Client:

@@ -20,9 +20,9 @@ CASES = [
 NEXT = b"GET /next HTTP/1.1\r\nHost: next\r\nConnection: close\r\n\r\n"
 
 
-@pytest.fixture(scope="module")
-def harness():
-    harness = Harness(echo)
+@pytest.fixture(scope="module", params=[0, 2], ids=["greenlets", "threads"])
+def harness(request):
+    harness = Harness(echo, threads=request.param)
     yield harness
     harness.close()
 

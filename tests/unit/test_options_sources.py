@@ -72,6 +72,7 @@ SAMPLES = {
     "forwarded_allow_ips": "10.0.0.0/8", "proxy_allow_ips": "::1", "proxy_protocol": "v2", "cert_reqs": "required",
     "umask": "027", "log_level": "error", "user": "nobody", "group": "nobody", "max_worker_memory": "512M",
     "max_error_rate": "50%", "label": "v2", "state_dir": "/var/lib/shop",
+    "request_id": "make",
 }  # fmt: skip
 
 
@@ -182,12 +183,11 @@ def test_gunicorns_spellings_mean_the_same(cwd: str) -> None:
 
 def test_gunicorn_options_that_mean_nothing_get_one_line_each(cwd: str) -> None:
     write(cwd, "worker_connections = 100\ndaemon = false")
-    read = load(["--reuse-port", "-kgevent", "--threads=2", "app:app"], {}, cwd)
+    read = load(["--reuse-port", "-kgevent", "app:app"], {}, cwd)
     assert read.app == "app:app"
     assert [remark.split(" means nothing here")[0] for remark in read.remarks] == [
         "--reuse-port",
         "-k gevent",
-        "--threads 2",
         f"{cwd}/reuseport.toml: worker_connections",
     ]
 

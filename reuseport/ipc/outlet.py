@@ -1,0 +1,130 @@
+"""Where lines go: a file, or a stream that many processes share. Writing never blocks.
+
+What the kernel does not take at once waits in a bounded buffer; when that is full, the oldest goes. To get a
+non-blocking descriptor without making the one that everybody shares non-blocking, the file behind a stream is opened a
+second time through /proc; a socket (journald) cannot be, but has MSG_DONTWAIT.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import stat
+import time
+from collections import deque
+from collections.abc import Callable
+
+BUFFER = 1 << 20  # bytes
+
+
+class Outlet:
+    """`path` is a file, or "-" for the stream `standard` (a descriptor). OSError where it cannot be opened.
+
+    `on_blocked()` is called when something begins to wait: whoever it calls must call `flush` a little later. `error`
+    is why the last attempt to write failed, None if it did not; `is_file` says that a write is always taken whole.
+    """
+
+    def __init__(self, path: str, standard: int) -> None:
+        self.path = path
+        self._standard = standard
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._lost = 0
+        self._socket: socket.socket | None = None
+        self.fd = -1
+        self._told = False
+        self.on_blocked: Callable[[], None] | None = None
+        self.error: OSError | None = None
+        self.reopen()
+        self.is_file = stat.S_ISREG(os.fstat(self.fd).st_mode)
+
+    def reopen(self) -> None:
+        """Open the file again, after logrotate has moved it away. OSError where that is not possible."""
+        if self.path == "-":
+            if self.fd == -1:
+                self.fd = self._stream()
+            return
+        # O_NONBLOCK means nothing to a file; the path may be a named pipe's.
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
+        if self.fd == -1:
+            self.fd = fd
+        else:
+            # The number stays: another thread may be about to write to it.
+            os.dup2(fd, self.fd, inheritable=False)
+            os.close(fd)
+
+    def _stream(self) -> int:
+        standard = self._standard
+        mode = os.fstat(standard).st_mode
+        if stat.S_ISREG(mode):
+            return standard  # a file never blocks, and a second description would have an offset of its own
+        if stat.S_ISSOCK(mode):
+            self._socket = socket.socket(fileno=os.dup(standard))
+            return self._socket.fileno()
+        try:
+            return os.open(f"/proc/self/fd/{standard}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            # Another user's terminal (su), or no /proc: then the stream itself, which blocks only if that does.
+            return standard
+
+    def raw(self, data: bytes) -> None:
+        """Write bytes as they are, in turn with what was written before."""
+        self._waiting.append(data)
+        self._size += len(data)
+        while self._size > BUFFER and len(self._waiting) > 1:
+            self._size -= len(self._waiting.popleft())
+            self._lost += 1
+        if not self._told:
+            self.flush()
+
+    def notice(self, lost: int) -> bytes:
+        """What is written in the place of so many pieces that nobody took; b"" for nothing."""
+        return b""
+
+    @property
+    def unsent(self) -> bool:
+        return bool(self._waiting)
+
+    def flush(self) -> None:
+        """Write what the kernel takes now."""
+        self._told = False
+        while self._waiting:
+            if self._lost:
+                lost, self._lost = self._lost, 0
+                notice = self.notice(lost)
+                self._waiting.appendleft(notice)
+                self._size += len(notice)
+            data = self._waiting[0]
+            try:
+                sent = self._socket.send(data, socket.MSG_DONTWAIT) if self._socket else os.write(self.fd, data)
+            except BlockingIOError:
+                if self.on_blocked and not self._told:
+                    self._told = True
+                    self.on_blocked()
+                return
+            except OSError as error:
+                # The reader has gone, or the disk is full: what is written here cannot say so, and the server goes on.
+                self.error = error
+                self._size -= len(self._waiting.popleft())
+                self._lost += 1
+                return
+            self.error = None
+            self._size -= sent
+            if sent == len(data):
+                self._waiting.popleft()
+            else:
+                self._waiting[0] = data[sent:]
+
+    def finish(self, seconds: float) -> None:
+        """Write what waits, giving a slow reader so many seconds. For a process's end: this blocks."""
+        deadline = time.monotonic() + seconds
+        self.on_blocked = None
+        while True:
+            self.flush()
+            left = deadline - time.monotonic()
+            if not self._waiting or self.error is not None or left <= 0:
+                return
+            poll = select.poll()
+            poll.register(self.fd, select.POLLOUT)
+            poll.poll(left * 1000)
