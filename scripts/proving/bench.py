@@ -1,7 +1,7 @@
 """`scripts/bench`: the bars that a release of this project must clear, and its speed beside its peers'.
 
     scripts/bench releases [BAR ...]    what is promised about releases, measured (about ten minutes)
-    scripts/bench peers                 requests per second, latencies, memory, beside six other servers (about ten minutes)
+    scripts/bench peers                 speed, latency and memory beside six other servers (about ten minutes)
     scripts/bench                       both
 
 Exit status 0: all bars cleared, and everything measured.

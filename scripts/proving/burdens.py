@@ -1,4 +1,4 @@
-"""What is not requests per second: large bodies, idle connections, a fixed rate, slow clients, and the price of care."""
+"""What is not requests per second: large bodies, idle connections, a fixed rate, slow clients, the price of care."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def crowd(port: int, kind: str, count: int) -> Iterator[list[int]]:
 
 
 def large(peers: list[Peer], tell: Tell, rounds: int = 3) -> Table:
-    """1 GB down (sendfile where the server has it) and up: seconds, and the CPU that the server used. One stream each."""
+    """1 GB down (sendfile where the server has it) and up, one stream each: seconds, and CPU that the server used."""
     curl = shutil.which("curl")
     if curl is None:
         raise ServerTrouble("curl is not installed, and it takes the downloads")
@@ -236,7 +236,7 @@ def fixed_rate(peers: list[Peer], tell: Tell, rounds: int = 3) -> Table:
 
 
 def slow_clients(peers: list[Peer], tell: Tell, rounds: int = 2) -> Table:
-    """p99 of others, at 1,000 requests a second, beside 2,000 slow heads, bodies and readers, against p99 without them."""
+    """p99 of others, at 1,000 requests a second: beside 2,000 slow heads, bodies and readers, and without them."""
 
     def measure(peer: Peer) -> list[str]:
         without, beside, failed, gone = [], [], 0, 0
@@ -274,7 +274,7 @@ def slow_clients(peers: list[Peer], tell: Tell, rounds: int = 2) -> Table:
 
 
 def care(tell: Tell, rounds: int = 7) -> Table:
-    """Every deadline and counter and the hook at a request's end, against the same engine with no-ops in their place."""
+    """Every deadline, every counter and the hook at a request's end, against the same engine with no-ops instead."""
     ports, engines = {}, {}
     rates: dict[str, list[float]] = {"whole": [], "bare": []}
     try:

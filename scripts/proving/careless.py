@@ -2,10 +2,12 @@
 
     careless.py whole|bare
 
-`bare` puts no-ops in the place of: the deadlines (`Stream._set_deadline`), the counters of requests, errors, connections and
-bytes, and the hook at a request's end. What cannot be replaced without copying the code around it stays (an assignment of
-NEVER to `deadline`, the `draining` test). Prints its port.
+`bare` puts no-ops in the place of: the deadlines (`Stream._set_deadline`), the counters of requests, errors and bytes,
+and the hook at a request's end. What cannot be replaced without copying the code around it stays (an assignment of
+NEVER to `deadline`, the count of connections). Prints its port.
 """
+
+# ruff: noqa: E402 - patched first, as a worker is
 
 from __future__ import annotations
 

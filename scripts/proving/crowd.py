@@ -2,10 +2,10 @@
 
     crowd.py PORT KIND COUNT
 
-`idle`: each has been answered once, and keeps its connection. `heads`: a byte of a head a second. `bodies`: a byte of a body a
-second. `readers`: each takes a byte a second of an answer of 100 kB. `slow`: a third of each. Prints "ready" when all are
-connected, lives until its standard input ends, and then prints how many the server has closed on. One that
-is closed on comes back.
+`idle`: each has been answered once, and keeps its connection. `heads`: a byte of a head a second. `bodies`: a byte of
+a body a second. `readers`: each takes a byte a second of an answer of 100 kB. `slow`: a third of each. Prints "ready"
+when all are connected, lives until its standard input says so, and then prints how many the server has closed on. One
+that is closed on comes back.
 """
 
 from __future__ import annotations

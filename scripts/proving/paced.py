@@ -3,7 +3,7 @@
     paced.py PORT RATE SECONDS CONNECTIONS
 
 The open loop that wrk does not have. A request is due at its time and its latency counts from then, also while all
-connections are busy, so that a stall is seen by every request that it delays. Prints one line of JSON; latencies in seconds.
+connections are busy, so that a stall is seen by every request that it delays. Prints a line of JSON, times in seconds.
 """
 
 from __future__ import annotations

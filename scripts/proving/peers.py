@@ -1,7 +1,7 @@
 """The servers that `scripts/bench peers` sets side by side: how each is installed, started and ended.
 
 Each is configured as its documentation recommends for production, with keep-alive and without an access log; reuseport
-with all its defaults. All run the same interpreter, in an environment of their own (`.peers`), which has the checkout too.
+with all its defaults. All run in an environment of their own (`.peers`), which has the checkout too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ bjoern.run()
 
 @dataclass(frozen=True)
 class Peer:
-    """`command` makes its arguments from a port and a number of workers. `package`: on the package index, "" for ours."""
+    """`command` makes its arguments from a port and a number of workers. `package`: on the index, "" for ours."""
 
     name: str
     package: str
@@ -105,7 +105,8 @@ PEERS = [
         "waitress",
         "waitress",
         lambda port, workers: _module(
-            "waitress", "--host=127.0.0.1", f"--port={port}", "--threads=4", "--connection-limit=12000", "speed:application"
+            "waitress", "--host=127.0.0.1", f"--port={port}", "--threads=4", "--connection-limit=12000",
+            "speed:application",
         ),
         several=False,
     ),
@@ -165,7 +166,7 @@ def _must(command: list[str]) -> None:
 
 
 class Running:
-    """A peer that serves on `port`, its processes bound to `cores`; ended on leaving the context, with every process."""
+    """A peer that serves on `port`, its processes bound to `cores`; every one of them ends with the context."""
 
     def __init__(self, peer: Peer, *, workers: int = 1, cores: set[int], env: dict[str, str] | None = None) -> None:
         self.peer = peer

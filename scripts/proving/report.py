@@ -83,16 +83,16 @@ def page(
     rounds: int,
     seconds: float,
 ) -> str:
-    """`families`: cases and results by the number of workers; `burdens`: what each of the other tables is, and the table."""
+    """`families`: cases and results by the number of workers; `burdens`: what each other table is, and the table."""
     parts = [
         "# Side by side\n",
         f"`scripts/bench peers`, {time.strftime('%d %B %Y', time.gmtime())}: {machine()}. {versions(peers)}.\n",
         f"Medians of {rounds} rounds. In a round each server is started alone, with one worker bound to one core, and "
-        f"wrk drives it from the other for {seconds:g} s in each case. Rounds are interleaved and begin with another server "
-        "each. Every server is configured as its documentation recommends for production, with keep-alive and without an "
-        "access log; reuseport has all its defaults. The spread is half the range of the rounds. wrk is a closed loop (a "
-        "connection asks again when it was answered), 64 connections, 16 where requests are pipelined. Latencies "
-        "at a fixed rate are further down. ✘ marks a server that erred.\n",
+        f"wrk drives it from the other for {seconds:g} s in each case. Rounds are interleaved, and each begins with "
+        "another server. Each server is configured as its documentation recommends for production, with keep-alive and "
+        "without an access log; reuseport has all its defaults. The spread is half the range of the rounds. wrk is a "
+        "closed loop (a connection asks again when it was answered), 64 connections, 16 where requests are pipelined. "
+        "Latencies at a fixed rate are further down. ✘ marks a server that erred.\n",
         "![requests per second](bench.svg)\n",
     ]
     for workers, (measured, results) in families.items():

@@ -64,7 +64,7 @@ def side_by_side(
     workers: int = 1,
     tell: Callable[[str], None],
 ) -> Results:
-    """In each round each server is started alone, on the first core (or the first `workers`), and driven in each case."""
+    """In each round each server is started alone, on as many cores as it has workers, and driven in each case."""
     results: Results = {case.name: defaultdict(Measured) for case in cases}
     cores = set(range(workers))
     clients = CLIENT_CORES
@@ -85,7 +85,6 @@ def side_by_side(
                     results[case.name][peer.name].trouble = str(trouble)
                 tell(f"{peer.name}: {trouble}")
         done = ", ".join(f"{peer.name} {results[cases[0].name][peer.name].rate:,.0f}" for peer in peers)
-        tell(
-            f"round {number + 1} of {rounds}, {workers} worker{'s' * (workers > 1)}; {cases[0].title}, per second: {done}"
-        )
+        what = f"round {number + 1} of {rounds}, {workers} worker{'s' * (workers > 1)}"
+        tell(f"{what}; {cases[0].title}, per second: {done}")
     return results

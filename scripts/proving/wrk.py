@@ -1,7 +1,7 @@
 """wrk, bound to its core, with a script that says what is asked and reports figures instead of prose.
 
-It is a closed loop: each connection asks again when it was answered, so a server that stalls is asked less meanwhile, and
-percentiles under it flatter the stalls. `paced.py` has the open loop.
+It is a closed loop: each connection asks again when it was answered, so a server that stalls is asked less meanwhile,
+and percentiles under it flatter the stalls. `paced.py` has the open loop.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ MARK = "figures: "
 REPORT = """
 done = function(summary, latency, requests)
   local e = summary.errors
-  io.write(string.format('%s{"requests": %%d, "micros": %%d, "p50": %%d, "p99": %%d, "worst": %%d, "status": %%d, "broken": %%d}\\n',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), latency.max,
-    e.status, e.connect + e.read + e.write + e.timeout))
+  local said = {
+    requests = summary.requests, micros = summary.duration,
+    p50 = latency:percentile(50), p99 = latency:percentile(99), worst = latency.max,
+    status = e.status, broken = e.connect + e.read + e.write + e.timeout,
+  }
+  local parts = {}
+  for name, figure in pairs(said) do parts[#parts + 1] = string.format('"%s": %d', name, figure) end
+  print("figures: {" .. table.concat(parts, ", ") .. "}")
 end
-""" % MARK  # fmt: skip # noqa: E501
+"""
 PIPELINE = """
 init = function(args)
   local all = {}

@@ -1,4 +1,4 @@
-"""What the servers of `scripts/bench peers` all serve: a page for each case, and nothing that costs more than the page."""
+"""What the servers of `scripts/bench peers` all serve: a page for each case, and nothing that costs more than it."""
 
 from __future__ import annotations
 
