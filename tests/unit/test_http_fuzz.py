@@ -59,7 +59,11 @@ def application(environ, start_response):
 def harness():
     # A client that neither closes nor goes on must be gone before a test's patience is.
     harness = Harness(application, header_timeout=0.5, body_timeout=0.5, keep_alive=0.5, send_timeout=0.5)
+    hub = gevent.get_hub()
+    # An error in the loop's own callback goes to the hub, which prints it and goes on.
+    hub.handle_error = lambda context, kind, value, tb: harness.log.append(("error", f"in the loop: {value!r}"))
     yield harness
+    del hub.handle_error
     harness.close()
 
 
