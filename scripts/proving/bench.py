@@ -19,7 +19,7 @@ from proving import burdens, peers, report, wrk
 from proving.bootstrap import CHECKOUT
 from proving.ending import orderly
 from proving.scenarios import SCENARIOS, measure
-from proving.server import ServerTrouble
+from proving.server import ServerTrouble, cpu_pressure
 from proving.speed import Results, side_by_side
 
 DOCS = CHECKOUT / "docs"
@@ -78,7 +78,7 @@ def words(known: list[str]):
 
 
 def compare(options: argparse.Namespace) -> int:
-    began = time.monotonic()
+    began, waited = time.monotonic(), cpu_pressure()
 
     def tell(line: str) -> None:
         print(f"{time.monotonic() - began:7.1f} s  {line}", file=sys.stderr, flush=True)
@@ -108,7 +108,8 @@ def compare(options: argparse.Namespace) -> int:
     if "care" in parts:
         tables.append((burdens.care.__doc__ or "", burdens.care(tell)))
     options.docs.mkdir(exist_ok=True)
-    text = report.page(able, cases, families, tables, rounds=options.rounds, seconds=options.seconds)
+    busy = (cpu_pressure() - waited) / (time.monotonic() - began)
+    text = report.page(able, cases, families, tables, rounds=options.rounds, seconds=options.seconds, busy=busy)
     (options.docs / "bench.md").write_text(text)
     if 1 in families:
         (options.docs / "bench.svg").write_text(report.chart(able, *families[1]))

@@ -81,7 +81,7 @@ def crowd(port: int, kind: str, count: int) -> Iterator[list[int]]:
 # --- large bodies
 
 
-def large(peers: list[Peer], tell: Tell, rounds: int = 3) -> Table:
+def large(peers: list[Peer], tell: Tell, rounds: int = 2) -> Table:
     """1 GB down (sendfile where the server has it) and up, one stream each: seconds, and CPU that the server used."""
     curl = shutil.which("curl")
     if curl is None:
@@ -220,7 +220,7 @@ def idle(peers: list[Peer], tell: Tell) -> Table:
 # --- a fixed rate, and slow clients beside it
 
 
-def fixed_rate(peers: list[Peer], tell: Tell, rounds: int = 3) -> Table:
+def fixed_rate(peers: list[Peer], tell: Tell, rounds: int = 2) -> Table:
     """Latencies at 5,000 requests a second, open loop: each counts from when its request was due."""
 
     def measure(peer: Peer) -> list[str]:
@@ -248,6 +248,8 @@ def slow_clients(peers: list[Peer], tell: Tell, rounds: int = 2) -> Table:
                     beside.append(paced(running.port, 3.0, 1000))
                 failed += int(beside[-1]["failed"])
                 gone += sum(closed)
+                if not beside[-1]["p99"]:
+                    break
                 time.sleep(0.5)
         if not any(run["p99"] for run in beside):
             return [

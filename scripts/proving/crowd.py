@@ -77,4 +77,7 @@ def stand(port: int, kind: str, count: int) -> int:
 
 
 if __name__ == "__main__":
-    print(stand(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    try:
+        print(stand(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    except OSError as error:
+        raise SystemExit(f"crowd.py: {error}") from None

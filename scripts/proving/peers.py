@@ -74,7 +74,16 @@ def _granian(port: int, workers: int) -> list[str]:
 
 def _uwsgi(port: int, workers: int) -> list[str]:
     words = ["--http", f"127.0.0.1:{port}", f"--http-keepalive={KEEP_ALIVE}", "--master", "--need-app"]
-    words += ["--processes", str(workers), "--enable-threads", "--disable-logging", "--die-on-term", "--listen", "1024"]
+    words += [
+        "--processes",
+        str(workers),
+        "--enable-threads",
+        "--disable-logging",
+        "--tcp-nodelay",
+        "--die-on-term",
+        "--listen",
+        "1024",
+    ]
     return [str(ENVIRONMENT / "bin" / "uwsgi"), *words, "--wsgi", "speed:application"]
 
 
@@ -106,7 +115,8 @@ PEERS = [
         "waitress",
         lambda port, workers: _module(
             "waitress", "--host=127.0.0.1", f"--port={port}", "--threads=4", "--connection-limit=12000",
-            "speed:application",
+            # Otherwise it ends at 1,024 descriptors, and at bodies of 1 GB.
+            "--asyncore-use-poll", "--max-request-body-size=4294967296", "speed:application",
         ),
         several=False,
     ),
@@ -145,9 +155,9 @@ def install(peers: list[Peer], tell: Callable[[str], None]) -> list[Peer]:
 
 
 def version(package: str) -> str:
-    """Of an installed package, with or without an extra; empty if it is not."""
+    """Of an installed package; empty if it is not."""
     code = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
-    done = subprocess.run([str(PYTHON), "-c", code, package.partition("[")[0]], capture_output=True, text=True)
+    done = subprocess.run([str(PYTHON), "-c", code, package], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 

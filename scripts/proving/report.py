@@ -32,8 +32,8 @@ def machine() -> str:
 
 def versions(peers: list[Peer]) -> str:
     """Each package once, with its version; those that reuseport and gunicorn stand on too."""
-    packages = dict.fromkeys([*(peer.package or "reuseport" for peer in peers), "gevent", "flask"])
-    return ", ".join(f"{package.partition('[')[0]} {version(package)}" for package in packages)
+    packages = [(peer.package or "reuseport").partition("[")[0] for peer in peers]
+    return ", ".join(f"{package} {version(package)}" for package in dict.fromkeys([*packages, "gevent", "flask"]))
 
 
 def cell(measured: Measured, figure: str) -> str:
@@ -50,7 +50,7 @@ def cell(measured: Measured, figure: str) -> str:
 
 
 def rate_rows(case: Case, peers: list[Peer], results: Results) -> list[list[str]]:
-    """server, requests/s, spread, ours against it, p50, p99."""
+    """server, requests/s, spread, ours against it, p50, p99. (wrk does not tell latencies of pipelined requests.)"""
     by_server = results[case.name]
     ours = by_server[OURS].rate if OURS in by_server else 0.0
     rows = []
@@ -61,7 +61,7 @@ def rate_rows(case: Case, peers: list[Peer], results: Results) -> list[list[str]
         ratio = f"{ours / measured.rate:.2f}" if ours and measured.rate and not measured.errs else ""
         rows.append([
             peer.name, cell(measured, f"{measured.rate:,.0f}"), f"±{measured.spread:.0%}", ratio,
-            f"{measured.p50 * 1000:.2f}", f"{measured.p99 * 1000:.2f}",
+            *(("", "") if case.pipelined > 1 else (f"{measured.p50 * 1000:.2f}", f"{measured.p99 * 1000:.2f}")),
         ])  # fmt: skip
     return rows
 
@@ -82,6 +82,7 @@ def page(
     *,
     rounds: int,
     seconds: float,
+    busy: float,
 ) -> str:
     """`families`: cases and results by the number of workers; `burdens`: what each other table is, and the table."""
     parts = [
@@ -93,6 +94,7 @@ def page(
         "without an access log; reuseport has all its defaults. The spread is half the range of the rounds. wrk is a "
         "closed loop (a connection asks again when it was answered), 64 connections, 16 where requests are pipelined. "
         "Latencies at a fixed rate are further down. ✘ marks a server that erred.\n",
+        f"Something on the machine waited for a CPU {busy:.0%} of the time (on a quiet one: a few percent).\n",
         "![requests per second](bench.svg)\n",
     ]
     for workers, (measured, results) in families.items():
