@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import socket
 import time
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from ..ipc.scoreboard import BYTES_OUT
@@ -116,7 +117,11 @@ class Connection(Stream):
                 break
             environ["REMOTE_ADDR"] = self.remote_addr
             environ["REMOTE_PORT"] = self.remote_port
-            if length:
+            if 0 < length <= len(self.unread) and not expects_continue:  # all of it has come: nothing is to be awaited
+                environ["wsgi.input"] = BytesIO(self.unread[:length])
+                self.unread = self.unread[length:]
+                body = NO_BODY
+            elif length:
                 body = Body(self, length, engine.parser.limit_body, engine.parser.limit_fields, expects_continue)
                 environ["wsgi.input"] = body.file()
             else:
