@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import socket
 import time
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from ..ipc.scoreboard import BYTES_OUT
@@ -132,6 +133,10 @@ class Connection(Stream):
                 if engine.run_upgradable is not None:
                     body = Offer(self, environ)
                     run = engine.run_upgradable
+            elif 0 < length <= len(self.unread) and not expects_continue:  # all has come: nothing is to be awaited
+                environ["wsgi.input"] = BytesIO(self.unread[:length])
+                self.unread = self.unread[length:]
+                body = NO_BODY
             else:
                 body = Body(self, length, engine.parser.limit_body, engine.parser.limit_fields, expects_continue)
                 environ["wsgi.input"] = body.file()

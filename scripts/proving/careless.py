@@ -40,7 +40,7 @@ class Careless(Engine):
     def request_begins(self) -> None:
         pass
 
-    def request_done(self, failed: bool) -> None:
+    def request_done(self, response: Any, failed: bool) -> None:
         pass
 
 

@@ -74,7 +74,9 @@ def version_of(connection) -> tuple[str, str | None]:
     return requests.models.complexjson.loads(response.read())["version"], response.getheader("Connection")
 
 
-def test_clients(site):
+@pytest.mark.parametrize("options", [(), ("--threads", "2")], ids=["greenlets", "threads"])
+def test_clients(serve, options):
+    site = Site(serve(), options)
     facts = requests.get(site.url, verify=str(site.ca), timeout=20).json()
     assert (facts["wsgi.url_scheme"], facts["HTTPS"], facts["SSL_CLIENT_VERIFY"]) == ("https", "on", "NONE")
     with httpx.Client(verify=site.context()) as client:

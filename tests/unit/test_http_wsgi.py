@@ -552,7 +552,7 @@ def test_input_after_the_request(harness):
 
     one, two = ask(harness, application, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", NEXT)
     assert (one.body, two.body) == (b"x", b"x")
-    assert kept[0].read() == b""
+    assert kept[0].read() in (b"", b"abc")  # its own bytes if they had come with the head, never the next request's
 
 
 def test_upload_waits_for_the_application(harness):
