@@ -23,27 +23,14 @@ def serve() -> None:
 
     monkey.patch_all()
     import _socket
-    from types import SimpleNamespace
-
+    
     import gevent
 
     from reuseport.ipc import scoreboard
+    from reuseport.options import from_keywords
     from reuseport.worker.engine import Engine
 
-    settings = SimpleNamespace(
-        header_timeout=10.0,
-        body_timeout=10.0,
-        keep_alive=30.0,
-        send_timeout=10.0,
-        websocket_drain=30.0,
-        forwarded_allow_ips=("127.0.0.1", "::1"),
-        proxy_protocol="off",
-        proxy_allow_ips=(),
-        limit_request_line=8190,
-        limit_request_fields=100,
-        limit_request_field_size=8190,
-        limit_request_body=0,
-    )
+    settings = from_keywords("clients:application")
     board = memoryview(bytearray(scoreboard.ROW_BYTES)).cast("Q")
     engine = Engine(
         application(board),
@@ -130,7 +117,6 @@ def url():
         [sys.executable, __file__],
         env={**os.environ, "PYTHONPATH": root},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
     )
     try:
