@@ -23,7 +23,7 @@ def serve() -> None:
 
     monkey.patch_all()
     import _socket
-    
+
     import gevent
 
     from reuseport.ipc import scoreboard
