@@ -20,6 +20,9 @@ COMMANDS = {
     "serve": "run an application: reuseport serve MODULE:APP",
     "release": "load the application's new version and let it take over",
     "status": "show the generations, their workers, and what each drain waits for",
+    "tenants": "show which tenants are kept in which generation, and why",
+    "hold": "keep a tenant in its generation: reuseport hold TENANT",
+    "move": "let a held tenant go: reuseport move TENANT",
     "stop": "drain and stop the server",
 }
 

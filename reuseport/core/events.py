@@ -94,6 +94,14 @@ class Unblocked:
 
 
 @dataclass(frozen=True)
+class Pinned:
+    """Whether tenants are kept in the generation, by their jobs or by an operator."""
+
+    generation: int
+    pinned: bool
+
+
+@dataclass(frozen=True)
 class Exited:
     """A process is gone. `how` says it in words, as in "was killed by SIGKILL"."""
 
@@ -141,7 +149,7 @@ class Adopted:
 
 Event = (
     Tick | ReleaseAsked | Started | Loaded | Failed | Forked | Ready | Accepting | LetGo | Retire | Blocked | Unblocked
-    | Exited | ScaleAsked | StopAsked | Adopted
+    | Pinned | Exited | ScaleAsked | StopAsked | Adopted
 )  # fmt: skip
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -179,6 +187,13 @@ class Accept:
 
     key: Key
     slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Accept nothing new, serve what is handed over, and stay until told to drain."""
+
+    key: Key
 
 
 @dataclass(frozen=True)
@@ -257,6 +272,7 @@ Command = (
     | StartZygote
     | Fork
     | Accept
+    | Attend
     | Drain
     | Bequeath
     | Quit

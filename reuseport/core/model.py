@@ -64,6 +64,7 @@ STARTING = "starting"  # it runs, and is not ready yet
 READY = "ready"
 TOLD = "told"  # it has been told to accept
 ACCEPTING = "accepting"
+ATTENDING = "attending"  # accepts nothing new, but serves whoever is kept in its draining generation
 LEAVING = "draining"  # it has had its SIGTERM
 QUITTING = "quitting"  # it has been told to end at once
 
@@ -135,6 +136,7 @@ class Generation:
     failure: str = ""
     success: str = ""  # what its askers will be told
     first_served: float | None = None
+    pinned: bool = False  # somebody is kept here: while it drains, some of its workers attend
 
     def having(self, *states: str) -> dict[int, Worker]:
         """The workers in one of these states, by number."""

@@ -64,7 +64,22 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
         path = getattr(settings, name)
         if path not in ("", "-"):
             problems += _no_place_for(f"{settings.where(name)}: {path}", path)
+    problems += _tenants_at_odds(settings)
     problems += _unfit_run_dir(settings)
+    return problems
+
+
+def _tenants_at_odds(settings: Settings) -> list[str]:
+    problems = []
+    if settings.tenant_isolation == "strict" and not settings.tenant:
+        problems.append(f"{settings.where('tenant_isolation')}: strict isolation of whom? --tenant says whose requests are")
+    if settings.tenant_isolation == "strict" and settings.pin_max:
+        problems.append(
+            f"{settings.where('pin_max')}: --pin-max lets two versions work for one tenant, which strict isolation forbids"
+        )
+    if settings.tenant and getattr(settings, "certfile", ""):
+        # TLS state lives in this process's memory: such a connection cannot be handed over.
+        problems.append(f"{settings.where('tenant')}: a TLS connection cannot go to another generation; end TLS in a proxy")
     return problems
 
 

@@ -104,6 +104,7 @@ def filled(value: str) -> None:
 _COUNT = between(0, 1_000_000_000)
 
 APPLICATION, PROCESSES, RELEASES, NETWORK = "The application", "Processes", "Releases and stops", "Network and HTTP"
+TENANTS = "Tenants"
 PLACE, LOG, CONFIGURATION = "Identity and place", "Log", "Configuration"
 
 # fmt: off
@@ -188,6 +189,27 @@ OPTIONS: tuple[Option, ...] = (
         "graceful_timeout", kinds.SECONDS, 0.0, unit="seconds; 0: no limit", group=RELEASES, effect="always",
         help="How long a stop (TERM) waits for requests and jobs before it ends them. Drains after a release have no "
         "such limit.",
+    ),
+    Option(
+        "tenant", kinds.TENANT, "", group=TENANTS, effect="start", default_text="none",
+        help="Whose a request is: header:NAME, host, host:LABEL and path:N (counted from the left, from 1), "
+        "cookie:NAME, or MODULE:CALLABLE, which gets environ. While a tenant has a job on an older generation its "
+        "requests go there; when the last one ends it moves on.",
+    ),
+    Option(
+        "tenant_isolation", kinds.choice("shared", "strict"), "shared", group=TENANTS, effect="start",
+        help="strict: two versions never work for one tenant at the same time. Its requests wait a moment when it "
+        "moves.",
+    ),
+    Option(
+        "strict_wait", kinds.SECONDS, 1.0, unit="seconds", group=TENANTS, check=positive, effect="always",
+        help="How long a tenant's new requests may wait, where isolation is strict, for its running ones; then it "
+        "stays for ten times as long before the next attempt.",
+    ),
+    Option(
+        "pin_max", kinds.SECONDS, 0.0, unit="seconds; 0: no limit", group=TENANTS, effect="always",
+        help="How long after a release jobs on the old generation keep their tenant there; then its new requests go "
+        "to the new one, though those jobs still run.",
     ),
     Option(
         "bind", address.ADDRESS, ("tcp:127.0.0.1:8000",), repeatable=True, flags=("-b",), group=NETWORK, effect="start",

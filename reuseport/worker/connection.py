@@ -43,7 +43,7 @@ def _socket_address(host: str, port: str) -> Any:
 class Connection(Stream):
     """See the module. `peer` is as getpeername gives it, "" for a unix socket; `template` as `wsgi.template`'s."""
 
-    __slots__ = ("_checked", "_pumping", "remote_addr", "remote_port", "state", "template")
+    __slots__ = ("_checked", "_pumping", "remote_addr", "remote_port", "state", "template", "tenant")
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
         if isinstance(peer, tuple):
@@ -57,6 +57,7 @@ class Connection(Stream):
         self.state = WAITING
         self._checked = 0  # offset in `unread` up to which a head's lines were judged
         self._pumping = False  # `_take` is on the hub's stack
+        self.tenant: str | None = None  # whose its last request was, as far as --tenant says so
         self._watcher.start(self._readable)
         self._set_deadline(engine.header_timeout)
 
@@ -163,6 +164,10 @@ class Connection(Stream):
         if self.unread:
             self._take(self.unread)
 
+    def refuse(self, error: RequestError) -> None:
+        """Answer, instead of the application, the request that was to be served; and close."""
+        self._refuse(error)
+
     def _refuse(self, error: RequestError) -> None:
         """Answer what is no request that the application could get, and close."""
         self.state = SERVING
@@ -233,6 +238,21 @@ class Connection(Stream):
         self.state = PASSED
         self.engine.wheel.forget(self)
         self._watcher.stop()
+
+    def put_back(self, head: bytes | bytearray) -> None:
+        """The request whose head this was is another worker's: `unread` begins with it again, and nothing else is read
+        until the connection is passed, or goes on here."""
+        if self.state is SERVING:
+            self.unread = b"%b\r\n\r\n%b" % (head, self.unread)
+            self.state = HEAD
+            self._watcher.stop()
+            self._parked = True
+
+    def go_on(self) -> None:
+        """What was put back is to be served here after all."""
+        if self.state is HEAD:
+            self.state = WAITING
+            self._resume_later()
 
     def take_back(self) -> None:
         """Nobody has taken it: go on as if nothing had been."""

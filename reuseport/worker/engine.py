@@ -67,7 +67,8 @@ class Engine:
         self.wheel = Wheel(self.loop)
         self.board = board
         self._open: set[Connection] = set()
-        self.run = Pool(self.hub, Caller(application, self).serve).run  # has a Response made, in a greenlet
+        self.serve = Caller(application, self).serve  # has a Response made
+        self.run = Pool(self.hub, self.serve).run  # the same, in a greenlet; a Router puts itself here
         self._identity = generation, worker, multiprocess
         self._templates: dict[Any, dict[str, Any]] = {}
         self._date = b""
