@@ -95,6 +95,11 @@ class Switchboard:
         if heir in self._queues:
             self.send(key, "heir", (self._queues[heir][1].fileno(),), generation=heir, workers=workers)
 
+    @property
+    def queues(self) -> frozenset[int]:
+        """The generations whose hand-over queue is known."""
+        return frozenset(self._queues)
+
     def send_routes(self, key: Key, table: Mapping[str, Any], living: Iterable[int], workers: int) -> None:
         """Tell a worker which generations there are, with the ways to all others' queues."""
         others = [n for n in living if n != key.generation and n in self._queues][-channels.FDS :]

@@ -54,6 +54,7 @@ class Tenants:
         self._switchboard = switchboard
         self._table = Table()
         self._workers = 1
+        self._queues: frozenset[int] = frozenset()  # generations whose ways everybody has been told
         self._holds: dict[str, int] = {}
         self._stays: dict[str, tuple[int, float]] = {}  # tenant -> generation, until when (CLOCK_MONOTONIC)
         self._pinned: frozenset[int] = frozenset()
@@ -96,8 +97,10 @@ class Tenants:
             untied_at,
             settings.strict_wait,
         )
-        if table == self._table:
+        queues = self._switchboard.queues
+        if table == self._table and queues <= self._queues:
             return
+        self._queues = queues  # an earlier master's generations bring theirs one by one
         self._version += 1
         self._table = replace(table, version=self._version)
         self._workers = taking[-1].wanted if taking else 1
@@ -120,7 +123,7 @@ class Tenants:
         """Tell the core in which generations somebody is kept."""
         if not self.on or cluster.stopping:
             return
-        if gone := {tenant: g for tenant, g in self._holds.items() if g not in cluster.generations}:
+        if gone := {tenant: g for tenant, g in self._holds.items() if g not in cluster.generations and g <= cluster.last}:
             for tenant, g in gone.items():
                 del self._holds[tenant]
                 self.log("warning", f"tenant {tenant!r} was held in generation {g}, which has gone")

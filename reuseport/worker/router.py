@@ -172,7 +172,7 @@ class Router:
         if version and version != self.table.version:
             self._hear()
         tenant, number = request.tenant, request.number
-        if not version or not self.table.active:
+        if not version:
             if self._requests is None or tenant is None:
                 self._begin(request, 0)
                 return True
@@ -187,6 +187,11 @@ class Router:
         late = now >= request.since + PATIENCE
         found, moved = self._route(tenant, number, now)
         here = self._here
+        if moved > here and self._words[VERSION] != self.table.version:
+            # It has moved to where this worker has not heard of yet.
+            if late:
+                self._refuse(request.response, RequestError(503, f"its tenant has moved to generation {moved}"))
+            return late
         if found.generation != here:
             if self._words[VERSION] != self.table.version and not late:
                 return False
@@ -316,10 +321,11 @@ class Router:
     # --- what the master says ---------------------------------------------------------------------------------------
 
     def set_table(self, table: Table, queues: dict[int, int], workers: int) -> None:
-        """`queues`: descriptors of the queues' sending ends, by generation; they are this router's from now on."""
+        """`queues`: descriptors of the queues' sending ends, by generation; they are this router's from now on. One that
+        is missing is that of a generation which another master does not know yet: the way there stays."""
         self.table = table
         self._mine.clear()
-        for generation in set(self._senders) - set(queues):
+        for generation in set(self._senders).difference(table.living):
             self._senders.pop(generation).close()
         for generation, fd in queues.items():
             if generation in self._senders or generation == self._here:
