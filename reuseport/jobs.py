@@ -91,8 +91,8 @@ class Job:
 class job:
     """Context manager and decorator: the code inside, or the function, is a job of this name.
 
-    `tenant` is the customer it works for, by default the one whose request this is (--tenant). As a context manager it gives the Job; a decorated function runs as a new job
-    each time it is called.
+    `tenant` is the customer it works for, by default the one whose request this is (--tenant). As a context manager it
+    gives the Job; a decorated function runs as a new job each time it is called.
     """
 
     def __init__(self, name: str, tenant: str | None = None) -> None:

@@ -89,7 +89,7 @@ class Route(NamedTuple):
 
 
 def goal(table: Table, tenant: str | None, share: int) -> Route:
-    """Where the tenant would be if it had no jobs and had never moved. `share`: a stable hash of it (or of its client)."""
+    """Where the tenant would be if it had no jobs and had never moved. `share`: a stable hash of it, or its client."""
     if tenant is not None:
         held = table.holds.get(tenant)
         if held in table.living:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from reuseport.core.model import ACCEPTING, ATTENDING, BOOTING, LEAVING, TOLD, ZYGOTE, Cluster, Generation, Key, Worker, slots_of
+from reuseport.core.model import ACCEPTING, BOOTING, LEAVING, TOLD, ZYGOTE, Cluster, Generation, Key, Worker, slots_of
 from reuseport.ipc import scoreboard
 from reuseport.master.processes import Process, Processes
 
@@ -102,7 +102,7 @@ def jobs_of(process: Process) -> list[dict[str, Any]]:
     return sorted(jobs, key=lambda job: -job["age"])
 
 
-_STATES = {ACCEPTING: "serving", LEAVING: "draining", ATTENDING: "attending", TOLD: "ready", "forking": "starting", "quitting": "ending"}
+_STATES = {ACCEPTING: "serving", LEAVING: "draining", TOLD: "ready", "forking": "starting", "quitting": "ending"}
 
 
 def figures(process: Process | None, board: scoreboard.Scoreboard) -> dict[str, int]:

@@ -123,7 +123,8 @@ class Tenants:
         """Tell the core in which generations somebody is kept."""
         if not self.on or cluster.stopping:
             return
-        if gone := {tenant: g for tenant, g in self._holds.items() if g not in cluster.generations and g <= cluster.last}:
+        left = range(cluster.last + 1)  # an adopting master has not counted so far yet
+        if gone := {t: g for t, g in self._holds.items() if g in left and g not in cluster.generations}:
             for tenant, g in gone.items():
                 del self._holds[tenant]
                 self.log("warning", f"tenant {tenant!r} was held in generation {g}, which has gone")
@@ -146,7 +147,7 @@ class Tenants:
         self._stays[tenant] = generation, time.monotonic() + seconds
         self.log(
             "info",
-            f"tenant {tenant!r} stays in generation {generation} for {seconds:g} s: its requests there did not end in time",
+            f"tenant {tenant!r} stays in generation {generation} for {seconds:g} s: its requests there have not ended",
         )
 
     # --- what the command line asks -----------------------------------------------------------------------------------

@@ -72,14 +72,14 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
 def _tenants_at_odds(settings: Settings) -> list[str]:
     problems = []
     if settings.tenant_isolation == "strict" and not settings.tenant:
-        problems.append(f"{settings.where('tenant_isolation')}: strict isolation of whom? --tenant says whose requests are")
+        problems.append(f"{settings.where('tenant_isolation')}: strict needs --tenant, which says whose a request is")
     if settings.tenant_isolation == "strict" and settings.pin_max:
         problems.append(
-            f"{settings.where('pin_max')}: --pin-max lets two versions work for one tenant, which strict isolation forbids"
+            f"{settings.where('pin_max')}: it lets two versions work for one tenant, which strict isolation forbids"
         )
     if settings.tenant and getattr(settings, "certfile", ""):
         # TLS state lives in this process's memory: such a connection cannot be handed over.
-        problems.append(f"{settings.where('tenant')}: a TLS connection cannot go to another generation; end TLS in a proxy")
+        problems.append(f"{settings.where('tenant')}: a TLS connection cannot be handed over; end TLS in a proxy")
     return problems
 
 

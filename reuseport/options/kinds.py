@@ -198,7 +198,7 @@ _TENANT_TOKEN = re.compile(r"[!#$%&'*+\-.^`|~0-9A-Za-z]+", re.ASCII)  # of a hea
 
 
 def parse_tenant(rule: str) -> tuple[str, str]:
-    """(kind, argument) of a --tenant: header, host, label, path, cookie or callable. ValueError that says what is wrong."""
+    """(kind, argument) of a --tenant: header, host, label, path, cookie or callable. ValueError if it is none."""
     kind, colon, argument = rule.partition(":")
     if kind in ("header", "cookie"):
         if not (_TENANT_TOKEN.fullmatch(argument.replace("_", "-")) and (kind == "cookie" or "_" not in argument)):

@@ -134,10 +134,10 @@ class Router:
         assert environ is not None
         environ["reuseport.tenant"] = response.connection.tenant = tenant
         version = self._words[VERSION]
-        if self._requests is None or tenant is None:
-            if not version or (version == self._mine_version and tenant in self._mine):
-                self._pool.run((response, tenant, 0))
-                return
+        free = self._requests is None or tenant is None  # no lock of its own
+        if free and (not version or (version == self._mine_version and tenant in self._mine)):
+            self._pool.run((response, tenant, 0))
+            return
         number = number_of(response.connection.remote_addr if tenant is None else tenant)
         request = _Request(response, head, tenant, number, time.monotonic())
         if not self._decide(request):
@@ -321,8 +321,10 @@ class Router:
     # --- what the master says ---------------------------------------------------------------------------------------
 
     def set_table(self, table: Table, queues: dict[int, int], workers: int) -> None:
-        """`queues`: descriptors of the queues' sending ends, by generation; they are this router's from now on. One that
-        is missing is that of a generation which another master does not know yet: the way there stays."""
+        """`queues`: descriptors of the queues' sending ends, by generation; they are this router's from now on.
+
+        One that is missing is that of a generation which another master does not know yet: the way there stays.
+        """
         self.table = table
         self._mine.clear()
         for generation in set(self._senders).difference(table.living):

@@ -45,7 +45,8 @@ def make(version: str):
     def application(environ, start_response):
         begun = time.monotonic_ns()
         query = {key: values[-1] for key, values in parse_qs(environ["QUERY_STRING"]).items()}
-        path, tenant, generation = environ["PATH_INFO"], environ.get("reuseport.tenant"), environ["reuseport.generation"]
+        path, tenant = environ["PATH_INFO"], environ.get("reuseport.tenant")
+        generation = environ["reuseport.generation"]
         answer = {"version": version, "pid": os.getpid(), "tenant": tenant, "generation": generation}
         if path == "/job":
             reuseport.spawn(finish, query["name"], name="export")

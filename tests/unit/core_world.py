@@ -183,7 +183,8 @@ class Audit:
                     self._check_drain(before, key, after)
                 self.last |= {key} if last else set()
             case ev.Bequeath(key):
-                assert key in (self.left | self.attending) - self.gone and after.serving, f"{key} has nothing to bequeath, or no heir"
+                leaving = (self.left | self.attending) - self.gone
+                assert key in leaving and after.serving, f"{key} has nothing to bequeath, or no heir"
             case ev.Quit(key) | ev.Abort(key) | ev.Kill(key):
                 self._check_end(before, event, command, key, after, now)
             case ev.Answer():

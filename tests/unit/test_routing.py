@@ -416,6 +416,26 @@ class Story(RuleBasedStateMachine):
         self.running.clear()
 
 
+def test_a_worker_that_has_not_heard_of_a_release_does_not_serve_a_tenant_that_has_moved():
+    story = Story()
+    story.strict = False
+    story.release()
+    old = story.processes[0]
+    old_table = story.table
+    story.release()
+    new = story.processes[-1]
+    new.ask("acme")
+    assert story.marks.moved(number_of("acme")) == 2
+    story.deaf = True
+    old.router.set_table(old_table, {}, 2)
+    old.ask("acme")
+    assert story.answered == 1 and len(old.router._line) == 1
+    story.deaf = False
+    story.time_passes(0.001)
+    assert story.running[-1][0].generation == 2
+    story.teardown()
+
+
 TestStory = Story.TestCase
 TestStory.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
