@@ -208,9 +208,9 @@ class Router:
         if tenant is None:
             self._begin(request, 0)
             return True
-        if moved < here and self.table.living[0] < here and found.generation == here:
-            if not self._move(request, moved, now) and (not late or self._requests is not None):
-                return False
+        must_move = moved < here == found.generation and self.table.living[0] < here
+        if must_move and not self._move(request, moved, now) and (self._requests is not None or not late):
+            return False
         if self._requests is None:
             if found.generation == here == self.table.serving:
                 self._remember(tenant, version)

@@ -333,8 +333,8 @@ def test_the_command_line_as_a_whole(capsys) -> None:
     for argv, message in [
         (["relase"], "unknown command 'relase'; did you mean release?"),
         (["shop:app"], "unknown command 'shop:app'; did you mean reuseport serve shop:app?"),
-        (["zzz"], "unknown command 'zzz'; there are serve, release, status, stop"),
-        (["-w", "3"], "a command comes first: reuseport serve|release|status|stop [OPTIONS]"),
+        (["zzz"], "unknown command 'zzz'; there are serve, release, status, tenants, hold, move, stop"),
+        (["-w", "3"], "a command comes first: reuseport serve|release|status|tenants|hold|move|stop [OPTIONS]"),
         (["release", "--wait", "x"], "--wait: 'x' is not one of ready, drained, none"),
         (["stop", "--nwo"], "unknown option --nwo; did you mean --now?"),
         (["status", "shop"], "unexpected argument 'shop'"),
