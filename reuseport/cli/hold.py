@@ -19,6 +19,7 @@ TENANT = Option(
     group="Options",
     positional=True,
     where=frozenset({FLAG}),
+    default_text="none: it must be said",
     help="The tenant's name, as --tenant finds it in requests.",
 )
 

@@ -416,6 +416,22 @@ class Story(RuleBasedStateMachine):
         self.running.clear()
 
 
+def test_while_nothing_drains_no_lock_is_asked_for_and_strict_takes_one():
+    for strict in (False, True):
+        story = Story()
+        story.strict = strict
+        story.release()
+        process = story.processes[0]
+        process.router._jobs = None  # whoever asks it anything fails
+        process.ask("acme")
+        process.ask("acme")
+        held = [key for key, owners in story.kernel.held.items() if owners]
+        assert held == ([(REQUESTS, number_of("acme"), 1)] if strict else [])
+        story.running.clear()
+        story.table = Table()
+        story.teardown()
+
+
 def test_a_worker_that_has_not_heard_of_a_release_does_not_serve_a_tenant_that_has_moved():
     story = Story()
     story.strict = False

@@ -35,7 +35,7 @@ def test_an_ipv6_host_is_whole():
     "path:100", "acme", "a-b:c", "a:b()", "x:",
 ])  # fmt: skip
 def test_a_rule_that_is_none(rule):
-    with pytest.raises(ValueError, match="header|cookie|host|path|none of"):
+    with pytest.raises(ValueError, match=r"header|cookie|host|path|none of"):
         TENANT.parse(rule)
 
 
