@@ -666,6 +666,9 @@ class World:
 
     def _hear(self, p: Process) -> None:
         event = p.says.popleft()
+        if self.audit.finish and isinstance(event, ev.Forked):
+            self.workers[event.key].die()  # there is no master to say hello to: who has never accepted ends by itself
+            return
         if isinstance(event, ev.Forked):
             child = self.workers[event.key]
             child.known = True
