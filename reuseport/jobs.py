@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from itertools import count
 from typing import Any, TypeVar
 
@@ -36,6 +37,14 @@ def changed() -> None:
     """Called after each change, in whichever thread made it. A worker puts its own function here."""
 
 
+def pins_nobody(tenant: str) -> Callable[[], None] | None:
+    """A job of `tenant` begins, in any thread; what this returns is called at its end."""
+    return None
+
+
+pin = pins_nobody  # a worker that knows tenants puts its own function here
+tenant_now: ContextVar[str | None] = ContextVar("reuseport.tenant", default=None)  # whose request this code runs for
+
 _numbers = count(1)
 _threads: Any = None
 
@@ -49,7 +58,8 @@ class Job:
 
     def __init__(self, name: str, tenant: str | None = None) -> None:
         self.name = name
-        self.tenant = tenant
+        self.tenant = tenant_now.get() if tenant is None else tenant
+        self._unpin: Callable[[], None] | None = None
         self.number = 0
         self.started = 0.0
         self.fraction: float | None = None
@@ -65,19 +75,24 @@ class Job:
     def begin(self) -> None:
         self.number = next(_numbers)
         self.started = time.time()
+        if self.tenant is not None:
+            self._unpin = pin(self.tenant)
         active[self.number] = self
         changed()
 
     def end(self) -> None:
         active.pop(self.number, None)
+        unpin, self._unpin = self._unpin, None
+        if unpin is not None:
+            unpin()
         changed()
 
 
 class job:
     """Context manager and decorator: the code inside, or the function, is a job of this name.
 
-    `tenant` is the customer it works for. As a context manager it gives the Job; a decorated function runs as a new job
-    each time it is called.
+    `tenant` is the customer it works for, by default the one whose request this is (--tenant). As a context manager it
+    gives the Job; a decorated function runs as a new job each time it is called.
     """
 
     def __init__(self, name: str, tenant: str | None = None) -> None:

@@ -22,6 +22,9 @@ COMMANDS = {
     "rollback": "bring the version before back, or that of a generation: reuseport rollback [N]",
     "history": "show what was released when, and what each drain waited for",
     "status": "show the generations, their workers, and what each drain waits for",
+    "tenants": "show which tenants are kept in which generation, and why",
+    "hold": "keep a tenant in its generation: reuseport hold TENANT",
+    "move": "let a held tenant go: reuseport move TENANT",
     "stop": "drain and stop the server",
 }
 

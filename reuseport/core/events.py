@@ -102,6 +102,14 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class Pinned:
+    """Whether tenants are kept in the generation, by their jobs or by an operator."""
+
+    generation: int
+    pinned: bool
+
+
+@dataclass(frozen=True)
 class Exited:
     """A process is gone. `how` says it in words, as in "was killed by SIGKILL"."""
 
@@ -153,7 +161,7 @@ class Adopted:
 
 Event = (
     Tick | ReleaseAsked | Started | Loaded | Failed | Forked | Ready | Accepting | LetGo | Retire | Blocked | Unblocked
-    | Judged | Exited | ScaleAsked | StopAsked | Adopted
+    | Judged | Pinned | Exited | ScaleAsked | StopAsked | Adopted
 )  # fmt: skip
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -199,6 +207,13 @@ class Accept:
 
     key: Key
     slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Accept nothing new, serve what is handed over, and stay until told to drain."""
+
+    key: Key
 
 
 @dataclass(frozen=True)
@@ -286,6 +301,7 @@ Command = (
     | CopyZygote
     | Fork
     | Accept
+    | Attend
     | Drain
     | Bequeath
     | Quit

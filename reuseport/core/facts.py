@@ -12,6 +12,7 @@ from typing import Any
 from reuseport.core import events as ev
 from reuseport.core.model import (
     ACCEPTING,
+    ATTENDING,
     BOOTING,
     DRAINING,
     FORKING,
@@ -125,6 +126,8 @@ def _forked(t: Turn, event: ev.Forked) -> None:
     # said twice.
     if w.state in (TOLD, ACCEPTING) and w.place < found[0].wanted:
         t.do(ev.Accept(event.key, slots_of(w.place, found[0].wanted, t.state.slots)))
+    elif w.state == ATTENDING:
+        t.do(ev.Attend(event.key))
     elif w.state == LEAVING:
         t.do(ev.Drain(event.key, last=bool(t.state.stopping)))
     elif w.state == QUITTING:
@@ -152,7 +155,7 @@ def _let_go(t: Turn, event: ev.LetGo) -> None:
 
 def _retire(t: Turn, event: ev.Retire) -> None:
     found = t.worker(event.key)
-    if found and found[1].state in LIVELY and not found[1].retiring:
+    if found and found[1].state in LIVELY | {ATTENDING} and not found[1].retiring:
         t.put_worker(event.key, retiring=event.reason)
         t.note("info", f"{name_of(event.key)} will be replaced: {event.reason}")
 
@@ -174,6 +177,11 @@ def _unblocked(t: Turn, event: ev.Unblocked) -> None:
         t.note("info", f"{name_of(event.key)}: its loop turns again")
 
 
+def _pinned(t: Turn, event: ev.Pinned) -> None:
+    if g := t.generation(event.generation):
+        t.put(replace(g, pinned=event.pinned))
+
+
 def _exited(t: Turn, event: ev.Exited) -> None:
     g = t.generation(event.key.generation)
     if g is None:
@@ -191,9 +199,9 @@ def _exited(t: Turn, event: ev.Exited) -> None:
         if w.place < g.wanted:
             t.fail(g, f"worker {event.key} {event.how} before it was ready")
         return
-    if g.state not in (OPENING, SERVING):
+    if g.state not in (OPENING, SERVING) and not (g.state == DRAINING and g.pinned):
         return
-    young = w.state != ACCEPTING or t.now - w.since < YOUNG_DEATH
+    young = w.state not in (ACCEPTING, ATTENDING) or t.now - w.since < YOUNG_DEATH
     deaths = g.deaths + 1 if young else 0
     # As many deaths as there are workers come without a delay: somebody may have killed them all at once.
     delay = backoff(deaths - g.wanted)
@@ -275,6 +283,7 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
             g = replace(g, zygote=Zygote(one.pid), deadline=t.now + one.release.boot_timeout)
         else:
             g = g.with_worker(one.key.number, Worker(one.place, one.state, one.pid, t.now))
+            g = replace(g, pinned=g.pinned or one.state == ATTENDING)
             g = replace(g, forked=max(g.forked, one.key.number, event.forked.get(number, 0)))
         t.put(g)
     # Two of them accept if their master died in the middle of a release: the newest serves. One that was only told to
@@ -305,6 +314,7 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.Blocked: _blocked,
     ev.Unblocked: _unblocked,
     ev.Judged: _judged,
+    ev.Pinned: _pinned,
     ev.Exited: _exited,
     ev.ScaleAsked: _scale_asked,
     ev.StopAsked: _stop_asked,

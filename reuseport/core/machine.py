@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from reuseport.core import events as ev
 from reuseport.core.facts import HANDLERS
-from reuseport.core.model import FORKING, READY, SERVING, STANDBY, STARTING, Cluster
+from reuseport.core.model import DRAINING, FORKING, READY, SERVING, STANDBY, STARTING, Cluster
 from reuseport.core.policies import POLICIES, confirmed_at, standby_until
-from reuseport.core.turn import Turn, missing
+from reuseport.core.turn import Turn, attendance, missing
 
 
 def step(state: Cluster, event: ev.Event, now: float) -> tuple[Cluster, tuple[ev.Command, ...]]:
@@ -50,6 +50,10 @@ def wake_at(state: Cluster) -> float | None:
                 times.append(g.zygote_after)
             elif g.zygote.loaded and missing(g):
                 times.append(g.fork_after)
+            times += [w.since + g.release.boot_timeout for w in g.having(FORKING, STARTING, READY).values()]
+        if g.state == DRAINING:
+            if g.pinned and not state.stopping and g.zygote and g.zygote.loaded and not g.zygote.leaving:
+                times += [g.fork_after] if attendance(g).short else []
             times += [w.since + g.release.boot_timeout for w in g.having(FORKING, STARTING, READY).values()]
         times += [w.kill_at for w in g.workers.values() if w.kill_at is not None]
         if g.zygote is not None and g.zygote.kill_at is not None:

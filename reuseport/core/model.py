@@ -68,6 +68,7 @@ STARTING = "starting"  # it runs, and is not ready yet
 READY = "ready"
 TOLD = "told"  # it has been told to accept
 ACCEPTING = "accepting"
+ATTENDING = "attending"  # accepts nothing new, but serves whoever is kept in its draining generation
 LEAVING = "draining"  # it has had its SIGTERM
 QUITTING = "quitting"  # it has been told to end at once
 
@@ -147,6 +148,7 @@ class Generation:
     donor: int = 0  # the generation whose zygote its own is a copy of, until that has begun
     crashes: int = 0  # workers that crashed while it was on probation
     verdict: str = ""  # why it is to be taken back, or was
+    pinned: bool = False  # somebody is kept here: while it drains, some of its workers attend
 
     @property
     def origin(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from reuseport.core import events as ev
 from reuseport.core.model import (
     ACCEPTING,
+    ATTENDING,
     DRAINING,
     ENDING,
     FORKING,
@@ -35,6 +36,7 @@ from reuseport.core.turn import (
     LETTING_GO,
     SUPERSEDED,
     Turn,
+    attendance,
     missing,
 )
 
@@ -70,7 +72,7 @@ def _overdue(t: Turn) -> None:
         if g.deadline is not None and t.now >= g.deadline:
             _boot_overdue(t, g)
         g = t.state.generations[g.number]
-        if g.state == SERVING:
+        if g.state in (SERVING, DRAINING):
             for number, w in g.having(FORKING, STARTING, READY).items():
                 if t.now >= w.since + g.release.boot_timeout:
                     t.note("error", f"worker {g.number}.{number} was not ready within {g.release.boot_timeout:g} s")
@@ -141,7 +143,7 @@ def _lingering(t: Turn, g: Generation) -> bool:
         not w.let_go and not w.blocked
         for old in t.state.generations.values()
         if old.number < g.number
-        for w in old.having(LEAVING).values()
+        for w in old.having(LEAVING, ATTENDING).values()
     )
 
 
@@ -236,7 +238,10 @@ def _staff(t: Turn) -> None:
 def _leave(t: Turn) -> None:
     """Old generations go; the empty ones are forgotten, and whoever waited for that is told."""
     for g in t.state.having(DRAINING):
-        for number in g.having(*LIVELY):
+        if g.pinned and not t.state.stopping:
+            _attend(t, g)
+            continue
+        for number in g.having(*LIVELY, ATTENDING):
             t.drain(Key(g.number, number))
         g = t.state.generations[g.number]
         if g.workers:
@@ -258,6 +263,28 @@ def _leave(t: Turn) -> None:
         if not any(old.number < number and old.state != STANDBY for old in t.state.generations.values()):
             t.answer((asker,), True, number, f"generation {number} serves; every older one has drained")
             t.change(drain_askers=tuple(a for a in t.state.drain_askers if a != (asker, number)))
+
+
+def _attend(t: Turn, g: Generation) -> None:
+    """Some workers of a draining generation stay for the tenants who are kept in it; the others leave."""
+    who = attendance(g)
+    for number in who.stay:
+        if g.workers[number].state != ATTENDING:
+            t.attend(Key(g.number, number))
+    for number, w in g.having(*LIVELY, ATTENDING).items():
+        # One that attends badly is better than none.
+        if number not in who.stay and number not in who.coming and (w.state != ATTENDING or not who.wanting):
+            t.drain(Key(g.number, number))
+    g = t.state.generations[g.number]
+    if g.zygote is None or not g.zygote.loaded or g.zygote.leaving:
+        if not g.workers:
+            t.quit(Key(g.number, ZYGOTE))  # nobody can come any more: who was kept here goes on
+    elif t.now >= g.fork_after:
+        for place in range(who.short):
+            g = t.state.generations[g.number]
+            number = g.forked + 1
+            t.put(replace(g.with_worker(number, Worker(place, since=t.now)), forked=number))
+            t.do(ev.Fork(Key(g.number, number), place))
 
 
 def _forget(t: Turn, g: Generation) -> None:

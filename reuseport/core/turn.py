@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from reuseport.core import events as ev
 from reuseport.core.model import (
     ACCEPTING,
+    ATTENDING,
+    FORKING,
     LEAVING,
     OPENING,
     QUITTING,
+    READY,
     SERVING,
+    STARTING,
     TOLD,
     TRANSITIONS,
     YOUNG,
@@ -33,6 +37,7 @@ CRASHES = 2  # workers that may not crash while a generation is on probation
 LETTING_GO = 1.0  # seconds for the old workers to close the slots, before a release is called done all the same
 LONGEST_BACKOFF = 30.0  # seconds between two attempts at something that keeps failing
 SUPERSEDED = "superseded by a newer release"
+ATTENDANTS = 2  # workers that a draining generation keeps for those who are kept in it: one may block
 REPLACEMENTS = 2  # boots in a row that a newer release may replace; after that it waits
 
 
@@ -42,6 +47,25 @@ class IllegalTransition(Exception):
 
 def missing(g: Generation) -> list[int]:
     return [place for place in range(g.wanted) if not g.place_taken(place)]
+
+
+class Attendance(NamedTuple):
+    """Workers, by number, of a draining generation in which somebody is kept."""
+
+    stay: tuple[int, ...]  # they attend, or can
+    coming: tuple[int, ...]  # they are on their way, and needed
+    wanting: int  # how many of those who should attend do not yet
+    short: int  # how many of them are not even on their way
+
+
+def attendance(g: Generation) -> Attendance:
+    wanted = min(ATTENDANTS, g.wanted)
+    fit = {n: w for n, w in g.having(ATTENDING, ACCEPTING, READY).items() if not w.blocked and not w.retiring}
+    order = (ATTENDING, ACCEPTING, READY)
+    stay = sorted(fit, key=lambda n: (order.index(fit[n].state), fit[n].place, n))[:wanted]
+    wanting = wanted - len(stay)
+    coming = sorted(g.having(FORKING, STARTING))[:wanting]
+    return Attendance(tuple(stay), tuple(coming), wanting, wanting - len(coming))
 
 
 def backoff(failures: int) -> float:
@@ -151,11 +175,16 @@ class Turn:
         found = self.worker(key)
         assert found is not None
         state = found[1].state
-        if state in (TOLD, ACCEPTING):
+        if state in (TOLD, ACCEPTING, ATTENDING):
             self.put_worker(key, state=LEAVING)
             self.do(ev.Drain(key, last=bool(self.state.stopping)))
         elif state in YOUNG:
             self.quit(key)
+
+    def attend(self, key: Key) -> None:
+        """Have a worker of a draining generation stay for those who are kept in it."""
+        self.put_worker(key, state=ATTENDING)
+        self.do(ev.Attend(key))
 
     def quit(self, key: Key, command: Callable[[Key], ev.Command] = ev.Quit) -> None:
         """End a process at once; SIGKILL follows if it does not go."""

@@ -42,6 +42,7 @@ from reuseport.master.releases import Releases, complete
 from reuseport.master.roster import Remains, Roster
 from reuseport.master.slots import SlotError, Slots
 from reuseport.master.switchboard import Switchboard
+from reuseport.master.tenants import Tenants
 from reuseport.master.watch import Watch
 from reuseport.options import OptionError, Settings
 from reuseport.options.checks import find_user
@@ -128,6 +129,8 @@ class Master:
             self.events.append,
             self.log.write,
         )
+        self.tenants = Tenants(settings, self.run_dir, ids, remains is not None, self.processes, self.switchboard)
+        self.tenants.tell, self.tenants.log = self.events.append, self.log.write
         self.control = Control(self.run_dir.control, self.loop, self._on_question)
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
@@ -221,6 +224,9 @@ class Master:
             quick = bool(question.get("now"))
             timeout = 0.0 if quick else self.releases.settings.graceful_timeout
             self.events.append(ev.StopAsked(quick=quick, timeout=timeout))
+        elif do in ("tenants", "hold", "move"):
+            ok, answer = self.tenants.answer(do, str(question.get("tenant", "")), self.cluster, self.releases.settings)
+            client.done(ok, **answer)
         else:
             client.done(False, error=f"this master ({__version__}) does not know {do!r}")
 
@@ -268,14 +274,18 @@ class Master:
 
     def _decide(self) -> None:
         """Feed every event to the core and carry out what it says, in order."""
+        self.tenants.look(self.cluster)
         while self.events and self.exit_status is None:
             event = self.events.popleft()
             self.cluster, commands = machine.step(self.cluster, event, time.monotonic())
-            if any(isinstance(command, ev.Fork | ev.Accept | ev.Drain) for command in commands):
+            # Before anybody of a new generation accepts: its tenants must not go back.
+            self.tenants.publish(self.cluster, self.releases.settings)
+            if any(isinstance(command, ev.Fork | ev.Accept | ev.Attend | ev.Drain) for command in commands):
                 # Written before it is done: whoever may have begun to accept must not be taken for a stray.
                 self._write_roster()
             for command in commands:
                 self._act(command)
+            self.tenants.look(self.cluster)
         self.switchboard.forget_queues(n for n, g in self.cluster.generations.items() if g.state != STANDBY)
         if self.exit_status is None:
             self._write_roster()
@@ -365,6 +375,10 @@ class Master:
 
     def _accept(self, command: ev.Accept) -> None:
         self.switchboard.send(command.key, "accept", own=list(command.slots))
+
+    def _attend(self, command: ev.Attend) -> None:
+        self._bequeath(ev.Bequeath(command.key))
+        self.switchboard.send(command.key, "attend")
 
     def _drain(self, command: ev.Drain) -> None:
         if not command.last:
@@ -471,6 +485,7 @@ class Master:
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
         self.roster.remove()
+        self.tenants.remove()
         self.control.close()
         self.switchboard.close()
         self.slots.close()
@@ -490,6 +505,7 @@ ACTIONS: dict[type, Callable[[Master, Any], None]] = {
     ev.CopyZygote: Master._copy_zygote,
     ev.Fork: Master._fork,
     ev.Accept: Master._accept,
+    ev.Attend: Master._attend,
     ev.Drain: Master._drain,
     ev.Bequeath: Master._bequeath,
     ev.Quit: Master._quit,

@@ -65,6 +65,8 @@ class Switchboard:
         self._recipe_of = recipe_of
         self._job_ended = job_ended
         self._strangers: dict[Channel, int] = {}  # who has connected and not said hello yet, and its pid
+        self.on_stay: Callable[[str, int, float], None] = lambda tenant, generation, seconds: None
+        self.on_hello: Callable[[Key], None] = lambda key: None  # a worker can be spoken to from now on
         self._queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
         loop.watch(hellos.fileno(), self._on_hello)
 
@@ -101,6 +103,17 @@ class Switchboard:
         """Tell a worker whose its connections will be: generation `heir`, with so many workers."""
         if heir in self._queues:
             self.send(key, "heir", (self._queues[heir][1].fileno(),), generation=heir, workers=workers)
+
+    @property
+    def queues(self) -> frozenset[int]:
+        """The generations whose hand-over queue is known."""
+        return frozenset(self._queues)
+
+    def send_routes(self, key: Key, table: Mapping[str, Any], living: Iterable[int], workers: int) -> None:
+        """Tell a worker which generations there are, with the ways to all others' queues."""
+        others = [n for n in living if n != key.generation and n in self._queues][-channels.FDS :]
+        fds = tuple(self._queues[n][1].fileno() for n in others)
+        self.send(key, "routes", fds, table=table, queues=others, workers=workers)
 
     def forget_queues(self, living: Iterable[int]) -> None:
         """Close the queues of all other generations: what nobody has taken out of them goes back to its senders."""
@@ -160,6 +173,8 @@ class Switchboard:
             process.channel = channel
             self._loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
             self._welcome(process, channel, hello)
+            if key.number != ZYGOTE:
+                self.on_hello(key)
         if key.number != ZYGOTE and expected is None and hello["state"] in ("serving", "draining"):
             # An earlier master let it accept and could not write that down. Nobody waits for it, but it has clients.
             self._processes.signal(key, signal.SIGTERM)
@@ -243,6 +258,8 @@ class Switchboard:
             process = self._processes.get(key)
             if process and (job := process.jobs.pop(int(message["number"]), None)):
                 self._job_ended(key, job)
+        elif kind == "stays":
+            self.on_stay(str(message["tenant"]), int(message["at"]), float(message["seconds"]))
         elif kind == "note":
             self._log(str(message["level"]), str(message["text"]))
         else:

@@ -79,9 +79,24 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
         path = getattr(settings, name)
         if path not in ("", "-"):
             problems += _no_place_for(f"{settings.where(name)}: {path}", path)
+    problems += _tenants_at_odds(settings)
     problems += _unfit_run_dir(settings)
     if settings.sources["state_dir"] != DEFAULT and not Path(settings.state_dir).is_dir():
         problems.append(f"{settings.where('state_dir')}: there is no directory {settings.state_dir}")
+    return problems
+
+
+def _tenants_at_odds(settings: Settings) -> list[str]:
+    problems = []
+    if settings.tenant_isolation == "strict" and not settings.tenant:
+        problems.append(f"{settings.where('tenant_isolation')}: strict needs --tenant, which says whose a request is")
+    if settings.tenant_isolation == "strict" and settings.pin_max:
+        problems.append(
+            f"{settings.where('pin_max')}: it lets two versions work for one tenant, which strict isolation forbids"
+        )
+    if settings.tenant and settings.certfile:
+        # TLS state lives in this process's memory: such a connection cannot be handed over.
+        problems.append(f"{settings.where('tenant')}: a TLS connection cannot be handed over; end TLS in a proxy")
     return problems
 
 

@@ -209,6 +209,35 @@ def _join(path: str, directory: str) -> str:
     return directory if path == "." else os.path.join(directory, path)
 
 
+_TENANT_TOKEN = re.compile(r"[!#$%&'*+\-.^`|~0-9A-Za-z]+", re.ASCII)  # of a header's or cookie's name; no underscore
+
+
+def parse_tenant(rule: str) -> tuple[str, str]:
+    """(kind, argument) of a --tenant: header, host, label, path, cookie or callable. ValueError if it is none."""
+    kind, colon, argument = rule.partition(":")
+    if kind in ("header", "cookie"):
+        if not (_TENANT_TOKEN.fullmatch(argument.replace("_", "-")) and (kind == "cookie" or "_" not in argument)):
+            raise ValueError(f"{rule!r} names no {kind}: it is {kind}:NAME")
+        return kind, argument
+    if kind == "host" and not colon:
+        return "host", ""
+    if kind in ("host", "path"):
+        if not re.fullmatch(r"[1-9][0-9]?", argument, re.ASCII):
+            what = "LABEL" if kind == "host" else "N"
+            raise ValueError(f"{rule!r} is not {kind}:{what}, a number from 1 to 99, counted from the left")
+        return ("label" if kind == "host" else "path"), argument
+    if not colon or not all(part.isidentifier() for part in [*kind.split("."), *argument.split(".")]):
+        raise ValueError(f"{rule!r} is none of header:NAME, host, host:LABEL, path:N, cookie:NAME, MODULE:CALLABLE")
+    return "callable", argument
+
+
+def _tenant(value: Any) -> str:
+    value = _text(value)
+    if value:
+        parse_tenant(value)
+    return value
+
+
 def choice(*words: str) -> Kind:
     """One of a few words."""
 
@@ -221,6 +250,7 @@ def choice(*words: str) -> Kind:
     return Kind("|".join(words), parse)
 
 
+TENANT = Kind("RULE", _tenant)
 WHOLE = Kind("N", _whole)
 SWITCH = Kind("", _switch)
 SECONDS = Kind("TIME", _seconds, _show_seconds)

@@ -105,6 +105,7 @@ _COUNT = between(0, 1_000_000_000)
 
 APPLICATION, PROCESSES, RELEASES, NETWORK = "The application", "Processes", "Releases and stops", "Network and HTTP"
 PROXY, TLS = "Behind a proxy", "TLS"
+TENANTS = "Tenants"
 PLACE, LOG, CONFIGURATION = "Identity and place", "Log", "Configuration"
 
 # fmt: off
@@ -225,6 +226,27 @@ OPTIONS: tuple[Option, ...] = (
         "label", kinds.TEXT, "", group=RELEASES, default_text="the last part of the application's directory",
         help="What this version is called in `reuseport status` and `reuseport history`. `reuseport release --label` "
         "says it for one release.",
+    ),
+    Option(
+        "tenant", kinds.TENANT, "", group=TENANTS, effect="start", default_text="none",
+        help="Whose a request is: header:NAME, host, host:LABEL and path:N (counted from the left, from 1), "
+        "cookie:NAME, or MODULE:CALLABLE, which gets environ. While a tenant has a job on an older generation its "
+        "requests go there; when the last one ends it moves on.",
+    ),
+    Option(
+        "tenant_isolation", kinds.choice("shared", "strict"), "shared", group=TENANTS, effect="start",
+        help="strict: two versions never work for one tenant at the same time. Its requests wait a moment when it "
+        "moves.",
+    ),
+    Option(
+        "strict_wait", kinds.SECONDS, 1.0, unit="seconds", group=TENANTS, check=positive, effect="always",
+        help="How long a tenant's new requests may wait, where isolation is strict, for its running ones; then it "
+        "stays for ten times as long before the next attempt.",
+    ),
+    Option(
+        "pin_max", kinds.SECONDS, 0.0, unit="seconds; 0: no limit", group=TENANTS, effect="always",
+        help="How long after a release jobs on the old generation keep their tenant there; then its new requests go "
+        "to the new one, though those jobs still run.",
     ),
     Option(
         "bind", address.ADDRESS, ("tcp:127.0.0.1:8000",), repeatable=True, flags=("-b",), group=NETWORK, effect="start",

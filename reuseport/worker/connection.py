@@ -49,7 +49,7 @@ def _socket_address(host: str, port: str) -> Any:
 class Connection(Stream):
     """See the module. `peer` is as getpeername gives it, "" for a unix socket; `template` as `wsgi.template`'s."""
 
-    __slots__ = ("_checked", "_pumping", "forwarded", "remote_addr", "remote_port", "state", "template")
+    __slots__ = ("_checked", "_pumping", "forwarded", "remote_addr", "remote_port", "state", "template", "tenant")
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
         if isinstance(peer, tuple):
@@ -64,6 +64,7 @@ class Connection(Stream):
         self.state = WAITING
         self._checked = 0  # offset in `unread` up to which a head's lines were judged
         self._pumping = False  # `_take` is on the hub's stack
+        self.tenant: str | None = None  # whose its last request was, as far as --tenant says so
         self._watcher.start(self._readable)
         self._set_deadline(engine.header_timeout)
 
@@ -182,6 +183,10 @@ class Connection(Stream):
         if self.unread:
             self._take(self.unread)
 
+    def refuse(self, error: RequestError, head: bytes | bytearray) -> None:
+        """Answer, instead of the application, the request that was to be served; and close."""
+        self._refuse(error, head)
+
     def _refuse(self, error: RequestError, head: bytes | bytearray) -> None:
         """Answer what is no request that the application could get, as far as its `head` has come, and close."""
         self.state = SERVING
@@ -260,6 +265,21 @@ class Connection(Stream):
         self.state = PASSED
         self.engine.wheel.forget(self)
         self._watcher.stop()
+
+    def put_back(self, head: bytes | bytearray, body: bytes) -> None:
+        """The request whose head this was is another worker's: `unread` begins with it again, and with what of its body
+        was taken, and nothing else is read until the connection is passed, or goes on here."""
+        if self.state is SERVING:
+            self.unread = b"%b\r\n\r\n%b%b" % (head, body, self.unread)
+            self.state = HEAD
+            self._watcher.stop()
+            self._parked = True
+
+    def go_on(self) -> None:
+        """What was put back is to be served here after all."""
+        if self.state is HEAD:
+            self.state = WAITING
+            self._resume_later()
 
     def take_back(self) -> None:
         """Nobody has taken it: go on as if nothing had been."""

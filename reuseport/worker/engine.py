@@ -108,7 +108,7 @@ class Engine:
         if settings.threads:
             self._connection, self._tls_connection = ThreadedConnection, ThreadedTlsConnection
             self.threads = Threads(self, application, settings.threads)
-            self.run = self.threads.run  # has a Response made, in a thread
+            self.run = self.threads.run  # has a Response made, in a thread; a Router puts itself before it
         else:
             self.run = Pool(self.hub, Caller(application, self).serve).run  # or in a greenlet
             self.run_upgradable = Pool(self.hub, UpgradeCaller(application, self).serve).run

@@ -30,7 +30,7 @@ BATCH = 200  # connections in one packet; the kernel takes at most 253 descripto
 SHARES = 3  # batches that a worker of the heir gets from one sender, where there are enough connections
 REST = 0.005  # seconds after a batch for which a receiver leaves the queue to its siblings
 BATCH_BYTES = 1 << 16  # bytes read from the connections of one packet; one connection's may be more
-MOST_UNREAD = 1 << 16  # bytes: a connection with more of them is not passed
+MOST_UNREAD = (1 << 16) + (1 << 14)  # bytes: a connection with more (a head and a piece) is not passed
 PACKET = 1 << 18
 RETRY = 0.005  # seconds, where the kernel holds too many descriptors in flight (ETOOMANYREFS), or a batch was refused
 REFUSALS = 5  # batches that one heir may refuse; while one waits, nobody answers its clients
@@ -48,9 +48,10 @@ class _Batch:
 
 
 class Sender:
-    """Gives connections to the heir. `on_refused()` is called when it does not take some, or there is none any more."""
+    """Gives connections to the heir. `on_refused(connections)` gets those that it does not take, or all that wait when
+    there is no heir any more."""
 
-    def __init__(self, loop: Any, loop_set: LoopSet, on_refused: Callable[[], None]) -> None:
+    def __init__(self, loop: Any, loop_set: LoopSet, on_refused: Callable[[list[Connection]], None]) -> None:
         self._loop = loop
         self._loop_set = loop_set
         self._on_refused = on_refused
@@ -86,6 +87,11 @@ class Sender:
             self._socket.close()
             self._socket = None
 
+    def close(self) -> None:
+        """There is no heir any more. What is on its way may still be taken, or comes back."""
+        self._drop_heir()
+        self._pump()
+
     def abandon(self) -> None:
         """In a child that the application has forked."""
         for batch in self._batches.values():
@@ -116,8 +122,9 @@ class Sender:
                 if self._socket is not None:
                     return
         if self._socket is None and self._waiting:
+            waiting = list(self._waiting)
             self._waiting.clear()
-            self._on_refused()
+            self._on_refused(waiting)
 
     def _next_batch(self) -> list[Connection]:
         batch: list[Connection] = []
@@ -186,7 +193,7 @@ class Sender:
             self._waiting.extend(batch.connections)
             self._retry_later()
         else:
-            self._on_refused()
+            self._on_refused(batch.connections)
 
 
 class Receiver:

@@ -22,15 +22,21 @@ from typing import Any
 import gevent
 import gevent.event
 import gevent.hub
+import gevent.monkey
 from setproctitle import setproctitle
 
 from reuseport import hooks
+from reuseport.core.routing import Table
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.logline import LEVELS, form_of
+from reuseport.ipc.marks import Marks
+from reuseport.ipc.pins import JOBS as PINNING
+from reuseport.ipc.pins import REQUESTS as RUNNING
+from reuseport.ipc.pins import Pins, open_file
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, REQUESTS, RSS, TAKEN, TURNED, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.worker import application, logs, running, warmup
+from reuseport.worker import application, logs, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
 from reuseport.worker.birth import Birth
 from reuseport.worker.engine import Engine
@@ -38,6 +44,7 @@ from reuseport.worker.handover import Receiver, Sender
 from reuseport.worker.listeners import Acceptor, Listener, pass_slots
 from reuseport.worker.loopset import LoopSet
 from reuseport.worker.reporter import JobReporter
+from reuseport.worker.router import Router
 
 TURN = 0.25  # seconds between two signs of life
 MEMORY = 5.0  # seconds between two looks at the resident memory
@@ -69,6 +76,9 @@ class Worker:
         self.heir = 0
         self.stopping = False
         self.told_to_drain = False
+        self.attending = False  # it drains, but stays for those of its generation's tenants who are kept there
+        self.router: Router | None = None
+        self.routes: tuple[dict[str, Any], list[int]] | None = None  # the newest, while there is no router yet
         self.limit = self.settings.max_requests
         if self.limit and self.settings.max_requests_jitter:
             self.limit += random.randint(0, self.settings.max_requests_jitter)
@@ -117,7 +127,7 @@ class Worker:
         for listener in birth.listeners.values():
             self.acceptor.add(listener)
         self.engine = Engine(
-            app,
+            tenancy.told(app) if self.settings.tenant else app,
             self.settings,
             generation=birth.generation,
             worker=self.id,
@@ -136,6 +146,8 @@ class Worker:
         warmup.call_start_hooks()
         for path in self.settings.warmup:
             warmup.request(self.engine, path)
+        if self.settings.tenant:
+            self._make_router()
         self._measure(time.monotonic())
         if birth.booting:
             sys.stdout.flush()
@@ -148,6 +160,28 @@ class Worker:
         early, self.early = self.early, []
         for message in early:
             self._on_message(message)
+
+    def _make_router(self) -> None:
+        assert self.engine is not None
+        tenant_of, may_block = tenancy.finder(self.settings.tenant)
+        lock = gevent.monkey.get_original("_thread", "allocate_lock")
+        locks = open_file(self.birth.run_dir.pins)
+        strict = self.settings.tenant_isolation == "strict"
+        self.router = Router(
+            self.engine,
+            self.birth.generation,
+            tenant_of,
+            may_block,
+            Marks(self.birth.run_dir.marks, lock()),
+            Pins(locks, PINNING, self.birth.generation, lock()),
+            Pins(locks, RUNNING, self.birth.generation, lock()) if strict else None,
+            lambda on_refused: Sender(self.loop, self.loop_set, on_refused),
+            self._hear,
+            self._say,
+            self.log,
+        )
+        if self.routes is not None:
+            self._set_routes(*self.routes)
 
     def _accept_signals(self) -> None:
         """After the import: the application may have set handlers of its own, meant for another server."""
@@ -263,6 +297,8 @@ class Worker:
                 self._add_slots(message["slots"], fds)
             elif message["type"] == "heir":
                 self._set_heir(message, fds)
+            elif message["type"] == "routes":
+                self._set_routes(message, fds)
             elif self.engine is None:
                 self.early.append(message)
             else:
@@ -291,8 +327,14 @@ class Worker:
                 self.receiver.start()
             self.state = "serving"
             self._say("accepting")
+        elif kind == "attend" and self.state in ("ready", "serving"):
+            self.attending = True
+            if self.state == "ready":
+                self.receiver.start()
+            self._drain(last=False)
         elif kind == "drain":
             self.told_to_drain = True
+            self.attending = False
             if message["last"]:
                 self._drain(last=True)
         elif kind == "quit":
@@ -340,7 +382,18 @@ class Worker:
         if self.state == "draining":
             self._hand_over()
 
-    def _keep_connections(self) -> None:
+    def _set_routes(self, message: dict[str, Any], fds: list[int]) -> None:
+        """Which generations there are, and the ways to their queues."""
+        if self.router is None:
+            if self.routes is not None:
+                for fd in self.routes[1]:
+                    os.close(fd)
+            self.routes = message, fds
+            return
+        queues = dict(zip(message["queues"], fds, strict=True))
+        self.router.set_table(Table.from_json(message["table"]), queues, int(message["workers"]))
+
+    def _keep_connections(self, refused: Any = None) -> None:
         """Nobody takes them: each is answered once more, and closed. At a stop idle ones are closed at once."""
         assert self.engine is not None
         self.engine.drain()
@@ -352,7 +405,12 @@ class Worker:
         if self.heir == self.birth.generation:
             # What it gives to its own generation's queue must not come back to itself.
             self.receiver.stop(self.loop_set)
-        self.engine.drain_to(self.sender.give)
+        self.engine.drain_to(self.sender.give if self.router is None else self._give_what_may_go)
+
+    def _give_what_may_go(self, connections: list[Any]) -> None:
+        assert self.router is not None
+        if going := self.router.sort_out(connections):
+            self.sender.give(going)
 
     def _count_request(self) -> None:
         if not self.retiring and self.board[REQUESTS] >= self.limit:
@@ -376,6 +434,8 @@ class Worker:
             self._measure(now)
         if self.state == "draining":
             self._retitle()
+            if self.router is not None and not self.engine.closing and (free := self.router.no_longer_kept()):
+                self.sender.give(free)
 
     def _measure(self, now: float) -> None:
         self._memory_at = now + MEMORY
@@ -419,10 +479,12 @@ class Worker:
 
     def _drain(self, last: bool) -> None:
         """Accept nothing new, finish what there is, leave. `last`: nobody accepts after this worker."""
+        self.attending = self.attending and not (last or self.told_to_drain)
         if self.state == "draining":
             if last and not self.stopping:
                 self.stopping = True
                 self._keep_connections()
+            self._leave_if_done()
             return
         self.state = "draining"
         self.stopping = last
@@ -452,6 +514,8 @@ class Worker:
 
     def _leave_if_done(self) -> None:
         engine = self.engine
+        if self.attending:
+            return
         if self.state == "draining" and not engine.requests and not engine.connections and not self.board[JOBS]:
             # What waits in the queue would be lost with the answer that it was taken; it goes straight on to the heir.
             if self.heir != self.birth.generation and self.receiver.empty():
@@ -465,8 +529,9 @@ class Worker:
         for watcher in (*self._watchers, self._channel_watcher):
             if watcher is not None:
                 watcher.stop()
-        for part in (self.acceptor, self.receiver, self.sender, self.engine, self.reporter):
-            part.abandon()
+        for part in (self.acceptor, self.receiver, self.sender, self.engine, self.reporter, self.router):
+            if part is not None:
+                part.abandon()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         Worker.current = None
 

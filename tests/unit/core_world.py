@@ -21,14 +21,17 @@ from reuseport.core import events as ev
 from reuseport.core import machine, turn
 from reuseport.core.model import (
     ACCEPTING,
+    ATTENDING,
     BOOTING,
     DRAINING,
     ENDING,
+    FORKING,
     LEAVING,
     LOADING,
     OPENING,
     SERVING,
     STANDBY,
+    STARTING,
     TOLD,
     TRANSITIONS,
     WARMING,
@@ -71,6 +74,7 @@ class Audit:
         self.worked: set[Key] = set()  # has ever accepted: may have requests
         self.ended: dict[Key, float] = {}  # told to end at once, and when
         self.left: set[Key] = set()  # told to drain
+        self.attending: set[Key] = set()  # told to stay for those who are kept in their draining generation
         self.let_go: set[Key] = set()  # said that it accepts nothing any more
         self.last: set[Key] = set()  # told that nobody accepts after it
         self.gone: set[Key] = set()
@@ -104,6 +108,7 @@ class Audit:
             self._obey(before, event, command, after, now)
         self._check_acceptor_stays(had_acceptor, after)
         self._check_staffed(after, now)
+        self._check_attended(after, now)
         self._check_last(after)
         self._check_slots(after)
         self._check_clock(after, now)
@@ -119,7 +124,7 @@ class Audit:
                 self.ready.add(key)
             case ev.Accepting(key):
                 self.worked.add(key)
-                if key not in self.left and key not in self.ended:
+                if key not in self.left | self.attending and key not in self.ended:
                     self.accepting.add(key)
             case ev.LetGo(key):
                 self.let_go.add(key)
@@ -156,7 +161,8 @@ class Audit:
         self.opened.add(one.key.generation)
         if one.state != TOLD:
             self.worked.add(one.key)
-            (self.left if one.state == LEAVING else self.accepting).add(one.key)
+            books = {LEAVING: self.left, ATTENDING: self.attending}
+            books.get(one.state, self.accepting).add(one.key)
 
     def _obey(self, before: Cluster, event: ev.Event, command: ev.Command, after: Cluster, now: float) -> None:
         match command:
@@ -174,6 +180,8 @@ class Audit:
                 self._check_fork(key, place, after)
             case ev.Accept(key, slots):
                 self._check_accept(key, slots)
+            case ev.Attend(key):
+                self._check_attend(key, event, after)
             case ev.Drain(key, last):
                 assert last == bool(after.stopping), "who drains last takes what waits, and nobody else does"
                 again = key in self.left and (event == ev.Forked(key, getattr(event, "pid", 0)) or key not in self.last)
@@ -181,7 +189,8 @@ class Audit:
                     self._check_drain(before, key, after)
                 self.last |= {key} if last else set()
             case ev.Bequeath(key):
-                assert key in self.left - self.gone and after.serving, f"{key} has nothing to bequeath, or no heir"
+                leaving = (self.left | self.attending) - self.gone
+                assert key in leaving and after.serving, f"{key} has nothing to bequeath, or no heir"
             case ev.Quit(key) | ev.Abort(key) | ev.Kill(key):
                 self._check_end(before, event, command, key, after, now)
             case ev.Answer():
@@ -279,7 +288,8 @@ class Audit:
         """Only a living zygote that has loaded, and was not told to go, is asked for a worker."""
         assert key.generation in self.loaded, f"{key} was asked of a zygote that cannot fork"
         assert key.number > self.forked.get(key.generation, 0), "a worker's number was used before"
-        assert after.generations[key.generation].state in (WARMING, OPENING, SERVING)
+        g = after.generations[key.generation]
+        assert g.state in (WARMING, OPENING, SERVING) or (g.state == DRAINING and g.pinned and not after.stopping)
         self.forked[key.generation] = key.number
         self.place[key] = place
 
@@ -293,7 +303,7 @@ class Audit:
 
     def _check_drain(self, before: Cluster, key: Key, after: Cluster) -> None:
         """A worker drains when its generation is succeeded, when it is relieved, when it is too many, or at a stop."""
-        assert key in self.told and key not in self.gone, f"{key} has nothing to drain"
+        assert key in self.told.keys() | self.attending and key not in self.gone, f"{key} has nothing to drain"
         assert key not in self.left and key not in self.ended, f"{key} was told twice to go"
         self._check_succession(before, key, after)
         g = before.generations[key.generation]
@@ -305,6 +315,26 @@ class Audit:
             assert w.place >= stays.wanted or (stays.workers[key.number].retiring and relieved), f"{key} was sent away"
         self.left.add(key)
         self.accepting.discard(key)
+
+    def _check_attend(self, key: Key, event: ev.Event, after: Cluster) -> None:
+        """Only where somebody is kept, only who is ready; said again only to who says hello again."""
+        g = after.generations[key.generation]
+        assert key in self.ready - self.gone - self.left and key not in self.ended
+        again = key in self.attending and event == ev.Forked(key, getattr(event, "pid", 0))
+        assert again or (g.pinned and g.state == DRAINING and not after.stopping and key not in self.attending)
+        assert len(g.having(ATTENDING)) >= 1
+        self.attending.add(key)
+        self.accepting.discard(key)
+
+    def _check_attended(self, after: Cluster, now: float) -> None:
+        """Where somebody is kept there is a worker for him, or one on its way, or a time at which it gets one."""
+        for g in after.having(DRAINING):
+            if after.stopping or not g.pinned:
+                assert not g.having(ATTENDING), f"generation {g.number} is attended for nobody"
+                continue
+            zygote = g.zygote is not None and g.zygote.loaded and not g.zygote.leaving
+            present = len(g.having(ATTENDING, FORKING, STARTING))
+            assert present >= min(turn.ATTENDANTS, g.wanted) or not zygote or g.fork_after > now
 
     def _check_end(
         self, before: Cluster, event: ev.Event, command: ev.Command, key: Key, after: Cluster, now: float
@@ -354,7 +384,7 @@ class Audit:
         if g is None or g.number != number or now >= g.since + turn.LETTING_GO:
             return
         for old in after.generations.values():
-            late = [n for n, w in old.having(TOLD, ACCEPTING, LEAVING).items() if not w.blocked]
+            late = [n for n, w in old.having(TOLD, ACCEPTING, ATTENDING, LEAVING).items() if not w.blocked]
             late = [n for n in late if Key(old.number, n) not in self.let_go]
             assert old.number >= number or not late, f"{old.number}.{late} may still accept"
 
@@ -585,6 +615,8 @@ class World:
                 self._order(self.zygotes.get(key.generation), "fork", key)
             case ev.Accept(key):
                 self._order(self.workers.get(key), "accept")
+            case ev.Attend(key):
+                self._order(self.workers.get(key), "attend")
             case ev.Drain(key, last):
                 if last:
                     self._order(self.workers.get(key), "stopping")
@@ -658,6 +690,9 @@ class World:
 
     def _hear(self, p: Process) -> None:
         event = p.says.popleft()
+        if self.audit.finish and isinstance(event, ev.Forked):
+            self.workers[event.key].die()  # there is no master to say hello to: who has never accepted ends by itself
+            return
         if isinstance(event, ev.Forked):
             child = self.workers[event.key]
             child.known = True
@@ -730,13 +765,16 @@ class World:
         if order == "accept" and p.phase in ("ready", "serving"):
             p.phase = "serving"
             p.says.append(ev.Accepting(p.key))
+        elif order == "attend" and p.phase in ("ready", "serving"):
+            p.phase = "attending"
+            p.says.append(ev.LetGo(p.key))
         elif order == "stopping":
             self._drain(p)
         elif order == "quit":
             p.die()
 
     def _drain(self, p: Process) -> None:
-        if p.phase in ("ready", "serving"):
+        if p.phase in ("ready", "serving", "attending"):
             p.phase = "draining"
             p.says.append(ev.LetGo(p.key))
 
@@ -781,7 +819,7 @@ class World:
             g, state, place = roster.get(p.key, (None, "", 0))  # a zygote is in it from the moment it runs
             if p.dead or (not g and p.key.number != ZYGOTE):
                 p.known = p.heard = False
-            elif state in (ACCEPTING, LEAVING, TOLD, "loaded"):
+            elif state in (ACCEPTING, ATTENDING, LEAVING, TOLD, "loaded"):
                 p.known = p.heard = True
                 p.says.append(ev.Loaded(p.key) if p.key.number == ZYGOTE else ev.Forked(p.key, p.pid))
                 left.append(ev.Survivor(p.key, p.pid, replace(g.release, workers=g.wanted), state, place))
@@ -800,12 +838,15 @@ class World:
 
         What hangs while a deadline of the core's covers it hangs on: the core must cope.
         """
+        for number, g in list(self.cluster.generations.items()):
+            if g.pinned:
+                self.feed(ev.Pinned(number, False))
         for _ in range(ROUNDS):
             for p in self.workers.values():
                 p.busy = False
                 g = self.cluster.generations.get(p.key.generation)
                 w = g.workers.get(p.key.number) if g else None
-                if g and w and w.state in (TOLD, ACCEPTING, LEAVING) and g.state not in BOOTING:
+                if g and w and w.state in (TOLD, ACCEPTING, ATTENDING, LEAVING) and g.state not in BOOTING:
                     p.stuck = False
             if self.happen(chance):
                 continue

@@ -45,7 +45,7 @@ RELEASES = st.fixed_dictionaries(
 )
 
 
-WORKING = ("serving", "draining")
+WORKING = ("serving", "attending", "draining")
 PHASES = {
     "dies": ("loading", "loaded", "born", "starting", "ready", *WORKING),
     "says why and dies": ("loading", "starting", *WORKING),
@@ -57,7 +57,7 @@ PHASES = {
     "is looked at": ("ready", *WORKING),
     "gets work": WORKING,
     "ends its work": WORKING,
-    "retires": ("ready", "serving"),
+    "retires": ("ready", "serving", "attending"),
 }
 MISFORTUNES = tuple(PHASES)
 
@@ -113,6 +113,13 @@ class AnyStory(RuleBasedStateMachine):
     @rule(by=st.sampled_from((-2, -1, 1, 2)))
     def scale(self, by: int) -> None:
         self.world.feed(ev.ScaleAsked(by))
+
+    @rule(pinned=st.booleans(), data=st.data())
+    def somebody_is_kept(self, pinned: bool, data: st.DataObject) -> None:
+        """Jobs of tenants, or an operator's hold, begin or end somewhere."""
+        numbers = sorted(self.world.cluster.generations)
+        if numbers:
+            self.world.feed(ev.Pinned(data.draw(st.sampled_from(numbers)), pinned))
 
     @rule(quick=st.booleans(), timeout=st.sampled_from((0.0, 5.0)), really=st.sampled_from((False,) * 5 + (True,)))
     def stop(self, quick: bool, timeout: float, really: bool) -> None:

@@ -56,6 +56,7 @@ DYNAMIC = {
     "__init__.py",  # what an application imports, lazily
     "cli/main.py",  # a command, once it is asked for
     "worker/application.py",  # the application
+    "worker/tenancy.py",  # and its function that says whose a request is
 }
 
 

@@ -1,0 +1,25 @@
+"""`reuseport move TENANT`: no longer hold it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from reuseport.cli import hold, place
+from reuseport.options.manual import manual
+
+ABOUT = """\
+Lets go of a tenant that is held: it moves to the generation that serves when it is next free, which is at its next \
+request if none of its jobs keeps it.
+
+Exit status: 0 the master heard it; 1 it did not; 2 wrong usage; 3 no master there."""
+
+
+def help_text() -> str:
+    usage = "reuseport move TENANT [-n NAME | --run-dir DIR | -c FILE]"
+    return manual((hold.TENANT, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Let the tenant go and return the exit status. Raises OptionError and Failure."""
+    return hold.ask("move", argv)

@@ -1,0 +1,148 @@
+"""Marks: how far each tenant has moved, in memory that all processes map.
+
+A mark outlives the worker that set it, so that a tenant never goes back. The file is a hash table with open addressing;
+its header says whether there is anything to route at all, which is all that a request costs while nothing drains.
+
+Reading takes no lock: a record's words are aligned and written one by one, its key last, and a reader looks at the key
+again afterwards. Writing happens under a record lock on the file's first byte. When nothing drains the master wipes the
+table; in between a record is used again when its mark says nothing any more: not above the oldest living generation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from typing import Any
+
+RECORDS = 1 << 18
+PROBES = 256  # records looked at for one tenant
+WORDS = 4  # of a record, 64 bits each
+HEADER = 8  # words
+SIZE = (HEADER + RECORDS * WORDS) * 8
+
+# The header.
+VERSION = 0  # of the table that the master has published; 0: there is nothing to route
+OLDEST = 1  # the oldest living generation
+MADE = 2  # records made since the last wipe
+
+# A record.
+_KEY, _MOVED, _STAYS, _UNTIL = range(WORDS)
+_EMPTY, _BUSY = 0, 1  # as keys: tenants' numbers begin with 2
+
+
+class Full(Exception):
+    """More tenants have moved since the oldest drain began than the table holds."""
+
+
+class Marks:
+    """The mapped file. The descriptor stays open for good: closing it would drop the write lock.
+
+    `lock` is a native lock that keeps this process's threads apart, which record locks do not.
+    """
+
+    def __init__(self, path: str, lock: Any, *, create: bool = False) -> None:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+        self._fd = os.open(path, flags, 0o600)
+        if create and os.fstat(self._fd).st_size != SIZE:
+            # All of it now: a page that the disk has no room for would end whoever touches it (SIGBUS, mmap(2)).
+            os.posix_fallocate(self._fd, 0, SIZE)
+        self.words = memoryview(mmap.mmap(self._fd, SIZE)).cast("Q")
+        self._lock = lock
+
+    def moved(self, tenant: int) -> int:
+        """The generation that the tenant has moved to, 0 if it has not."""
+        at = self._find(tenant)
+        if not at:
+            return 0
+        moved = self.words[at + _MOVED]
+        return moved if self.words[at + _KEY] == tenant else 0
+
+    def stays(self, tenant: int, now: float) -> int:
+        """The generation in which the tenant stays for the time being, 0 if it does not. `now`: CLOCK_MONOTONIC."""
+        at = self._find(tenant)
+        if not at:
+            return 0
+        stays = self.words[at + _STAYS] if self.words[at + _UNTIL] > now * 1e9 else 0
+        return stays if self.words[at + _KEY] == tenant else 0
+
+    def move(self, tenant: int, generation: int) -> None:
+        """The tenant has moved to `generation`, unless it was further already. Full if there is no room."""
+        with self._writing():
+            at = self._find(tenant) or self._make(tenant)
+            self.words[at + _MOVED] = max(generation, self.words[at + _MOVED])
+            self.words[at + _UNTIL] = 0
+
+    def stay(self, tenant: int, generation: int, until: float) -> None:
+        """The tenant stays in `generation` until then (CLOCK_MONOTONIC). Full if there is no room."""
+        with self._writing():
+            at = self._find(tenant) or self._make(tenant)
+            self.words[at + _UNTIL] = 0
+            self.words[at + _STAYS] = generation
+            self.words[at + _UNTIL] = int(until * 1e9)
+
+    def forget_stay(self, tenant: int) -> None:
+        with self._writing():
+            if at := self._find(tenant):
+                self.words[at + _UNTIL] = 0
+
+    # For the master.
+
+    def publish(self, version: int, oldest: int) -> None:
+        """From now on the table of this version counts; 0: there is nothing to route."""
+        self.words[OLDEST] = oldest
+        self.words[VERSION] = version
+
+    def wipe(self) -> None:
+        """Forget all marks. Only while there is nothing to route."""
+        with self._writing():
+            if self.words[MADE]:
+                self.words[HEADER:] = memoryview(bytes(SIZE - HEADER * 8)).cast("Q")
+                self.words[MADE] = 0
+
+    def count(self) -> int:
+        """How many records were made since the last wipe."""
+        return self.words[MADE]
+
+    # Inside.
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Alone. Whoever holds this lock waits for nothing, so nobody waits for it long."""
+        with self._lock:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX, 1)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
+
+    def _find(self, tenant: int) -> int:
+        """Where the tenant's record begins, 0 if it has none."""
+        words = self.words
+        index = tenant % RECORDS
+        for _ in range(PROBES):
+            at = HEADER + index * WORDS
+            key = words[at]
+            if key == tenant:
+                return at
+            if key == _EMPTY:
+                return 0
+            index = (index + 1) % RECORDS
+        return 0
+
+    def _make(self, tenant: int) -> int:
+        words = self.words
+        index = tenant % RECORDS
+        for _ in range(PROBES):
+            at = HEADER + index * WORDS
+            # A record that its writer died over counts as stale too.
+            if words[at] in (_EMPTY, _BUSY) or (words[at + _MOVED] <= words[OLDEST] and not words[at + _UNTIL]):
+                words[at + _KEY] = _BUSY
+                words[at + _MOVED] = words[at + _STAYS] = words[at + _UNTIL] = 0
+                words[at + _KEY] = tenant
+                words[MADE] += 1
+                return at
+            index = (index + 1) % RECORDS
+        raise Full(f"more than {RECORDS} tenants have moved, or too many that lie together")

@@ -1,0 +1,246 @@
+"""Tenants, as the master knows them: what routers are told, who is kept where, and the command line's questions.
+
+The master routes nothing. It publishes a table (to the workers' channels, with the queues of all other generations;
+its version in the marks' header), and tells the core in which draining generations somebody is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from reuseport.core import events as ev
+from reuseport.core.model import DRAINING, OPENING, SERVING, ZYGOTE, Cluster, Key
+from reuseport.core.routing import HELD, JOBS, RUNNING, Canary, Table, route
+from reuseport.ipc.channel import PACKET
+from reuseport.ipc.marks import VERSION, Marks
+from reuseport.ipc.pins import number_of, open_file
+from reuseport.ipc.rundir import RunDir
+from reuseport.master.processes import Processes
+from reuseport.master.switchboard import Switchboard
+from reuseport.options import Settings
+
+LONGEST = 200  # characters of a tenant's name
+ROOM = PACKET - 4096  # bytes of a table that still fits into a message
+REJOINING = 5.0  # seconds for an earlier master's workers to tell this one of their jobs
+
+
+class Tenants:
+    """`adopting`: an earlier master's marks and holds count on. `tell(event)` and `log(level, text)` are set by the
+    master. Without --tenant every method does nothing."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        run_dir: RunDir,
+        ids: tuple[int, int] | None,
+        adopting: bool,
+        processes: Processes,
+        switchboard: Switchboard,
+    ) -> None:
+        self.on = bool(settings.tenant)
+        self.strict = settings.tenant_isolation == "strict"
+        self.tell: Callable[[ev.Event], None] = lambda event: None
+        self.log: Callable[[str, str], None] = lambda level, text: None
+        self.canary: Canary | None = None
+        self._run_dir = run_dir
+        self._processes = processes
+        self._switchboard = switchboard
+        self._table = Table()
+        self._workers = 1
+        self._queues: frozenset[int] = frozenset()  # generations whose ways everybody has been told
+        self._holds: dict[str, int] = {}
+        self._stays: dict[str, tuple[int, float]] = {}  # tenant -> generation, until when (CLOCK_MONOTONIC)
+        self._pinned: frozenset[int] = frozenset()
+        self._quiet_until = time.monotonic() + REJOINING if adopting else 0.0
+        if not self.on:
+            return
+        # An earlier master's workers have the very same files open, so they are never made anew beside them.
+        os.close(open_file(run_dir.pins))
+        self._marks = Marks(run_dir.marks, threading.Lock(), create=True)
+        if ids:
+            for path in (run_dir.pins, run_dir.marks):
+                os.chown(path, *ids, follow_symlinks=False)
+        self._version = max(time.time_ns() // 1000, self._marks.words[VERSION])
+        if adopting:
+            self._holds = self._read_holds()
+        else:
+            self._marks.publish(0, 0)
+            self._marks.wipe()
+        switchboard.on_hello = self._welcome
+        switchboard.on_stay = self._note_stay
+
+    # --- what routers are told --------------------------------------------------------------------------------------
+
+    def publish(self, cluster: Cluster, settings: Settings) -> None:
+        """Tell every worker of the table, if it has changed. Before anybody of a new generation accepts."""
+        if not self.on:
+            return
+        living = cluster.having(OPENING, SERVING, DRAINING)
+        taking = [g for g in living if g.state != DRAINING]
+        serving = taking[-1].number if taking else self._table.serving
+        if self.canary and self.canary.generation != serving:
+            serving = next((g.number for g in taking if g.number != self.canary.generation), serving)
+        untied_at = {g.number: g.since + settings.pin_max for g in living if g.state == DRAINING and settings.pin_max}
+        table = Table(
+            self._table.version,
+            serving,
+            tuple(g.number for g in living),
+            dict(self._holds),
+            self.canary,
+            untied_at,
+            settings.strict_wait,
+        )
+        queues = self._switchboard.queues
+        if table == self._table and queues <= self._queues:
+            return
+        self._queues = queues  # an earlier master's generations bring theirs one by one
+        self._version += 1
+        self._table = replace(table, version=self._version)
+        self._workers = taking[-1].wanted if taking else 1
+        for process in self._processes.all():
+            if process.key.number != ZYGOTE:
+                self._welcome(process.key)
+        oldest = min(table.living, default=0)
+        self._marks.publish(self._version if table.active else 0, oldest)
+        if not table.active:
+            self._marks.wipe()
+
+    def _welcome(self, key: Key) -> None:
+        table = self._table
+        if table.version:
+            self._switchboard.send_routes(key, table.to_json(), table.living, self._workers)
+
+    # --- what the core is told --------------------------------------------------------------------------------------
+
+    def look(self, cluster: Cluster) -> None:
+        """Tell the core in which generations somebody is kept."""
+        if not self.on or cluster.stopping:
+            return
+        left = range(cluster.last + 1)  # an adopting master has not counted so far yet
+        if gone := {t: g for t, g in self._holds.items() if g in left and g not in cluster.generations}:
+            for tenant, g in gone.items():
+                del self._holds[tenant]
+                self.log("warning", f"tenant {tenant!r} was held in generation {g}, which has gone")
+            self._write_holds()
+        pinned = frozenset(self._holds.values()) | {g for g, _, _ in self._jobs()}
+        if time.monotonic() < self._quiet_until:
+            pinned |= {g.number for g in cluster.generations.values() if g.pinned}
+        for number, g in cluster.generations.items():
+            if g.pinned != (number in pinned):
+                self.tell(ev.Pinned(number, number in pinned))
+
+    def _jobs(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """The jobs of tenants that workers have told of."""
+        for process in self._processes.all():
+            for job in process.jobs.values():
+                if job["tenant"]:
+                    yield process.key.generation, str(job["tenant"]), job
+
+    def _note_stay(self, tenant: str, generation: int, seconds: float) -> None:
+        self._stays[tenant] = generation, time.monotonic() + seconds
+        self.log(
+            "info",
+            f"tenant {tenant!r} stays in generation {generation} for {seconds:g} s: its requests there have not ended",
+        )
+
+    # --- what the command line asks -----------------------------------------------------------------------------------
+
+    def answer(self, do: str, tenant: str, cluster: Cluster, settings: Settings) -> tuple[bool, dict[str, Any]]:
+        if not self.on:
+            return False, {"error": "this server knows no tenants: --tenant says whose a request is"}
+        if do == "tenants":
+            return True, {"tenants": self._everybody(), "serving": cluster.serving and cluster.serving.number}
+        if not 0 < len(tenant) <= LONGEST:
+            return False, {"error": f"a tenant's name has 1 to {LONGEST} characters"}
+        if do == "move":
+            text = f"{tenant} is not held; it moves when nothing else keeps it"
+            if tenant in self._holds:
+                g = self._holds.pop(tenant)
+                text = f"{tenant} is no longer held in generation {g}; it moves when it is next free"
+                self._write_holds()
+            self._stays.pop(tenant, None)
+        else:
+            if cluster.serving is None:
+                return False, {"error": "nothing serves yet"}
+            g = self._where(tenant).generation
+            self._holds[tenant] = g
+            if len(json.dumps(self._table.to_json() | {"holds": self._holds})) > ROOM:
+                del self._holds[tenant]
+                return False, {"error": f"{len(self._holds)} tenants are held: there is no room for more"}
+            self._write_holds()
+            text = f"{tenant} is held in generation {g}"
+        self.publish(cluster, settings)
+        self.look(cluster)
+        return True, {"text": text, "generation": self._where(tenant).generation}
+
+    def _where(self, tenant: str) -> Any:
+        """Where the tenant is, as far as the master has heard of its jobs."""
+        number, now = number_of(tenant), time.monotonic()
+        jobs = {g for g, whose, _ in self._jobs() if whose == tenant}
+        return route(
+            self._table,
+            tenant,
+            share=number >> 2,
+            moved=self._marks.moved(number),
+            stays=self._marks.stays(number, now),
+            tied=jobs.__contains__,
+            now=now,
+        )
+
+    def _everybody(self) -> list[dict[str, Any]]:
+        """All tenants that are kept somewhere, or have jobs; others are where everybody is."""
+        now = time.monotonic()
+        self._stays = {tenant: stay for tenant, stay in self._stays.items() if stay[1] > now}
+        names = {tenant for _, tenant, _ in self._jobs()} | self._holds.keys() | self._stays.keys()
+        if self.canary:
+            names |= self.canary.tenants
+        return [self._one(tenant, now) for tenant in sorted(names)]
+
+    def _one(self, tenant: str, now: float) -> dict[str, Any]:
+        where = self._where(tenant)
+        jobs = [
+            {"name": job["name"], "generation": g, "age": round(time.time() - job["started"], 3)}
+            for g, whose, job in self._jobs()
+            if whose == tenant
+        ]
+        stay = self._stays.get(tenant)
+        return {
+            "tenant": tenant,
+            "generation": where.generation,
+            "why": where.why,
+            "held": self._holds.get(tenant),
+            "jobs": sorted(jobs, key=lambda job: (job["generation"], -job["age"])),
+            "next_attempt": round(max(0.0, stay[1] - now), 3) if stay and where.why == RUNNING else None,
+            "keeps": where.why in (JOBS, HELD, RUNNING) and where.generation != self._table.serving,
+        }
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def _write_holds(self) -> None:
+        path = self._run_dir.holds
+        try:
+            with open(path + ".new", "w", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
+                json.dump({"v": 1, "holds": self._holds}, file)
+            os.replace(path + ".new", path)
+        except OSError as error:
+            self.log("error", f"{path} could not be written; a next master would not know who is held: {error}")
+
+    def _read_holds(self) -> dict[str, int]:
+        try:
+            with open(self._run_dir.holds, encoding="utf-8") as file:
+                return {str(tenant): int(g) for tenant, g in json.load(file)["holds"].items()}
+        except FileNotFoundError:
+            return {}
+
+    def remove(self) -> None:
+        if self.on:
+            for path in (self._run_dir.pins, self._run_dir.marks, self._run_dir.holds):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)

@@ -1,0 +1,53 @@
+"""--tenant: how its rules are read, and whose a request is by them."""
+
+from __future__ import annotations
+
+import pytest
+
+from reuseport.options.kinds import TENANT
+from reuseport.worker.application import LoadError
+from reuseport.worker.tenancy import LONGEST, finder, valid
+
+ENVIRON = {
+    "HTTP_HOST": "Acme.Example.org:8000",
+    "HTTP_X_TENANT": "acme",
+    "HTTP_COOKIE": 'a=1; who="acme"; who=globex; x',
+    "PATH_INFO": "/t/acme/x",
+}
+
+
+@pytest.mark.parametrize("rule, tenant", [
+    ("header:X-Tenant", "acme"), ("header:x-other", None), ("host", "acme.example.org"), ("host:1", "acme"),
+    ("host:4", None), ("path:1", "t"), ("path:2", "acme"), ("path:9", None), ("cookie:who", "acme"),
+    ("cookie:b", None),
+])  # fmt: skip
+def test_whose(rule, tenant):
+    find, may_block = finder(rule)
+    assert valid(find(ENVIRON)) == tenant and not may_block
+
+
+def test_an_ipv6_host_is_whole():
+    assert finder("host")[0]({"HTTP_HOST": "[::1]:8000"}) == "[::1]"
+
+
+@pytest.mark.parametrize("rule", [
+    "header:", "header", "header:X_Tenant", "header:a b", "cookie:", "host:0", "host:x", "path", "path:", "path:0",
+    "path:100", "acme", "a-b:c", "a:b()", "x:",
+])  # fmt: skip
+def test_a_rule_that_is_none(rule):
+    with pytest.raises(ValueError, match=r"header|cookie|host|path|none of"):
+        TENANT.parse(rule)
+
+
+def test_the_application_may_say_it_and_must_have_the_function():
+    assert finder("json:dumps")[1]
+    for rule, message in [("json:nothing", "has no 'nothing'"), ("no_such:x", "no module"), ("json:__name__", "str")]:
+        with pytest.raises(LoadError, match=message):
+            finder(rule)
+
+
+def test_what_counts_as_a_name():
+    assert valid("") is None and valid(None) is None and valid("x" * (LONGEST + 1)) is None
+    assert valid("x" * LONGEST)
+    with pytest.raises(TypeError, match="int"):
+        valid(7)
