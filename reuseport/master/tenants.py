@@ -121,7 +121,7 @@ class Tenants:
 
     def look(self, cluster: Cluster) -> None:
         """Tell the core in which generations somebody is kept."""
-        if not self.on or cluster.stopping:
+        if not self.on or cluster.stopping or not cluster.generations:  # nothing is known of an earlier master's yet
             return
         left = range(cluster.last + 1)  # an adopting master has not counted so far yet
         if gone := {t: g for t, g in self._holds.items() if g in left and g not in cluster.generations}:
