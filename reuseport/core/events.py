@@ -26,6 +26,13 @@ class ReleaseAsked:
 
 
 @dataclass(frozen=True)
+class PromoteAsked:
+    """The canary is to serve everybody."""
+
+    asker: Asker | None = None
+
+
+@dataclass(frozen=True)
 class Started:
     """The zygote runs (its pid); or it could not even be started (`error`)."""
 
@@ -160,7 +167,7 @@ class Adopted:
 
 
 Event = (
-    Tick | ReleaseAsked | Started | Loaded | Failed | Forked | Ready | Accepting | LetGo | Retire | Blocked | Unblocked
+    Tick | ReleaseAsked | PromoteAsked | Started | Loaded | Failed | Forked | Ready | Accepting | LetGo | Retire | Blocked | Unblocked
     | Judged | Pinned | Exited | ScaleAsked | StopAsked | Adopted
 )  # fmt: skip
 
@@ -203,10 +210,13 @@ class Fork:
 
 @dataclass(frozen=True)
 class Accept:
-    """Tell the worker to accept, and which slots are its own. A later one replaces an earlier one."""
+    """Tell the worker to accept, and which slots are its own. A later one replaces an earlier one.
+
+    None: it leaves all slots alone, and serves what is handed over to it.
+    """
 
     key: Key
-    slots: tuple[int, ...]
+    slots: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -262,7 +272,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Record:
-    """A release ended: "serving", "failed" or "superseded"; and later, perhaps, "taken back"."""
+    """A release ended: "serving", "failed" or "superseded". Before that it may be "canary", and later "taken back"."""
 
     generation: int
     outcome: str

@@ -14,6 +14,7 @@ from reuseport.core.model import (
     ACCEPTING,
     ATTENDING,
     BOOTING,
+    CANARY,
     DRAINING,
     FORKING,
     LEAVING,
@@ -23,6 +24,7 @@ from reuseport.core.model import (
     QUITTING,
     READY,
     SERVING,
+    STAFFED,
     STARTING,
     TOLD,
     WARMING,
@@ -68,6 +70,21 @@ def _release_asked(t: Turn, event: ev.ReleaseAsked) -> None:
         t.note("info", f"the release waits until generation {booting.number} serves or has failed")
 
 
+def _promote_asked(t: Turn, event: ev.PromoteAsked) -> None:
+    askers = (event.asker,) if event.asker else ()
+    g, booting = t.state.canary, t.state.booting
+    if g is None or t.state.stopping:
+        t.answer(askers, False, 0, "the server is stopping" if t.state.stopping else "there is no canary to promote")
+    elif booting is not None:
+        t.answer(askers, False, 0, f"generation {booting.number} is on its way, and will take the canary's place")
+    else:
+        release = replace(g.release, canary=None)
+        deadline = t.now + release.boot_timeout
+        g = t.move(g, "promoted", release=release, askers=g.askers + askers, success="", deadline=deadline)
+        for number, w in g.having(READY, TOLD, ACCEPTING).items():
+            t.accept(Key(g.number, number), w)
+
+
 def _started(t: Turn, event: ev.Started) -> None:
     g = t.generation(event.key.generation)
     if g is None or g.zygote is None:
@@ -83,7 +100,7 @@ def _started(t: Turn, event: ev.Started) -> None:
     t.put(replace(g, zygote=None))
     if g.state in BOOTING:
         t.fail(t.state.generations[g.number], event.error)
-    elif g.state == SERVING:
+    elif g.state in STAFFED:
         _zygote_lost(t, t.state.generations[g.number], event.error)
 
 
@@ -111,7 +128,7 @@ def _failed(t: Turn, event: ev.Failed) -> None:
         return
     if g.state in (LOADING, WARMING):
         t.fail(g, event.error or f"{name_of(event.key)} failed and did not say why")
-    elif g.state in (OPENING, SERVING):
+    elif g.state == OPENING or g.state in STAFFED:
         t.note("error", f"{name_of(event.key)}: {event.error}")
 
 
@@ -125,7 +142,7 @@ def _forked(t: Turn, event: ev.Forked) -> None:
     # A worker says hello again to a new master, and may never have heard what the old one decided. All of it can be
     # said twice.
     if w.state in (TOLD, ACCEPTING) and w.place < found[0].wanted:
-        t.do(ev.Accept(event.key, slots_of(w.place, found[0].wanted, t.state.slots)))
+        t.do(t.order(found[0], event.key.number, w))
     elif w.state == ATTENDING:
         t.do(ev.Attend(event.key))
     elif w.state == LEAVING:
@@ -199,7 +216,7 @@ def _exited(t: Turn, event: ev.Exited) -> None:
         if w.place < g.wanted:
             t.fail(g, f"worker {event.key} {event.how} before it was ready")
         return
-    if g.state not in (OPENING, SERVING) and not (g.state == DRAINING and g.pinned):
+    if g.state != OPENING and g.state not in STAFFED and not (g.state == DRAINING and g.pinned):
         return
     young = w.state not in (ACCEPTING, ATTENDING) or t.now - w.since < YOUNG_DEATH
     deaths = g.deaths + 1 if young else 0
@@ -222,7 +239,7 @@ def _zygote_exited(t: Turn, g: Generation, how: str) -> None:
     g = t.put(replace(g, zygote=None, workers=workers))
     if g.state in (LOADING, WARMING):
         t.fail(g, f"its zygote {how} before the workers were ready")
-    elif g.state in (OPENING, SERVING) and not zygote.leaving:
+    elif (g.state == OPENING or g.state in STAFFED) and not zygote.leaving:
         if zygote.loaded and t.now - zygote.since >= YOUNG_DEATH:
             g = replace(g, zygote_losses=0)
         _zygote_lost(t, g, how)
@@ -245,7 +262,7 @@ def _judged(t: Turn, event: ev.Judged) -> None:
 def _scale_asked(t: Turn, event: ev.ScaleAsked) -> None:
     if t.state.stopping:
         return
-    for g in t.state.having(LOADING, WARMING, OPENING, SERVING):
+    for g in t.state.having(LOADING, WARMING, OPENING, *STAFFED):
         wanted = max(1, g.wanted + event.by)
         if wanted != g.wanted:
             t.put(replace(g, wanted=wanted))
@@ -262,7 +279,7 @@ def _stop_asked(t: Turn, event: ev.StopAsked) -> None:
         t.do(ev.CloseSlots())
         t.answer(t.state.pending_askers, False, 0, "the server was stopped")
         t.change(pending=None, pending_askers=())
-        for g in t.state.having(SERVING, DRAINING):
+        for g in t.state.having(*STAFFED, DRAINING):
             t.do(*(ev.Drain(Key(g.number, number), last=True) for number in g.having(LEAVING)))
     t.change(
         stopping="quick" if quick else "graceful",
@@ -288,12 +305,15 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
         t.put(g)
     # Two of them accept if their master died in the middle of a release: the newest serves. One that was only told to
     # accept may never have heard it, and does not succeed one that accepts.
-    left = t.state.having(DRAINING)
+    left = [g for g in t.state.having(DRAINING) if not g.release.canary]
     accepting = [g for g in left if g.having(ACCEPTING)] or [g for g in left if g.having(TOLD)]
     if accepting:
         newest = accepting[-1]
         t.change(served=True)
         t.put(replace(newest, state=SERVING))
+        trials = [g for g in t.state.having(DRAINING) if g.release.canary and g.having(ACCEPTING)]
+        if trials and trials[-1].number > newest.number:
+            t.put(replace(trials[-1], state=CANARY))
         t.note("info", f"generation {newest.number} of an earlier master is adopted, and serves on")
         t.assign()
     elif event.otherwise is not None:
@@ -303,6 +323,7 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
 HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.Tick: _tick,
     ev.ReleaseAsked: _release_asked,
+    ev.PromoteAsked: _promote_asked,
     ev.Started: _started,
     ev.Loaded: _loaded,
     ev.Failed: _failed,

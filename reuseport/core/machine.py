@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from reuseport.core import events as ev
 from reuseport.core.facts import HANDLERS
-from reuseport.core.model import DRAINING, FORKING, READY, SERVING, STANDBY, STARTING, Cluster
+from reuseport.core.model import DRAINING, FORKING, READY, SERVING, STAFFED, STANDBY, STARTING, Cluster
 from reuseport.core.policies import POLICIES, confirmed_at, standby_until
 from reuseport.core.turn import Turn, attendance, missing
 
@@ -46,6 +46,7 @@ def wake_at(state: Cluster) -> float | None:
                 times.append(confirmed_at(g))
             if state.having(STANDBY):
                 times.append(standby_until(g))
+        if g.state in STAFFED:
             if g.zygote is None:
                 times.append(g.zygote_after)
             elif g.zygote.loaded and missing(g):

@@ -1,11 +1,11 @@
 """What the cluster is: generations, their processes, and the words for their states.
 
-A generation moves through seven states, and only along these lines (`TRANSITIONS` is the same as data):
+A generation moves through eight states, and only along these lines (`TRANSITIONS` is the same as data):
 
       loading ──loaded──> warming ──all ready──> opening ──all accepting──> serving ──succeeded──> draining
-         │                   │                      │                          │ stopped           │      │
-         └──────failed───────┴────────failed────────┘                          └──────> draining   │      │ drained
-                       │                                                                           │      └──> standby
+         │                   │                    │   │                       │ stopped            │      │
+         └──────failed───────┴───────failed───────┘   │ trial                 └──────> draining    │      │ drained
+                       │                              └──────> canary ──promoted──> opening        │      └──> standby
                        │                                                                   hurried │              │
                        └──────────────────────────────> ending <───────────────────────────────────┴───expired────┘
 
@@ -13,6 +13,7 @@ A generation moves through seven states, and only along these lines (`TRANSITION
 - *warming*: its workers are forked and start up; none of them accepts.
 - *opening*: all were ready and have been told to accept; the old generation still accepts too.
 - *serving*: it accepts. At most one generation serves.
+- *canary*: on trial: it owns no slot and serves those whom the one that serves passes on to it. At most one.
 - *draining*: it accepts nothing new and leaves when its work is done. Any number may drain.
 - *standby*: its workers have left, and its zygote is kept for a while, so that a rollback need not load anything.
 - *ending*: it is being ended whatever it does: a failed or replaced boot, or a quick stop.
@@ -45,6 +46,7 @@ LOADING = "loading"
 WARMING = "warming"
 OPENING = "opening"
 SERVING = "serving"
+CANARY = "canary"
 DRAINING = "draining"
 STANDBY = "standby"
 ENDING = "ending"
@@ -52,8 +54,9 @@ ENDING = "ending"
 TRANSITIONS: Mapping[str, Mapping[str, str]] = {
     LOADING: {"loaded": WARMING, "failed": ENDING},
     WARMING: {"all ready": OPENING, "failed": ENDING},
-    OPENING: {"all accepting": SERVING, "stopped": DRAINING, "failed": ENDING},
+    OPENING: {"all accepting": SERVING, "trial": CANARY, "stopped": DRAINING, "failed": ENDING},
     SERVING: {"succeeded": DRAINING, "stopped": DRAINING, "hurried": ENDING},
+    CANARY: {"promoted": OPENING, "succeeded": DRAINING, "stopped": DRAINING, "hurried": ENDING},
     DRAINING: {"drained": STANDBY, "hurried": ENDING},
     STANDBY: {"expired": ENDING},
     ENDING: {},
@@ -61,6 +64,8 @@ TRANSITIONS: Mapping[str, Mapping[str, str]] = {
 
 # The set of states in which a generation is on its way to serving.
 BOOTING = frozenset({LOADING, WARMING, OPENING})
+# Those in which it is kept at full strength.
+STAFFED = frozenset({SERVING, CANARY})
 
 # States of a worker.
 FORKING = "forking"  # the zygote was asked for it
@@ -82,7 +87,8 @@ class Release:
 
     `boot_timeout` is in seconds and covers everything from the zygote's exec to the last worker's readiness. `standby`
     is for how many seconds after its success its predecessor's zygote is kept, `probation` for how many it is watched
-    itself. `source`: the generation whose version a rollback brings back; 0 for what is on disk.
+    itself. `source`: the generation whose version a rollback brings back; 0 for what is on disk. `canary`: opaque here;
+    who is to be served by it while it is on trial; None if it is to serve everybody.
     """
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -92,6 +98,7 @@ class Release:
     standby: float = 0.0
     probation: float = 0.0
     source: int = 0
+    canary: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +205,10 @@ class Cluster:
     @property
     def serving(self) -> Generation | None:
         return next((g for g in self.generations.values() if g.state == SERVING), None)
+
+    @property
+    def canary(self) -> Generation | None:
+        return next((g for g in self.generations.values() if g.state == CANARY), None)
 
     @property
     def booting(self) -> Generation | None:

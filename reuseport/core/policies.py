@@ -12,6 +12,7 @@ from reuseport.core import events as ev
 from reuseport.core.model import (
     ACCEPTING,
     ATTENDING,
+    CANARY,
     DRAINING,
     ENDING,
     FORKING,
@@ -21,6 +22,7 @@ from reuseport.core.model import (
     OPENING,
     READY,
     SERVING,
+    STAFFED,
     STANDBY,
     STARTING,
     TOLD,
@@ -53,14 +55,14 @@ def _stop(t: Turn) -> None:
     if t.state.stopping == "quick":
         for g in t.state.having(OPENING):
             t.move(g, "failed", failure="the server was stopped", deadline=None)
-        for g in t.state.having(SERVING, DRAINING):
+        for g in t.state.having(*STAFFED, DRAINING):
             t.move(g, "hurried")
     for g in t.state.having(OPENING):
         # It may have requests by now, so it drains; but its release ends here, without success.
         t.do(ev.Record(g.number, "failed", "the server was stopped", t.now - g.born))
         t.answer(g.askers, False, g.number, f"generation {g.number} failed: the server was stopped")
         t.move(g, "stopped", deadline=None, askers=())
-    for g in t.state.having(SERVING):
+    for g in t.state.having(*STAFFED):
         t.move(g, "stopped", deadline=None)
     for g in t.state.having(DRAINING):
         t.quit(Key(g.number, ZYGOTE))
@@ -72,7 +74,7 @@ def _overdue(t: Turn) -> None:
         if g.deadline is not None and t.now >= g.deadline:
             _boot_overdue(t, g)
         g = t.state.generations[g.number]
-        if g.state in (SERVING, DRAINING):
+        if g.state in STAFFED or g.state == DRAINING:
             for number, w in g.having(FORKING, STARTING, READY).items():
                 if t.now >= w.since + g.release.boot_timeout:
                     t.note("error", f"worker {g.number}.{number} was not ready within {g.release.boot_timeout:g} s")
@@ -98,7 +100,7 @@ def _boot_overdue(t: Turn, g: Generation) -> None:
     elif g.state == OPENING and not g.having(ACCEPTING):
         t.fail(g, f"no worker accepted within {limit}", ev.Abort)
     elif g.state == OPENING:
-        _serve(t, g)
+        (_try_out if g.release.canary else _serve)(t, g)
     else:
         t.put(replace(g, deadline=None))
         t.quit(Key(g.number, ZYGOTE), ev.Abort)
@@ -114,15 +116,17 @@ def _boot(t: Turn) -> None:
         for number, w in g.having(READY).items():
             t.accept(Key(g.number, number), w)
     elif g.state == OPENING and not g.having(TOLD):
-        if g.having(ACCEPTING):
-            _serve(t, g)
-        else:
+        if not g.having(ACCEPTING):
             t.fail(g, "its workers died when they were told to accept")
+        elif g.release.canary:
+            _try_out(t, g)
+        else:
+            _serve(t, g)
 
 
 def _serve(t: Turn, g: Generation) -> None:
     """The new generation accepts: only now may the old one go."""
-    for old in t.state.having(SERVING):
+    for old in t.state.having(*STAFFED):
         t.move(old, "succeeded", deadline=None)
     t.move(g, "all accepting", deadline=None, deaths=0, first_served=t.now)
     t.change(replaced=0, served=True)
@@ -134,6 +138,20 @@ def _serve(t: Turn, g: Generation) -> None:
         text += "; draining: " + ", ".join(str(d.number) for d in draining)
     t.do(ev.Record(g.number, "serving", text, t.now - g.born))
     t.do(ev.Note("info", text, silent=True))
+    t.put(replace(t.state.generations[g.number], success=text))
+
+
+def _try_out(t: Turn, g: Generation) -> None:
+    """A canary is ready: the generation that serves passes on to it whoever is to try it out."""
+    if t.state.serving is None:
+        t.fail(g, "nothing serves beside it: a canary tries out a release")
+        return
+    for old in t.state.having(CANARY):
+        t.move(old, "succeeded", deadline=None)
+    t.move(g, "trial", deadline=None, deaths=0)
+    t.change(replaced=0)
+    text = f"generation {g.number} is on trial beside {t.state.serving.number}"
+    t.do(ev.Record(g.number, "canary", text, t.now - g.born), ev.Note("info", text, silent=True))
     t.put(replace(t.state.generations[g.number], success=text))
 
 
@@ -161,8 +179,10 @@ def _confirm(t: Turn) -> None:
             continue
         if g.state == SERVING and g.verdict:
             continue
-        t.answer(tuple(a for a in g.askers if a.wait != "drained"), True, g.number, g.success)
-        waiting = tuple((a, g.number) for a in g.askers if a.wait == "drained")
+        # Beside a canary nothing drains.
+        patient = tuple(a for a in g.askers if a.wait == "drained" and g.state != CANARY)
+        t.answer(tuple(a for a in g.askers if a not in patient), True, g.number, g.success)
+        waiting = tuple((a, g.number) for a in patient)
         t.put(replace(g, askers=()))
         t.change(drain_askers=t.state.drain_askers + waiting)
 
@@ -210,7 +230,7 @@ def standby_until(serving: Generation) -> float:
 
 def _staff(t: Turn) -> None:
     """Every place has its worker; who is to be replaced goes when his successor accepts; who is too many goes."""
-    for g in t.state.having(WARMING, SERVING):
+    for g in t.state.having(WARMING, *STAFFED):
         acceptors = g.having(ACCEPTING).values()
         # Those who stay may all be dead or starting: then who is too many stays until one of them accepts.
         covered = any(o.place < g.wanted and not o.blocked for o in acceptors)
@@ -220,11 +240,11 @@ def _staff(t: Turn) -> None:
             relieved = w.retiring and any(o.place == w.place and not o.retiring for o in acceptors)
             if too_many or relieved:
                 t.drain(key)
-            elif g.state == SERVING and w.state == READY:
+            elif g.state in STAFFED and w.state == READY:
                 t.accept(key, w)
         g = t.state.generations[g.number]
         if g.zygote is None:
-            if g.state == SERVING and t.now >= g.zygote_after:
+            if g.state in STAFFED and t.now >= g.zygote_after:
                 t.put(replace(g, zygote=Zygote(), deadline=t.now + g.release.boot_timeout))
                 t.do(ev.StartZygote(g.number, g.release))
         elif g.zygote.loaded and not g.zygote.leaving and t.now >= g.fork_after:

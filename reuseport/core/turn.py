@@ -162,13 +162,18 @@ class Turn:
         """Say again which slots are whose: a slot that is open gets connections at once, so it needs an owner now."""
         for g in self.state.having(OPENING, SERVING):
             for number, w in g.having(TOLD, ACCEPTING).items():
-                if w.place < g.wanted:
-                    self.do(ev.Accept(Key(g.number, number), slots_of(w.place, g.wanted, self.state.slots)))
+                if w.place < g.wanted and not g.release.canary:
+                    self.do(self.order(g, number, w))
 
     def accept(self, key: Key, w: Worker) -> None:
         g = self.state.generations[key.generation]
         self.put_worker(key, state=TOLD)
-        self.do(ev.Accept(key, slots_of(w.place, g.wanted, self.state.slots)))
+        self.do(self.order(g, key.number, w))
+
+    def order(self, g: Generation, number: int, w: Worker) -> ev.Accept:
+        """What a worker is told when it may accept."""
+        slots = None if g.release.canary else slots_of(w.place, g.wanted, self.state.slots)
+        return ev.Accept(Key(g.number, number), slots)
 
     def drain(self, key: Key) -> None:
         """Let a worker finish its work and go, whatever it is at now."""

@@ -23,6 +23,7 @@ from reuseport.core.model import (
     ACCEPTING,
     ATTENDING,
     BOOTING,
+    CANARY,
     DRAINING,
     ENDING,
     FORKING,
@@ -30,6 +31,7 @@ from reuseport.core.model import (
     LOADING,
     OPENING,
     SERVING,
+    STAFFED,
     STANDBY,
     STARTING,
     TOLD,
@@ -69,7 +71,7 @@ class Audit:
         self.forked: dict[int, int] = {}  # the highest worker number by generation
         self.place: dict[Key, int] = {}
         self.ready: set[Key] = set()
-        self.told: dict[Key, tuple[int, ...]] = {}  # has been told to accept these slots
+        self.told: dict[Key, tuple[int, ...] | None] = {}  # has been told to accept these slots; None for a canary
         self.accepting: set[Key] = set()  # said so, lives, and was not told to go
         self.worked: set[Key] = set()  # has ever accepted: may have requests
         self.ended: dict[Key, float] = {}  # told to end at once, and when
@@ -88,6 +90,7 @@ class Audit:
         self.records: dict[int, str] = {}
         self.taken_back: set[int] = set()
         self.drained: set[int] = set()
+        self.canaries: set[int] = set()
         self.stops = 0
         self.closed = 0
         self.finish: list[int] = []
@@ -135,6 +138,9 @@ class Audit:
                     self.ended.pop(key, None)
                 else:
                     self.gone.add(key)
+            case ev.PromoteAsked(asker):
+                if asker:
+                    self.asked[asker.name] = (asker, 0)
             case ev.ReleaseAsked(release, asker):
                 self.last_asked = release.recipe["id"]
                 if asker:
@@ -157,7 +163,9 @@ class Audit:
         self.forked[one.key.generation] = max(self.forked.get(one.key.generation, 0), one.key.number)
         self.place[one.key] = one.place
         self.ready.add(one.key)
-        self.told[one.key] = slots_of(one.place, one.release.workers, slots)
+        self.told[one.key] = None if one.release.canary else slots_of(one.place, one.release.workers, slots)
+        if one.release.canary:
+            self.canaries.add(one.key.generation)
         self.opened.add(one.key.generation)
         if one.state != TOLD:
             self.worked.add(one.key)
@@ -179,7 +187,7 @@ class Audit:
             case ev.Fork(key, place):
                 self._check_fork(key, place, after)
             case ev.Accept(key, slots):
-                self._check_accept(key, slots)
+                self._check_accept(key, slots, after)
             case ev.Attend(key):
                 self._check_attend(key, event, after)
             case ev.Drain(key, last):
@@ -199,6 +207,9 @@ class Audit:
                 assert self.records[generation] == "serving" and generation not in self.taken_back
                 assert after.generations[generation].state == SERVING, "what does not serve cannot be taken back"
                 self.taken_back.add(generation)
+            case ev.Record(generation, "canary"):
+                assert after.serving and after.serving.number < generation and generation not in self.canaries
+                self.canaries.add(generation)
             case ev.Record(generation, outcome):
                 assert generation not in self.records, f"generation {generation} ended twice"
                 self.records[generation] = outcome
@@ -220,9 +231,10 @@ class Audit:
 
     def _check_adoption(self, after: Cluster) -> None:
         """The newest generation that accepts serves on; one that was only told to might never."""
-        if self.accepting:
+        accepting = {key.generation for key in self.accepting} - self.canaries
+        if accepting:
             assert after.serving and self._acceptors(after), "those who accepted are sent away for those who may not"
-            assert after.serving.number == max(key.generation for key in self.accepting)
+            assert after.serving.number == max(accepting)
         if after.serving:
             self.served.add(after.serving.number)
             self.records[after.serving.number] = "serving"
@@ -251,7 +263,7 @@ class Audit:
         for number, g in after.generations.items():
             old = before.generations.get(number)
             was = old.state if old else LOADING
-            if was in (LOADING, WARMING) and g.state in (OPENING, SERVING):
+            if was in (LOADING, WARMING) and g.state in (OPENING, *STAFFED):
                 fit = {w.place for n, w in g.workers.items() if Key(number, n) in self.ready - self.gone}
                 assert fit >= set(range(g.wanted)), f"generation {number} opened before all its workers were ready"
                 self.opened.add(number)
@@ -269,7 +281,7 @@ class Audit:
         if generation in self.begun:
             assert self.begun[generation] == release.recipe["id"], "a generation got another release's code"
             old = before.generations[generation]
-            assert after.generations[generation].state == SERVING or old.donor
+            assert after.generations[generation].state in STAFFED or old.donor
             assert old.zygote is None or Key(generation, ZYGOTE) not in self.ended
         else:
             assert generation > max(self.begun, default=0)
@@ -289,16 +301,17 @@ class Audit:
         assert key.generation in self.loaded, f"{key} was asked of a zygote that cannot fork"
         assert key.number > self.forked.get(key.generation, 0), "a worker's number was used before"
         g = after.generations[key.generation]
-        assert g.state in (WARMING, OPENING, SERVING) or (g.state == DRAINING and g.pinned and not after.stopping)
+        assert g.state in (WARMING, OPENING, *STAFFED) or (g.state == DRAINING and g.pinned and not after.stopping)
         self.forked[key.generation] = key.number
         self.place[key] = place
 
-    def _check_accept(self, key: Key, slots: tuple[int, ...]) -> None:
+    def _check_accept(self, key: Key, slots: tuple[int, ...] | None, after: Cluster) -> None:
         """Only a ready worker that stays is told to accept, on slots that have been opened by then."""
         assert key in self.ready - self.gone, f"{key} was told to accept before it was ready"
         assert key not in self.left and key not in self.ended
         assert key.generation in self.opened, f"{key} was told to accept while siblings are not ready"
-        assert all(slot < self.slots for slot in slots)
+        assert (slots is None) == bool(after.generations[key.generation].release.canary), "only a canary has no slots"
+        assert all(slot < self.slots for slot in slots or ())
         self.told[key] = slots
 
     def _check_drain(self, before: Cluster, key: Key, after: Cluster) -> None:
@@ -402,9 +415,9 @@ class Audit:
         else:
             assert not answer.ok
         if answer.ok:
-            assert number in self.served
+            assert number in self.served | self.canaries
             self._check_confirmed(number, after, now)
-            if asker.wait == "drained":
+            if asker.wait == "drained" and number in self.served:
                 older = [n for n, old in after.generations.items() if n < number and old.state != STANDBY]
                 assert not older, f"{name} hears that all have drained, but {older} have not"
         else:
@@ -441,7 +454,7 @@ class Audit:
         for g in after.having(OPENING, SERVING):
             assert after.slots >= g.wanted or after.stopping
             for number, w in g.having(TOLD, ACCEPTING).items():
-                if w.place < g.wanted:
+                if w.place < g.wanted and not g.release.canary:
                     assert self.told[Key(g.number, number)] == slots_of(w.place, g.wanted, after.slots)
 
     def _check_clock(self, after: Cluster, now: float) -> None:
@@ -862,7 +875,8 @@ class World:
         audit, cluster = self.audit, self.cluster
         unanswered = set(audit.asked) - set(audit.answers)
         assert not unanswered, f"never answered: {sorted(unanswered)}"
-        assert set(audit.records) == set(audit.begun), f"no outcome: {set(audit.begun) - set(audit.records)}"
+        outcomes = audit.records.keys() | audit.canaries
+        assert outcomes == set(audit.begun), f"no outcome: {set(audit.begun) - outcomes}"
         assert {n for n, outcome in audit.records.items() if outcome == "serving"} == audit.served
         assert cluster.pending is None and not cluster.drain_askers
         assert all(not p.known for p in self.living if p.key.generation not in cluster.generations), "left behind"
@@ -871,10 +885,13 @@ class World:
             return
         assert not audit.finish
         newest = max(audit.served)
-        assert {n: g.state for n, g in cluster.generations.items()} == {newest: SERVING}, "only the newest remains"
-        g = cluster.generations[newest]
-        assert sorted(w.place for w in g.workers.values()) == list(range(g.wanted)), "not at full strength"
-        for number, w in g.workers.items():
-            p = self.workers[Key(newest, number)]
-            assert w.state == ACCEPTING and w.pid == p.pid and p.phase == "serving" and not p.dead
-        assert g.zygote is not None and g.zygote.loaded and not self.zygotes[newest].dead
+        expected = {newest: SERVING} | ({cluster.canary.number: CANARY} if cluster.canary else {})
+        states = {n: g.state for n, g in cluster.generations.items()}
+        assert states == expected and newest == min(expected), "only the newest remains, and the canary"
+        for n in expected:
+            g = cluster.generations[n]
+            assert sorted(w.place for w in g.workers.values()) == list(range(g.wanted)), "not at full strength"
+            for number, w in g.workers.items():
+                p = self.workers[Key(n, number)]
+                assert w.state == ACCEPTING and w.pid == p.pid and p.phase == "serving" and not p.dead
+            assert g.zygote is not None and g.zygote.loaded and not self.zygotes[n].dead

@@ -41,6 +41,7 @@ RELEASES = st.fixed_dictionaries(
         "kill_blocked": st.booleans(),
         "standby": st.sampled_from((0.0, 0.0, 20.0)),
         "probation": st.sampled_from((0.0, 0.0, 5.0)),
+        "canary": st.sampled_from((None, None, {"tenants": ["acme"]})),
     }
 )
 
@@ -73,7 +74,8 @@ class AnyStory(RuleBasedStateMachine):
     def start(self, release: dict, smooth: bool, seed: int) -> None:
         """Most stories begin with a cluster that serves: those of a first boot are soon over."""
         self.seed = seed
-        self._ask({**release, "trouble": ""} if smooth else release, None)
+        first = {**release, "canary": None}
+        self._ask({**first, "trouble": ""} if smooth else first, None)
         chance = random.Random(seed)
         while smooth and self.world.happen(chance):
             pass
@@ -85,7 +87,7 @@ class AnyStory(RuleBasedStateMachine):
 
     def _made(self, drawn: dict) -> Release:
         recipe = {"id": self.asked, "trouble": drawn["trouble"], "workers": drawn["script_says"]}
-        fields = ("workers", "boot_timeout", "kill_blocked", "standby", "probation")
+        fields = ("workers", "boot_timeout", "kill_blocked", "standby", "probation", "canary")
         return Release(recipe, **{name: drawn[name] for name in fields})
 
     # --- what is asked for ------------------------------------------------------------------------------------------
@@ -103,7 +105,12 @@ class AnyStory(RuleBasedStateMachine):
         self.asked += 1
         g = living[which % len(living)]
         asker = Asker(f"asker {self.asked}", wait) if wait else None
-        self.world.feed(ev.ReleaseAsked(replace(g.release, source=g.origin, probation=0.0), asker))
+        self.world.feed(ev.ReleaseAsked(replace(g.release, source=g.origin, probation=0.0, canary=None), asker))
+
+    @rule(wait=WAITS)
+    def promote(self, wait: str | None) -> None:
+        self.asked += 1
+        self.world.feed(ev.PromoteAsked(Asker(f"asker {self.asked}", wait) if wait else None))
 
     @rule()
     def is_judged(self) -> None:
@@ -198,7 +205,7 @@ class AnyStory(RuleBasedStateMachine):
     def master_dies(self, release: dict) -> None:
         """If nobody is left who accepts, the next master begins with a release as the first one did."""
         self.asked += 1
-        self.world.lose_master(self._made(release))
+        self.world.lose_master(self._made({**release, "canary": None}))
 
     @rule()
     def every_worker_is_killed(self) -> None:
