@@ -19,6 +19,7 @@ from reuseport.version import __version__
 COMMANDS = {
     "serve": "run an application: reuseport serve MODULE:APP",
     "release": "load the application's new version and let it take over",
+    "promote": "let the version that some try out (release --canary) serve everybody",
     "rollback": "bring the version before back, or that of a generation: reuseport rollback [N]",
     "history": "show what was released when, and what each drain waited for",
     "status": "show the generations, their workers, and what each drain waits for",

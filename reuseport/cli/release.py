@@ -14,7 +14,7 @@ from typing import Any
 
 from reuseport.cli import place
 from reuseport.cli.failure import FAILED, INTERRUPTED, Failure
-from reuseport.options import Option, kinds
+from reuseport.options import Option, OptionError, kinds
 from reuseport.options.arguments import one_line
 from reuseport.options.manual import manual
 from reuseport.options.reading import Words
@@ -56,18 +56,47 @@ FOLLOWING = (
         help="Print the outcome as one JSON object, and no stages.",
     ),
 )
-OPTIONS = (*FOLLOWING, LABEL)
+CANARY = Option(
+    "canary",
+    kinds.TEXT,
+    "",
+    group="Options",
+    metavar="WHO",
+    where=frozenset({FLAG}),
+    default_text="everybody",
+    help="Let only these tenants try the new version, with commas between their names, or a share of all such as 10%; "
+    "or both. `reuseport promote` then gives it to everybody, `reuseport rollback` to nobody.",
+)
+OPTIONS = (*FOLLOWING, LABEL, CANARY)
 
 
 def help_text() -> str:
-    usage = "reuseport release [--wait ready|drained] [--label TEXT] [--json] [-n NAME | --run-dir DIR | -c FILE]"
+    usage = (
+        "reuseport release [--wait UNTIL] [--label TEXT] [--canary WHO] [--json] [-n NAME | --run-dir DIR | -c FILE]"
+    )
     return manual((*OPTIONS, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:
     """Release and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
-    return follow(words, {"do": "release", "wait": values["wait"], "label": values["label"]}, "release", values["json"])
+    question: dict[str, Any] = {"do": "release", "wait": values["wait"], "label": values["label"]}
+    if values["canary"]:
+        question["canary"] = _canary(values["canary"])
+    return follow(words, question, "release", values["json"])
+
+
+def _canary(text: str) -> dict[str, Any]:
+    """Who tries it out. OptionError."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    shares = [word[:-1] for word in words if word.endswith("%")]
+    try:
+        percent = sum(float(share) for share in shares)
+    except ValueError:
+        raise OptionError(f"--canary: {text!r} is neither tenants nor a share of them (acme,globex or 10%)") from None
+    if not words or len(shares) > 1 or not 0 <= percent <= 100:
+        raise OptionError(f"--canary: {text!r} is neither tenants nor a share of them (acme,globex or 10%)")
+    return {"tenants": [word for word in words if not word.endswith("%")], "percent": percent}
 
 
 def follow(words: Words, question: dict[str, Any], what: str, as_json: bool) -> int:

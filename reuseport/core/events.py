@@ -167,8 +167,8 @@ class Adopted:
 
 
 Event = (
-    Tick | ReleaseAsked | PromoteAsked | Started | Loaded | Failed | Forked | Ready | Accepting | LetGo | Retire | Blocked | Unblocked
-    | Judged | Pinned | Exited | ScaleAsked | StopAsked | Adopted
+    Tick | ReleaseAsked | PromoteAsked | Started | Loaded | Failed | Forked | Ready | Accepting | LetGo | Retire
+    | Blocked | Unblocked | Judged | Pinned | Exited | ScaleAsked | StopAsked | Adopted
 )  # fmt: skip
 
 # --- commands -------------------------------------------------------------------------------------------------------

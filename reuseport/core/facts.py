@@ -33,7 +33,6 @@ from reuseport.core.model import (
     Key,
     Worker,
     Zygote,
-    slots_of,
 )
 from reuseport.core.turn import (
     QUIT_GRACE,

@@ -59,13 +59,17 @@ class Releases:
         """The release that a start begins with. OptionError."""
         return complete(release_of(self.settings), self._extra)
 
-    def ask(self, client: Client | None, wait: str = "ready", label: str = "") -> None:
-        """Read the configuration again, and release what it says now."""
+    def ask(
+        self, client: Client | None, wait: str = "ready", label: str = "", canary: Mapping[str, Any] | None = None
+    ) -> None:
+        """Read the configuration again, and release what it says now: to everybody, or to some as a `canary`."""
         try:
+            if canary is not None:
+                self._check_canary(canary)
             settings = options.reload(self.settings)
             late = options.changed_at_start_only(self._first, settings)
             settings = settings.keeping(self._first, late)
-            release = complete(release_of(settings, label), self._extra)
+            release = replace(complete(release_of(settings, label), self._extra), canary=canary)
             self._check_room(settings)
         except OptionError as error:
             self._refuse(client, str(error), log=True)
@@ -102,6 +106,14 @@ class Releases:
         if client:
             client.done(False, generation=None, error=error, output="")
 
+    def _check_canary(self, canary: Mapping[str, Any]) -> None:
+        if not self._first.tenant:
+            raise OptionError("--canary goes by tenants, and this server knows none: --tenant says whose a request is")
+        if self._cluster().serving is None:
+            raise OptionError("--canary tries out a release beside a generation that serves, and none does yet")
+        if not canary.get("tenants") and not canary.get("percent"):
+            raise OptionError("--canary: nobody would try it out")
+
     def _check_room(self, settings: Settings) -> None:
         cluster = self._cluster()
         living = [g for g in cluster.generations.values() if g.workers]
@@ -133,7 +145,9 @@ class Releases:
         if now is None:
             raise OptionError("nothing serves yet: there is nothing to go back from")
         served = self.history.served()
-        if number is None:
+        if number is None and cluster.canary is not None:
+            number = now.number  # the canary's tenants go forward, to a new generation of what serves the others
+        elif number is None:
             older = [n for n, line in served.items() if (line["source"] or n) < now.origin]
             if not older:
                 raise OptionError(f"there is no version before that of generation {now.origin}, which serves")
@@ -144,13 +158,13 @@ class Releases:
         living = cluster.generations.get(number)
         release = living.release if living else Release(**served[number]["release"])
         source = release.source or number
-        if source == now.origin:
+        if source == now.origin and cluster.canary is None:
             raise OptionError(f"the version of generation {number} is what serves now, as generation {now.number}")
         if not any(g.origin == source and g.zygote for g in cluster.generations.values()):
             for what, path in (("directory", "directory"), ("interpreter", "interpreter")):
                 if not os.path.exists(release.recipe[path]):
                     raise OptionError(f"the {what} of generation {number} has gone: {release.recipe[path]}")
-        return replace(release, source=source, probation=0.0, standby=self.settings.standby)
+        return replace(release, source=source, probation=0.0, canary=None, standby=self.settings.standby)
 
     # --- what became of them ----------------------------------------------------------------------------------------
 
@@ -163,7 +177,9 @@ class Releases:
         if command.outcome == "taken back":
             self._add("taken back", number=command.generation, error=command.text)
             return
-        release = self._begun.pop(command.generation, Release())
+        release = self._begun.get(command.generation, Release())
+        if command.outcome != "canary":
+            self._begun.pop(command.generation, None)
         serves = command.outcome == "serving"
         if serves:
             older = [g for n, g in self._cluster().generations.items() if n < command.generation and g.workers]
@@ -172,7 +188,7 @@ class Releases:
             "release",
             number=command.generation,
             outcome=command.outcome,
-            error="" if serves else command.text,
+            error="" if serves or command.outcome == "canary" else command.text,
             seconds=round(command.seconds, 3),
             source=release.source,
             label=release.recipe.get("label", ""),

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from reuseport.core import events as ev
-from reuseport.core.model import DRAINING, OPENING, SERVING, ZYGOTE, Cluster, Key
+from reuseport.core.model import CANARY, DRAINING, OPENING, SERVING, ZYGOTE, Cluster, Generation, Key
 from reuseport.core.routing import HELD, JOBS, RUNNING, Canary, Table, route
 from reuseport.ipc.channel import PACKET
 from reuseport.ipc.marks import VERSION, Marks
@@ -48,7 +48,6 @@ class Tenants:
         self.strict = settings.tenant_isolation == "strict"
         self.tell: Callable[[ev.Event], None] = lambda event: None
         self.log: Callable[[str, str], None] = lambda level, text: None
-        self.canary: Canary | None = None
         self._run_dir = run_dir
         self._processes = processes
         self._switchboard = switchboard
@@ -82,18 +81,16 @@ class Tenants:
         """Tell every worker of the table, if it has changed. Before anybody of a new generation accepts."""
         if not self.on:
             return
-        living = cluster.having(OPENING, SERVING, DRAINING)
-        taking = [g for g in living if g.state != DRAINING]
+        living = cluster.having(OPENING, SERVING, CANARY, DRAINING)
+        taking = [g for g in living if g.state != DRAINING and not g.release.canary]
         serving = taking[-1].number if taking else self._table.serving
-        if self.canary and self.canary.generation != serving:
-            serving = next((g.number for g in taking if g.number != self.canary.generation), serving)
         untied_at = {g.number: g.since + settings.pin_max for g in living if g.state == DRAINING and settings.pin_max}
         table = Table(
             self._table.version,
             serving,
             tuple(g.number for g in living),
             dict(self._holds),
-            self.canary,
+            _canary_of(cluster.canary),
             untied_at,
             settings.strict_wait,
         )
@@ -244,3 +241,9 @@ class Tenants:
             for path in (self._run_dir.pins, self._run_dir.marks, self._run_dir.holds):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
+
+
+def _canary_of(g: Generation | None) -> Canary | None:
+    """Who is to try out the generation that is on trial."""
+    who = g.release.canary if g else None
+    return Canary(g.number, frozenset(who["tenants"]), float(who["percent"])) if g and who else None

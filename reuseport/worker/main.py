@@ -322,7 +322,8 @@ class Worker:
         kind = message["type"]
         if kind == "accept" and self.state in ("ready", "serving"):
             assert self.acceptor is not None
-            self.acceptor.own(message["own"])
+            if message["own"] is not None:  # a canary leaves the slots alone
+                self.acceptor.own(message["own"])
             if self.state == "ready":
                 self.receiver.start()
             self.state = "serving"

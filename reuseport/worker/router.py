@@ -26,7 +26,7 @@ from io import BytesIO
 from typing import Any, NamedTuple
 
 from reuseport import jobs as jobs_api
-from reuseport.core.routing import Route, Table, binding, route
+from reuseport.core.routing import MOVED, SERVING, Route, Table, binding, route
 from reuseport.ipc.marks import VERSION, Full, Marks
 from reuseport.ipc.pins import Pins, number_of
 from reuseport.worker.connection import CLOSED, Connection
@@ -223,7 +223,7 @@ class Router:
         if must_move and not self._move(request, moved, now) and (self._requests is not None or not late):
             return False
         if self._requests is None:
-            if found.generation == here == self.table.serving:
+            if found.generation == here == self.table.serving and found.why in (SERVING, MOVED):
                 self._remember(tenant, version)
             self._begin(request, 0)
             return True

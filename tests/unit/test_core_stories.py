@@ -15,6 +15,7 @@ from reuseport.core import events as ev
 from reuseport.core import facts, machine, model, turn
 from reuseport.core.model import (
     ACCEPTING,
+    CANARY,
     DRAINING,
     ENDING,
     LEAVING,
@@ -700,6 +701,57 @@ def test_who_stands_its_probation_is_a_success(released):
     released.let_go()
     assert answers(released.after(9.9)) == {} and answers(released.after(0.2)) == {"me": (True, 3)}
     assert not released.tell(ev.Judged(3, "too late"))
+
+
+# --- canaries ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trial(serving):
+    """Generation 2 is on trial beside generation 1."""
+    serving.release(Asker("me"), canary={"tenants": ["acme"]})
+    assert answers(serving.serve(2)) == {"me": (True, 2)}
+    assert serving.states == {1: SERVING, 2: CANARY}
+    return serving
+
+
+def test_a_canary_owns_no_slot_and_sends_nobody_away(trial):
+    assert {trial.audit.told[Key(2, n)] for n in (1, 2)} == {None}
+    assert not trial.audit.left
+
+
+def test_a_promotion_gives_it_the_slots_and_only_then_the_old_one_drains(trial):
+    commands = trial.tell(ev.PromoteAsked(Asker("operator")))
+    assert {c.key.number: c.slots for c in only(commands, ev.Accept)} == {1: (0,), 2: (1,)} and not drained(commands)
+    assert drained(trial.accept((2, 1), (2, 2))) == {(1, 1), (1, 2)}
+    assert answers(trial.let_go()) == {"operator": (True, 2)} and trial.states == {1: DRAINING, 2: SERVING}
+
+
+def test_there_is_nothing_to_promote(serving):
+    assert answers(serving.tell(ev.PromoteAsked(Asker("operator")))) == {"operator": (False, 0)}
+
+
+def test_a_release_takes_the_place_of_both(trial):
+    trial.release(Asker("you"))
+    assert drained([*trial.serve(3)]) | trial.audit.left >= {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert trial.states == {1: DRAINING, 2: DRAINING, 3: SERVING}
+
+
+def test_a_second_canary_takes_the_place_of_the_first(trial):
+    trial.release(canary={"tenants": ["globex"]})
+    trial.serve(3)
+    assert trial.states == {1: SERVING, 2: DRAINING, 3: CANARY}
+
+
+def test_no_promotion_while_a_release_boots(trial):
+    trial.release()
+    assert answers(trial.tell(ev.PromoteAsked(Asker("operator")))) == {"operator": (False, 0)}
+
+
+def test_a_canary_that_lost_a_worker_gets_another(trial):
+    assert forked(trial.exit((2, 1))) == [(2, 3)]
+    trial.readies((2, 3))
+    assert trial.audit.told[Key(2, 3)] is None
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,27 @@
+"""`reuseport promote`: what only some try out (`release --canary`) now serves everybody."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from reuseport.cli import place
+from reuseport.cli.release import FOLLOWING, follow
+from reuseport.options.manual import manual
+
+ABOUT = """\
+Lets the generation that is on trial (release --canary) serve everybody; the one that served the others drains.
+
+Exit status: 0 it serves everybody; 1 nothing has changed, and standard error says why; 2 wrong usage; 3 no master \
+there."""
+
+
+def help_text() -> str:
+    usage = "reuseport promote [--wait ready|drained] [--json] [-n NAME | --run-dir DIR | -c FILE]"
+    return manual((*FOLLOWING, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Promote and return the exit status. Raises OptionError and Failure."""
+    values, words = place.read(argv, FOLLOWING)
+    return follow(words, {"do": "promote", "wait": values["wait"]}, "promotion", values["json"])
