@@ -10,7 +10,6 @@
       scoreboard        one row of counters per worker
       pins              locked bytes say which tenant has jobs where (--tenant)
       marks             how far each tenant has moved
-      holds.json        tenants that an operator keeps in a generation
       work/             belongs to the workers' user, who alone writes to it: a root master follows no link in it
         stacks-7.2.txt  what a blocked worker was at
 
@@ -47,7 +46,6 @@ class RunDir:
         self.scoreboard = os.path.join(path, "scoreboard")
         self.pins = os.path.join(path, "pins")
         self.marks = os.path.join(path, "marks")
-        self.holds = os.path.join(path, "holds.json")
 
     def boot_log(self, generation: int) -> str:
         return os.path.join(self.path, f"boot-{generation}.log")

@@ -26,6 +26,7 @@ from reuseport.master.processes import Processes
 from reuseport.master.switchboard import Switchboard
 from reuseport.options import Settings
 
+HOLDS = "holds.json"  # in the state directory
 LONGEST = 200  # characters of a tenant's name
 ROOM = PACKET - 4096  # bytes of a table that still fits into a message
 REJOINING = 5.0  # seconds for an earlier master's workers to tell this one of their jobs
@@ -49,6 +50,7 @@ class Tenants:
         self.tell: Callable[[ev.Event], None] = lambda event: None
         self.log: Callable[[str, str], None] = lambda level, text: None
         self._run_dir = run_dir
+        self._holds_path = os.path.join(settings.state_dir, HOLDS)
         self._processes = processes
         self._switchboard = switchboard
         self._table = Table()
@@ -67,9 +69,8 @@ class Tenants:
             for path in (run_dir.pins, run_dir.marks):
                 os.chown(path, *ids, follow_symlinks=False)
         self._version = max(time.time_ns() // 1000, self._marks.words[VERSION])
-        if adopting:
-            self._holds = self._read_holds()
-        else:
+        self._holds = self._read_holds()
+        if not adopting:
             self._marks.publish(0, 0)
             self._marks.wipe()
         switchboard.on_hello = self._welcome
@@ -196,8 +197,8 @@ class Tenants:
         now = time.monotonic()
         self._stays = {tenant: stay for tenant, stay in self._stays.items() if stay[1] > now}
         names = {tenant for _, tenant, _ in self._jobs()} | self._holds.keys() | self._stays.keys()
-        if self.canary:
-            names |= self.canary.tenants
+        if self._table.canary:
+            names |= self._table.canary.tenants
         return [self._one(tenant, now) for tenant in sorted(names)]
 
     def _one(self, tenant: str, now: float) -> dict[str, Any]:
@@ -221,7 +222,7 @@ class Tenants:
     # --- files --------------------------------------------------------------------------------------------------------
 
     def _write_holds(self) -> None:
-        path = self._run_dir.holds
+        path = self._holds_path
         try:
             with open(path + ".new", "w", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
                 json.dump({"v": 1, "holds": self._holds}, file)
@@ -231,14 +232,14 @@ class Tenants:
 
     def _read_holds(self) -> dict[str, int]:
         try:
-            with open(self._run_dir.holds, encoding="utf-8") as file:
+            with open(self._holds_path, encoding="utf-8") as file:
                 return {str(tenant): int(g) for tenant, g in json.load(file)["holds"].items()}
         except FileNotFoundError:
             return {}
 
     def remove(self) -> None:
         if self.on:
-            for path in (self._run_dir.pins, self._run_dir.marks, self._run_dir.holds):
+            for path in (self._run_dir.pins, self._run_dir.marks):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
 
