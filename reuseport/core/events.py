@@ -57,6 +57,14 @@ class Forked:
 
 
 @dataclass(frozen=True)
+class Born:
+    """A job's process says hello, for the first time or to another master."""
+
+    key: Key
+    pid: int
+
+
+@dataclass(frozen=True)
 class Ready:
     key: Key
 
@@ -152,8 +160,8 @@ class Adopted:
 
 
 Event = (
-    Tick | ReleaseAsked | Started | Loaded | Failed | Forked | Ready | Accepting | LetGo | Retire | Blocked | Unblocked
-    | Judged | Exited | ScaleAsked | StopAsked | Adopted
+    Tick | ReleaseAsked | Started | Loaded | Failed | Forked | Born | Ready | Accepting | LetGo | Retire | Blocked
+    | Unblocked | Judged | Exited | ScaleAsked | StopAsked | Adopted
 )  # fmt: skip
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -203,7 +211,10 @@ class Accept:
 
 @dataclass(frozen=True)
 class Drain:
-    """SIGTERM. `last`: nobody accepts after it, so it takes what waits in the queues before it lets go of them."""
+    """SIGTERM. `last`: nobody accepts after it, so it takes what waits in the queues before it lets go of them.
+
+    A job's process gets no signal: it only hears that its generation leaves.
+    """
 
     key: Key
     last: bool = False
