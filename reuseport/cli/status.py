@@ -23,6 +23,7 @@ from reuseport.options.table import FLAG
 
 ANSWER_SECONDS = 10.0  # a master's loop never blocks, so a longer silence is a fault worth reporting
 WIDTH = 80
+LOST = 5  # lost jobs that are shown
 ABSENT = "-"
 
 ABOUT = """\
@@ -77,6 +78,8 @@ def render(status: Mapping[str, Any], now: float, width: int | None = WIDTH) -> 
     waiting = [line for one in generations for line in _waits_for(one)]
     if waiting:
         blocks.append(waiting)
+    if lost := _list(_dict(status, "lost"), "jobs"):
+        blocks.append(_lost(lost, now))
     releases = _list(status, "releases")
     if releases:
         blocks.append(_last_release(releases[-1], now, width))
@@ -220,7 +223,23 @@ def _job(job: Any) -> str:
         facts.append(f"tenant {job['tenant']}")
     if job.get("age") is not None:
         facts.append(duration(job["age"]))
+    if job.get("where") == "process":
+        facts.append(f"process {job.get('pid')}")
+    if isinstance(job.get("progress"), int | float):
+        facts.append(f"{job['progress']:.0%}" + (f" {job['text']}" if job.get("text") else ""))
+    if isinstance(job.get("left"), int | float):
+        facts.append(f"{duration(job['left'])} to its deadline" if job["left"] > 0 else "past its deadline")
     return ", ".join(facts)
+
+
+def _lost(jobs: Sequence[Any], now: float) -> list[str]:
+    """The newest of the jobs that ended with their process."""
+    lines = ["1 job lost within the last hour" if len(jobs) == 1 else f"{len(jobs)} jobs lost within the last hour"]
+    for job in reversed(jobs[-LOST:]):
+        facts = [str(job.get("name", "?")), *([f"tenant {job['tenant']}"] if job.get("tenant") else [])]
+        facts += [f"{duration(job.get('age'))} old", f"{duration(now - job.get('at', now))} ago"]
+        lines.append(f"  job {', '.join(facts)}: its process {job.get('pid', ABSENT)} {job.get('how', '')}")
+    return lines
 
 
 def _last_release(release: Mapping[str, Any], now: float, width: int | None) -> list[str]:

@@ -27,7 +27,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-
 ZYGOTE = 0
 # Numbers from here on are those of jobs' processes: this and the pid. No worker ever gets so far, and nobody has to
 # count them, so a zygote that starts again, or a master that comes later, gives none out twice.
@@ -49,6 +48,7 @@ class Key(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.generation}.{f'j{self.number - FIRST_JOB}' if self.is_job else self.number}"
+
 
 # States of a generation.
 LOADING = "loading"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,3 +27,4 @@ class Birth:
     queue: tuple[int, int]  # the ends of the generation's hand-over queue, to receive from and to send to
     listeners: dict[tuple[str, int], Listener]
     application: Any  # None: the worker loads it itself
+    line: _socket.socket | None = None  # to whoever asked for a job: then this is no worker, but the job's process

@@ -336,10 +336,13 @@ class Audit:
         g = before.generations.get(key.generation)
         if g is None or key.number not in g.workers:
             if key.is_job:
-                # It has not begun, and what asked for it is dead.
+                # It has not begun, and what asked for it is dead, or has to die.
                 assert isinstance(command, ev.Quit) and isinstance(event, ev.Born)
-                assert g is None or g.state == STANDBY
-                self.jobs.discard(key)
+                assert g is None or g.state in (STANDBY, ENDING), f"{key} was not wanted"
+                if g is not None and g.state == ENDING:
+                    self.ended[key] = now
+                else:
+                    self.jobs.discard(key)
                 return
             assert isinstance(command, ev.Kill) and event == ev.Forked(key, getattr(event, "pid", 0))
             return
