@@ -329,6 +329,7 @@ class Handle:
                 self._error = JobLost(f"what job {self.job.name!r} gave cannot be unpickled here: {error!r}")
             else:
                 self._value, self._error = (said, None) if kind == lines.VALUE else (None, said)
+            self._ended.set()  # and not only when the process has gone
 
 
 def spawn(

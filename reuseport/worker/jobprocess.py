@@ -46,6 +46,15 @@ def describe_server(birth: Birth, loop: Any) -> None:
     deadlines.attach(loop)
 
 
+def run(process: JobProcess) -> NoReturn:
+    """Be a job's process."""
+    try:
+        process.begin()
+    except BaseException:  # noqa: BLE001 - a defect of ours, or no timer to be had: the job is asked for again
+        traceback.print_exc()
+        os._exit(1)
+
+
 class JobProcess:
     """`engine` is what `reuseport.serve` looks at: whether the application has been found yet."""
 
@@ -132,7 +141,7 @@ class JobProcess:
 
     def _leave(self) -> NoReturn:
         self.job.end()
-        while jobs.active or jobs.starting:  # what the function has spawned here
+        while jobs.starting or len(jobs.active) > len(jobs.late):  # what the function has spawned here
             gevent.sleep(OTHERS)
         self.talker.finish()
         leave(0)
@@ -229,6 +238,8 @@ class Talker:
             self._news, self._report_at = False, now + REPORT
             self._ledger.tell()
             self._tell_progress()
+        if self._finishing and self._said_all():
+            return
         times = [self._retry_at] if self._channel is None else []
         times += [self._report_at] if self._news else []
         poll = original("select", "poll")()

@@ -28,7 +28,7 @@ from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.logline import LEVELS, line
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, REQUESTS, RSS, TAKEN, TURNED, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.worker import application, warmup
+from reuseport.worker import application, jobprocess, warmup
 from reuseport.worker.birth import Birth
 from reuseport.worker.departure import leave
 from reuseport.worker.engine import Engine
@@ -476,7 +476,7 @@ def run(birth: Birth) -> None:
     gevent.reinit()
     if birth.line is not None:
         job = Worker.current = JobProcess(birth)
-        job.begin()
+        jobprocess.run(job)
     worker = Worker.current = Worker(birth)
     _live(worker, worker.begin)
 

@@ -36,8 +36,9 @@ def work(name: str, code: str) -> str:
     """In a process of its own: it computes, and tells how far it is."""
     reuseport.progress(0.5, "half")
     basic.burn(name)
+    basic.enter(f"{name}-{'draining' if reuseport.draining else 'serving'}")
     basic.enter(f"{name}-ended")
-    return f"{code} in {os.getpid()}, draining {reuseport.draining}"
+    return f"{code} in {os.getpid()}"
 
 
 def fail(name: str, code: str) -> None:
@@ -90,6 +91,13 @@ def make(version: str):
                     answer["result"] = f"{type(error).__name__}: {error}"
                     answer["notes"] = getattr(error, "__notes__", [])
                 answer["process"] = handle.pid
+        elif path == "/refuse":
+            with reuseport.job("in the request", deadline=0.2):
+                while not basic.is_open(name):
+                    try:
+                        basic.pass_gate(name)
+                    except reuseport.JobTimeout:
+                        basic.enter(f"{name}-refused")
         elif path == "/cancel-kept":
             answer["cancelled"] = kept[name].cancel()
         elif path == "/cancel":

@@ -862,7 +862,7 @@ class World:
                 p.busy = False
                 g = self.cluster.generations.get(p.key.generation)
                 w = g.workers.get(p.key.number) if g else None
-                if g and w and w.state in (TOLD, ACCEPTING, LEAVING) and g.state not in BOOTING:
+                if g and w and w.state in (TOLD, ACCEPTING, WORKING, LEAVING) and g.state not in BOOTING:
                     p.stuck = False
             if self.happen(chance):
                 continue
