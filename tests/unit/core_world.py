@@ -692,6 +692,8 @@ class World:
 
     def _hear(self, p: Process) -> None:
         event = p.says.popleft()
+        if self.audit.finish:
+            return  # the master has left
         if isinstance(event, ev.Forked | ev.Born):
             child = self.workers[event.key]
             child.known = True
