@@ -65,7 +65,8 @@ class Server:
     patience: float = 0.0  # seconds to wait for a zygote that starts again
     timeout: float = 0.0  # seconds for jobs without a deadline of their own; 0: none
     grace: float = 30.0  # seconds between a deadline and force
-    begins_job: bool = False  # a job's process that still runs its start hooks
+    in_process: bool = False  # this is a job's process, whose loop may not turn for long
+    begins_job: bool = False  # and it still runs its start hooks
 
 
 server = Server()
@@ -393,6 +394,8 @@ def _start_process(handle: Handle, call: bytes) -> None:
     handle.job.begin(starting)
     if server.loop is None:
         threading.Thread(target=handle.converse, args=(call,), daemon=True).start()
+    elif server.in_process:
+        _thread_pool().spawn(handle.converse, call)
     else:
         # In the loop's thread, wherever this is called from: another thread's greenlets only run while that waits.
         import gevent
@@ -409,9 +412,13 @@ def _start(handle: Handle, where: str, run: Callable[[], None]) -> None:
         handle._greenlet = gevent.spawn(run)
         handle._greenlet.link(lambda _: handle.settle())
     else:
-        global _threads
-        if _threads is None:
-            from gevent.threadpool import ThreadPool
+        _thread_pool().spawn(run)
 
-            _threads = ThreadPool(THREADS)
-        _threads.spawn(run)
+
+def _thread_pool() -> Any:
+    global _threads
+    if _threads is None:
+        from gevent.threadpool import ThreadPool
+
+        _threads = ThreadPool(THREADS)
+    return _threads

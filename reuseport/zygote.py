@@ -286,6 +286,10 @@ class Zygote:
                 self.door.close()
             elif kind == "fork" or kind == "copy":
                 self.orders.append((message, fds))
+            elif kind == "let-go":
+                for one in self.listeners.values():
+                    close(one.fd)
+                self.listeners.clear()
             elif kind == "quit":
                 os._exit(0)
         if self.channel.closed:

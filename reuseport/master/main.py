@@ -306,6 +306,9 @@ class Master:
         self.switchboard.announce_slots(new)
 
     def _close_slots(self, command: ev.CloseSlots) -> None:
+        for process in self.processes.all():
+            if process.key.number == ZYGOTE:
+                self.switchboard.send(process.key, "let-go")  # it stays, for jobs, while anybody drains
         self.slots.close()
 
     def _start_zygote(self, command: ev.StartZygote) -> None:

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 SIGEV_SIGNAL = 0
+SOONEST = 0.001  # seconds: 0 would mean never
 
 
 class _Event(ctypes.Structure):
@@ -42,7 +43,13 @@ class Executioner:
         self._check(self._libc.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)))
 
     def appoint(self, seconds: float) -> None:
-        """Kill this process then; a later call replaces an earlier one, and 0 calls it off."""
+        """Kill this process then; a later call replaces an earlier one."""
+        self._set(max(seconds, SOONEST))
+
+    def call_off(self) -> None:
+        self._set(0.0)
+
+    def _set(self, seconds: float) -> None:
         whole = int(seconds)
         times = _Times(0, 0, whole, int((seconds - whole) * 1e9))
         self._check(self._libc.timer_settime(self._timer, 0, ctypes.byref(times), None))

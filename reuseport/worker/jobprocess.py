@@ -42,7 +42,8 @@ def describe_server(birth: Birth, loop: Any) -> None:
     """Tell the application's side of jobs where it is: in a worker, or in a job's process."""
     settings = birth.settings
     door = birth.run_dir.door(birth.generation)
-    jobs.server = jobs.Server(loop, door, settings.boot_timeout, settings.job_timeout, settings.job_grace)
+    limits = settings.boot_timeout, settings.job_timeout, settings.job_grace
+    jobs.server = jobs.Server(loop, door, *limits, in_process=birth.line is not None)
     deadlines.attach(loop)
 
 
@@ -66,6 +67,9 @@ class JobProcess:
         self.line.setblocking(True)
 
     def begin(self) -> NoReturn:
+        for fd in (*(one.fd for one in self.birth.listeners.values()), *self.birth.queue):
+            if fd != -1:
+                close(fd)  # a slot that somebody holds takes clients, and nobody here would ever serve them
         head, call = lines.receive(self.line), lines.receive(self.line)
         if head is None or call is None:
             os._exit(0)  # who asked for it was killed before it could say for what
@@ -114,10 +118,10 @@ class JobProcess:
                 value = function(*args, **kwargs)
             finally:
                 self.job.unbound()
-            self.executioner.appoint(0)
+            self.executioner.call_off()
             self._send(lines.VALUE, pickle.dumps(value))
         except BaseException as error:  # noqa: BLE001 - whatever it is, who asked gets it
-            self.executioner.appoint(0)
+            self.executioner.call_off()
             self._failed(error)
         self._leave()
 
@@ -148,7 +152,7 @@ class JobProcess:
 
     def _cancel(self, why: str) -> None:
         """In any thread: an exception now, and SIGKILL if that does not help."""
-        self.executioner.appoint(max(jobs.server.grace, 0.001))
+        self.executioner.appoint(jobs.server.grace)
         if self.job.limit is not None:
             self.job.limit.end(JobCancelled(f"job {self.job.name!r} was cancelled{why}"))
 
@@ -213,10 +217,10 @@ class Talker:
 
     def abandon(self) -> None:
         jobs.changed = lambda: None
-        for fd in (self._wake, self._channel.fileno() if self._channel else -1, self._line.fileno()):
-            if fd != -1:
-                with contextlib.suppress(OSError):
-                    close(fd)
+        close(self._wake)
+        for end in (self._channel, self._line):
+            if end is not None:
+                end.close()
 
     def _nudge(self) -> None:
         os.eventfd_write(self._wake, 1)

@@ -25,6 +25,15 @@ def jobs(status):
     return [job for g in status["generations"] for job in g["waits_for"]["jobs"]]
 
 
+def refuses(server):
+    """Whether nobody holds a slot any more."""
+    try:
+        server.client().connect()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def begun(server, query=""):
     """Begin a job; the pid of the worker that was asked, and that of the job's process."""
     worker = server.get(f"/begin?name=work{query}").pid
@@ -173,9 +182,11 @@ def test_a_job_begins_while_there_is_no_master(jobbing):
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_graceful_stop_waits_for_a_process_and_a_quick_one_ends_it(jobbing, quick):
     server = jobbing()
+    server.address  # noqa: B018
     _, pid = begun(server)
     server.signal(signal.SIGTERM)
     server.wait(lambda s: s["master"]["state"] == "stopping" and len(jobs(s)) == 1, "the stop to wait for the job")
+    wait_for(lambda: refuses(server), "new clients to be refused")
     if quick:
         server.signal(signal.SIGINT)
     else:
