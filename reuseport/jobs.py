@@ -167,19 +167,22 @@ class job:
         self._name = name
         self._tenant = tenant
         self._deadline = deadline
-        self._running: list[Job] = []
+        self._running: dict[int, list[Job]] = {}  # by greenlet or thread: it may be shared by many
         Job(name, tenant, deadline)  # what is wrong with them is said now
 
     def __enter__(self) -> Job:
         one = Job(self._name, self._tenant, self._deadline)
-        self._running.append(one)
+        self._running.setdefault(threading.get_ident(), []).append(one)
         one.begin()
         if one.deadline is not None:
             one.bound()
         return one
 
     def __exit__(self, *error: object) -> None:
-        one = self._running.pop()
+        who = threading.get_ident()
+        one = self._running[who].pop()
+        if not self._running[who]:
+            del self._running[who]
         try:
             if one.limit is not None:
                 one.unbound()

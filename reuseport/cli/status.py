@@ -23,6 +23,7 @@ from reuseport.options.table import FLAG
 
 ANSWER_SECONDS = 10.0  # a master's loop never blocks, so a longer silence is a fault worth reporting
 WIDTH = 80
+SHOWN = 20  # jobs of a generation that serves that are shown
 LOST = 5  # lost jobs that are shown
 ABSENT = "-"
 
@@ -200,11 +201,15 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _waits_for(generation: Mapping[str, Any]) -> list[str]:
-    """What a drain waits for, one line and one more for each job; nothing for a generation that does not drain."""
+    """What a drain waits for, one line and one more for each job; of a generation that does not drain, its jobs."""
     waits = _dict(generation, "waits_for")
-    if generation.get("state") not in ("draining", "ending"):
-        return []
     jobs = _list(waits, "jobs")
+    if generation.get("state") not in ("draining", "ending"):
+        if not jobs:
+            return []
+        more = [f"  and {len(jobs) - SHOWN} more"] if len(jobs) > SHOWN else []
+        begin = f"generation {generation.get('number')} runs {_count(len(jobs), 'job')}"
+        return [begin, *(f"  job {_job(job)}" for job in jobs[:SHOWN]), *more]
     parts = [
         _count(waits.get("requests"), "request"),
         _count(waits.get("connections"), "connection"),

@@ -152,6 +152,8 @@ class JobProcess:
 
     def _cancel(self, why: str) -> None:
         """In any thread: an exception now, and SIGKILL if that does not help."""
+        if self.job.number not in jobs.active:
+            return  # it has ended, and only what it spawned here still runs
         self.executioner.appoint(jobs.server.grace)
         if self.job.limit is not None:
             self.job.limit.end(JobCancelled(f"job {self.job.name!r} was cancelled{why}"))

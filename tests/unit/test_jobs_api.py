@@ -97,3 +97,26 @@ def test_a_function_tells_how_far_its_job_is_without_having_it_at_hand():
     assert handle.result(10) == "done"
     assert (handle.job.fraction, handle.job.text) == (0.5, "half")
     assert work() == "done", "outside a job it says nothing"
+
+
+def test_one_job_object_may_be_in_use_by_many_at_once():
+    shared, gates = reuseport.job("export"), [threading.Event() for _ in range(2)]
+    ended = []
+
+    def work(gate):
+        with shared as one:
+            gate.wait(10)
+        ended.append(one.number)
+
+    threads = [threading.Thread(target=work, args=(gate,)) for gate in gates]
+    for thread in threads:
+        thread.start()
+    while len(jobs.active) < 2:
+        pass
+    first, second = jobs.active
+    gates[0].set()
+    threads[0].join()
+    (left,) = jobs.active
+    assert [left, *ended] in ([first, second], [second, first])
+    gates[1].set()
+    threads[1].join()
