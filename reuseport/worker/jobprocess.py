@@ -229,7 +229,10 @@ class Talker:
 
     def _run(self) -> None:
         try:
-            while not (self._finishing and self._said_all()):
+            while not self._finishing:
+                self._turn()
+            self._news = True  # whether or not its nudge has been felt
+            while not self._said_all():
                 self._turn()
         except BaseException:  # noqa: BLE001 - a defect, which must not keep the job from its end
             traceback.print_exc()
