@@ -12,25 +12,44 @@ from typing import TYPE_CHECKING, Any
 from reuseport.version import __version__
 
 if TYPE_CHECKING:
+    from reuseport.deadlines import JobCancelled as JobCancelled
+    from reuseport.deadlines import JobTimeout as JobTimeout
     from reuseport.embed import serve as serve
     from reuseport.hooks import on_drain as on_drain
     from reuseport.hooks import on_start as on_start
     from reuseport.jobs import Job as Job
-    from reuseport.jobs import JobCancelled as JobCancelled
+    from reuseport.jobs import JobLost as JobLost
     from reuseport.jobs import job as job
+    from reuseport.jobs import progress as progress
     from reuseport.jobs import spawn as spawn
 
     draining: bool
 
-__all__ = ["Job", "JobCancelled", "__version__", "draining", "job", "on_drain", "on_start", "serve", "spawn"]
+__all__ = [
+    "Job",
+    "JobCancelled",
+    "JobLost",
+    "JobTimeout",
+    "__version__",
+    "draining",
+    "job",
+    "on_drain",
+    "on_start",
+    "progress",
+    "serve",
+    "spawn",
+]
 
 _HOMES = {
     "serve": "reuseport.embed",
     "on_start": "reuseport.hooks",
     "on_drain": "reuseport.hooks",
     "Job": "reuseport.jobs",
-    "JobCancelled": "reuseport.jobs",
+    "JobCancelled": "reuseport.deadlines",
+    "JobLost": "reuseport.jobs",
+    "JobTimeout": "reuseport.deadlines",
     "job": "reuseport.jobs",
+    "progress": "reuseport.jobs",
     "spawn": "reuseport.jobs",
 }
 

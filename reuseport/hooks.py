@@ -12,11 +12,14 @@ F = TypeVar("F", bound=Callable[[], Any])
 
 start_hooks: list[Callable[[], Any]] = []
 drain_hooks: list[Callable[[], Any]] = []
-draining = False  # this worker accepts nothing new, and leaves when its requests and jobs have ended
+# This worker accepts nothing new, and leaves when its requests and jobs have ended. In a job's process: its generation
+# does.
+draining = False
 
 
 def on_start(function: F) -> F:
-    """Decorator: call the function, without arguments, in each worker before it is ready.
+    """Decorator: call the function, without arguments, in each worker before it is ready, and in each job's process
+    before the job.
 
     The place for what must not be shared by a fork: connection pools, background greenlets, caches to be warmed. The
     functions run in the order of their registration. An exception fails the release.
@@ -29,7 +32,8 @@ def on_drain(function: F) -> F:
     """Decorator: call the function, without arguments and in a greenlet of its own, when this worker begins to drain.
 
     The place to end what would never end by itself, such as a stream of events; `reuseport.draining` says the same to
-    who would rather ask. An exception is logged, and changes nothing about the drain.
+    who would rather ask, in the process of a job too, where no such function is called. An exception is logged, and
+    changes nothing about the drain.
     """
     drain_hooks.append(function)
     return function

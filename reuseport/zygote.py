@@ -26,6 +26,7 @@ if not json.loads(os.environ.get(ZYGOTE_VARIABLE, "{}")).get("threads"):
     monkey.patch_all()
     metadata.entry_points = _entry_points
 
+import _socket
 import contextlib
 import faulthandler
 import gc
@@ -33,12 +34,14 @@ import signal
 import ssl
 import sys
 import traceback
+from collections.abc import Callable
 from posix import close  # gevent's os.close leaves it to its loop, which never runs here
 from typing import Any
 
 import greenlet
 from setproctitle import setproctitle
 
+from reuseport.core.model import FIRST_JOB
 from reuseport.ipc import channel as channels
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.stacks import STACK_SIGNAL
@@ -46,6 +49,7 @@ from reuseport.options import Settings, certificates
 from reuseport.worker import application, forksafety, logs
 from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
+from reuseport.worker.door import Door
 from reuseport.worker.listeners import Listener, pass_slots
 
 RETRY = 0.5  # seconds between two attempts to reach a master
@@ -73,6 +77,7 @@ class Zygote:
         self.name = ""
         self.boot_output = 1
         self.queue = (-1, -1)
+        self.door = Door()
         self.application: Any = None
         self.pems: certificates.Pems | None = None
         self.tls: ssl.SSLContext | None = None
@@ -86,7 +91,7 @@ class Zygote:
     def run(self) -> Birth | None:
         """Load and fork until told to go. Returns in each worker with what it is born with; None in the zygote."""
         while not self.recipe:
-            self._listen(None)
+            self._listen()
         assert self.settings is not None
         self._retitle()
         self._read_certificates()
@@ -129,16 +134,20 @@ class Zygote:
         os.dup2(STDOUT_COPY, 1)
         os.dup2(STDERR_COPY, 2)
         self._take_signals()
+        self._open_door()
         self.loaded = True
         self.channel.send("loaded", workers=workers)
         while True:
+            while self.door.waiting:
+                if (birth := self._fork_job()) is not None:
+                    return birth
             while self.orders:
                 order, fds = self.orders.pop(0)
                 if order["type"] == "copy":
                     self._copy(order, fds[0])
                 elif (birth := self._fork(order)) is not None:
                     return birth
-            self._listen(None)
+            self._listen()
 
     def _start_again(self) -> None:
         """A fresh interpreter, in this very process, that forks first and lets each worker import."""
@@ -161,34 +170,55 @@ class Zygote:
                 f"generation {self.generation} lives on, but {changed} has changed since it was loaded: a lazy import "
                 "or a template may now mix versions. Give each release a directory of its own",
             )
-        _flush()
         number = int(order["number"])
+        if not self._fork_twice(
+            lambda error: self._unborn(self.generation, number, error),
+            lambda pid: self.channel.send("forked", number=number, pid=pid),
+        ):
+            return None
+        return self._birth(number, int(order["row"]), bool(order["booting"]))
+
+    def _fork_job(self) -> Birth | None:
+        """As a worker, but its number follows from its pid, and it is its hello that tells the master of it."""
+        line = self.door.waiting.pop(0)
+        if not self._fork_twice(lambda error: self._note("error", f"a job's process {error}"), lambda pid: None):
+            line.close()
+            return None
+        return self._birth(FIRST_JOB + os.getpid(), -1, False, line)
+
+    def _fork_twice(self, failed: Callable[[str], None], forked: Callable[[int], None]) -> bool:
+        """So that the child's parent is the master (its subreaper) and not this process. True in the child."""
+        _flush()
         try:
             middle = fork()
         except OSError as error:
-            self._unborn(self.generation, number, f"could not be forked: {error.strerror}")
-            return None
+            failed(f"could not be forked: {error.strerror}")
+            return False
         if middle:
-            _, status = waitpid(middle, 0)
-            if status:
-                self._unborn(self.generation, number, "could not be forked")
-            return None
+            if waitpid(middle, 0)[1]:
+                failed("could not be forked")
+            return False
         try:
             pid = fork()
             if pid:
-                self.channel.send("forked", number=number, pid=pid)
+                forked(pid)
         except OSError:
             os._exit(1)
         if pid:
             os._exit(0)
         self.channel.close()
+        self.door.close()
+        return True
+
+    def _birth(self, number: int, row: int, booting: bool, line: _socket.socket | None = None) -> Birth:
+        assert self.settings is not None
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         Zygote.current = None
         return Birth(
             self.generation,
             number,
-            int(order["row"]),
-            bool(order["booting"]),
+            row,
+            booting,
             self.run_dir,
             self.recipe,
             self.settings,
@@ -198,32 +228,18 @@ class Zygote:
             self.listeners,
             self.application,
             self.tls,
+            line,
         )
 
     def _copy(self, order: dict[str, Any], output: int) -> None:
         """Fork a copy that becomes the zygote of another generation: of this very version, without loading anything."""
         generation = int(order["generation"])
-        _flush()
-        try:
-            middle = fork()
-        except OSError as error:
+        if not self._fork_twice(
+            lambda error: self._unborn(generation, 0, error),
+            lambda pid: self.channel.send("forked", generation=generation, number=0, pid=pid),
+        ):
             close(output)
-            self._unborn(generation, 0, f"could not be forked: {error.strerror}")
             return
-        if middle:
-            close(output)
-            if waitpid(middle, 0)[1]:
-                self._unborn(generation, 0, "could not be forked")
-            return
-        try:
-            pid = fork()
-            if pid:
-                self.channel.send("forked", generation=generation, number=0, pid=pid)
-        except OSError:
-            os._exit(1)
-        if pid:
-            os._exit(0)
-        self.channel.close()
         self.generation = generation
         os.environ["REUSEPORT_GENERATION"] = str(generation)
         os.dup2(output, self.boot_output, inheritable=False)
@@ -234,10 +250,17 @@ class Zygote:
         self.recipe, self.loaded = {}, False
         self.channel = self._say_hello()
         while not self.recipe:
-            self._listen(None)
+            self._listen()
         self._retitle()
+        self._open_door()
         self.loaded = True
         self.channel.send("loaded", workers=None)
+
+    def _open_door(self) -> None:
+        try:
+            self.door.open(self.run_dir.door(self.generation))
+        except OSError as error:
+            self._note("error", f"no job can get a process of its own: {self.run_dir.door(self.generation)}: {error}")
 
     def _close_queue(self) -> None:
         """No worker of this generation comes any more: what lies in its queue must go back to its senders."""
@@ -255,8 +278,15 @@ class Zygote:
     def _retitle(self) -> None:
         setproctitle(f"reuseport: zygote {self.generation} [{self.name}]")
 
-    def _listen(self, seconds: float | None) -> None:
-        for message, fds in self.channel.wait(seconds):
+    def _listen(self) -> None:
+        """Wait for the master's next word, or for somebody at the door."""
+        if self.masterless:
+            if not self._meet_master():
+                self.door.wait(-1, RETRY)
+            return
+        if not self.door.wait(self.channel.fileno(), None):
+            return
+        for message, fds in self.channel.receive():
             kind = message["type"]
             if kind == "slots":
                 for (address, index, shared), fd in zip(message["slots"], fds, strict=True):
@@ -268,42 +298,51 @@ class Zygote:
                 self.queue = (fds[0], fds[1])
             elif kind == "standby":
                 self._close_queue()
+                self.door.close()
             elif kind == "fork" or kind == "copy":
                 self.orders.append((message, fds))
+            elif kind == "let-go":
+                for one in self.listeners.values():
+                    close(one.fd)
+                self.listeners.clear()
             elif kind == "quit":
                 os._exit(0)
         if self.channel.closed:
             self.channel.close()
             self.masterless = True
             self._drop_orders()  # another master counts the workers anew
-            sleep(RETRY)
-            self.channel = self._say_hello()
+            self.door.wait(-1, RETRY)
 
     def _say_hello(self) -> channels.Channel:
-        """Reach the master, whichever owns the run directory by now; without one, wait for the next."""
-        while True:
-            try:
-                channel = channels.connect(self.run_dir.hello)
-            except OSError:
-                sleep(RETRY)
-                continue
-            listeners = list(self.listeners.values())
-            again = bool(self.recipe)
-            has_queue = again and self.queue[0] != -1
-            channel.be_patient()
-            channel.send(
-                "hello",
-                self.queue if has_queue else (),
-                generation=self.generation,
-                number=0,
-                state="loaded" if self.loaded else "loading",
-                slots=[(one.address, one.index, one.shared) for one in listeners],
-                queue=has_queue,
-            )
-            if again:
-                pass_slots(channel, listeners)
-            self.masterless = False
-            return channel
+        """Reach the master; without one, wait for the next."""
+        while not self._meet_master():
+            sleep(RETRY)
+        return self.channel
+
+    def _meet_master(self) -> bool:
+        """Say hello to whichever master owns the run directory by now. False where there is none."""
+        try:
+            channel = channels.connect(self.run_dir.hello)
+        except OSError:
+            return False
+        listeners = list(self.listeners.values())
+        again = bool(self.recipe)
+        has_queue = again and self.queue[0] != -1
+        channel.be_patient()
+        channel.send(
+            "hello",
+            self.queue if has_queue else (),
+            generation=self.generation,
+            number=0,
+            state="loaded" if self.loaded else "loading",
+            slots=[(one.address, one.index, one.shared) for one in listeners],
+            queue=has_queue,
+        )
+        if again:
+            pass_slots(channel, listeners)
+        self.masterless = False
+        self.channel = channel
+        return True
 
     def _take_signals(self) -> None:
         """Before the import, and again after it: an application may set handlers, meant for another server."""

@@ -23,6 +23,8 @@ from reuseport.options.table import FLAG
 
 ANSWER_SECONDS = 10.0  # a master's loop never blocks, so a longer silence is a fault worth reporting
 WIDTH = 80
+SHOWN = 20  # jobs of a generation that serves that are shown
+LOST = 5  # lost jobs that are shown
 ABSENT = "-"
 
 ABOUT = """\
@@ -77,6 +79,8 @@ def render(status: Mapping[str, Any], now: float, width: int | None = WIDTH) -> 
     waiting = [line for one in generations for line in _waits_for(one)]
     if waiting:
         blocks.append(waiting)
+    if lost := _list(_dict(status, "lost"), "jobs"):
+        blocks.append(_lost(lost, now))
     releases = _list(status, "releases")
     if releases:
         blocks.append(_last_release(releases[-1], now, width))
@@ -198,11 +202,15 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _waits_for(generation: Mapping[str, Any]) -> list[str]:
-    """What a drain waits for, one line and one more for each job; nothing for a generation that does not drain."""
+    """What a drain waits for, one line and one more for each job; of a generation that does not drain, its jobs."""
     waits = _dict(generation, "waits_for")
-    if generation.get("state") not in ("draining", "ending"):
-        return []
     jobs = _list(waits, "jobs")
+    if generation.get("state") not in ("draining", "ending"):
+        if not jobs:
+            return []
+        more = [f"  and {len(jobs) - SHOWN} more"] if len(jobs) > SHOWN else []
+        begin = f"generation {generation.get('number')} runs {_count(len(jobs), 'job')}"
+        return [begin, *(f"  job {_job(job)}" for job in jobs[:SHOWN]), *more]
     parts = [
         _count(waits.get("requests"), "request"),
         _count(waits.get("connections"), "connection"),
@@ -221,7 +229,23 @@ def _job(job: Any) -> str:
         facts.append(f"tenant {job['tenant']}")
     if job.get("age") is not None:
         facts.append(duration(job["age"]))
+    if job.get("where") == "process":
+        facts.append(f"process {job.get('pid')}")
+    if isinstance(job.get("progress"), int | float):
+        facts.append(f"{job['progress']:.0%}" + (f" {job['text']}" if job.get("text") else ""))
+    if isinstance(job.get("left"), int | float):
+        facts.append(f"{duration(job['left'])} to its deadline" if job["left"] > 0 else "past its deadline")
     return ", ".join(facts)
+
+
+def _lost(jobs: Sequence[Any], now: float) -> list[str]:
+    """The newest of the jobs that ended with their process."""
+    lines = ["1 job lost within the last hour" if len(jobs) == 1 else f"{len(jobs)} jobs lost within the last hour"]
+    for job in reversed(jobs[-LOST:]):
+        facts = [str(job.get("name", "?")), *([f"tenant {job['tenant']}"] if job.get("tenant") else [])]
+        facts += [f"{duration(job.get('age'))} old", f"{duration(now - job.get('at', now))} ago"]
+        lines.append(f"  job {', '.join(facts)}: its process {job.get('pid', ABSENT)} {job.get('how', '')}")
+    return lines
 
 
 def _last_release(release: Mapping[str, Any], now: float, width: int | None) -> list[str]:

@@ -64,6 +64,14 @@ class Forked:
 
 
 @dataclass(frozen=True)
+class Born:
+    """A job's process says hello, for the first time or to another master."""
+
+    key: Key
+    pid: int
+
+
+@dataclass(frozen=True)
 class Ready:
     key: Key
 
@@ -167,7 +175,7 @@ class Adopted:
 
 
 Event = (
-    Tick | ReleaseAsked | PromoteAsked | Started | Loaded | Failed | Forked | Ready | Accepting | LetGo | Retire
+    Tick | ReleaseAsked | PromoteAsked | Started | Loaded | Failed | Forked | Born | Ready | Accepting | LetGo | Retire
     | Blocked | Unblocked | Judged | Pinned | Exited | ScaleAsked | StopAsked | Adopted
 )  # fmt: skip
 
@@ -228,7 +236,10 @@ class Attend:
 
 @dataclass(frozen=True)
 class Drain:
-    """SIGTERM. `last`: nobody accepts after it, so it takes what waits in the queues before it lets go of them."""
+    """SIGTERM. `last`: nobody accepts after it, so it takes what waits in the queues before it lets go of them.
+
+    A job's process gets no signal: it only hears that its generation leaves.
+    """
 
     key: Key
     last: bool = False

@@ -20,14 +20,17 @@ from reuseport.core.model import (
     LEAVING,
     LIVELY,
     LOADING,
+    NOWHERE,
     OPENING,
     QUITTING,
     READY,
     SERVING,
     STAFFED,
+    STANDBY,
     STARTING,
     TOLD,
     WARMING,
+    WORKING,
     ZYGOTE,
     Generation,
     Key,
@@ -123,7 +126,7 @@ def _failed(t: Turn, event: ev.Failed) -> None:
     if g is None:
         return
     w = g.workers.get(event.key.number)
-    if w is not None and w.state in (LEAVING, QUITTING):
+    if w is not None and w.state in (WORKING, LEAVING, QUITTING):
         return
     if g.state in (LOADING, WARMING):
         t.fail(g, event.error or f"{name_of(event.key)} failed and did not say why")
@@ -149,6 +152,20 @@ def _forked(t: Turn, event: ev.Forked) -> None:
     elif w.state == QUITTING:
         # Nothing could reach it until now, SIGKILL included, which may have gone to its zygote instead.
         t.put_worker(event.key, kill_at=w.kill_at or t.now + QUIT_GRACE)
+        t.do(ev.Quit(event.key))
+
+
+def _born(t: Turn, event: ev.Born) -> None:
+    g = t.generation(event.key.generation)
+    if g is None or g.state == STANDBY:
+        # Its generation has been counted as drained, and it has not begun: whoever asked for it was killed.
+        t.do(ev.Quit(event.key))
+    elif event.key.number not in g.workers:
+        worker = Worker(NOWHERE, WORKING, event.pid, t.now, let_go=True)
+        t.put(g.with_worker(event.key.number, worker))
+    elif g.workers[event.key.number].state == LEAVING:
+        t.do(ev.Drain(event.key, last=bool(t.state.stopping)))
+    elif g.workers[event.key.number].state == QUITTING:
         t.do(ev.Quit(event.key))
 
 
@@ -209,7 +226,7 @@ def _exited(t: Turn, event: ev.Exited) -> None:
     if w is None:
         return
     g = t.put(g.with_worker(event.key.number, None))
-    if w.state in (LEAVING, QUITTING):
+    if w.state in (WORKING, LEAVING, QUITTING):
         return
     if g.state in (LOADING, WARMING):
         if w.place < g.wanted:
@@ -298,9 +315,11 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
             # It counts as loaded when it has said hello: before that nothing can be asked of it.
             g = replace(g, zygote=Zygote(one.pid), deadline=t.now + one.release.boot_timeout)
         else:
-            g = g.with_worker(one.key.number, Worker(one.place, one.state, one.pid, t.now))
+            worker = Worker(one.place, one.state, one.pid, t.now, let_go=one.key.is_job)
+            g = g.with_worker(one.key.number, worker)
             g = replace(g, pinned=g.pinned or one.state == ATTENDING)
-            g = replace(g, forked=max(g.forked, one.key.number, event.forked.get(number, 0)))
+            highest = g.forked if one.key.is_job else max(g.forked, one.key.number)
+            g = replace(g, forked=max(highest, event.forked.get(number, 0)))
         t.put(g)
     # Two of them accept if their master died in the middle of a release: the newest serves. One that was only told to
     # accept may never have heard it, and does not succeed one that accepts.
@@ -327,6 +346,7 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.Loaded: _loaded,
     ev.Failed: _failed,
     ev.Forked: _forked,
+    ev.Born: _born,
     ev.Ready: _ready,
     ev.Accepting: _accepting,
     ev.LetGo: _let_go,

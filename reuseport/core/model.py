@@ -28,18 +28,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+ZYGOTE = 0
+# Numbers from here on are those of jobs' processes: this and the pid. No worker ever gets so far, and nobody has to
+# count them, so a zygote that starts again, or a master that comes later, gives none out twice.
+FIRST_JOB = 1 << 32
+
 
 class Key(NamedTuple):
-    """Names a process: worker 2 of generation 7 is (7, 2). Number 0 is the generation's zygote."""
+    """Names a process: worker 2 of generation 7 is (7, 2), shown as 7.2. Number 0 is the generation's zygote.
+
+    The process of a job whose pid is 4711 is (7, FIRST_JOB + 4711), shown as 7.j4711.
+    """
 
     generation: int
     number: int
 
+    @property
+    def is_job(self) -> bool:
+        return self.number >= FIRST_JOB
+
     def __str__(self) -> str:
-        return f"{self.generation}.{self.number}"
+        return f"{self.generation}.{f'j{self.number - FIRST_JOB}' if self.is_job else self.number}"
 
-
-ZYGOTE = 0
 
 # States of a generation.
 LOADING = "loading"
@@ -74,8 +84,11 @@ READY = "ready"
 TOLD = "told"  # it has been told to accept
 ACCEPTING = "accepting"
 ATTENDING = "attending"  # accepts nothing new, but serves whoever is kept in its draining generation
+WORKING = "working"  # a job's process: it accepts nothing, and leaves when its job has ended
 LEAVING = "draining"  # it has had its SIGTERM
 QUITTING = "quitting"  # it has been told to end at once
+
+NOWHERE = -1  # the place of a job's process: it owns no slot, and nobody replaces it
 
 YOUNG = frozenset({FORKING, STARTING, READY, TOLD})
 LIVELY = YOUNG | {ACCEPTING}
@@ -121,6 +134,10 @@ class Worker:
     retiring: str = ""  # why it is to be replaced: its successor accepts first, then it drains
     blocked: bool = False
     let_go: bool = False  # it has closed the slots
+
+    @property
+    def is_job(self) -> bool:
+        return self.place == NOWHERE
 
 
 @dataclass(frozen=True)

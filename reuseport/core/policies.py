@@ -27,6 +27,7 @@ from reuseport.core.model import (
     STARTING,
     TOLD,
     WARMING,
+    WORKING,
     ZYGOTE,
     Generation,
     Key,
@@ -64,8 +65,6 @@ def _stop(t: Turn) -> None:
         t.move(g, "stopped", deadline=None, askers=())
     for g in t.state.having(*STAFFED):
         t.move(g, "stopped", deadline=None)
-    for g in t.state.having(DRAINING):
-        t.quit(Key(g.number, ZYGOTE))
 
 
 def _overdue(t: Turn) -> None:
@@ -111,7 +110,8 @@ def _boot(t: Turn) -> None:
     g = t.state.booting
     if g is None or t.state.stopping:
         return
-    if g.state == WARMING and all(w.state == READY for w in g.workers.values()) and not missing(g):
+    staff = [w for w in g.workers.values() if not w.is_job]
+    if g.state == WARMING and all(w.state == READY for w in staff) and not missing(g):
         g = t.move(g, "all ready")
         for number, w in g.having(READY).items():
             t.accept(Key(g.number, number), w)
@@ -132,7 +132,8 @@ def _serve(t: Turn, g: Generation) -> None:
     t.change(replaced=0, served=True)
     draining = t.state.having(DRAINING)
     for old in draining:
-        t.do(*(ev.Bequeath(Key(old.number, number)) for number in old.having(LEAVING)))
+        clients = [number for number, w in old.having(LEAVING).items() if not w.is_job]
+        t.do(*(ev.Bequeath(Key(old.number, number)) for number in clients))
     text = f"generation {g.number} serves with {g.wanted} worker{'s' if g.wanted != 1 else ''}"
     if draining:
         text += "; draining: " + ", ".join(str(d.number) for d in draining)
@@ -258,8 +259,10 @@ def _staff(t: Turn) -> None:
 def _leave(t: Turn) -> None:
     """Old generations go; the empty ones are forgotten, and whoever waited for that is told."""
     for g in t.state.having(DRAINING):
+        for number in g.having(WORKING):
+            t.drain(Key(g.number, number))
         if g.pinned and not t.state.stopping:
-            _attend(t, g)
+            _attend(t, t.state.generations[g.number])
             continue
         for number in g.having(*LIVELY, ATTENDING):
             t.drain(Key(g.number, number))

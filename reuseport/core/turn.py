@@ -19,6 +19,7 @@ from reuseport.core.model import (
     STARTING,
     TOLD,
     TRANSITIONS,
+    WORKING,
     YOUNG,
     ZYGOTE,
     Asker,
@@ -73,7 +74,9 @@ def backoff(failures: int) -> float:
 
 
 def name_of(key: Key) -> str:
-    return f"the zygote of generation {key.generation}" if key.number == ZYGOTE else f"worker {key}"
+    if key.number == ZYGOTE:
+        return f"the zygote of generation {key.generation}"
+    return f"job {key}" if key.is_job else f"worker {key}"
 
 
 class Turn:
@@ -180,7 +183,7 @@ class Turn:
         found = self.worker(key)
         assert found is not None
         state = found[1].state
-        if state in (TOLD, ACCEPTING, ATTENDING):
+        if state in (TOLD, ACCEPTING, ATTENDING, WORKING):
             self.put_worker(key, state=LEAVING)
             self.do(ev.Drain(key, last=bool(self.state.stopping)))
         elif state in YOUNG:

@@ -89,32 +89,19 @@ class Channel:
             # The peer is gone. What it said before can still be read, and its end shows there.
         return True
 
-    def wait(self, seconds: float | None) -> list[tuple[dict[str, Any], list[int]]]:
-        """Block until a message arrives, for so long at most; then as `receive`. For processes without a loop."""
-        self._sock.settimeout(seconds)
-        try:
-            return self._receive(0)
-        finally:
-            if not self.closed:
-                self._sock.setblocking(not self._send_flags & _socket.MSG_DONTWAIT)
-
     def receive(self) -> list[tuple[dict[str, Any], list[int]]]:
         """All messages that have arrived, with the fds that came along (close-on-exec). Sets `closed` at the end."""
-        return self._receive(_socket.MSG_DONTWAIT)
-
-    def _receive(self, block: int) -> list[tuple[dict[str, Any], list[int]]]:
         messages: list[tuple[dict[str, Any], list[int]]] = []
         while not self.closed:
             try:
                 data, extra, flags, _ = self._sock.recvmsg(
-                    PACKET, _socket.CMSG_SPACE(FDS * _FD_BYTES), block | _socket.MSG_CMSG_CLOEXEC
+                    PACKET, _socket.CMSG_SPACE(FDS * _FD_BYTES), _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
                 )
-            except (BlockingIOError, InterruptedError, TimeoutError):
+            except (BlockingIOError, InterruptedError):
                 break
             except ConnectionError:
                 self.closed = True
                 break
-            block = _socket.MSG_DONTWAIT
             fds = array.array("i")
             for level, kind, payload in extra:
                 if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:

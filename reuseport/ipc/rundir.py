@@ -11,6 +11,7 @@
       pins              locked bytes say which tenant has jobs where (--tenant)
       marks             how far each tenant has moved
       work/             belongs to the workers' user, who alone writes to it: a root master follows no link in it
+        7.door          generation 7's zygote forks a process for each job that is asked for here
         stacks-7.2.txt  what a blocked worker was at
 
 POSIX record locks die with the process and only with it; flock and OFD locks would live on in any forked child that
@@ -49,6 +50,10 @@ class RunDir:
 
     def boot_log(self, generation: int) -> str:
         return os.path.join(self.path, f"boot-{generation}.log")
+
+    def door(self, generation: int) -> str:
+        """Where a generation's zygote is asked for the processes of jobs."""
+        return os.path.join(self.work, f"{generation}.door")
 
     def stacks(self, worker: str) -> str:
         """Where a worker's Python stacks are dumped to when its loop is blocked."""

@@ -36,6 +36,7 @@ from reuseport.master.control import Client, Control
 from reuseport.master.history import History
 from reuseport.master.log import Log
 from reuseport.master.loop import Loop
+from reuseport.master.losses import Losses
 from reuseport.master.processes import Process, Processes, become_subreaper, end
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
@@ -81,6 +82,7 @@ class Master:
         self.boot_logs: dict[int, BootLog] = {}
         self.following = False  # whether what booting generations print is being copied
         self.exit_status: int | None = None
+        self.losses = Losses()
 
         release = complete(release_of(settings), extra)
         ids = find_user(settings)
@@ -195,13 +197,14 @@ class Master:
     def _on_exit(self, process: Process, how: str) -> None:
         self.switchboard.last_words(process)
         for lost in status.jobs_of(process):
-            whose = f"job {lost['name']!r}" + (f" of {lost['tenant']}" if lost["tenant"] else "")
-            self.log.write("error", f"{whose} is lost, {lost['age']:.0f} s old: worker {process.key} {how}")
+            self.log.write("error", self.losses.add(str(process.key), process.pid, how, lost))
         for job in process.jobs.values():
             self.releases.job_ended(process.key, job, lost=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.run_dir.stacks(str(process.key)))
         if process.key.number == ZYGOTE:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.run_dir.door(process.key.generation))
             # Whom it had been asked for and did not bring into the world will not come any more.
             for other in self.processes.all():
                 if other.key.generation == process.key.generation and not other.pid:
@@ -245,7 +248,7 @@ class Master:
             "addresses": self.slots.addresses,
         }
         whole = status.of(self.cluster, self.processes, self.board, master, time.monotonic())
-        return {**whole, "releases": self.releases.shown()}
+        return {**whole, "releases": self.releases.shown(), "lost": self.losses.shown()}
 
     # --- what an earlier master left ------------------------------------------------------------------------------
 
@@ -317,6 +320,9 @@ class Master:
         self.switchboard.announce_slots(new)
 
     def _close_slots(self, command: ev.CloseSlots) -> None:
+        for process in self.processes.all():
+            if process.key.number == ZYGOTE:
+                self.switchboard.send(process.key, "let-go")  # it stays, for jobs, while anybody drains
         self.slots.close()
 
     def _start_zygote(self, command: ev.StartZygote) -> None:
@@ -385,6 +391,9 @@ class Master:
         self.switchboard.send(command.key, "attend")
 
     def _drain(self, command: ev.Drain) -> None:
+        if command.key.is_job:
+            self.switchboard.send(command.key, "drain", last=command.last)
+            return
         if not command.last:
             self._bequeath(ev.Bequeath(command.key))
         self.switchboard.send(command.key, "drain", last=command.last)

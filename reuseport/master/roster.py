@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reuseport.core.events import Adopted, Survivor
-from reuseport.core.model import ACCEPTING, ATTENDING, LEAVING, TOLD, ZYGOTE, Cluster, Key, Release
+from reuseport.core.model import ACCEPTING, ATTENDING, LEAVING, TOLD, WORKING, ZYGOTE, Cluster, Key, Release
 from reuseport.ipc.rundir import RunDirError
 
 VERSION = 1
@@ -88,7 +88,7 @@ class Roster:
         survivors, rows, strays = [], {}, []
         for p in living:
             key = Key(p["generation"], p["number"])
-            if p["state"] in (ACCEPTING, ATTENDING, LEAVING, TOLD, "loaded"):
+            if p["state"] in (ACCEPTING, ATTENDING, LEAVING, TOLD, WORKING, "loaded"):
                 survivors.append(Survivor(key, p["pid"], releases[key.generation], p["state"], p["place"]))
                 rows[key] = p["row"]
             else:

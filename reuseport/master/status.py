@@ -69,7 +69,7 @@ def _worker(
     counters = figures(process, board)
     owns = slots_of(w.place, g.wanted, slots) if w.state in (TOLD, ACCEPTING) else ()
     return {
-        "id": f"{g.number}.{number}",
+        "id": str(Key(g.number, number)),
         "pid": w.pid,
         "place": w.place,
         "slots": list(owns),
@@ -86,7 +86,7 @@ def _worker(
         "taken": counters["taken"],
         "errors": counters["errors"],
         "memory": {"rss": counters["rss"], "pss": counters["pss"]},
-        "jobs": counters["jobs"],
+        "jobs": counters["jobs"] or (len(process.jobs) if process and process.key.is_job else 0),
         "jobs_now": jobs_of(process) if process else [],
         "retiring": w.retiring,
     }
@@ -102,6 +102,11 @@ def jobs_of(process: Process) -> list[dict[str, Any]]:
             "age": round(now - job["started"], 3),
             "progress": job["fraction"],
             "text": job["text"],
+            "where": job.get("where", ""),
+            "pid": process.pid,
+            "deadline": job.get("deadline"),
+            "left": None if job.get("deadline") is None else round(job["started"] + job["deadline"] - now, 3),
+            "overdue": bool(job.get("overdue")),
         }
         for job in process.jobs.values()
     ]

@@ -95,7 +95,7 @@ class Switchboard:
     def announce_slots(self, slots: list[Slot]) -> None:
         """Pass new slots to everybody who may need them."""
         for process in self._processes.all():
-            if process.channel is not None and slots:
+            if process.channel is not None and slots and not process.key.is_job:
                 self._pass_slots(process.channel, slots)
                 self._flush(process.channel)
 
@@ -154,10 +154,13 @@ class Switchboard:
         hello, fds = messages[0]
         key = Key(int(hello.get("generation", 0)), int(hello.get("number", 0)))
         expected = self._processes.get(key)
-        unknown = expected is None and key.number == ZYGOTE
+        unknown = expected is None and (
+            key.number == ZYGOTE or (key.is_job and self._recipe_of(key.generation) is None)
+        )
         taken = expected is not None and expected.pid not in (0, pid)
         if hello["type"] != "hello" or unknown or taken:
-            # A zygote that this master does not know belongs to a generation that has been given up.
+            # A zygote that this master does not know belongs to a generation that has been given up. So does a job
+            # whose generation has gone: it has not begun yet, and what asked for it is dead.
             for fd in fds:
                 os.close(fd)
             channel.send("quit")
@@ -173,9 +176,11 @@ class Switchboard:
             process.channel = channel
             self._loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
             self._welcome(process, channel, hello)
-            if key.number != ZYGOTE:
+            if key.number != ZYGOTE and not key.is_job:
                 self.on_hello(key)
-        if key.number != ZYGOTE and expected is None and hello["state"] in ("serving", "draining"):
+        if key.is_job:
+            self._tell(ev.Born(key, pid))
+        elif key.number != ZYGOTE and expected is None and hello["state"] in ("serving", "draining"):
             # An earlier master let it accept and could not write that down. Nobody waits for it, but it has clients.
             self._processes.signal(key, signal.SIGTERM)
         elif key.number != ZYGOTE:
@@ -185,7 +190,12 @@ class Switchboard:
         self._take(process, messages[1:])
 
     def _welcome(self, process: Process, channel: Channel, hello: Mapping[str, Any]) -> None:
-        """Give a process what it has not got yet: a zygote its recipe and queue, everybody the slots."""
+        """Give a process what it has not got yet: a zygote its recipe and queue, everybody the slots. A job waits for
+        nothing but to be known: from then on a drain waits for it, whatever becomes of who asked for it."""
+        if process.key.is_job:
+            channel.send("known")
+            self._flush(channel)
+            return
         generation = process.key.generation
         recipe = self._recipe_of(generation)
         if process.key.number == ZYGOTE and recipe is not None and hello["state"] != "loaded":

@@ -198,6 +198,15 @@ OPTIONS: tuple[Option, ...] = (
         "such limit.",
     ),
     Option(
+        "job_timeout", kinds.SECONDS, 0.0, unit="seconds; 0: no limit", group=RELEASES,
+        help="The deadline of jobs that have none of their own. Then JobTimeout is raised inside the job.",
+    ),
+    Option(
+        "job_grace", kinds.SECONDS, 30.0, unit="seconds", group=RELEASES,
+        help="How long a job may go on after its deadline, to clean up. Then the process of a job is killed; a worker "
+        "whose thread or greenlet goes on is replaced, finishes its other requests and jobs, and is ended.",
+    ),
+    Option(
         "standby", kinds.SECONDS, 600.0, unit="seconds; 0: not at all", group=RELEASES, effect="always",
         help="How long after a release the previous generation's zygote is kept, so that `reuseport rollback` need not "
         "load anything. It costs the memory of the application once.",

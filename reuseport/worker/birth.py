@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import ssl
 from dataclasses import dataclass
 from typing import Any
@@ -28,3 +29,4 @@ class Birth:
     listeners: dict[tuple[str, int], Listener]
     application: Any  # None: the worker loads it itself
     tls: ssl.SSLContext | None = None
+    line: _socket.socket | None = None  # to whoever asked for a job: then this is no worker, but the job's process

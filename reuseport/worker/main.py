@@ -8,7 +8,6 @@ channel ends it serves on, and says hello to the next master that owns the run d
 from __future__ import annotations
 
 import _thread
-import atexit
 import contextlib
 import faulthandler
 import os
@@ -25,7 +24,7 @@ import gevent.hub
 import gevent.monkey
 from setproctitle import setproctitle
 
-from reuseport import hooks
+from reuseport import hooks, jobs
 from reuseport.core.routing import Table
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
@@ -36,11 +35,13 @@ from reuseport.ipc.pins import REQUESTS as RUNNING
 from reuseport.ipc.pins import Pins, open_file
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, REQUESTS, RSS, TAKEN, TURNED, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.worker import application, logs, running, tenancy, warmup
+from reuseport.worker import application, jobprocess, logs, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
 from reuseport.worker.birth import Birth
+from reuseport.worker.departure import leave
 from reuseport.worker.engine import Engine
 from reuseport.worker.handover import Receiver, Sender
+from reuseport.worker.jobprocess import JobProcess, describe_server
 from reuseport.worker.listeners import Acceptor, Listener, pass_slots
 from reuseport.worker.loopset import LoopSet
 from reuseport.worker.reporter import JobReporter
@@ -56,9 +57,9 @@ PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class Worker:
-    """`current` is this process's worker."""
+    """`current` is this process's worker, or the job that it is the process of."""
 
-    current: Worker | None = None
+    current: Worker | JobProcess | None = None
 
     def __init__(self, birth: Birth) -> None:
         self.birth = birth
@@ -121,7 +122,8 @@ class Worker:
         birth.application = app
         self._accept_signals()
         self.loop_set = LoopSet(self.loop)
-        self.reporter = JobReporter(self.loop, self.board, self._say, self._leave_if_done)
+        self.reporter = JobReporter(self.loop, self.board, self._say, self._jobs_changed)
+        describe_server(birth, self.loop)
         steal = os.environ.get("REUSEPORT_STEAL", "1") != "0"
         self.acceptor = Acceptor(self.loop, self.loop_set, self._adopt, self.board, self.log, steal)
         for listener in birth.listeners.values():
@@ -513,11 +515,21 @@ class Worker:
             self.log("error", f"a drain hook failed: {type(error).__name__}: {error}")
             application.print_traceback(error)
 
+    def _jobs_changed(self) -> None:
+        overdue = jobs.overdue()
+        if overdue and not self.retiring:
+            names = ", ".join(repr(one.name) for one in overdue)
+            self._retire(f"what it runs goes on {self.settings.job_grace:g} s after its deadline: job {names}")
+        self._leave_if_done()
+
     def _leave_if_done(self) -> None:
         engine = self.engine
-        if self.attending:
+        if self.attending or self.state != "draining":
             return
-        if self.state == "draining" and not engine.requests and not engine.connections and not self.board[JOBS]:
+        # Jobs that cannot be ended otherwise end with their worker, as soon as it has no other work.
+        overdue = jobs.overdue()
+        stuck = sum(one.in_request for one in overdue)
+        if engine.requests <= stuck and engine.connections <= stuck and self.board[JOBS] <= len(overdue):
             # What waits in the queue would be lost with the answer that it was taken; it goes straight on to the heir.
             if self.heir != self.birth.generation and self.receiver.empty():
                 return
@@ -566,8 +578,11 @@ def _proportional_memory() -> int:
 
 
 def run(birth: Birth) -> None:
-    """Be a worker; never returns."""
+    """Be a worker, or a job's process; never returns."""
     gevent.reinit()
+    if birth.line is not None:
+        job = Worker.current = JobProcess(birth)
+        jobprocess.run(job)
     worker = Worker.current = Worker(birth)
     _live(worker, worker.begin)
 
@@ -592,10 +607,4 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         status = 1
     for sink in worker._sinks:
         sink.close()
-    # As sys.exit would, but without unwinding into frames of the application's script (embedding).
-    with contextlib.suppress(Exception):
-        atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(status)
+    leave(status)

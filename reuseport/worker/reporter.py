@@ -16,56 +16,82 @@ REPORT = 0.05  # seconds
 TEXT = 200  # characters of a name or a progress text that are passed on
 
 
+class Ledger:
+    """What the master has been told of this process's jobs. `say(kind, **fields)` speaks to it."""
+
+    def __init__(self, say: Callable[..., None]) -> None:
+        self._say = say
+        self._told: dict[int, dict[str, Any]] = {}
+
+    def forget(self) -> None:
+        """Another master knows nothing yet."""
+        self._told.clear()
+
+    def tell(self) -> None:
+        """Tell what has changed since the last time."""
+        now = {one.number: _facts(one) for one in list(jobs.active.values())}
+        for number in self._told.keys() - now.keys():
+            self._say("job-ended", number=number)
+        for number, facts in now.items():
+            if self._told.get(number) != facts:
+                self._say("job", number=number, **facts)
+        self._told = now
+
+
+def _facts(one: jobs.Job) -> dict[str, Any]:
+    return {
+        "name": one.name[:TEXT],
+        "tenant": one.tenant,
+        "started": one.started,
+        "deadline": one.deadline,
+        "fraction": one.fraction,
+        "text": one.text[:TEXT],
+        "where": one.where,
+        "overdue": one.overdue,
+    }
+
+
 class JobReporter:
     """`say(kind, **fields)` speaks to the master; `on_change()` is called in the loop after each change."""
 
     def __init__(self, loop: Any, board: Any, say: Callable[..., None], on_change: Callable[[], None]) -> None:
         self._board = board
-        self._say = say
+        self._ledger = Ledger(say)
         self._on_change = on_change
-        self._reported: dict[int, tuple[Any, ...]] = {}
         self._timer = loop.timer(REPORT)
         self._wake = loop.async_()
         self._wake.start(self._changed)
         # What a zygote may have had under way at its import is not this process's.
         jobs.active.clear()
+        jobs.starting.clear()
         jobs.changed = self._from_any_thread
 
     def _from_any_thread(self) -> None:
-        self._board[JOBS] = len(jobs.active)
+        self._board[JOBS] = len(jobs.active) + len(jobs.starting)
         self._wake.send()
 
     def _changed(self) -> None:
-        self._board[JOBS] = len(jobs.active)
+        self._board[JOBS] = len(jobs.active) + len(jobs.starting)
         if not self._timer.active:
             self._timer.start(self.report)
         self._on_change()
 
     def again(self) -> None:
         """Another master knows nothing yet: tell it everything."""
-        self._reported.clear()
+        self._ledger.forget()
         self.report()
 
     def report(self) -> None:
         """Tell what has changed since the last time."""
         self._timer.stop()
-        now = {
-            one.number: (one.name[:TEXT], one.tenant, one.started, one.fraction, one.text[:TEXT])
-            for one in list(jobs.active.values())
-        }
-        for number in self._reported.keys() - now.keys():
-            self._say("job-ended", number=number)
-        for number, facts in now.items():
-            if self._reported.get(number) != facts:
-                name, tenant, started, fraction, text = facts
-                self._say("job", number=number, name=name, tenant=tenant, started=started, fraction=fraction, text=text)
-        self._reported = now
+        self._ledger.tell()
 
     def abandon(self) -> None:
         """In a child that the application has forked: its jobs are its own affair."""
         self._timer.stop()
         self._wake.stop()
         jobs.active.clear()
+        jobs.starting.clear()
         jobs.changed = _nothing
 
 

@@ -34,7 +34,7 @@ from reuseport.worker.handover import MOST_UNREAD, Sender
 from reuseport.worker.pool import Pool
 from reuseport.worker.request import RequestError
 from reuseport.worker.response import Response
-from reuseport.worker.tenancy import Finder, valid
+from reuseport.worker.tenancy import Finder, pinner, valid
 
 HEAD = "reuseport.head"  # in environ between the parser and `admit`: the head as it came
 AGAIN = 0.001  # seconds between two attempts of a request that waits in line
@@ -110,7 +110,7 @@ class Router:
         if requests is not None:
             self._request_done, engine.request_done = engine.request_done, self._drop_at_end
             self._upgraded, engine.connection_upgraded = engine.connection_upgraded, self._drop_at_upgrade
-        jobs_api.pin = self.pin
+        self.pin = jobs_api.pin = pinner(jobs, marks, generation)
 
     # --- a request comes --------------------------------------------------------------------------------------------
 
@@ -356,17 +356,6 @@ class Router:
             else:
                 sender = self._senders[generation] = self._make_sender(partial(self._refused, generation))
                 sender.set_heir(fd, workers)
-
-    # --- jobs -------------------------------------------------------------------------------------------------------
-
-    def pin(self, tenant: str) -> Callable[[], None] | None:
-        """A job of the tenant begins, in any thread. Returns what to call at its end; None if it pins nobody."""
-        number = number_of(tenant)
-        self._jobs.take(number, wait=True)
-        if self._marks.moved(number) > self._here:
-            self._jobs.drop(number)
-            return None
-        return partial(self._jobs.drop, number)
 
     # --- idle connections of a worker that drains -------------------------------------------------------------------
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from reuseport.ipc.marks import Marks
+from reuseport.ipc.pins import Pins, number_of
 from reuseport.jobs import tenant_now
 from reuseport.options.kinds import parse_tenant
 from reuseport.worker.application import LoadError
@@ -35,6 +38,23 @@ def finder(rule: str) -> tuple[Finder, bool]:
     if kind == "cookie":
         return (lambda environ: _cookie(environ.get("HTTP_COOKIE", ""), argument)), False
     return _load(rule), True
+
+
+def pinner(pins: Pins, marks: Marks, generation: int) -> Callable[[str], Callable[[], None] | None]:
+    """What is called, in any thread, when a job of a tenant begins in a process of `generation`.
+
+    It returns what to call at the job's end; None if the job pins nobody, for its tenant has moved on already.
+    """
+
+    def pin(tenant: str) -> Callable[[], None] | None:
+        number = number_of(tenant)
+        pins.take(number, wait=True)
+        if marks.moved(number) > generation:
+            pins.drop(number)
+            return None
+        return partial(pins.drop, number)
+
+    return pin
 
 
 def told(application: Callable[..., Any]) -> Callable[..., Any]:

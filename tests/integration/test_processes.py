@@ -133,6 +133,12 @@ def test_the_application_runs_as_another_user(serve, interpreter_for_all):
     with server.load() as load:
         server.wait(lambda s: s.pids() and not s.pids() & first)
     assert load.failures == []
+    # So does a job's process, through a door that only this user can reach.
+    server.write("three", code="import jobbing\napplication = jobbing.make(VERSION)\n")
+    server.renew()
+    server.gate("work").open()
+    answer = server.get("/begin?name=work&wait=1").json
+    assert answer["result"] == f"three in {answer['process']}"
 
 
 @needs_root

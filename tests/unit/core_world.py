@@ -26,6 +26,7 @@ from reuseport.core.model import (
     CANARY,
     DRAINING,
     ENDING,
+    FIRST_JOB,
     FORKING,
     LEAVING,
     LOADING,
@@ -37,6 +38,7 @@ from reuseport.core.model import (
     TOLD,
     TRANSITIONS,
     WARMING,
+    WORKING,
     ZYGOTE,
     Asker,
     Cluster,
@@ -80,6 +82,7 @@ class Audit:
         self.let_go: set[Key] = set()  # said that it accepts nothing any more
         self.last: set[Key] = set()  # told that nobody accepts after it
         self.gone: set[Key] = set()
+        self.jobs: set[Key] = set()  # jobs' processes that the cluster knows of
         self.opened: set[int] = set()  # every worker was ready
         self.served: set[int] = set()
         self.slots = 0
@@ -125,6 +128,8 @@ class Audit:
                     self.loaded.add(key.generation)
             case ev.Ready(key):
                 self.ready.add(key)
+            case ev.Born(key):
+                self.jobs.add(key)
             case ev.Accepting(key):
                 self.worked.add(key)
                 if key not in self.left | self.attending and key not in self.ended:
@@ -138,6 +143,7 @@ class Audit:
                     self.ended.pop(key, None)
                 else:
                     self.gone.add(key)
+                    self.jobs.discard(key)
             case ev.PromoteAsked(asker):
                 if asker:
                     self.asked[asker.name] = (asker, 0)
@@ -159,6 +165,10 @@ class Audit:
         self.begun[one.key.generation] = one.release.recipe["id"]
         self.records[one.key.generation] = "adopted"
         if one.key.number == ZYGOTE:
+            return
+        if one.key.is_job:
+            self.jobs.add(one.key)
+            self.left |= {one.key} if one.state == LEAVING else set()
             return
         self.forked[one.key.generation] = max(self.forked.get(one.key.generation, 0), one.key.number)
         self.place[one.key] = one.place
@@ -192,7 +202,8 @@ class Audit:
                 self._check_attend(key, event, after)
             case ev.Drain(key, last):
                 assert last == bool(after.stopping), "who drains last takes what waits, and nobody else does"
-                again = key in self.left and (event == ev.Forked(key, getattr(event, "pid", 0)) or key not in self.last)
+                hello = isinstance(event, ev.Forked | ev.Born) and event.key == key
+                again = key in self.left and (hello or key not in self.last)
                 if not again:
                     self._check_drain(before, key, after)
                 self.last |= {key} if last else set()
@@ -216,6 +227,7 @@ class Audit:
             case ev.Drained(generation):
                 assert generation not in self.drained, f"generation {generation} drained twice"
                 assert not before.generations[generation].workers or isinstance(event, ev.Exited | ev.Adopted)
+                assert not [key for key in self.jobs if key.generation == generation], "a job still runs"
                 self.drained.add(generation)
             case ev.Finish(status):
                 assert not after.generations, "the master leaves before its processes do"
@@ -316,8 +328,13 @@ class Audit:
 
     def _check_drain(self, before: Cluster, key: Key, after: Cluster) -> None:
         """A worker drains when its generation is succeeded, when it is relieved, when it is too many, or at a stop."""
-        assert key in self.told.keys() | self.attending and key not in self.gone, f"{key} has nothing to drain"
+        told = key in self.told.keys() | self.attending or key in self.jobs
+        assert told and key not in self.gone, f"{key} has nothing to drain"
         assert key not in self.left and key not in self.ended, f"{key} was told twice to go"
+        if key.is_job:
+            assert after.generations[key.generation].state == DRAINING, f"{key} hears of a drain that is none"
+            self.left.add(key)
+            return
         self._check_succession(before, key, after)
         g = before.generations[key.generation]
         stays = after.generations.get(key.generation)
@@ -362,20 +379,29 @@ class Audit:
             return
         g = before.generations.get(key.generation)
         if g is None or key.number not in g.workers:
+            if key.is_job:
+                # It has not begun, and what asked for it is dead, or has to die.
+                assert isinstance(command, ev.Quit) and isinstance(event, ev.Born)
+                assert g is None or g.state in (STANDBY, ENDING), f"{key} was not wanted"
+                if g is not None and g.state == ENDING:
+                    self.ended[key] = now
+                else:
+                    self.jobs.discard(key)
+                return
             assert isinstance(command, ev.Kill) and event == ev.Forked(key, getattr(event, "pid", 0))
             return
         if not first:
             late = now - self.ended[key] >= turn.QUIT_GRACE
-            again = isinstance(event, ev.Forked) and event.key == key and not isinstance(command, ev.Kill)
+            again = isinstance(event, ev.Forked | ev.Born) and event.key == key and not isinstance(command, ev.Kill)
             assert again or (isinstance(command, ev.Kill) and late), f"{key} was ended twice"
             return
         stays = after.generations.get(key.generation)
         failed = g.state in BOOTING and (stays is None or stays.failure != "")
         wanted = isinstance(command, ev.Kill) and g.release.kill_blocked and event == ev.Blocked(key)
         hurried = after.stopping == "quick"
-        if key in self.worked or key in self.left:
+        if key in self.worked or key in self.left or key.is_job:
             assert failed or wanted or hurried, f"{key} was ended with requests in it, at {event}"
-        if not (failed or wanted):
+        if not (failed or wanted or key.is_job):
             self._check_succession(before, key, after)
         if not wanted:  # whoever is killed for being blocked counts as there until it has gone
             self.ended[key] = now
@@ -398,7 +424,7 @@ class Audit:
             return
         for old in after.generations.values():
             late = [n for n, w in old.having(TOLD, ACCEPTING, ATTENDING, LEAVING).items() if not w.blocked]
-            late = [n for n in late if Key(old.number, n) not in self.let_go]
+            late = [n for n in late if Key(old.number, n) not in self.let_go | self.jobs]
             assert old.number >= number or not late, f"{old.number}.{late} may still accept"
 
     def _check_answer(self, answer: ev.Answer, after: Cluster, now: float) -> None:
@@ -569,7 +595,8 @@ class Story:
 
 @dataclass
 class Process:
-    """A simulated process. Phases: loading, loaded (zygotes); born, starting, ready, serving, draining (workers)."""
+    """A simulated process. Phases: loading, loaded (zygotes); born, starting, ready, serving, draining (workers);
+    working (jobs)."""
 
     key: Key
     pid: int
@@ -586,6 +613,12 @@ class Process:
     known: bool = False  # the master has its pid
     heard: bool = False  # the master has its channel
     reaped: bool = False
+    asked: list[Process] = field(default_factory=list)  # jobs' processes that the master may not know of yet
+
+    @property
+    def waits(self) -> bool:
+        """A drain waits for it: for its work, or for the master to know of a job that it has asked for."""
+        return self.busy or any(not job.heard and not job.dead for job in self.asked)
 
     def die(self) -> None:
         self.dead = True
@@ -630,6 +663,8 @@ class World:
                 self._order(self.workers.get(key), "accept")
             case ev.Attend(key):
                 self._order(self.workers.get(key), "attend")
+            case ev.Drain(key) if key.is_job:
+                self._order(self.workers.get(key), "drain")
             case ev.Drain(key, last):
                 if last:
                     self._order(self.workers.get(key), "stopping")
@@ -703,13 +738,14 @@ class World:
 
     def _hear(self, p: Process) -> None:
         event = p.says.popleft()
-        if self.audit.finish and isinstance(event, ev.Forked):
-            self.workers[event.key].die()  # there is no master to say hello to: who has never accepted ends by itself
+        if self.audit.finish:
+            if isinstance(event, ev.Forked):
+                self.workers[event.key].die()  # there is no master: who has never accepted ends by itself
             return
-        if isinstance(event, ev.Forked):
+        if isinstance(event, ev.Forked | ev.Born):
             child = self.workers[event.key]
             child.known = True
-            child.heard = child.heard or child is p
+            child.heard = child.heard or child is p or isinstance(event, ev.Born)
             if child.reaped:
                 # The master looks for a process that has gone already, and learns just that.
                 self.loose.append(ev.Exited(child.key, "has gone"))
@@ -720,8 +756,10 @@ class World:
         self.feed(ev.Exited(p.key))
 
     def _has_to_do(self, p: Process) -> bool:
+        if p.phase == "working":
+            return not p.busy or bool(p.orders) or p.term
         if p.phase == "draining":
-            return not p.busy or any(order == "quit" for order, _ in p.orders)
+            return not p.waits or any(order == "quit" for order, _ in p.orders)
         return p.term or bool(p.orders and p.phase != "starting") or p.phase in ("loading", "born", "starting")
 
     def _live(self, p: Process) -> None:
@@ -743,6 +781,10 @@ class World:
                 p.phase = "ready"
         elif p.phase == "draining" and not p.orders:
             p.die()
+        elif p.phase == "working" and not p.orders:
+            p.term = False  # while it has a master, that says when to go
+            if not p.busy:
+                p.die()
         elif p.orders:
             self._heed(p, p.orders.popleft()[0])
         elif p.term:
@@ -791,6 +833,17 @@ class World:
             p.phase = "draining"
             p.says.append(ev.LetGo(p.key))
 
+    def spawn(self, p: Process) -> None:
+        """A worker, or a job, asks its zygote for a job's process, which says hello by itself."""
+        zygote = self.zygotes.get(p.key.generation)
+        if zygote is None or zygote.dead or zygote.phase != "loaded":
+            return
+        pid = next(self._pids)
+        job = Process(Key(p.key.generation, FIRST_JOB + pid), pid, "working", busy=True)
+        self.workers[job.key] = job
+        p.asked.append(job)
+        job.says.append(ev.Born(job.key, pid))
+
     # --- misfortune -------------------------------------------------------------------------------------------------
 
     def crash(self, p: Process, says_why: bool) -> None:
@@ -830,7 +883,13 @@ class World:
             p.says.clear()
             p.reaped = p.dead
             g, state, place = roster.get(p.key, (None, "", 0))  # a zygote is in it from the moment it runs
-            if p.dead or (not g and p.key.number != ZYGOTE):
+            if p.key.is_job and not p.dead and (state in (WORKING, LEAVING) or not g):
+                # One that the dead master never heard of says hello to the next one all the same.
+                p.known = p.heard = bool(g)
+                p.says.append(ev.Born(p.key, p.pid))
+                if g:
+                    left.append(ev.Survivor(p.key, p.pid, replace(g.release, workers=g.wanted), state, place))
+            elif p.dead or (not g and p.key.number != ZYGOTE):
                 p.known = p.heard = False
             elif state in (ACCEPTING, ATTENDING, LEAVING, TOLD, "loaded"):
                 p.known = p.heard = True
@@ -859,7 +918,7 @@ class World:
                 p.busy = False
                 g = self.cluster.generations.get(p.key.generation)
                 w = g.workers.get(p.key.number) if g else None
-                if g and w and w.state in (TOLD, ACCEPTING, ATTENDING, LEAVING) and g.state not in BOOTING:
+                if g and w and w.state in (TOLD, ACCEPTING, ATTENDING, WORKING, LEAVING) and g.state not in BOOTING:
                     p.stuck = False
             if self.happen(chance):
                 continue

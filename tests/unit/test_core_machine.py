@@ -46,18 +46,19 @@ RELEASES = st.fixed_dictionaries(
 )
 
 
-WORKING = ("serving", "attending", "draining")
+ALIVE = ("serving", "attending", "draining")
 PHASES = {
-    "dies": ("loading", "loaded", "born", "starting", "ready", *WORKING),
-    "says why and dies": ("loading", "starting", *WORKING),
+    "dies": ("loading", "loaded", "born", "starting", "ready", "working", *ALIVE),
+    "says why and dies": ("loading", "starting", *ALIVE),
     "dies in a fork": ("loaded",),
     "cannot fork": ("loaded",),
-    "hangs": ("loading", "loaded", "starting", "ready", *WORKING),
-    "hangs for good": ("loading", "loaded", "starting", "ready", *WORKING),
-    "blocks": WORKING,
-    "is looked at": ("ready", *WORKING),
-    "gets work": WORKING,
-    "ends its work": WORKING,
+    "hangs": ("loading", "loaded", "starting", "ready", *ALIVE),
+    "hangs for good": ("loading", "loaded", "starting", "ready", "working", *ALIVE),
+    "blocks": ALIVE,
+    "is looked at": ("ready", *ALIVE),
+    "gets work": ALIVE,
+    "ends its work": (*ALIVE, "working"),
+    "spawns": ("starting", "ready", "working", *ALIVE),
     "retires": ("ready", "serving", "attending"),
 }
 MISFORTUNES = tuple(PHASES)
@@ -188,6 +189,8 @@ class AnyStory(RuleBasedStateMachine):
                 self._watch(p)
             case "gets work" | "ends its work":
                 p.busy = what == "gets work"
+            case "spawns":
+                self.world.spawn(p)
             case "retires":
                 p.says.append(ev.Retire(p.key, "it has grown"))
             case "is looked at":

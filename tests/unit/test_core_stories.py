@@ -481,7 +481,8 @@ def test_every_slot_has_one_owner(workers, slots):
 
 def test_a_graceful_stop_drains_and_then_leaves(serving):
     commands = serving.tell(ev.StopAsked())
-    assert commands[0] == ev.CloseSlots() and ev.Quit(Key(1, 0)) in commands
+    assert commands[0] == ev.CloseSlots()
+    assert ev.Quit(Key(1, 0)) not in commands, "who still works may have to fork a job"
     assert only(commands, ev.Drain) == [ev.Drain(Key(1, 1), last=True), ev.Drain(Key(1, 2), last=True)]
     assert serving.exit((1, 0), (1, 1)) == []
     assert serving.exit((1, 2)) == [ev.Finish(0)]
@@ -490,7 +491,7 @@ def test_a_graceful_stop_drains_and_then_leaves(serving):
 def test_a_second_term_makes_it_quick(serving):
     serving.tell(ev.StopAsked(insist=True))
     assert serving.tell(ev.StopAsked()) == [], "`reuseport stop` a second time only waits too"
-    assert serving.tell(ev.StopAsked(insist=True)) == [ev.Quit(Key(1, 1)), ev.Quit(Key(1, 2))]
+    assert serving.tell(ev.StopAsked(insist=True)) == [ev.Quit(Key(1, n)) for n in (1, 2, 0)]
     serving.sleep()
     assert set(serving.commands) == {ev.Kill(Key(1, n)) for n in range(3)}
 

@@ -80,3 +80,43 @@ def test_a_spawned_job_gives_its_exception_and_prints_it(capsys):
 def test_a_job_elsewhere_than_in_a_greenlet_or_thread_is_refused():
     with pytest.raises(ValueError, match="where is"):
         reuseport.spawn(print, where="moon")
+
+
+def test_a_process_is_a_thread_outside_a_server_but_takes_only_what_a_process_could():
+    assert reuseport.spawn(divmod, 7, 2, where="process").result(10) == (3, 1)
+    with pytest.raises(TypeError, match="imported by its name"):
+        reuseport.spawn(lambda: 1, where="process")
+
+
+def test_a_function_tells_how_far_its_job_is_without_having_it_at_hand():
+    def work():
+        reuseport.progress(0.5, "half")
+        return "done"
+
+    handle = reuseport.spawn(work)
+    assert handle.result(10) == "done"
+    assert (handle.job.fraction, handle.job.text) == (0.5, "half")
+    assert work() == "done", "outside a job it says nothing"
+
+
+def test_one_job_object_may_be_in_use_by_many_at_once():
+    shared, gates = reuseport.job("export"), [threading.Event() for _ in range(2)]
+    ended = []
+
+    def work(gate):
+        with shared as one:
+            gate.wait(10)
+        ended.append(one.number)
+
+    threads = [threading.Thread(target=work, args=(gate,)) for gate in gates]
+    for thread in threads:
+        thread.start()
+    while len(jobs.active) < 2:
+        pass
+    first, second = jobs.active
+    gates[0].set()
+    threads[0].join()
+    (left,) = jobs.active
+    assert [left, *ended] in ([first, second], [second, first])
+    gates[1].set()
+    threads[1].join()

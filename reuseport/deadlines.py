@@ -1,0 +1,216 @@
+"""Ending a job from outside: at its deadline, or because somebody cancels it.
+
+An exception is raised inside the job, so that it can clean up. How that is done depends on what runs it:
+
+- a greenlet of the loop's thread gets it where it waits. One that does not wait, and so keeps the loop from turning, is
+  interrupted by a signal after PRESS seconds: Python runs signal handlers between two bytecodes of the main thread;
+- a native thread gets it at its next bytecode (PyThreadState_SetAsyncExc), which comes after what it waits for in C.
+
+What goes on all the same is overdue after a while, and whoever can do more about it is told.
+
+One native thread keeps the time, since a loop may stand still. It begins with the first deadline. The locks are
+those that gevent has not patched: they are held for moments, and never across a switch.
+"""
+
+from __future__ import annotations
+
+import _thread  # noqa: F401 - for `original`
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+DEADLINE_SIGNAL = signal.SIGRTMIN + 6
+PRESS = 0.1  # seconds for a greenlet to come to a point where it waits
+NEVER = float("inf")
+LONGEST_WAIT = 3600.0  # seconds that a lock is waited for at once
+
+
+class JobCancelled(BaseException):
+    """The job was ended before it had a result: raised inside it, and by `Handle.result`.
+
+    No Exception, as with asyncio.CancelledError: what a job retries or ignores must not be its own end.
+    """
+
+
+class JobTimeout(JobCancelled):
+    """The job's deadline has passed."""
+
+    def __init__(self, text: str = "its deadline has passed") -> None:
+        super().__init__(text)
+
+
+def original(module: str, name: str) -> Any:
+    """A function of the standard library as it is without gevent's patches."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey.get_original(module, name) if monkey else getattr(sys.modules[module], name)
+
+
+class _Home:
+    """The thread whose greenlets can be reached, with its loop; none outside a server."""
+
+    thread = 0
+    loop: Any = None
+
+
+def attach(loop: Any) -> None:
+    """Called in the main thread, which runs `loop`: from now on its greenlets can be reached."""
+    _Home.thread, _Home.loop = original("_thread", "get_ident")(), loop
+    signal.signal(DEADLINE_SIGNAL, _interrupt)
+
+
+class Limit:
+    """Bounds what the calling greenlet or thread does from here to `close`.
+
+    `seconds` until JobTimeout is raised in it, None for never; `overdue()` is called, in a thread of its own, if it is
+    not closed `grace` seconds after that.
+    """
+
+    def __init__(self, seconds: float | None, grace: float = 0.0, overdue: Callable[[], None] | None = None) -> None:
+        self._thread = original("_thread", "get_ident")()
+        self._greenlet = sys.modules["greenlet"].getcurrent() if self._thread == _Home.thread else None
+        self._lock = original("_thread", "allocate_lock")()
+        self._grace = grace
+        self._overdue = overdue
+        self._error: JobCancelled | None = None  # what is to be raised, and has not been yet
+        self._raised = False  # in a native thread
+        self._closed = False
+        self._acts: list[tuple[float, Callable[[], None]]] = []
+        if seconds is not None:
+            self._schedule(time.monotonic() + seconds, JobTimeout())
+
+    @property
+    def due(self) -> float:
+        """When the next act is; monotonic seconds."""
+        return self._acts[0][0] if self._acts else NEVER
+
+    @property
+    def in_request(self) -> bool:
+        """Whether it was made in a greenlet that serves requests: those are no greenlets of gevent's class."""
+        plain = sys.modules["greenlet"].greenlet if self._greenlet is not None else None
+        return plain is not None and type(self._greenlet) is plain and self._greenlet.parent is not None
+
+    def end(self, error: JobCancelled) -> None:
+        """Raise this in it now. For any thread."""
+        with self._lock:
+            if not self._closed:
+                self._schedule(time.monotonic(), error)
+
+    def close(self) -> None:
+        """It has ended: nothing is raised in it any more. For the greenlet or thread itself."""
+        try:
+            self._close()
+        except JobCancelled:
+            self._close()  # it came just now, and for the last time
+            raise
+
+    def _close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._greenlet = self._error = None
+            if self._raised:
+                _raise_in_thread(self._thread, None)
+        _clock.drop(self)
+
+    def _schedule(self, at: float, error: JobCancelled) -> None:
+        self._acts = [(at, lambda: self._raise(error))]
+        if self._greenlet is not None:
+            self._acts.append((at + min(PRESS, self._grace / 2 or PRESS), self._press))
+        if self._overdue is not None:
+            self._acts.append((at + self._grace, self._overdue))
+        self._acts.sort(key=lambda act: act[0])
+        _clock.add(self)
+
+    def act(self, now: float) -> None:
+        """Do what is due. In the clock's thread."""
+        while not self._closed and self.due <= now:
+            self._acts.pop(0)[1]()
+
+    def _raise(self, error: JobCancelled) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            if self._greenlet is None:
+                self._raised = True
+                _raise_in_thread(self._thread, type(error))
+                return
+            self._error = error
+        _Home.loop.run_callback_threadsafe(self._throw)
+
+    def _throw(self) -> None:
+        """In the hub: so the greenlet waits for something."""
+        if self._error is not None and self._greenlet is not None:
+            greenlet, error, self._error = self._greenlet, self._error, None
+            greenlet.throw(error)
+
+    def _press(self) -> None:
+        if self._error is not None:
+            signal.pthread_kill(_Home.thread, DEADLINE_SIGNAL)
+
+    def interrupt(self) -> None:
+        """In the main thread, at any bytecode: raises if this is the greenlet that is at work."""
+        if self._error is not None and self._greenlet is sys.modules["greenlet"].getcurrent():
+            error, self._error = self._error, None
+            raise error
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    # No lock: the thread may have been interrupted while it held it.
+    for limit in _clock.limits():
+        limit.interrupt()
+
+
+def _raise_in_thread(thread: int, error: type[BaseException] | None) -> None:
+    """Have it raised there; None takes back what has not been raised yet."""
+    what = None if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Also in a forked child, where the thread is not, and whose deadlines are its parent's."""
+        allocate = original("_thread", "allocate_lock")
+        self._lock = allocate()
+        self._wake = allocate()
+        self._wake.acquire()
+        self._limits: set[Limit] = set()
+        self._next = NEVER
+        self._runs = False
+
+    def limits(self) -> tuple[Limit, ...]:
+        return tuple(self._limits)
+
+    def add(self, limit: Limit) -> None:
+        with self._lock:
+            self._limits.add(limit)
+            if not self._runs:
+                self._runs = True
+                original("_thread", "start_new_thread")(self._run, ())
+            elif limit.due < self._next and self._wake.locked():
+                self._next = limit.due
+                self._wake.release()
+
+    def drop(self, limit: Limit) -> None:
+        with self._lock:
+            self._limits.discard(limit)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                due = [limit for limit in self._limits if limit.due <= now]
+                self._next = min((limit.due for limit in self._limits), default=NEVER)
+            for limit in due:
+                limit.act(now)
+            if not due:
+                self._wake.acquire(timeout=max(0.0, min(self._next - now, LONGEST_WAIT)))
+
+
+_clock = _Clock()
+os.register_at_fork(after_in_child=_clock.reset)

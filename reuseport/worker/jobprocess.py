@@ -1,0 +1,352 @@
+"""A job's process: forked from the zygote like a worker, it runs one function and leaves.
+
+The main thread runs the function, which may compute for a quarter of an hour without ever yielding. So a native thread
+beside it talks: with the master, whichever owns the run directory, to which it tells the job and its progress, and with
+whoever asked for the job, who may cancel it and gets the result. Both may die; the job goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import select
+import signal
+import sys
+import time
+import traceback
+from posix import close
+from typing import Any, NoReturn
+
+import gevent
+from setproctitle import setproctitle
+
+from reuseport import deadlines, hooks, jobs
+from reuseport.core.model import FIRST_JOB
+from reuseport.deadlines import JobCancelled, original
+from reuseport.ipc import channel as channels
+from reuseport.ipc import line as lines
+from reuseport.ipc.marks import Marks
+from reuseport.ipc.pins import JOBS as PINNING
+from reuseport.ipc.pins import Pins, open_file
+from reuseport.worker import application, tenancy, warmup
+from reuseport.worker.birth import Birth
+from reuseport.worker.departure import leave
+from reuseport.worker.executioner import Executioner
+from reuseport.worker.reporter import REPORT, Ledger
+
+RETRY = 1.0  # seconds between two attempts to reach a master
+OTHERS = 0.05  # seconds between two looks whether jobs that this one has spawned here have ended
+LAST_WORDS = 2.0  # seconds for the master to hear that the job has ended
+
+
+def describe_server(birth: Birth, loop: Any) -> None:
+    """Tell the application's side of jobs where it is: in a worker, or in a job's process."""
+    settings = birth.settings
+    door = birth.run_dir.door(birth.generation)
+    limits = settings.boot_timeout, settings.job_timeout, settings.job_grace
+    jobs.server = jobs.Server(loop, door, *limits, in_process=birth.line is not None)
+    deadlines.attach(loop)
+
+
+def run(process: JobProcess) -> NoReturn:
+    """Be a job's process."""
+    try:
+        process.begin()
+    except BaseException:  # noqa: BLE001 - a defect of ours, or no timer to be had: the job is asked for again
+        traceback.print_exc()
+        os._exit(1)
+
+
+class JobProcess:
+    """`engine` is what `reuseport.serve` looks at: whether the application has been found yet."""
+
+    def __init__(self, birth: Birth) -> None:
+        assert birth.line is not None
+        self.birth = birth
+        self.engine: Any = None
+        self.line = birth.line
+        self.line.setblocking(True)
+
+    def begin(self) -> NoReturn:
+        for fd in (*(one.fd for one in self.birth.listeners.values()), *self.birth.queue):
+            if fd != -1:
+                close(fd)  # a slot that somebody holds takes clients, and nobody here would ever serve them
+        head, call = lines.receive(self.line), lines.receive(self.line)
+        if head is None or call is None:
+            os._exit(0)  # who asked for it was killed before it could say for what
+        self.call = call[1]
+        facts = json.loads(head[1])
+        describe_server(self.birth, gevent.get_hub().loop)
+        if self.birth.settings.tenant:
+            self._pin_tenants()
+        deadline = facts["deadline"] or float("inf")
+        self.job = jobs.Job(facts["name"], facts["tenant"], deadline, jobs.PROCESS)
+        jobs.active.clear()
+        jobs.starting.clear()
+        self.executioner = Executioner()
+        self.job.begin(started=facts["started"])
+        if self.job.deadline is not None:
+            left = self.job.started + self.job.deadline - time.time()
+            self.executioner.appoint(max(0.0, left) + jobs.server.grace)
+        self._retitle()
+        self.talker = Talker(self.birth, self.line, self.job, self._cancel)
+        self._take_signals()
+        os.register_at_fork(after_in_child=self._abandon)
+        self.talker.start()
+        with contextlib.suppress(OSError):
+            lines.send(self.line, lines.KNOWN, json.dumps(os.getpid()).encode())
+        birth = self.birth
+        try:
+            if birth.application is None:
+                if script := birth.recipe.get("script"):
+                    application.run_script(script)  # comes back through `captured`, and never from here
+                application.load(birth.recipe["app"], birth.settings.factory)
+        except BaseException as error:  # noqa: BLE001 - the application's own import, which may raise anything
+            self._failed(error)
+            self._leave()
+        self.get_ready(None)
+
+    def _pin_tenants(self) -> None:
+        """The job ties its tenant to this generation, whoever asked for it, and releases it by dying if need be."""
+        lock = original("_thread", "allocate_lock")
+        pins = Pins(open_file(self.birth.run_dir.pins), PINNING, self.birth.generation, lock())
+        jobs.pin = tenancy.pinner(pins, Marks(self.birth.run_dir.marks, lock()), self.birth.generation)
+
+    def get_ready(self, app: Any) -> NoReturn:
+        """The application is there: run the start hooks, for what the function may need, and then the function."""
+        self.engine = True
+        try:
+            try:
+                jobs.current.set(self.job)
+                self.job.bound(always=True, overdue=False)
+                jobs.server.begins_job = True
+                warmup.call_start_hooks()
+                jobs.server.begins_job = False
+                function, args, kwargs = pickle.loads(self.call)
+                self.call = b""
+                value = function(*args, **kwargs)
+            finally:
+                self.job.unbound()
+            self.executioner.call_off()
+            self._send(lines.VALUE, pickle.dumps(value))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, who asked gets it
+            self.executioner.call_off()
+            self._failed(error)
+        self._leave()
+
+    def _failed(self, error: BaseException) -> None:
+        """Who asked gets the exception, with its traceback as a note, since that cannot be pickled."""
+        if not isinstance(error, JobCancelled):
+            application.print_traceback(error)
+        text = "".join(traceback.format_exception(error)).rstrip()
+        error.add_note(f"In the job's process {os.getpid()}:\n{text}")
+        try:
+            data = pickle.dumps(error)
+            pickle.loads(data)
+        except Exception:  # noqa: BLE001 - it is the application's class that decides what
+            told = jobs.JobLost(f"job {self.job.name!r} raised what cannot be pickled:\n{text}")
+            data = pickle.dumps(told)
+        self._send(lines.ERROR, data)
+
+    def _send(self, kind: bytes, payload: bytes) -> None:
+        with contextlib.suppress(OSError), self.talker.line_lock:  # nobody may want it any more
+            lines.send(self.line, kind, payload)
+
+    def _leave(self) -> NoReturn:
+        self.job.end()
+        while jobs.starting or len(jobs.active) > len(jobs.late):  # what the function has spawned here
+            gevent.sleep(OTHERS)
+        self.talker.finish()
+        leave(0)
+
+    def _cancel(self, why: str) -> None:
+        """In any thread: an exception now, and SIGKILL if that does not help."""
+        if self.job.number not in jobs.active:
+            return  # it has ended, and only what it spawned here still runs
+        self.executioner.appoint(jobs.server.grace)
+        if self.job.limit is not None:
+            self.job.limit.end(JobCancelled(f"job {self.job.name!r} was cancelled{why}"))
+
+    def _take_signals(self) -> None:
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        # The master's own TERM often goes to the whole group; the master will say when it wants this process to go.
+        signal.signal(signal.SIGTERM, self._on_term)
+
+    def _on_term(self, number: int, frame: Any) -> None:
+        if not self.talker.has_master:
+            self._cancel(": it got a SIGTERM")
+
+    def _abandon(self) -> None:
+        """In a child that the application has forked: it is no job."""
+        self.talker.abandon()
+        jobs.pin = jobs.pins_nobody
+        jobs.active.clear()
+        jobs.starting.clear()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _retitle(self) -> None:
+        whose = f" tenant {self.job.tenant}" if self.job.tenant else ""
+        setproctitle(f"reuseport: job {self.birth.generation}.{self.job.name}{whose} [{self.birth.name}]")
+
+
+class Talker:
+    """The thread that talks. `cancel(why)` is called when the job is to end."""
+
+    def __init__(self, birth: Birth, line: Any, job: jobs.Job, cancel: Any) -> None:
+        self._birth = birth
+        self._line: Any = line
+        self._job = job
+        self._cancel = cancel
+        self._channel: channels.Channel | None = None
+        self._ledger = Ledger(self._say)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._told: Any = (None, "")
+        self._retry_at = self._report_at = 0.0
+        self._news = True
+        self._finishing = False
+        allocate = original("_thread", "allocate_lock")
+        self.line_lock = allocate()
+        self._known, self._finished = allocate(), allocate()
+
+    @property
+    def has_master(self) -> bool:
+        return self._channel is not None
+
+    def start(self) -> None:
+        """Returns when the master knows of this process, or there is none at the moment."""
+        self._known.acquire()
+        self._finished.acquire()
+        jobs.changed = self._nudge
+        original("_thread", "start_new_thread")(self._run, ())
+        self._known.acquire()
+
+    def finish(self) -> None:
+        """The master hears the last news, if there is one."""
+        self._finishing = True
+        self._nudge()
+        self._finished.acquire(timeout=LAST_WORDS)
+
+    def abandon(self) -> None:
+        jobs.changed = lambda: None
+        close(self._wake)
+        for end in (self._channel, self._line):
+            if end is not None:
+                end.close()
+
+    def _nudge(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def _run(self) -> None:
+        try:
+            while not self._finishing:
+                self._turn()
+            self._news = True  # whether or not its nudge has been felt
+            while not self._said_all():
+                self._turn()
+        except BaseException:  # noqa: BLE001 - a defect, which must not keep the job from its end
+            traceback.print_exc()
+            self._let_begin()
+        self._finished.release()
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        if self._channel is None and now >= self._retry_at:
+            self._connect()
+        if self._news and (now >= self._report_at or self._finishing):
+            self._news, self._report_at = False, now + REPORT
+            self._ledger.tell()
+            self._tell_progress()
+        if self._finishing and self._said_all():
+            return
+        times = [self._retry_at] if self._channel is None else []
+        times += [self._report_at] if self._news else []
+        poll = original("select", "poll")()
+        poll.register(self._wake, select.POLLIN)
+        if self._line is not None:
+            poll.register(self._line.fileno(), select.POLLIN)
+        if self._channel is not None:
+            poll.register(self._channel.fileno(), select.POLLIN | (select.POLLOUT if self._channel.unsent else 0))
+        for fd, _ in poll.poll(max(0.0, min(times) - now) * 1000 + 1 if times else None):
+            if fd == self._wake:
+                os.eventfd_read(self._wake)
+                self._news = True
+            elif self._channel is not None and fd == self._channel.fileno():
+                self._hear(self._channel)
+            else:
+                self._hear_asker()
+
+    def _said_all(self) -> bool:
+        return not self._news and (self._channel is None or not self._channel.unsent)
+
+    def _connect(self) -> None:
+        try:
+            self._channel = channels.connect(self._birth.run_dir.hello)
+        except OSError:
+            self._retry_at = time.monotonic() + RETRY
+            self._let_begin()
+            return
+        self._channel.send(
+            "hello",
+            generation=self._birth.generation,
+            number=FIRST_JOB + os.getpid(),
+            state="working",
+            slots=[],
+            queue=False,
+        )
+        self._ledger.forget()
+        self._news = True
+
+    def _say(self, kind: str, **fields: Any) -> None:
+        if self._channel is not None:
+            self._channel.send(kind, **fields)
+
+    def _hear(self, channel: channels.Channel) -> None:
+        try:
+            channel.flush()
+            messages = channel.receive()
+        except channels.ChannelError as error:
+            sys.stderr.write(f"the master could not be understood: {error}\n")
+            messages, channel.closed = [], True
+        for message, fds in messages:
+            for fd in fds:
+                close(fd)
+            if message["type"] == "known":
+                self._let_begin()
+            elif message["type"] == "drain":
+                hooks.draining = True
+            elif message["type"] == "quit":
+                os._exit(1)
+        if channel.closed:
+            channel.close()
+            self._channel = None
+            self._retry_at = 0.0
+            self._let_begin()
+
+    def _let_begin(self) -> None:
+        if self._known.locked():
+            with contextlib.suppress(RuntimeError):  # it has begun long ago
+                self._known.release()
+
+    def _hear_asker(self) -> None:
+        piece = lines.receive(self._line)
+        if piece is None:
+            self._line = None  # it has died, or forgotten its handle
+        elif piece[0] == lines.CANCEL:
+            self._cancel("")
+
+    def _tell_progress(self) -> None:
+        now = (self._job.fraction, self._job.text)
+        if now == self._told or self._line is None:
+            return
+        self._told = now
+        poll = original("select", "poll")()
+        poll.register(self._line.fileno(), select.POLLOUT)
+        if poll.poll(0) and self.line_lock.acquire(blocking=False):  # an asker that does not listen stops nobody
+            try:
+                with contextlib.suppress(OSError):
+                    lines.send(self._line, lines.PROGRESS, json.dumps(now).encode())
+            finally:
+                self.line_lock.release()
