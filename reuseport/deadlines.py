@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +86,10 @@ class Limit:
     @property
     def due(self) -> float:
         """When the next act is; monotonic seconds."""
-        return self._acts[0][0] if self._acts else NEVER
+        try:
+            return self._acts[0][0]
+        except IndexError:
+            return NEVER
 
     @property
     def in_request(self) -> bool:
@@ -207,7 +211,10 @@ class _Clock:
                 due = [limit for limit in self._limits if limit.due <= now]
                 self._next = min((limit.due for limit in self._limits), default=NEVER)
             for limit in due:
-                limit.act(now)
+                try:
+                    limit.act(now)
+                except Exception:  # noqa: BLE001 - a defect, which costs one deadline and not all of them
+                    traceback.print_exc()
             if not due:
                 self._wake.acquire(timeout=max(0.0, min(self._next - now, LONGEST_WAIT)))
 

@@ -32,8 +32,8 @@ def on_drain(function: F) -> F:
     """Decorator: call the function, without arguments and in a greenlet of its own, when this worker begins to drain.
 
     The place to end what would never end by itself, such as a stream of events; `reuseport.draining` says the same to
-    who would rather ask, in the process of a job too, where no such function is called. An exception is logged, and
-    changes nothing about the drain.
+    who would rather ask, and also in the process of a job, where no such function is called. An exception is logged,
+    and changes nothing about the drain.
     """
     drain_hooks.append(function)
     return function
