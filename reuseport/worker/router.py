@@ -151,7 +151,7 @@ class Router:
             return
         number = number_of(environ["REMOTE_ADDR"] if tenant is None else tenant)
         request = _Request(response, run, head, tenant, number, time.monotonic())
-        if not self._decide(request):
+        if not self._decided(request):
             self._line.append(request)
             if not self._again.active:
                 self._again.start(self._try_again)
@@ -159,11 +159,21 @@ class Router:
     def _try_again(self) -> None:
         self._again.stop()
         line, self._line = self._line, []
-        left = [one for one in line if one.response.connection.state is not CLOSED and not self._decide(one)]
+        left = [one for one in line if one.response.connection.state is not CLOSED and not self._decided(one)]
         self._line = left + self._line
         if self._line:
             self._again = self._loop.timer(AGAIN)
             self._again.start(self._try_again)
+
+    def _decided(self, request: _Request) -> bool:
+        """As `_decide`. What goes wrong (the kernel has no memory for a lock) costs this request, and no other."""
+        try:
+            return self._decide(request)
+        except Exception:  # noqa: BLE001
+            self._log("error", f"a request could not be routed\n{traceback.format_exc().rstrip()}")
+            self._drop(request.response.connection)
+            self._refuse(request.response, request.head, RequestError(500, "it is not known where this request belongs"))
+            return True
 
     # --- whose is it ------------------------------------------------------------------------------------------------
 
@@ -201,7 +211,8 @@ class Router:
         if moved > here and self._words[VERSION] != self.table.version:
             # It has moved to where this worker has not heard of yet.
             if late:
-                self._refuse(request.response, RequestError(503, f"its tenant has moved to generation {moved}"))
+                error = RequestError(503, f"its tenant has moved to generation {moved}")
+                self._refuse(request.response, request.head, error)
             return late
         if found.generation != here:
             if self._words[VERSION] != self.table.version and not late:
@@ -249,9 +260,7 @@ class Router:
             try:
                 self._marks.move(number, here)
             except Full as error:
-                if not self._full:
-                    self._full = True
-                    self._log("error", f"tenants cannot be told apart any more: {error}")
+                self._no_room(error)
             finally:
                 self._jobs.unclaim(number, first, here)
         finally:
@@ -267,9 +276,18 @@ class Router:
         for g in self.table.living:
             if first <= g < self._here and self._requests.held_in(request.number, g):
                 seconds = STAY * self.table.strict_wait
-                self._marks.stay(request.number, g, now + seconds)
+                try:
+                    self._marks.stay(request.number, g, now + seconds)
+                except Full as error:
+                    self._no_room(error)  # it waits on, until its requests there have ended
+                    return
                 self._say("stays", tenant=request.tenant, at=g, seconds=seconds)
                 return
+
+    def _no_room(self, error: Full) -> None:
+        if not self._full:
+            self._full = True
+            self._log("error", f"tenants cannot be told apart any more: {error}")
 
     def _remember(self, tenant: str, version: int) -> None:
         if self._mine_version != version or len(self._mine) >= NAMES:
