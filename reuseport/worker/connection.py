@@ -335,12 +335,15 @@ class Connection(Stream):
             self._sock.close()
             self.engine.connection_closed(self)
 
-    def inherit(self, seconds: float | None) -> None:
-        """Its deadline runs on from where another worker left it; None for no deadline."""
-        if self.can_pass:
-            self.deadline = NEVER if seconds is None else time.monotonic() + seconds
-            if seconds is not None:
-                self.engine.wheel.watch(self)
+    def inherit(self, data: bytes, seconds: float | None) -> None:
+        """Go on where another worker has left it: `data` was read, and the deadline for the rest of that head, or for
+        its beginning, runs on; None for no deadline. What comes of the data sets its own."""
+        self.deadline = NEVER if seconds is None else time.monotonic() + seconds
+        if seconds is not None:
+            self.engine.wheel.watch(self)
+        if data:
+            self.state = HEAD
+            self._take(data)
 
     def linger(self) -> None:
         """Send the end of the stream, then wait for the client's before closing."""
