@@ -47,8 +47,12 @@ def _socket_address(host: str, port: str) -> Any:
 
 
 class Connection(Stream):
-    """See the module. `peer` is as getpeername gives it, "" for a unix socket; `template` as `wsgi.template`'s."""
+    """See the module. `peer` is as getpeername gives it, "" for a unix socket; `template` as `wsgi.template`'s.
 
+    `plain`: whoever has the socket can speak with the client.
+    """
+
+    plain = True
     __slots__ = ("_checked", "_pumping", "forwarded", "remote_addr", "remote_port", "state", "template", "tenant")
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:

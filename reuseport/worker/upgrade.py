@@ -220,10 +220,12 @@ class Upgraded:
         self._timers: list[Any] = []
         self._handler_ended = self._ended = self._closed = self._counted_out = False
         self._who = connection.remote_addr or "a unix socket"
+        # First: without descriptors for it (OSError) the connection stays what it was.
+        pair = None if connection.plain and not connection.unread else socket.socketpair()
         self._sock, unread = connection.surrender()
         self._pumps: list[gevent.Greenlet] = []
-        if unread or not isinstance(self._sock, _socket.socket):
-            ours, theirs = socket.socketpair()
+        if pair is not None:
+            ours, theirs = pair
             self._pair = GeventSocket(fileno=ours.detach())
             self.app = UpgradeSocket(self, theirs.detach())
             self._pumps = [gevent.spawn(self._carry_in, unread), gevent.spawn(self._carry_out)]
