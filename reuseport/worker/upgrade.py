@@ -16,6 +16,7 @@ import _socket
 import contextlib
 import errno
 import random
+import re
 import socket
 import time
 import traceback
@@ -43,6 +44,7 @@ ANSWER_TIME = 5.0  # seconds for the client to answer it
 HANDLER_TIME = 10.0  # seconds for the application to end after that; who needs longer registers a job
 LINGER_TIME = 2.0  # seconds
 LONGEST_HEAD = 65536  # bytes of a response head that is followed
+HEAD = re.compile(rb"http/1\.[01] [1-5][0-9][0-9] ")
 
 
 def spread(connections: Collection[Upgraded], seconds: float) -> None:
@@ -93,6 +95,7 @@ class Frames:
     """Follows what is sent: a response's head, then, if it says 101 and WebSocket, frames (RFC 6455 section 5.2)."""
 
     def __init__(self) -> None:
+        self.status = 0  # the response's
         self.is_websocket = False
         self.closing = False  # a close frame was among them
         self._head: bytes | None = b""
@@ -112,6 +115,7 @@ class Frames:
                 return
             head = self._head[: max(end, 0)].lower()
             data, self._head = self._head[end + 4 :], None
+            self.status = int(head[9:12]) if HEAD.match(head) else 0
             self.is_websocket = head.startswith(b"http/1.1 101") and b"websocket" in head
         at = 0
         while self.is_websocket and at < len(data):
@@ -149,6 +153,11 @@ class UpgradeSocket(GeventSocket):
         self._lock = BoundedSemaphore(1)
         self._frames = Frames()
         self._muted = False  # everything was said: behind a close frame nothing may follow
+
+    @property
+    def status(self) -> int:
+        """Of the response that was sent, 0 if none was."""
+        return self._frames.status
 
     def send(self, data: Any, flags: int = 0, timeout: Any = None) -> int:
         self.sendall(data, flags)
@@ -415,6 +424,7 @@ class UpgradeCaller(Caller):
             self._judge(response, error)
         if offer.upgraded is not None:
             self._engine.upgrade_ends(offer.upgraded)
+            response.was_given(offer.upgraded.app.status)
             offer.upgraded.handler_ends()
             raise Disconnected("the application had taken the connection")
 

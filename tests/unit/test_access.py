@@ -192,6 +192,22 @@ def test_a_client_that_goes_before_it_gets_a_status(make, threads):
     assert harness.lines == ["499 0"]
 
 
+@pytest.mark.parametrize(
+    ("sent", "line"), [(b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x81\x01x", "101 0 true"), (b"", "499 0 false")]
+)
+def test_a_connection_that_was_taken_over(make, sent, line):
+    def take(environ, start_response):
+        environ["gunicorn.socket"].send(sent)
+        raise StopIteration
+
+    harness = make(take, "json")
+    with harness.connect() as client:
+        client.send(b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        assert client.read_all() == sent
+    (entry,) = map(json.loads, harness.lines)
+    assert f"{entry['status']} {entry['bytes']} {str(entry['whole']).lower()}" == line
+
+
 def test_an_odd_environ_hurts_no_request(make):
     def odd(environ, start_response):
         environ["HTTP_AUTHORIZATION"] = 3
