@@ -172,7 +172,9 @@ class Router:
         except Exception:  # noqa: BLE001
             self._log("error", f"a request could not be routed\n{traceback.format_exc().rstrip()}")
             self._drop(request.response.connection)
-            self._refuse(request.response, request.head, RequestError(500, "it is not known where this request belongs"))
+            self._refuse(
+                request.response, request.head, RequestError(500, "it is not known where this request belongs")
+            )
             return True
 
     # --- whose is it ------------------------------------------------------------------------------------------------
