@@ -29,12 +29,14 @@ from reuseport import jobs as jobs_api
 from reuseport.core.routing import MOVED, SERVING, Route, Table, binding, route
 from reuseport.ipc.marks import VERSION, Full, Marks
 from reuseport.ipc.pins import Pins, number_of
+from reuseport.worker.body import NO_BODY
 from reuseport.worker.connection import CLOSED, Connection
 from reuseport.worker.handover import MOST_UNREAD, Sender
 from reuseport.worker.pool import Pool
 from reuseport.worker.request import RequestError
 from reuseport.worker.response import Response
 from reuseport.worker.tenancy import Finder, valid
+from reuseport.worker.upgrade import OFFER
 
 HEAD = "reuseport.head"  # in environ between the parser and `admit`: the head as it came
 AGAIN = 0.001  # seconds between two attempts of a request that waits in line
@@ -131,13 +133,21 @@ class Router:
     def _ask(self, job: tuple[Run, Response, bytes]) -> None:
         """In a greenlet: the application says whose request this is."""
         run, response, head = job
+        environ = response.environ
+        assert environ is not None
+        # The head decides. What it read of the body, or a connection that it took, could not be handed over any more.
+        body, environ["wsgi.input"] = environ["wsgi.input"], NO_BODY
+        offer = environ.pop(OFFER, None)
         try:
-            tenant = valid(self._tenant_of(response.environ))  # type: ignore[arg-type]
+            tenant = valid(self._tenant_of(environ))
         except BaseException:  # noqa: BLE001 - SystemExit or a stray Timeout ends the request, not the worker
             self._log("error", f"--tenant: its function failed\n{traceback.format_exc().rstrip()}")
             error = RequestError(500, "it is not known whose request this is")
             self._loop.run_callback(self._refuse, response, head, error)
             return
+        environ["wsgi.input"] = body
+        if offer is not None:
+            environ[OFFER] = offer
         self._loop.run_callback(self._admit, run, response, head, tenant)
 
     def _admit(self, run: Run, response: Response, head: bytes, tenant: str | None) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .response import Response
 
+OFFER = "gunicorn.socket"  # in environ
 READ = 1
 GOING_AWAY = b"\x88\x02\x03\xe9"  # an unmasked close frame with the code 1001
 ANSWER_TIME = 5.0  # seconds for the client to answer it
@@ -63,7 +64,7 @@ class Offer(NoBody):
     def __init__(self, connection: Connection, environ: dict[str, Any]) -> None:
         self.connection: Connection | None = connection
         self.upgraded: Upgraded | None = None
-        environ["gunicorn.socket"] = OfferedSocket(self)
+        environ[OFFER] = OfferedSocket(self)
 
     def take(self) -> GeventSocket:
         """The socket; with the first call the connection is the application's."""
