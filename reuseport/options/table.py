@@ -239,8 +239,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "tenant", kinds.TENANT, "", group=TENANTS, effect="start", default_text="none",
         help="Whose a request is: header:NAME, host, host:LABEL and path:N (counted from the left, from 1), "
-        "cookie:NAME, or MODULE:CALLABLE, which gets environ. While a tenant has a job on an older generation its "
-        "requests go there; when the last one ends it moves on.",
+        "cookie:NAME, or MODULE:CALLABLE, which gets environ without the body. While a tenant has a job on an older "
+        "generation its requests go there; when the last one ends it moves on.",
     ),
     Option(
         "tenant_isolation", kinds.choice("shared", "strict"), "shared", group=TENANTS, effect="start",

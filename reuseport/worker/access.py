@@ -6,7 +6,8 @@ expression. Whatever a client or the application says is escaped, so that nobody
 
 What a line says: the status, or 499 where the client went before it could be told one; as bytes those of the body
 that the kernel took; as time that from the head's arrival until the kernel had taken the last byte. A request that the
-server refused itself has its line too.
+server refused itself has its line too. A connection that the application took over has one when it ends, with the
+status that the application sent there.
 """
 
 from __future__ import annotations
@@ -244,6 +245,10 @@ class Recorded(Response):
             if self.head_sent and not self._silent:
                 self.sent = (count if self._length is None else self._length) - self._left
                 self.told = self.told or self.sent > 0
+
+    def was_given(self, status: int) -> None:
+        super().was_given(status)
+        self.told = status != 0
 
     def finish(self) -> None:
         super().finish()

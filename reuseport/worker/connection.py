@@ -47,8 +47,12 @@ def _socket_address(host: str, port: str) -> Any:
 
 
 class Connection(Stream):
-    """See the module. `peer` is as getpeername gives it, "" for a unix socket; `template` as `wsgi.template`'s."""
+    """See the module. `peer` is as getpeername gives it, "" for a unix socket; `template` as `wsgi.template`'s.
 
+    `plain`: whoever has the socket can speak with the client.
+    """
+
+    plain = True
     __slots__ = ("_checked", "_pumping", "forwarded", "remote_addr", "remote_port", "state", "template", "tenant")
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
@@ -335,12 +339,15 @@ class Connection(Stream):
             self._sock.close()
             self.engine.connection_closed(self)
 
-    def inherit(self, seconds: float | None) -> None:
-        """Its deadline runs on from where another worker left it; None for no deadline."""
-        if self.can_pass:
-            self.deadline = NEVER if seconds is None else time.monotonic() + seconds
-            if seconds is not None:
-                self.engine.wheel.watch(self)
+    def inherit(self, data: bytes, seconds: float | None) -> None:
+        """Go on where another worker has left it: `data` was read, and the deadline for the rest of that head, or for
+        its beginning, runs on; None for no deadline. What comes of the data sets its own."""
+        self.deadline = NEVER if seconds is None else time.monotonic() + seconds
+        if seconds is not None:
+            self.engine.wheel.watch(self)
+        if data:
+            self.state = HEAD
+            self._take(data)
 
     def linger(self) -> None:
         """Send the end of the stream, then wait for the client's before closing."""

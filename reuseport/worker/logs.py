@@ -57,10 +57,15 @@ def configure(path: str) -> None:
 
 
 def configured(names: tuple[str, ...]) -> logging.Logger | None:
-    """The first of these loggers that the configuration speaks of; None if it speaks of none."""
+    """The first of these loggers that the configuration speaks of; None if it speaks of none.
+
+    An application that configures logging too (Django's LOGGING) turns off all loggers but its own, unless it says
+    otherwise (disable_existing_loggers): it does not know of these, so they are turned on again.
+    """
     for name in names:
         logger = logging.root.manager.loggerDict.get(name)
         if isinstance(logger, logging.Logger) and (logger.handlers or logger.level):
+            logger.disabled = False
             return logger
     return None
 

@@ -363,8 +363,8 @@ class Worker:
 
     def _inherit(self, fd: int, peer: Any, local: Any, data: bytes, seconds: float | None) -> None:
         assert self.engine is not None
-        connection = self.engine.adopt(fd, peer, local, data=data)
-        connection.inherit(seconds)
+        connection = self.engine.adopt(fd, peer, local)
+        connection.inherit(data, seconds)
         self.board[TAKEN] += 1
         if self.stopping:
             connection.close_if_idle()

@@ -244,6 +244,11 @@ class Response:
         self.write(data, len(data))
         self.finish()
 
+    def was_given(self, status: int) -> None:
+        """By the application itself, on the connection that it has taken; 0 where it said nothing."""
+        self.status = status
+        self.complete = status != 0
+
     @property
     def ends_with_connection(self) -> bool:
         """Whether the client takes the connection's end for the end of the body."""

@@ -29,12 +29,14 @@ from reuseport import jobs as jobs_api
 from reuseport.core.routing import MOVED, SERVING, Route, Table, binding, route
 from reuseport.ipc.marks import VERSION, Full, Marks
 from reuseport.ipc.pins import Pins, number_of
+from reuseport.worker.body import NO_BODY
 from reuseport.worker.connection import CLOSED, Connection
 from reuseport.worker.handover import MOST_UNREAD, Sender
 from reuseport.worker.pool import Pool
 from reuseport.worker.request import RequestError
 from reuseport.worker.response import Response
 from reuseport.worker.tenancy import Finder, pinner, valid
+from reuseport.worker.upgrade import OFFER
 
 HEAD = "reuseport.head"  # in environ between the parser and `admit`: the head as it came
 AGAIN = 0.001  # seconds between two attempts of a request that waits in line
@@ -131,13 +133,21 @@ class Router:
     def _ask(self, job: tuple[Run, Response, bytes]) -> None:
         """In a greenlet: the application says whose request this is."""
         run, response, head = job
+        environ = response.environ
+        assert environ is not None
+        # The head decides. What it read of the body, or a connection that it took, could not be handed over any more.
+        body, environ["wsgi.input"] = environ["wsgi.input"], NO_BODY
+        offer = environ.pop(OFFER, None)
         try:
-            tenant = valid(self._tenant_of(response.environ))  # type: ignore[arg-type]
+            tenant = valid(self._tenant_of(environ))
         except BaseException:  # noqa: BLE001 - SystemExit or a stray Timeout ends the request, not the worker
             self._log("error", f"--tenant: its function failed\n{traceback.format_exc().rstrip()}")
             error = RequestError(500, "it is not known whose request this is")
             self._loop.run_callback(self._refuse, response, head, error)
             return
+        environ["wsgi.input"] = body
+        if offer is not None:
+            environ[OFFER] = offer
         self._loop.run_callback(self._admit, run, response, head, tenant)
 
     def _admit(self, run: Run, response: Response, head: bytes, tenant: str | None) -> None:
@@ -151,7 +161,7 @@ class Router:
             return
         number = number_of(environ["REMOTE_ADDR"] if tenant is None else tenant)
         request = _Request(response, run, head, tenant, number, time.monotonic())
-        if not self._decide(request):
+        if not self._decided(request):
             self._line.append(request)
             if not self._again.active:
                 self._again.start(self._try_again)
@@ -159,11 +169,23 @@ class Router:
     def _try_again(self) -> None:
         self._again.stop()
         line, self._line = self._line, []
-        left = [one for one in line if one.response.connection.state is not CLOSED and not self._decide(one)]
+        left = [one for one in line if one.response.connection.state is not CLOSED and not self._decided(one)]
         self._line = left + self._line
         if self._line:
             self._again = self._loop.timer(AGAIN)
             self._again.start(self._try_again)
+
+    def _decided(self, request: _Request) -> bool:
+        """As `_decide`. What goes wrong (the kernel has no memory for a lock) costs this request, and no other."""
+        try:
+            return self._decide(request)
+        except Exception:  # noqa: BLE001
+            self._log("error", f"a request could not be routed\n{traceback.format_exc().rstrip()}")
+            self._drop(request.response.connection)
+            self._refuse(
+                request.response, request.head, RequestError(500, "it is not known where this request belongs")
+            )
+            return True
 
     # --- whose is it ------------------------------------------------------------------------------------------------
 
@@ -201,7 +223,8 @@ class Router:
         if moved > here and self._words[VERSION] != self.table.version:
             # It has moved to where this worker has not heard of yet.
             if late:
-                self._refuse(request.response, RequestError(503, f"its tenant has moved to generation {moved}"))
+                error = RequestError(503, f"its tenant has moved to generation {moved}")
+                self._refuse(request.response, request.head, error)
             return late
         if found.generation != here:
             if self._words[VERSION] != self.table.version and not late:
@@ -249,9 +272,7 @@ class Router:
             try:
                 self._marks.move(number, here)
             except Full as error:
-                if not self._full:
-                    self._full = True
-                    self._log("error", f"tenants cannot be told apart any more: {error}")
+                self._no_room(error)
             finally:
                 self._jobs.unclaim(number, first, here)
         finally:
@@ -267,9 +288,18 @@ class Router:
         for g in self.table.living:
             if first <= g < self._here and self._requests.held_in(request.number, g):
                 seconds = STAY * self.table.strict_wait
-                self._marks.stay(request.number, g, now + seconds)
+                try:
+                    self._marks.stay(request.number, g, now + seconds)
+                except Full as error:
+                    self._no_room(error)  # it waits on, until its requests there have ended
+                    return
                 self._say("stays", tenant=request.tenant, at=g, seconds=seconds)
                 return
+
+    def _no_room(self, error: Full) -> None:
+        if not self._full:
+            self._full = True
+            self._log("error", f"tenants cannot be told apart any more: {error}")
 
     def _remember(self, tenant: str, version: int) -> None:
         if self._mine_version != version or len(self._mine) >= NAMES:

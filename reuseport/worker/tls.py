@@ -125,6 +125,7 @@ class TlsConnection(Connection):
     """`data`: what was received already. The first request is looked for when the handshake is over."""
 
     __slots__ = ("_broken",)
+    plain = False
     can_pass = False
     closes = True
 

@@ -16,6 +16,7 @@ import _socket
 import contextlib
 import errno
 import random
+import re
 import socket
 import time
 import traceback
@@ -37,12 +38,14 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .response import Response
 
+OFFER = "gunicorn.socket"  # in environ
 READ = 1
 GOING_AWAY = b"\x88\x02\x03\xe9"  # an unmasked close frame with the code 1001
 ANSWER_TIME = 5.0  # seconds for the client to answer it
 HANDLER_TIME = 10.0  # seconds for the application to end after that; who needs longer registers a job
 LINGER_TIME = 2.0  # seconds
 LONGEST_HEAD = 65536  # bytes of a response head that is followed
+HEAD = re.compile(rb"http/1\.[01] [1-5][0-9][0-9] ")
 
 
 def spread(connections: Collection[Upgraded], seconds: float) -> None:
@@ -61,7 +64,7 @@ class Offer(NoBody):
     def __init__(self, connection: Connection, environ: dict[str, Any]) -> None:
         self.connection: Connection | None = connection
         self.upgraded: Upgraded | None = None
-        environ["gunicorn.socket"] = OfferedSocket(self)
+        environ[OFFER] = OfferedSocket(self)
 
     def take(self) -> GeventSocket:
         """The socket; with the first call the connection is the application's."""
@@ -93,6 +96,7 @@ class Frames:
     """Follows what is sent: a response's head, then, if it says 101 and WebSocket, frames (RFC 6455 section 5.2)."""
 
     def __init__(self) -> None:
+        self.status = 0  # the response's
         self.is_websocket = False
         self.closing = False  # a close frame was among them
         self._head: bytes | None = b""
@@ -112,6 +116,7 @@ class Frames:
                 return
             head = self._head[: max(end, 0)].lower()
             data, self._head = self._head[end + 4 :], None
+            self.status = int(head[9:12]) if HEAD.match(head) else 0
             self.is_websocket = head.startswith(b"http/1.1 101") and b"websocket" in head
         at = 0
         while self.is_websocket and at < len(data):
@@ -149,6 +154,11 @@ class UpgradeSocket(GeventSocket):
         self._lock = BoundedSemaphore(1)
         self._frames = Frames()
         self._muted = False  # everything was said: behind a close frame nothing may follow
+
+    @property
+    def status(self) -> int:
+        """Of the response that was sent, 0 if none was."""
+        return self._frames.status
 
     def send(self, data: Any, flags: int = 0, timeout: Any = None) -> int:
         self.sendall(data, flags)
@@ -220,10 +230,12 @@ class Upgraded:
         self._timers: list[Any] = []
         self._handler_ended = self._ended = self._closed = self._counted_out = False
         self._who = connection.remote_addr or "a unix socket"
+        # First: without descriptors for it (OSError) the connection stays what it was.
+        pair = None if connection.plain and not connection.unread else socket.socketpair()
         self._sock, unread = connection.surrender()
         self._pumps: list[gevent.Greenlet] = []
-        if unread or not isinstance(self._sock, _socket.socket):
-            ours, theirs = socket.socketpair()
+        if pair is not None:
+            ours, theirs = pair
             self._pair = GeventSocket(fileno=ours.detach())
             self.app = UpgradeSocket(self, theirs.detach())
             self._pumps = [gevent.spawn(self._carry_in, unread), gevent.spawn(self._carry_out)]
@@ -413,6 +425,7 @@ class UpgradeCaller(Caller):
             self._judge(response, error)
         if offer.upgraded is not None:
             self._engine.upgrade_ends(offer.upgraded)
+            response.was_given(offer.upgraded.app.status)
             offer.upgraded.handler_ends()
             raise Disconnected("the application had taken the connection")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import logging.config
 import os
 import re
 
@@ -12,6 +14,7 @@ import pytest
 from http_harness import Harness, turn, wait_for
 
 from reuseport.options.accessformat import DEFAULT, JSON, check_format
+from reuseport.worker import logs
 from reuseport.worker.access import AccessLog, compile_format
 from reuseport.worker.connection import Connection
 from reuseport.worker.engine import Engine
@@ -190,6 +193,32 @@ def test_a_client_that_goes_before_it_gets_a_status(make, threads):
     gone.append(True)
     wait_for(lambda: harness.lines)
     assert harness.lines == ["499 0"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "line"), [(b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x81\x01x", "101 0 true"), (b"", "499 0 false")]
+)
+def test_a_connection_that_was_taken_over(make, sent, line):
+    def take(environ, start_response):
+        environ["gunicorn.socket"].send(sent)
+        raise StopIteration
+
+    harness = make(take, "json")
+    with harness.connect() as client:
+        client.send(b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        assert client.read_all() == sent
+    (entry,) = map(json.loads, harness.lines)
+    assert f"{entry['status']} {entry['bytes']} {str(entry['whole']).lower()}" == line
+
+
+def test_an_application_that_configures_logging_itself_does_not_silence_the_logs(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.root.manager, "loggerDict", {})
+    file = tmp_path / "log.json"
+    file.write_text('{"loggers": {"reuseport.error": {"level": "INFO"}}}')
+    logs.configure(str(file))
+    logging.config.dictConfig({"version": 1})
+    assert logs.configured(logs.ERROR_LOGGERS).isEnabledFor(logging.INFO)
+    assert logs.configured(logs.ACCESS_LOGGERS) is None
 
 
 def test_an_odd_environ_hurts_no_request(make):

@@ -10,6 +10,7 @@ import pytest
 from http_harness import Harness, echo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tls_harness import TlsHarness
 
 CORPUS = Path(__file__).parent.parent / "corpus" / "http"
 CASES = [
@@ -20,9 +21,13 @@ CASES = [
 NEXT = b"GET /next HTTP/1.1\r\nHost: next\r\nConnection: close\r\n\r\n"
 
 
-@pytest.fixture(scope="module", params=[0, 2], ids=["greenlets", "threads"])
+WAYS = {"greenlets": (Harness, 0), "threads": (Harness, 2), "TLS": (TlsHarness, 0), "TLS, threads": (TlsHarness, 2)}
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def harness(request):
-    harness = Harness(echo, threads=request.param)
+    kind, threads = WAYS[request.param]
+    harness = kind(echo, threads=threads)
     yield harness
     harness.close()
 
@@ -60,6 +65,7 @@ def test_byte_by_byte(case, harness):
     check(case, harness.talk(*(data[i : i + 1] for i in range(len(data)))), harness)
 
 
+@pytest.mark.parametrize("harness", ["greenlets", "threads"], indirect=True)
 @pytest.mark.parametrize("case", CASES)
 def test_split_at_every_byte(case, harness):
     data = stream(case)

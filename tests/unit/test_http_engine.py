@@ -242,6 +242,27 @@ def test_bytes_read_by_somebody_else(make):
         assert client.read_all().endswith(b"hello")
 
 
+@pytest.mark.parametrize("rest", [b"", GET[:10]])
+def test_a_request_that_another_worker_has_handed_over_leaves_no_connection_without_a_deadline(make, rest):
+    """Nothing runs while a request is passed on: so there is no deadline to inherit."""
+    harness = make(keep_alive=0.3, header_timeout=0.3)
+    with harness.connect() as client:
+        (connection,) = harness.engine._open
+        gevent.get_hub().loop.run_callback(connection.inherit, GET + rest, None)
+        answers = parse(client.read_all())
+    assert [answer.status for answer in answers] == ([200, 408] if rest else [200])
+
+
+@pytest.mark.parametrize("data", [b"", GET[:10]])
+def test_the_deadline_of_a_connection_that_was_handed_over_runs_on(make, data):
+    harness = make()
+    with harness.connect() as client:
+        (connection,) = harness.engine._open
+        gevent.get_hub().loop.run_callback(connection.inherit, data, 0.3)
+        answers = parse(client.read_all())
+    assert [answer.status for answer in answers] == ([408] if data else [])
+
+
 @pytest.mark.parametrize("address", ["::1", "unix"])
 def test_address_families(make, address, tmp_path):
     harness = make(echo)

@@ -455,6 +455,104 @@ def test_a_worker_that_has_not_heard_of_a_release_does_not_serve_a_tenant_that_h
     story.teardown()
 
 
+class Refused:
+    """A response and its connection, of a request that may be refused."""
+
+    class body:
+        detach = staticmethod(lambda: None)
+
+    def __init__(self) -> None:
+        self.environ = {"tenant": "acme", "REMOTE_ADDR": "192.0.2.1", routing.HEAD: b"HEAD"}
+        self.connection, self.state, self.errors = self, "", []
+
+    def refuse(self, error, head) -> None:
+        assert head == b"HEAD" and self.environ is None
+        self.state = routing.CLOSED
+        self.errors.append(error.status)
+
+
+def real_router(story: Story) -> Process:
+    process = story.processes[0]
+    del process.router._refuse
+    return process
+
+
+def test_who_has_moved_beyond_what_this_worker_ever_hears_of_is_told_so():
+    story = Story()
+    story.strict = False
+    story.release()
+    old, old_table = real_router(story), story.table
+    story.release()
+    story.processes[-1].ask("acme")
+    story.deaf = True
+    old.router.set_table(old_table, {}, 2)
+    others = Refused(), Refused()
+    for one in others:
+        old.engine.run(one)
+    story.clock.now += routing.PATIENCE + 0.1
+    old.router._try_again()
+    assert [one.errors for one in others] == [[503], [503]] and not old.router._line
+    story.processes.clear()
+    story.table = Table()
+    story.teardown()
+
+
+def test_a_request_that_cannot_be_routed_is_answered_and_takes_no_other_along(monkeypatch):
+    story = Story()
+    story.strict = True
+    story.release()
+    process = real_router(story)
+    errors = iter((True, False))
+    take = process.router._requests.take
+
+    def scarce(tenant, *, wait):
+        if next(errors):
+            raise OSError(37, "No locks available")
+        return take(tenant, wait=wait)
+
+    monkeypatch.setattr(process.router._requests, "take", scarce)
+    one, other = Refused(), Refused()
+    for response in (one, other):
+        number, environ = number_of("acme"), response.environ
+        environ["reuseport.tenant"] = "acme"
+        process.router._line.append(
+            routing._Request(response, process.begin, environ.pop(routing.HEAD), "acme", number, 0.0)
+        )
+    process.router._try_again()
+    assert one.errors == [500] and not other.errors
+    assert [whose for _, whose, _ in story.running] == ["acme"] and not process.router._line
+    story.running.clear()
+    story.table = Table()
+    story.teardown()
+
+
+def test_a_stay_for_which_there_is_no_room_keeps_the_request_waiting(monkeypatch):
+    story = Story()
+    story.strict = True
+    story.release()
+    story.processes[0].ask("acme")
+    story.release()
+    new = story.processes[-1]
+    del new.router._refuse
+
+    def full(*_):
+        raise Full("no room")
+
+    monkeypatch.setattr(story.marks, "stay", full)
+    one = Refused()
+    new.engine.run(one)
+    story.clock.now += 6.0
+    new.router._try_again()
+    assert not one.errors and len(new.router._line) == 1
+    process, _, number = story.running.pop()
+    process.router._requests.drop(number)
+    new.router._try_again()
+    assert [p.generation for p, *_ in story.running] == [2] and not one.errors
+    story.running.clear()
+    story.table = Table()
+    story.teardown()
+
+
 TestStory = Story.TestCase
 TestStory.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)

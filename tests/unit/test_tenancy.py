@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import threading
 
+import pytest
+from http_harness import Harness, echo
+
+from reuseport.ipc.marks import Marks
+from reuseport.ipc.pins import JOBS, Pins, open_file
 from reuseport.options.kinds import TENANT
 from reuseport.worker.application import LoadError
+from reuseport.worker.router import Router
 from reuseport.worker.tenancy import LONGEST, finder, valid
 
 ENVIRON = {
@@ -51,3 +57,33 @@ def test_what_counts_as_a_name():
     assert valid("x" * LONGEST)
     with pytest.raises(TypeError, match="int"):
         valid(7)
+
+
+def test_the_applications_function_sees_the_head_alone(tmp_path, monkeypatch):
+    """A body that it had read would be missing from a request that is then handed over."""
+
+    def tenant_of(environ):
+        assert environ["wsgi.input"].read() == b"" and "gunicorn.socket" not in environ
+        environ["wsgi.input"] = None
+        return environ["PATH_INFO"]
+
+    def application(environ, start_response):
+        assert ("gunicorn.socket" in environ) == ("HTTP_UPGRADE" in environ)
+        return echo(environ, start_response)
+
+    harness = Harness(application)
+    marks = Marks(str(tmp_path / "marks"), threading.Lock(), create=True)
+    pins = Pins(open_file(str(tmp_path / "pins")), JOBS, 3, threading.Lock())
+    monkeypatch.setattr("reuseport.jobs.pin", None)  # a router sets it
+    nothing = lambda *_, **__: None  # noqa: E731
+    Router(harness.engine, 3, tenant_of, True, marks, pins, None, nothing, nothing, nothing, nothing)
+    head = b"POST /acme HTTP/1.1\r\nHost: x\r\n"
+    answers = harness.talk(
+        head + b"Content-Length: 4\r\n\r\nbody",
+        head + b"Transfer-Encoding: chunked\r\n\r\n",
+        b"4\r\nbody\r\n0\r\n\r\n",
+        head + b"Connection: Upgrade\r\nUpgrade: x\r\n\r\n",
+    )
+    assert [answer.echo["body"] for answer in answers] == ["body", "body", ""]
+    assert {answer.echo["environ"]["reuseport.tenant"] for answer in answers} == {"/acme"}
+    harness.close()

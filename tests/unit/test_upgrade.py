@@ -96,6 +96,20 @@ def test_whatever_the_handler_ends_with_nothing_of_it_is_sent(engine, ending):
     assert engine.counter(ERRORS) == len(engine.errors()) == (ending == "error")
 
 
+def test_without_descriptors_the_connection_is_not_taken_and_the_client_is_told(engine, monkeypatch):
+    def scarce(*_):
+        raise OSError(24, "Too many open files")
+
+    engine.application = raw_echo
+    with engine.connect() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socketpair", scarce)
+            client.send(UPGRADE + b"first")
+        assert parse(client.read_until(b"500 Internal Server Error\n"))[0].status == 500
+    wait_for(lambda: engine.engine.connections == 0)
+    assert engine.engine.requests == 0
+
+
 def test_a_large_message_is_sent_whole_and_alone(engine):
     """simple-websocket does not look at what send() returns; and a pong may be sent while it is under way."""
     size = 4_000_000
