@@ -196,8 +196,8 @@ class Tenants:
         now = time.monotonic()
         self._stays = {tenant: stay for tenant, stay in self._stays.items() if stay[1] > now}
         names = {tenant for _, tenant, _ in self._jobs()} | self._holds.keys() | self._stays.keys()
-        if self.canary:
-            names |= self.canary.tenants
+        if self._table.canary is not None:
+            names |= self._table.canary.tenants
         return [self._one(tenant, now) for tenant in sorted(names)]
 
     def _one(self, tenant: str, now: float) -> dict[str, Any]:

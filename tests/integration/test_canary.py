@@ -44,6 +44,14 @@ def test_some_tenants_try_it_out_and_then_everybody_has_it(server):
     server.settle(2)
 
 
+def test_the_command_line_tells_who_tries_it_out(server):
+    Customer(server, "acme").get()
+    try_out(server, "two", "acme,globex")
+    outcome = server.cli("tenants")
+    assert outcome.exit == 0, outcome.err
+    assert [line.split() for line in outcome.out.splitlines()[1:3]] == [["acme", "2", "canary"], ["globex", "2", "canary"]]
+
+
 def test_who_has_tried_it_out_goes_forward_when_it_is_given_up(server):
     acme, globex = Customer(server, "acme"), Customer(server, "globex")
     try_out(server, "two", "acme")
