@@ -157,7 +157,8 @@ class Audit:
 
     def _adopt(self, one: ev.Survivor, slots: int) -> None:
         self.begun[one.key.generation] = one.release.recipe["id"]
-        self.records[one.key.generation] = "adopted"
+        if not one.release.canary:  # one on trial may yet serve everybody, or fail
+            self.records[one.key.generation] = "adopted"
         if one.key.number == ZYGOTE:
             return
         self.forked[one.key.generation] = max(self.forked.get(one.key.generation, 0), one.key.number)
@@ -278,6 +279,7 @@ class Audit:
 
     def _check_start(self, before: Cluster, generation: int, release: Release, after: Cluster) -> None:
         """A zygote is started for a new generation, or again for the one that serves, from the same release."""
+        assert not (release.source and release.canary), "what is brought back is for everybody"
         if generation in self.begun:
             assert self.begun[generation] == release.recipe["id"], "a generation got another release's code"
             old = before.generations[generation]
@@ -292,7 +294,7 @@ class Audit:
         """A rollback is forked from a living zygote of the version that was asked for."""
         g = after.generations[generation]
         assert generation > max(self.begun, default=0) and donor in self.loaded
-        assert g.release.source == after.generations[donor].origin
+        assert g.release.source == after.generations[donor].origin and not g.release.canary
         self.begun[generation] = g.release.recipe["id"]
         assert self.begun[generation] == self.begun[donor], "a rollback got another release's code"
 
