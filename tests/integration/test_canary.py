@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -96,6 +97,9 @@ def test_a_canary_outlives_its_master_and_is_still_one(server):
         assert (acme.version(), globex.version()) == ("two", "one")
     assert server.cli("promote").exit == 0
     assert (acme.version(), globex.version()) == ("two", "two")
+    lines = [json.loads(line) for line in (server.run_dir / "history.jsonl").read_text().splitlines()]
+    recipes = {line["number"]: line["release"]["recipe"] for line in lines if line.get("outcome") == "serving"}
+    assert recipes[2]["directory"] == str(server.releases / "two"), "what it was is written down, for a rollback"
 
 
 def test_a_worker_of_the_canary_that_dies_is_replaced_and_stays_one(server):
