@@ -241,7 +241,11 @@ def _staff(t: Turn) -> None:
         for number, w in g.having(*LIVELY).items():
             key = Key(g.number, number)
             too_many = w.place >= g.wanted and (covered or w.state not in (TOLD, ACCEPTING))
-            relieved = w.retiring and any(o.place == w.place and not o.retiring for o in acceptors)
+            # By a newer one, too: a master that died between the two of them has taken its reason with it.
+            relieved = any(
+                o.place == w.place and not o.retiring and (w.retiring or n > number)
+                for n, o in g.having(ACCEPTING).items()
+            )
             if too_many or relieved:
                 t.drain(key)
             elif g.state in STAFFED and w.state == READY:

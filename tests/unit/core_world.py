@@ -157,7 +157,9 @@ class Audit:
 
     def _adopt(self, one: ev.Survivor, slots: int) -> None:
         self.begun[one.key.generation] = one.release.recipe["id"]
-        if not one.release.canary:  # one on trial may yet serve everybody, or fail
+        if one.release.canary:
+            self.canaries.add(one.key.generation)  # it may yet serve everybody, or fail
+        else:
             self.records[one.key.generation] = "adopted"
         if one.key.number == ZYGOTE:
             return
@@ -165,8 +167,6 @@ class Audit:
         self.place[one.key] = one.place
         self.ready.add(one.key)
         self.told[one.key] = None if one.release.canary else slots_of(one.place, one.release.workers, slots)
-        if one.release.canary:
-            self.canaries.add(one.key.generation)
         self.opened.add(one.key.generation)
         if one.state != TOLD:
             self.worked.add(one.key)
@@ -326,8 +326,9 @@ class Audit:
         if stays and stays.state == SERVING:
             w = g.workers[key.number]
             siblings = [other for other in self.accepting if other.generation == g.number and other != key]
-            relieved = any(self.place[other] == w.place for other in siblings)
-            assert w.place >= stays.wanted or (stays.workers[key.number].retiring and relieved), f"{key} was sent away"
+            retiring = stays.workers[key.number].retiring
+            relieved = any(self.place[o] == w.place and (retiring or o.number > key.number) for o in siblings)
+            assert w.place >= stays.wanted or relieved, f"{key} was sent away"
         self.left.add(key)
         self.accepting.discard(key)
 

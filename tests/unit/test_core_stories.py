@@ -593,6 +593,14 @@ def test_drains_go_on_under_a_new_master(story):
     assert story.states == {7: SERVING}
 
 
+def test_of_two_workers_at_one_place_the_older_one_goes(story):
+    """Their master died when the successor accepted, and nobody else knew why the older one was to be replaced."""
+    release = Release(recipe={"id": 0}, workers=2)
+    left = [(0, "loaded", 0), (1, ACCEPTING, 0), (2, ACCEPTING, 1), (3, ACCEPTING, 0)]
+    survivors = tuple(ev.Survivor(Key(7, n), 7000 + n, release, state, place) for n, state, place in left)
+    assert drained(story.tell(ev.Adopted(survivors, last=7, slots=2))) == {(7, 1)}
+
+
 def test_of_two_generations_that_accept_the_newer_one_serves(story):
     """Their master died between the new one's accept and the old one's SIGTERM."""
     old, new = ((5, 1, ACCEPTING), (5, 2, ACCEPTING)), ((7, 0, "loaded"), (7, 1, ACCEPTING), (7, 2, ACCEPTING))
