@@ -79,6 +79,9 @@ def _promote_asked(t: Turn, event: ev.PromoteAsked) -> None:
         t.answer(askers, False, 0, "the server is stopping" if t.state.stopping else "there is no canary to promote")
     elif booting is not None:
         t.answer(askers, False, 0, f"generation {booting.number} is on its way, and will take the canary's place")
+    elif not g.having(READY, TOLD, ACCEPTING):
+        # A boot whose workers have all died has failed; this one still has its tenants, and new workers on their way.
+        t.answer(askers, False, 0, f"generation {g.number} has no worker that serves just now; nothing has changed")
     else:
         release = replace(g.release, canary=None)
         deadline = t.now + release.boot_timeout

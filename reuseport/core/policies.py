@@ -209,9 +209,14 @@ def _judge(t: Turn) -> None:
 
 
 def predecessor(t: Turn, g: Generation) -> Generation | None:
-    """The newest living generation of an earlier version."""
-    older = [o for o in t.state.having(DRAINING, STANDBY) if o.number < g.number and o.origin < g.origin]
+    """The newest living generation of an earlier version that has served everybody."""
+    older = [o for o in _once_served(t, g) if o.origin < g.origin]
     return older[-1] if older else None
+
+
+def _once_served(t: Turn, serving: Generation) -> list[Generation]:
+    """Old generations before this one, oldest first, without those that were only ever on trial."""
+    return [o for o in t.state.having(DRAINING, STANDBY) if o.number < serving.number and not o.release.canary]
 
 
 def _stands_by(t: Turn, g: Generation) -> bool:
@@ -219,9 +224,8 @@ def _stands_by(t: Turn, g: Generation) -> bool:
     serving = t.state.serving
     if serving is None or t.state.stopping:
         return False
-    newest = t.state.having(DRAINING, STANDBY)[-1]
     able = g.zygote is not None and not g.zygote.leaving
-    return able and g.number == newest.number < serving.number and t.now < standby_until(serving)
+    return able and [g] == _once_served(t, serving)[-1:] and t.now < standby_until(serving)
 
 
 def standby_until(serving: Generation) -> float:
@@ -238,7 +242,11 @@ def _staff(t: Turn) -> None:
         for number, w in g.having(*LIVELY).items():
             key = Key(g.number, number)
             too_many = w.place >= g.wanted and (covered or w.state not in (TOLD, ACCEPTING))
-            relieved = w.retiring and any(o.place == w.place and not o.retiring for o in acceptors)
+            # By a newer one, too: a master that died between the two of them has taken its reason with it.
+            relieved = any(
+                o.place == w.place and not o.retiring and (w.retiring or n > number)
+                for n, o in g.having(ACCEPTING).items()
+            )
             if too_many or relieved:
                 t.drain(key)
             elif g.state in STAFFED and w.state == READY:

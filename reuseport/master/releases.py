@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from reuseport import options
@@ -156,7 +156,7 @@ class Releases:
             known = ", ".join(map(str, sorted(served)[-10:]))
             raise OptionError(f"generation {number} has never served here; these have: {known}")
         living = cluster.generations.get(number)
-        release = living.release if living else Release(**served[number]["release"])
+        release = self._keeping(living.release if living else _recorded(served[number]), now)
         source = release.source or number
         if source == now.origin and cluster.canary is None:
             raise OptionError(f"the version of generation {number} is what serves now, as generation {now.number}")
@@ -165,6 +165,14 @@ class Releases:
                 if not os.path.exists(release.recipe[path]):
                     raise OptionError(f"the {what} of generation {number} has gone: {release.recipe[path]}")
         return replace(release, source=source, probation=0.0, canary=None, standby=self.settings.standby)
+
+    def _keeping(self, release: Release, now: Generation) -> Release:
+        """An earlier version, with what only a start of the master can change as it is now: an earlier master may have
+        known no tenants, say, and workers that do not know them either would break what is promised to them."""
+        settings = Settings.from_json(release.recipe["settings"])
+        late = options.changed_at_start_only(self._first, settings)
+        kept = settings.keeping(self._first, late).to_json()
+        return replace(release, recipe={**release.recipe, "settings": kept, "ids": now.release.recipe["ids"]})
 
     # --- what became of them ----------------------------------------------------------------------------------------
 
@@ -177,7 +185,9 @@ class Releases:
         if command.outcome == "taken back":
             self._add("taken back", number=command.generation, error=command.text)
             return
-        release = self._begun.get(command.generation, Release())
+        living = self._cluster().generations.get(command.generation)
+        # What lives knows best: its script may have said how many workers, and an earlier master may have begun it.
+        release = living.release if living else self._begun.get(command.generation, Release())
         if command.outcome != "canary":
             self._begun.pop(command.generation, None)
         serves = command.outcome == "serving"
@@ -197,7 +207,9 @@ class Releases:
         )
 
     def drained(self, command: ev.Drained) -> None:
-        """The last worker of an old generation has left."""
+        """The last worker of an old generation has left. An adopted zygote that stands by says so once more."""
+        if any(line["event"] == "drained" and line["number"] == command.generation for line in self.history.lines):
+            return
         jobs = self._waited_for.pop(command.generation, [])
         self._add("drained", number=command.generation, seconds=round(command.seconds, 3), jobs=jobs)
 
@@ -231,6 +243,17 @@ class Releases:
     def _answers(self, g: Generation) -> tuple[int, int]:
         rows = self._rows(g)
         return sum(row[REQUESTS] for row in rows), sum(row[ERRORS] for row in rows)
+
+
+def _recorded(line: Mapping[str, Any]) -> Release:
+    """The release of a line of the history, which a master of another version may have written. OptionError."""
+    known = {field.name for field in fields(Release)}
+    release = Release(**{name: value for name, value in line["release"].items() if name in known})
+    if missing := {"settings", "directory", "interpreter", "label"} - release.recipe.keys():
+        raise OptionError(
+            f"the history does not tell what generation {line['number']} was: no {', '.join(sorted(missing))}"
+        )
+    return release
 
 
 def compare(before: tuple[int, int], after: tuple[int, int], allowed: float) -> str:

@@ -197,7 +197,7 @@ class Tenants:
         now = time.monotonic()
         self._stays = {tenant: stay for tenant, stay in self._stays.items() if stay[1] > now}
         names = {tenant for _, tenant, _ in self._jobs()} | self._holds.keys() | self._stays.keys()
-        if self._table.canary:
+        if self._table.canary is not None:
             names |= self._table.canary.tenants
         return [self._one(tenant, now) for tenant in sorted(names)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -42,6 +43,17 @@ def test_some_tenants_try_it_out_and_then_everybody_has_it(server):
         load.more(20)
     assert load.failures == []
     server.settle(2)
+
+
+def test_the_command_line_tells_who_tries_it_out(server):
+    Customer(server, "acme").get()
+    try_out(server, "two", "acme,globex")
+    outcome = server.cli("tenants")
+    assert outcome.exit == 0, outcome.err
+    assert [line.split() for line in outcome.out.splitlines()[1:3]] == [
+        ["acme", "2", "canary"],
+        ["globex", "2", "canary"],
+    ]
 
 
 def test_who_has_tried_it_out_goes_forward_when_it_is_given_up(server):
@@ -88,6 +100,9 @@ def test_a_canary_outlives_its_master_and_is_still_one(server):
         assert (acme.version(), globex.version()) == ("two", "one")
     assert server.cli("promote").exit == 0
     assert (acme.version(), globex.version()) == ("two", "two")
+    lines = [json.loads(line) for line in (server.run_dir / "history.jsonl").read_text().splitlines()]
+    recipes = {line["number"]: line["release"]["recipe"] for line in lines if line.get("outcome") == "serving"}
+    assert recipes[2]["directory"] == str(server.releases / "two"), "what it was is written down, for a rollback"
 
 
 def test_a_worker_of_the_canary_that_dies_is_replaced_and_stays_one(server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -120,6 +121,36 @@ def test_numbers_and_history_outlive_the_master(serve):
     assert (state / "history.jsonl").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_version_of_an_earlier_master_comes_back_with_what_this_one_was_started_with(serve):
+    server = serve("--standby", "0")
+    state = server.root / "state"
+    state.mkdir()
+    server.options += ("--state-dir", str(state))
+    server.write("one", code="import tenanted\napplication = tenanted.make(VERSION)\n")
+    server.start()
+    assert server.cli("stop").exit == 0
+    server.options += ("--tenant", "header:X-Tenant")
+    server.start()
+    assert server.cli("rollback", "1").exit == 0
+    with contextlib.closing(server.client()) as connection:
+        connection.request("GET", "/", headers={"X-Tenant": "acme"})
+        assert json.loads(connection.getresponse().read())["tenant"] == "acme"
+
+
+def test_a_history_that_says_too_little_is_an_error_and_no_silence(serve):
+    server = serve()
+    state = server.root / "state"
+    state.mkdir()
+    line = {"event": "release", "number": 1, "outcome": "serving", "source": 0}
+    (state / "history.jsonl").write_text(
+        json.dumps({**line, "release": {"recipe": {}, "of_another_version": 1}}) + "\n"
+    )
+    server.options += ("--state-dir", str(state))
+    server.start()
+    outcome = server.cli("rollback", "1")
+    assert outcome.exit == 1 and "does not tell what generation 1 was" in outcome.err
+
+
 def test_the_history_tells_what_a_drain_waited_for(server):
     release(server, "jobs", code="import jobbing\napplication = jobbing.make(VERSION)\n")
     gate = server.gate("work")
@@ -200,3 +231,6 @@ def test_a_next_master_finds_the_zygote_that_stands_by(server):
     outcome = server.cli("rollback")
     assert outcome.exit == 0 and "from the zygote of generation 1" in outcome.out
     assert server.get().version == "one"
+    server.settle(3)
+    drained = [line["number"] for line in json.loads(server.cli("history", "--json").out) if line["event"] == "drained"]
+    assert sorted(drained) == [1, 2]

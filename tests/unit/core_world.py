@@ -163,7 +163,10 @@ class Audit:
 
     def _adopt(self, one: ev.Survivor, slots: int) -> None:
         self.begun[one.key.generation] = one.release.recipe["id"]
-        self.records[one.key.generation] = "adopted"
+        if one.release.canary:
+            self.canaries.add(one.key.generation)  # it may yet serve everybody, or fail
+        else:
+            self.records[one.key.generation] = "adopted"
         if one.key.number == ZYGOTE:
             return
         if one.key.is_job:
@@ -174,8 +177,6 @@ class Audit:
         self.place[one.key] = one.place
         self.ready.add(one.key)
         self.told[one.key] = None if one.release.canary else slots_of(one.place, one.release.workers, slots)
-        if one.release.canary:
-            self.canaries.add(one.key.generation)
         self.opened.add(one.key.generation)
         if one.state != TOLD:
             self.worked.add(one.key)
@@ -290,6 +291,7 @@ class Audit:
 
     def _check_start(self, before: Cluster, generation: int, release: Release, after: Cluster) -> None:
         """A zygote is started for a new generation, or again for the one that serves, from the same release."""
+        assert not (release.source and release.canary), "what is brought back is for everybody"
         if generation in self.begun:
             assert self.begun[generation] == release.recipe["id"], "a generation got another release's code"
             old = before.generations[generation]
@@ -304,7 +306,7 @@ class Audit:
         """A rollback is forked from a living zygote of the version that was asked for."""
         g = after.generations[generation]
         assert generation > max(self.begun, default=0) and donor in self.loaded
-        assert g.release.source == after.generations[donor].origin
+        assert g.release.source == after.generations[donor].origin and not g.release.canary
         self.begun[generation] = g.release.recipe["id"]
         assert self.begun[generation] == self.begun[donor], "a rollback got another release's code"
 
@@ -341,8 +343,9 @@ class Audit:
         if stays and stays.state == SERVING:
             w = g.workers[key.number]
             siblings = [other for other in self.accepting if other.generation == g.number and other != key]
-            relieved = any(self.place[other] == w.place for other in siblings)
-            assert w.place >= stays.wanted or (stays.workers[key.number].retiring and relieved), f"{key} was sent away"
+            retiring = stays.workers[key.number].retiring
+            relieved = any(self.place[o] == w.place and (retiring or o.number > key.number) for o in siblings)
+            assert w.place >= stays.wanted or relieved, f"{key} was sent away"
         self.left.add(key)
         self.accepting.discard(key)
 

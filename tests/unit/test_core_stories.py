@@ -594,6 +594,14 @@ def test_drains_go_on_under_a_new_master(story):
     assert story.states == {7: SERVING}
 
 
+def test_of_two_workers_at_one_place_the_older_one_goes(story):
+    """Their master died when the successor accepted, and nobody else knew why the older one was to be replaced."""
+    release = Release(recipe={"id": 0}, workers=2)
+    left = [(0, "loaded", 0), (1, ACCEPTING, 0), (2, ACCEPTING, 1), (3, ACCEPTING, 0)]
+    survivors = tuple(ev.Survivor(Key(7, n), 7000 + n, release, state, place) for n, state, place in left)
+    assert drained(story.tell(ev.Adopted(survivors, last=7, slots=2))) == {(7, 1)}
+
+
 def test_of_two_generations_that_accept_the_newer_one_serves(story):
     """Their master died between the new one's accept and the old one's SIGTERM."""
     old, new = ((5, 1, ACCEPTING), (5, 2, ACCEPTING)), ((7, 0, "loaded"), (7, 1, ACCEPTING), (7, 2, ACCEPTING))
@@ -753,6 +761,46 @@ def test_a_canary_that_lost_a_worker_gets_another(trial):
     assert forked(trial.exit((2, 1))) == [(2, 3)]
     trial.readies((2, 3))
     assert trial.audit.told[Key(2, 3)] is None
+
+
+def test_a_promotion_at_a_moment_without_workers_changes_nothing(trial):
+    trial.exit((2, 1), (2, 2))
+    assert answers(trial.tell(ev.PromoteAsked(Asker("operator")))) == {"operator": (False, 0)}
+    assert trial.states == {1: SERVING, 2: CANARY}
+    trial.readies((2, 3), (2, 4))
+    trial.accept((2, 3), (2, 4))
+    trial.tell(ev.PromoteAsked())
+    trial.accept((2, 3), (2, 4))
+    assert trial.states == {1: DRAINING, 2: SERVING}
+
+
+def test_what_was_only_on_trial_neither_stands_by_nor_is_it_gone_back_to(trial):
+    trial.release(standby=60.0, probation=30.0)
+    trial.serve(3)
+    trial.exit((1, 1), (1, 2), (2, 1), (2, 2))
+    trial.exit((2, 0))
+    assert trial.states == {1: STANDBY, 3: SERVING}
+    commands = trial.tell(ev.Judged(3, "it does worse"))
+    assert only(commands, ev.CopyZygote) == [ev.CopyZygote(4, 1)] and trial[4].release.canary is None
+
+
+def test_a_failed_probation_goes_back_to_what_served_and_not_to_a_canary_that_drains(trial):
+    trial.release(probation=30.0)
+    trial.serve(3)
+    trial.tell(ev.Judged(3, "it does worse"))
+    assert trial[4].origin == 1 and trial[4].release.canary is None
+
+
+def test_a_canary_that_is_replaced_does_not_end_the_standby_of_the_version_before():
+    story = Story(workers=1, standby=60.0)
+    for number in (1, 2):
+        story.release()
+        story.serve(number)
+    story.exit((1, 1))
+    for number in (3, 4):
+        story.release(canary={"tenants": ["acme"]})
+        story.serve(number)
+    assert story.states == {1: STANDBY, 2: SERVING, 3: DRAINING, 4: CANARY}
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
