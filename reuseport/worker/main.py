@@ -14,26 +14,21 @@ import os
 import random
 import signal
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
 import gevent.event
 import gevent.hub
 import gevent.monkey
-from setproctitle import setproctitle
 
 from reuseport import hooks, jobs
 from reuseport.core.routing import Table
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.logline import LEVELS, form_of
-from reuseport.ipc.marks import Marks
-from reuseport.ipc.pins import JOBS as PINNING
-from reuseport.ipc.pins import REQUESTS as RUNNING
-from reuseport.ipc.pins import Pins, open_file
-from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, REQUESTS, RSS, TAKEN, TURNED, Scoreboard
+from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.worker import application, jobprocess, logs, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
@@ -45,15 +40,12 @@ from reuseport.worker.jobprocess import JobProcess, describe_server
 from reuseport.worker.listeners import Acceptor, Listener, pass_slots
 from reuseport.worker.loopset import LoopSet
 from reuseport.worker.reporter import JobReporter
-from reuseport.worker.router import Router
+from reuseport.worker.router import Router, make_router
+from reuseport.worker.vitals import Vitals
 
 TURN = 0.25  # seconds between two signs of life
-MEMORY = 5.0  # seconds between two looks at the resident memory
-PROPORTION = 30.0  # seconds between two looks at the proportional memory, which cost the kernel a walk
 TERM = "it got a SIGTERM that the master did not send"
 RETRY = 1.0  # seconds between two attempts to reach a master
-
-PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class Worker:
@@ -84,9 +76,6 @@ class Worker:
         if self.limit and self.settings.max_requests_jitter:
             self.limit += random.randint(0, self.settings.max_requests_jitter)
         self._watchers: list[Any] = []
-        self._memory_at = 0.0
-        self._proportion_at = 0.0
-        self._title = ""
         self._log_fd = 2
         self._log_form = form_of(self.settings.log_json)
         self._logger: Any = None  # where --log-config has one for the log
@@ -95,7 +84,7 @@ class Worker:
         self._reopen()
         self.channel: channels.Channel | None = None
         self._channel_watcher: Any = None
-        self._retitle()
+        self.vitals = Vitals(self.board, self.id, birth.name)
 
     # --- birth ------------------------------------------------------------------------------------------------------
 
@@ -150,7 +139,7 @@ class Worker:
             warmup.request(self.engine, path)
         if self.settings.tenant:
             self._make_router()
-        self._measure(time.monotonic())
+        self.vitals.measure()
         if birth.booting:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -165,23 +154,8 @@ class Worker:
 
     def _make_router(self) -> None:
         assert self.engine is not None
-        tenant_of, may_block = tenancy.finder(self.settings.tenant)
-        lock = gevent.monkey.get_original("_thread", "allocate_lock")
-        locks = open_file(self.birth.run_dir.pins)
-        strict = self.settings.tenant_isolation == "strict"
-        self.router = Router(
-            self.engine,
-            self.birth.generation,
-            tenant_of,
-            may_block,
-            Marks(self.birth.run_dir.marks, lock()),
-            Pins(locks, PINNING, self.birth.generation, lock()),
-            Pins(locks, RUNNING, self.birth.generation, lock()) if strict else None,
-            lambda on_refused: Sender(self.loop, self.loop_set, on_refused),
-            self._hear,
-            self._say,
-            self.log,
-        )
+        way = partial(Sender, self.loop, self.loop_set)
+        self.router = make_router(self.birth, self.engine, way, self._hear, self._say, self.log)
         if self.routes is not None:
             self._set_routes(*self.routes)
 
@@ -431,44 +405,14 @@ class Worker:
         self._turn()
 
     def _turn(self) -> None:
-        self.board[TURNED] = time.monotonic_ns()
-        now = time.monotonic()
-        if now >= self._memory_at:
-            self._measure(now)
+        self.vitals.beat()
+        limit = self.settings.max_worker_memory
+        if limit and self.board[RSS] > limit and not self.retiring and self.state == "serving":
+            self._retire(f"it uses {self.board[RSS] >> 20} MiB (--max-worker-memory)")
         if self.state == "draining":
-            self._retitle()
+            self.vitals.retitle(draining=True)
             if self.router is not None and not self.engine.closing and (free := self.router.no_longer_kept()):
                 self.sender.give(free)
-
-    def _measure(self, now: float) -> None:
-        self._memory_at = now + MEMORY
-        with open("/proc/self/statm", "rb") as file:
-            rss = int(file.read().split()[1]) * PAGE
-        self.board[RSS] = rss
-        if now >= self._proportion_at:
-            self._proportion_at = now + PROPORTION
-            self.board[PSS] = _proportional_memory()
-        limit = self.settings.max_worker_memory
-        if limit and rss > limit and not self.retiring and self.state == "serving":
-            self._retire(f"it uses {rss >> 20} MiB (--max-worker-memory)")
-
-    def _retitle(self) -> None:
-        detail = ""
-        if self.state == "draining":
-            waits = [
-                f"{count} {word}{'' if count == 1 else 's'}"
-                for count, word in (
-                    (self.board[JOBS], "job"),
-                    (self.board[ACTIVE], "request"),
-                    (self.board[CONNECTIONS] - min(self.board[ACTIVE], self.board[CONNECTIONS]), "connection"),
-                )
-                if count
-            ]
-            detail = " draining" + (f" ({', '.join(waits)})" if waits else "")
-        title = f"reuseport: worker {self.id}{detail} [{self.birth.name}]"
-        if title != self._title:
-            self._title = title
-            setproctitle(title)
 
     # --- leave ------------------------------------------------------------------------------------------------------
 
@@ -495,7 +439,7 @@ class Worker:
             self.engine.close_idle()  # before the queues are emptied: what waits there has a request
         self.acceptor.stop(take_rest=last)
         self._say("let-go")
-        self._retitle()
+        self.vitals.retitle(draining=True)
         hooks.draining = True
         for function in hooks.drain_hooks:
             # A greenlet, where threads are patched.
@@ -567,14 +511,6 @@ def _wait_for_end(worker: Worker) -> None:
         except BaseException as error:  # noqa: BLE001
             worker.log("error", f"a greenlet of the application raised {type(error).__name__}: {error}")
             worker._retire(f"a greenlet raised {type(error).__name__}")
-
-
-def _proportional_memory() -> int:
-    with open("/proc/self/smaps_rollup", "rb") as file:
-        for entry in file:
-            if entry.startswith(b"Pss:"):
-                return int(entry.split()[1]) * 1024
-    return 0
 
 
 def run(birth: Birth) -> None:

@@ -25,17 +25,20 @@ from functools import partial
 from io import BytesIO
 from typing import Any, NamedTuple
 
+from gevent import monkey
+
 from reuseport import jobs as jobs_api
 from reuseport.core.routing import MOVED, SERVING, Route, Table, binding, route
 from reuseport.ipc.marks import VERSION, Full, Marks
-from reuseport.ipc.pins import Pins, number_of
+from reuseport.ipc.pins import JOBS, REQUESTS, Pins, number_of, open_file
+from reuseport.worker.birth import Birth
 from reuseport.worker.body import NO_BODY
 from reuseport.worker.connection import CLOSED, Connection
 from reuseport.worker.handover import MOST_UNREAD, Sender
 from reuseport.worker.pool import Pool
 from reuseport.worker.request import RequestError
 from reuseport.worker.response import Response
-from reuseport.worker.tenancy import Finder, pinner, valid
+from reuseport.worker.tenancy import Finder, finder, pinner, valid
 from reuseport.worker.upgrade import OFFER
 
 HEAD = "reuseport.head"  # in environ between the parser and `admit`: the head as it came
@@ -417,3 +420,21 @@ class Router:
         self._again.stop()
         for sender in self._senders.values():
             sender.abandon()
+
+
+def make_router(
+    birth: Birth,
+    engine: Any,
+    make_sender: Callable[[Callable[[list[Connection]], None]], Sender],
+    hear: Callable[[], None],
+    say: Callable[..., None],
+    log: Callable[[str, str], None],
+) -> Router:
+    """The router that a worker's settings ask for. LoadError where the application has no such function."""
+    settings, run_dir, generation = birth.settings, birth.run_dir, birth.generation
+    tenant_of, may_block = finder(settings.tenant)
+    lock = monkey.get_original("_thread", "allocate_lock")
+    locks = open_file(run_dir.pins)
+    requests = Pins(locks, REQUESTS, generation, lock()) if settings.tenant_isolation == "strict" else None
+    jobs, marks = Pins(locks, JOBS, generation, lock()), Marks(run_dir.marks, lock())
+    return Router(engine, generation, tenant_of, may_block, marks, jobs, requests, make_sender, hear, say, log)

@@ -1,0 +1,71 @@
+"""A worker's vital signs: what its row of the scoreboard and its title say of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from setproctitle import setproctitle
+
+from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, RSS, TURNED
+
+MEMORY = 5.0  # seconds between two looks at the resident memory
+PROPORTION = 30.0  # seconds between two looks at the proportional memory, which cost the kernel a walk
+PAGE = os.sysconf("SC_PAGESIZE")
+
+
+class Vitals:
+    """`board`: the worker's row. `worker`: its id; `name`: its server's."""
+
+    def __init__(self, board: Any, worker: str, name: str) -> None:
+        self._board = board
+        self._worker = worker
+        self._name = name
+        self._memory_at = 0.0
+        self._proportion_at = 0.0
+        self._title = ""
+        self.retitle(draining=False)
+
+    def beat(self) -> None:
+        """The loop turns. And now and then, the memory is measured."""
+        self._board[TURNED] = time.monotonic_ns()
+        if time.monotonic() >= self._memory_at:
+            self.measure()
+
+    def measure(self) -> int:
+        """The resident memory in bytes, put down."""
+        now = time.monotonic()
+        self._memory_at = now + MEMORY
+        with open("/proc/self/statm", "rb") as file:
+            rss = int(file.read().split()[1]) * PAGE
+        self._board[RSS] = rss
+        if now >= self._proportion_at:
+            self._proportion_at = now + PROPORTION
+            self._board[PSS] = _proportional_memory()
+        return rss
+
+    def retitle(self, draining: bool) -> None:
+        """Say in the process list who this is, and what its drain waits for."""
+        board = self._board
+        detail = ""
+        if draining:
+            counts = (
+                (board[JOBS], "job"),
+                (board[ACTIVE], "request"),
+                (board[CONNECTIONS] - min(board[ACTIVE], board[CONNECTIONS]), "connection"),
+            )
+            waits = [f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts if count]
+            detail = " draining" + (f" ({', '.join(waits)})" if waits else "")
+        title = f"reuseport: worker {self._worker}{detail} [{self._name}]"
+        if title != self._title:
+            self._title = title
+            setproctitle(title)
+
+
+def _proportional_memory() -> int:
+    with open("/proc/self/smaps_rollup", "rb") as file:
+        for entry in file:
+            if entry.startswith(b"Pss:"):
+                return int(entry.split()[1]) * 1024
+    return 0
