@@ -15,10 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from proving import tenancy
 from proving.accounting import Account, Window
 from proving.load import Load
 from proving.releases import BROKEN, Releases
 from proving.server import Outcome, Server, ServerTrouble, Status
+from proving.tenancy import Work
 
 WATCH_EVERY = 0.2
 FULL_STRENGTH_WITHIN = 20.0
@@ -92,7 +94,10 @@ class Watch:
 
 
 class Round:
-    """Use it as a context: leaving it ends clients and server, whatever happened."""
+    """Use it as a context: leaving it ends clients and server, whatever happened.
+
+    `tenants`: the server knows them by X-Tenant, and the application keeps a journal of their work.
+    """
 
     def __init__(
         self,
@@ -103,6 +108,7 @@ class Round:
         env: dict[str, str] | None = None,
         load: bool = True,
         heap_mb: int = 0,
+        tenants: bool = False,
         tell: Callable[[str], None] = lambda line: None,
         **more: Any,
     ) -> None:
@@ -113,8 +119,8 @@ class Round:
         self.blocks = 0
         self.heap_mb = heap_mb
         self._stack = ExitStack()
-        self._setup = {"workers": workers, "options": options, "env": env, **more}
-        self._seed, self._with_load = seed, load
+        self._setup: dict[str, Any] = {"workers": workers, "options": options, "env": env, **more}
+        self._seed, self._with_load, self._with_tenants = seed, load, tenants
         self.account: Account | None = None
 
     def __enter__(self) -> Round:
@@ -122,6 +128,10 @@ class Round:
             self.root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="monolith-")))
             self.releases = Releases(self.root)
             self.releases.next(heap_mb=self.heap_mb)
+            self.journal = self.root / "journal"
+            if self._with_tenants:
+                self._setup["options"] = ("--tenant", "header:X-Tenant", *self._setup["options"])
+                self._setup["env"] = {**(self._setup["env"] or {}), "MONOLITH_JOURNAL": str(self.journal)}
             self.prepare()
             self.server = stack.enter_context(Server(self.releases.current, **self._setup))
             self.watch = Watch(self.server)
@@ -267,6 +277,11 @@ class Round:
         return self.account
 
     # --- what it came to
+
+    def work(self) -> list[Work]:
+        """What the application's journal says that it has done for tenants so far."""
+        with self.journal.open() as lines:
+            return tenancy.read(lines, {strike.pid: strike.at for strike in self.strikes})
 
     def troubles(self) -> list[str]:
         """Everything that should have been otherwise, a line each. Empty: a clean round."""

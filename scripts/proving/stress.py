@@ -12,14 +12,16 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial, update_wrapper
 from pathlib import Path
 
 from proving.accounting import percentile
 from proving.ending import orderly
+from proving.figures import Scenario, measure
 from proving.load import MIXED
 from proving.releases import BROKEN
 from proving.round import Round
-from proving.scenarios import SCENARIOS, measure
+from proving.scenarios import SCENARIOS
 
 
 @dataclass
@@ -53,10 +55,21 @@ def main() -> int:
     parser.add_argument("--slow", type=float, default=10.0, metavar="S", help="length of the slow requests (10)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there; -: to standard output")
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), help="measure one of the bars instead")
+    parser.add_argument(
+        "--job-seconds", type=float, default=60.0, metavar="S", help="--scenario long-job: how long the job is (60)"
+    )
     options = parser.parse_args()
     if options.scenario:
-        return orderly(lambda: measure([options.scenario], options.json))
+        return orderly(lambda: measure({options.scenario: chosen(options)}, options.json))
     return orderly(lambda: stress(options))
+
+
+def chosen(options: argparse.Namespace) -> Scenario:
+    scenario = SCENARIOS[options.scenario]
+    if options.scenario != "long-job":
+        return scenario
+    more = {"seconds": options.job_seconds, "releases": options.releases or 20}
+    return update_wrapper(partial(scenario, **more), scenario)
 
 
 def stress(options: argparse.Namespace) -> int:

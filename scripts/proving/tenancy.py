@@ -1,0 +1,168 @@
+"""Whose work was done when, and by which generation: what tenants were promised, judged when all is over.
+
+Two witnesses, on one clock (CLOCK_MONOTONIC, which all processes of a machine share). The clients say when each answer
+came and from which generation (`accounting.Served`). The application keeps a journal: a line when a request or job of a
+tenant begins, a line when it ends. What a killed process did ends with the kill, without a line. Pure, as the account:
+
+- *back*: a request sent after an answer of generation g was answered by one before g;
+- *at once*: two generations worked for one tenant at the same time, which strict isolation forbids;
+- *kept without a reason*: an older generation answered although no job of the tenant ran there;
+- *vanished*: a job that neither ended nor was in a process that was killed on purpose;
+- *lost in silence*: one that died with its process, and the server did not say so.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from proving.accounting import Served
+
+# After a release, or the end of a job, workers may need so long to hear of it on a busy machine.
+MOVES_WITHIN = 1.0
+
+# A worker tells the master of jobs every 50 ms; one that began just before the kill may never have been told.
+TOLD_WITHIN = 0.5
+
+LOST = re.compile(r"job 'export (\d+)' of \S+ is lost")
+
+
+@dataclass(slots=True)
+class Work:
+    """A request or a job of a tenant, from beginning to end."""
+
+    kind: str
+    number: int
+    tenant: str
+    generation: int
+    version: int
+    pid: int
+    begun: float
+    ended: float = float("inf")
+    killed: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number} of {self.tenant} in generation {self.generation}"
+
+
+def read(lines: Iterable[str], kills: Mapping[int, float]) -> list[Work]:
+    """The journal's work by when it began. `kills`: when which process was killed on purpose.
+
+    A torn last line, of a process that died as it wrote, is passed over.
+    """
+    found: dict[tuple[str, int], Work] = {}
+    for line in lines:
+        fields = line.split()
+        if len(fields) != 8 or not line.endswith("\n"):
+            continue
+        event, kind, number, tenant, generation, version, pid, at = fields
+        key = kind, int(number)
+        if event == "begins":
+            found[key] = Work(kind, int(number), tenant, int(generation), int(version), int(pid), float(at))
+        elif key in found:
+            found[key].ended = float(at)
+    for work in found.values():
+        if work.ended == float("inf") and work.pid in kills:
+            work.ended, work.killed = max(work.begun, kills[work.pid]), True
+    return sorted(found.values(), key=lambda work: work.begun)
+
+
+def went_back(answers: Iterable[Served]) -> list[str]:
+    """The answers by a generation before one that the tenant had already had an answer from when it asked."""
+    troubles = []
+    ends: defaultdict[str, list[float]] = defaultdict(list)  # ascending, and beside them the highest so far
+    highest: defaultdict[str, list[int]] = defaultdict(list)
+    for one in sorted(answers, key=lambda answer: answer.ended):
+        known = bisect_right(ends[one.tenant], one.at)
+        before = highest[one.tenant][known - 1] if known else 0
+        if one.generation < before:
+            troubles.append(f"{one.tenant} went back: generation {one.generation} answered after {before} had")
+        ends[one.tenant].append(one.ended)
+        highest[one.tenant].append(max(one.generation, highest[one.tenant][-1] if highest[one.tenant] else 0))
+    return troubles
+
+
+def at_once(work: Iterable[Work]) -> list[str]:
+    """The work that began for a tenant before another generation had ended its own for it."""
+    troubles = []
+    latest: dict[str, Work] = {}
+    for one in sorted(work, key=lambda work: work.begun):
+        before = latest.get(one.tenant)
+        if before is not None and one.begun < before.ended and one.generation != before.generation:
+            troubles.append(f"{one} began while {before} ran")
+        if before is None or one.ended > before.ended:
+            latest[one.tenant] = one
+    return troubles
+
+
+def kept_without_reason(
+    answers: Iterable[Served], work: Iterable[Work], served: Sequence[tuple[float, int]]
+) -> list[str]:
+    """The answers of a generation well after a newer one served, though none of the tenant's jobs ran there."""
+    jobs: defaultdict[str, list[Work]] = defaultdict(list)
+    for one in work:
+        if one.kind == "job":
+            jobs[one.tenant].append(one)
+    troubles = []
+    for answer in answers:
+        since = answer.at - MOVES_WITHIN
+        expected = max((generation for at, generation in served if at <= since), default=0)
+        if answer.generation >= expected:
+            continue
+        if not any(
+            job.generation == answer.generation and job.begun <= answer.ended and job.ended >= since
+            for job in jobs[answer.tenant]
+        ):
+            text = f"{answer.tenant} was kept in generation {answer.generation} without a job, "
+            troubles.append(f"{text}{MOVES_WITHIN:g} s and more after {expected} served")
+    return troubles
+
+
+def vanished(work: Iterable[Work]) -> list[str]:
+    """The jobs that began, in processes that nobody killed, and never ended."""
+    return [f"{one} never ended" for one in work if one.kind == "job" and one.ended == float("inf")]
+
+
+def reported(log: Iterable[str]) -> set[int]:
+    """The numbers of the jobs that the server's log says are lost."""
+    return {int(found[1]) for line in log if (found := LOST.search(line))}
+
+
+def lost_in_silence(work: Iterable[Work], told: set[int]) -> list[str]:
+    """The jobs that died with a killed process, and of which the server said nothing."""
+    return [
+        f"{one} was lost with process {one.pid}, and not reported"
+        for one in work
+        if one.kind == "job" and one.killed and one.ended - one.begun > TOLD_WITHIN and one.number not in told
+    ]
+
+
+def lost_by_mistake(work: Iterable[Work], told: set[int]) -> list[str]:
+    """The jobs that were reported lost although they ended well before any kill."""
+    known = {one.number: one for one in work if one.kind == "job"}
+    return [
+        f"job {number} was reported lost, and " + ("had ended" if number in known else "never began")
+        for number in sorted(told)
+        if number not in known or not known[number].killed
+    ]
+
+
+def most_at_once(work: Iterable[Work]) -> int:
+    """How many generations worked for one tenant at the same time, at most."""
+    changes = sorted(
+        change
+        for one in work
+        for change in ((one.begun, 1, one.tenant, one.generation), (one.ended, 0, one.tenant, one.generation))
+    )
+    running: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
+    most = 0
+    for _, begins, tenant, generation in changes:
+        here = running[tenant]
+        here[generation] += 1 if begins else -1
+        if not here[generation]:
+            del here[generation]
+        most = max(most, len(here))
+    return most
