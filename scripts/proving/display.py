@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proving.accounting import BUCKET, SHORT, Account, Window, percentile
+from proving.round import version_of
 from proving.story import Line, Story, Verdict, ms
 
 COLOURS = ("cyan", "magenta", "yellow", "red", "green", "blue", "bright_cyan", "bright_magenta", "bright_yellow")
@@ -80,7 +81,7 @@ def how_it_goes(story: Story, account: Account) -> str:
         by_version.update(account.timeline.get(bucket, {}))
     answers = ", ".join(f"v{version} {n / 3:.0f}/s" for version, n in sorted(by_version.items())) or "none"
     drains = [
-        f"generation {number} (v{story.version_of(generation)}) waits for {waits_for(generation)}"
+        f"generation {number} (v{version_of(generation)}) waits for {waits_for(generation)}"
         for number, generation in sorted(story.seen.items())
         if number not in story.gone and generation["state"] == "draining"
     ]
@@ -215,7 +216,7 @@ def generations(story: Story, rows: int) -> Panel:
     order = sorted(story.seen, key=lambda number: (number not in story.gone, number), reverse=True)[:rows]
     for number in sorted(order, reverse=True):
         generation = story.seen[number]
-        version = story.version_of(generation)
+        version = version_of(generation)
         name = f"{number}  v{version}"
         if number in story.gone:
             state, what = ("✘ refused", "never served") if generation["state"] == "booting" else ("○ gone", "finished")

@@ -39,7 +39,11 @@ def long_job(tell: Tell, seconds: float = 60.0, releases: int = 20) -> Result:
         while time.monotonic() < end + AFTERWARDS:
             time.sleep(0.05)
         account = rounds.finish()
-        rounds.server.wait(lambda status: status["generations"][0]["number"] != 1, 30, "end the job's generation")
+        rounds.server.wait(
+            lambda status: not any(g["number"] == 1 and g["workers"] for g in status["generations"]),
+            30,
+            "end the job's generation",
+        )
         work, newest = rounds.work(), rounds.serving
         result.take(rounds)
     job = next(one for one in work if one.kind == "job")

@@ -8,7 +8,7 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,13 +26,23 @@ WATCH_EVERY = 0.2
 FULL_STRENGTH_WITHIN = 20.0
 
 
+def version_of(generation: Mapping[str, Any]) -> int:
+    """The version that a generation runs, or a release brought, from its resolved directory. 0 if it has none yet."""
+    name = str(generation.get("directory", "")).rstrip("/").rpartition("/")[2]
+    return int(name) if name.isdigit() else 0
+
+
+def version_serving(status: Status) -> int:
+    return next((version_of(g) for g in status["generations"] if g["number"] == status["serving"]), 0)
+
+
 @dataclass
 class Release:
     """A release that was asked for, and what became of it."""
 
     version: int
     variant: str
-    door: str  # "release": the command; "HUP": the signal
+    door: str  # "release", "rollback": the commands; "HUP": the signal
     asked: float
     ended: float = 0.0
     outcome: str = ""  # served, failed, superseded
@@ -168,6 +178,24 @@ class Round:
             self.judge(release, self.server.release(), before)
         return release
 
+    def rollback(self) -> Release | None:
+        """`reuseport rollback`, which has to bring the version before. None if there is none to go back to."""
+        status = self.server.status()
+        before = int(status["serving"])
+        now = version_serving(status)
+        older = {version_of(entry) for entry in status["releases"] if entry["outcome"] == "serving"}
+        older = {version for version in older if version < now}
+        if not older:
+            return None
+        release = Release(max(older), "rollback", "rollback", time.monotonic())
+        self.started.append(release)
+        self.tell(f"rollback from version {now} to {release.version}")
+        self.judge(release, self.server.release(do="rollback"), before)
+        version = version_serving(self.server.status())
+        if not release.trouble and version != release.version:
+            release.trouble = f"version {version} serves instead"
+        return release
+
     def hurried(self, first: str, second: str, after: float) -> tuple[Release, Release]:
         """Two releases, the second asked for while the first still boots: the newest code wins, both askers know."""
         before = self.serving
@@ -194,7 +222,8 @@ class Round:
         release.outcome = "served" if outcome.served else "failed"
         self.settle(release, before, expected or release.variant)
         if outcome.exit not in (0, 1):
-            release.trouble = f"`reuseport release` exited {outcome.exit}: {outcome.last_line}"
+            command = "rollback" if release.door == "rollback" else "release"
+            release.trouble = f"`reuseport {command}` exited {outcome.exit}: {outcome.last_line}"
 
     def settle(self, release: Release, before: int, variant: str) -> None:
         if release.outcome == "served":

@@ -9,7 +9,7 @@ from typing import Any
 
 from proving.accounting import SHORT, Account, Window, percentile
 from proving.load import MIXED
-from proving.round import Round
+from proving.round import Round, version_serving
 
 # A silence longer than this between two answers, with 130 short requests a second, is a stall.
 STALL = 1.0
@@ -113,7 +113,9 @@ class Story:
         else:
             text = f"refused, with the reason on the asker's terminal: {last_line(release.error)}"
             self.say(text, release.version, "bad")
-            self.say("the version before it serves on; nobody noticed", self.version_serving(), "good")
+            self.say(
+                "the version before it serves on; nobody noticed", version_serving(self.round.server.status()), "good"
+            )
 
     def _await_export(self) -> None:
         deadline = self.export.begun + self.export.seconds + 10
@@ -144,15 +146,6 @@ class Story:
             self.seen[generation["number"]] = generation
         for number in self.seen.keys() - present:
             self.gone.setdefault(number, self.elapsed)
-
-    def version_of(self, generation: dict[str, Any]) -> int:
-        """The release that a generation runs, from its resolved directory."""
-        name = str(generation.get("directory", "")).rstrip("/").rpartition("/")[2]
-        return int(name) if name.isdigit() else 0
-
-    def version_serving(self) -> int:
-        status = self.round.server.status()
-        return next((self.version_of(g) for g in status["generations"] if g["number"] == status["serving"]), 0)
 
 
 def last_line(error: str) -> str:

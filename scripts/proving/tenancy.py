@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,21 +53,23 @@ def read(lines: Iterable[str], kills: Mapping[int, float]) -> list[Work]:
 
     A torn last line, of a process that died as it wrote, is passed over.
     """
-    found: dict[tuple[str, int], Work] = {}
+    found: list[Work] = []
+    running: dict[tuple[str, int, int], Work] = {}
     for line in lines:
         fields = line.split()
         if len(fields) != 8 or not line.endswith("\n"):
             continue
         event, kind, number, tenant, generation, version, pid, at = fields
-        key = kind, int(number)
+        key = kind, int(number), int(pid)
         if event == "begins":
-            found[key] = Work(kind, int(number), tenant, int(generation), int(version), int(pid), float(at))
-        elif key in found:
-            found[key].ended = float(at)
-    for work in found.values():
+            running[key] = Work(kind, int(number), tenant, int(generation), int(version), int(pid), float(at))
+            found.append(running[key])
+        elif key in running:
+            running.pop(key).ended = float(at)
+    for work in found:
         if work.ended == float("inf") and work.pid in kills:
             work.ended, work.killed = max(work.begun, kills[work.pid]), True
-    return sorted(found.values(), key=lambda work: work.begun)
+    return sorted(found, key=lambda work: work.begun)
 
 
 def went_back(answers: Iterable[Served]) -> list[str]:
@@ -83,6 +85,28 @@ def went_back(answers: Iterable[Served]) -> list[str]:
         ends[one.tenant].append(one.ended)
         highest[one.tenant].append(max(one.generation, highest[one.tenant][-1] if highest[one.tenant] else 0))
     return troubles
+
+
+def moves(answers: Iterable[Served]) -> int:
+    """How often a tenant was first answered by a newer generation."""
+    generations: defaultdict[str, set[int]] = defaultdict(set)
+    for one in answers:
+        generations[one.tenant].add(one.generation)
+    return sum(len(each) - 1 for each in generations.values())
+
+
+def done_twice(work: Iterable[Work]) -> list[str]:
+    """The requests that reached the application more than once: each was sent once."""
+    times = Counter((one.kind, one.number) for one in work)
+    return [f"{kind} {number} was begun {n} times" for (kind, number), n in times.items() if n > 1]
+
+
+def mixed(work: Iterable[Work]) -> list[str]:
+    """The generations that worked with more than one version."""
+    versions: defaultdict[int, set[int]] = defaultdict(set)
+    for one in work:
+        versions[one.generation].add(one.version)
+    return [f"generation {g} was versions {sorted(which)}" for g, which in versions.items() if len(which) > 1]
 
 
 def at_once(work: Iterable[Work]) -> list[str]:
