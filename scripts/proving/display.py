@@ -22,12 +22,19 @@ from rich.text import Text
 
 from proving.accounting import BUCKET, SHORT, Account, Window, percentile
 from proving.round import version_of
-from proving.story import Line, Story, Verdict, ms
+from proving.story import Line, Story
+from proving.verdict import Verdict, ms
 
 COLOURS = ("cyan", "magenta", "yellow", "red", "green", "blue", "bright_cyan", "bright_magenta", "bright_yellow")
 MOODS = {"good": "✔", "bad": "✘", "note": "▸", "": "·"}
 EIGHTHS = " ▁▂▃▄▅▆▇█"
-STATES = {"booting": "◌ boots", "serving": "● serves", "draining": "◐ drains", "ending": "◔ ends"}
+STATES = {
+    "booting": "◌ boots",
+    "serving": "● serves",
+    "draining": "◐ drains",
+    "ending": "◔ ends",
+    "standby": "◇ stands by",
+}
 PEOPLE = {
     "keep-alive": "keep their connection",
     "one-shot": "a new one each time",
@@ -36,6 +43,7 @@ PEOPLE = {
     "upload": "send a body in pieces",
     "stream": "get an answer in pieces",
     "export": "the one long request",
+    "job": "begins work that goes on behind it",
 }
 FRAMES_A_SECOND = 6
 
@@ -86,7 +94,16 @@ def how_it_goes(story: Story, account: Account) -> str:
         if number not in story.gone and generation["state"] == "draining"
     ]
     figures = [f"answers: {answers}", f"p99 {ms(percentile(recent, 0.99))}", f"failed {account.failed}"]
-    return "; ".join([*figures, *drains])
+    tenants = ", ".join(f"{tenant} on v{version}" for tenant, version in whereabouts(account).items())
+    return "; ".join([*figures, *([tenants] if tenants else []), *drains])
+
+
+def whereabouts(account: Account) -> dict[str, int]:
+    """The version that gave each tenant its last answer."""
+    latest: dict[str, int] = {}
+    for one in account.tenants[-100:]:
+        latest[one.tenant] = one.version
+    return dict(sorted(latest.items()))
 
 
 def recently(account: Account, seconds: float) -> list[float]:
@@ -102,7 +119,9 @@ def waits_for(generation: dict[str, Any]) -> str:
         for name, n in (("request", waits.get("requests", 0)), ("connection", waits.get("connections", 0)))
         if n
     ]
-    parts += [f"job {job['name']}" for job in waits.get("jobs", [])]
+    parts += [
+        f"job {job['name']}" + (f" of {job['tenant']}" if job.get("tenant") else "") for job in waits.get("jobs", [])
+    ]
     return ", ".join(parts) or "its processes to end"
 
 
@@ -146,6 +165,7 @@ def header(story: Story, account: Account) -> Panel:
         f"p99 now {ms(percentile(recent, 0.99))}",
         "  ·  ",
         f"longest silence {ms(silence)}",
+        *(part for tenant, v in whereabouts(account).items() for part in ("  ·  ", (f"{tenant} on v{v}", colour(v)))),
     )
     return Panel(Group(top, below), box=box.HEAVY, title="reuseport", title_align="left", border_style="bold")
 

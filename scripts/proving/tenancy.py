@@ -27,7 +27,7 @@ MOVES_WITHIN = 1.0
 # A worker tells the master of jobs every 50 ms; one that began just before the kill may never have been told.
 TOLD_WITHIN = 0.5
 
-LOST = re.compile(r"job 'export (\d+)' of \S+ is lost")
+LOST = re.compile(r"job 'invoices (\d+)' of \S+ is lost")
 
 
 @dataclass(slots=True)

@@ -74,11 +74,11 @@ def job(environ, query, start_response):
     work = "job", number, whose(environ), generation(environ)
     note("begins", *work)
     where = query.get("where", "greenlet")
-    reuseport.spawn(export, work, seconds, name=f"export {number}", where=where)
+    reuseport.spawn(invoices, work, seconds, name=f"invoices {number}", where=where)
     return answer(environ, query, start_response)
 
 
-def export(work, seconds):
+def invoices(work, seconds):
     time.sleep(seconds)
     note("ends", *work)
 

@@ -259,7 +259,7 @@ def test_a_version_that_answered_at_all_is_seen():
     [
         ({"requests": 1, "connections": 3, "jobs": []}, "1 request, 3 connections"),
         ({"requests": 0, "connections": 0, "jobs": []}, "its processes to end"),
-        ({"requests": 0, "connections": 0, "jobs": [{"name": "export", "tenant": "acme"}]}, "job export"),
+        ({"requests": 0, "connections": 0, "jobs": [{"name": "export", "tenant": "acme"}]}, "job export of acme"),
         (None, "its processes to end"),
     ],
 )
