@@ -66,7 +66,7 @@ def judge(rounds: Round, isolation: str) -> Judgement:
     judgement.take("done_twice", tenancy.done_twice(work))
     judgement.take("vanished", tenancy.vanished(work))
     judgement.take("lost_in_silence", tenancy.lost_in_silence(work, told))
-    judgement.take("lost_by_mistake", tenancy.lost_by_mistake(work, told))
+    judgement.take("lost_by_mistake", tenancy.lost_by_mistake(work, told, rounds.kills))
     if isolation == STRICT:
         judgement.take("at_once", tenancy.at_once(work))
     else:

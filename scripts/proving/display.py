@@ -119,9 +119,9 @@ def waits_for(generation: dict[str, Any]) -> str:
         for name, n in (("request", waits.get("requests", 0)), ("connection", waits.get("connections", 0)))
         if n
     ]
-    parts += [
-        f"job {job['name']}" + (f" of {job['tenant']}" if job.get("tenant") else "") for job in waits.get("jobs", [])
-    ]
+    for job in waits.get("jobs", []):
+        whose = f" of {job['tenant']}" if job.get("tenant") else ""
+        parts.append(f"job {job['name']}{whose}")
     return ", ".join(parts) or "its processes to end"
 
 

@@ -310,7 +310,12 @@ class Round:
     def work(self) -> list[Work]:
         """What the application's journal says that it has done for tenants so far."""
         with self.journal.open() as lines:
-            return tenancy.read(lines, {strike.pid: strike.at for strike in self.strikes})
+            return tenancy.read(lines, self.kills)
+
+    @property
+    def kills(self) -> dict[int, float]:
+        """Which process was killed on purpose, and when."""
+        return {strike.pid: strike.at for strike in self.strikes}
 
     def troubles(self) -> list[str]:
         """Everything that should have been otherwise, a line each. Empty: a clean round."""

@@ -161,9 +161,8 @@ class Story:
         with self.round.load.looking() as account:
             dropped = len(account.dropped)
         version, mood = version_serving(status), "bad" if dropped else "good"
-        self.say(
-            f"{self.handed_over} open connections are with version {version} now; {dropped} were dropped", version, mood
-        )
+        text = f"{self.handed_over} open connections are with version {version} now; {dropped} were dropped"
+        self.say(text, version, mood)
 
     def _roll_back(self) -> None:
         self.say("the new version is not liked: `reuseport rollback`", mood="note")

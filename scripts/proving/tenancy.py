@@ -24,8 +24,10 @@ from proving.accounting import Served
 # After a release, or the end of a job, workers may need so long to hear of it on a busy machine.
 MOVES_WITHIN = 1.0
 
-# A worker tells the master of jobs every 50 ms; one that began just before the kill may never have been told.
+# A worker tells the master of jobs every 50 ms; of what began or ended just before the kill it may not have been told.
+# Nor while the worker's loop stood still: such pages write down when they began and ended, as work of the kind "burn".
 TOLD_WITHIN = 0.5
+BURN = "burn"
 
 LOST = re.compile(r"job 'invoices (\d+)' of \S+ is lost")
 
@@ -113,7 +115,7 @@ def at_once(work: Iterable[Work]) -> list[str]:
     """The work that began for a tenant before another generation had ended its own for it."""
     troubles = []
     latest: dict[str, Work] = {}
-    for one in sorted(work, key=lambda work: work.begun):
+    for one in sorted((w for w in work if w.kind != BURN), key=lambda work: work.begun):
         before = latest.get(one.tenant)
         if before is not None and one.begun < before.ended and one.generation != before.generation:
             troubles.append(f"{one} began while {before} ran")
@@ -155,23 +157,34 @@ def reported(log: Iterable[str]) -> set[int]:
     return {int(found[1]) for line in log if (found := LOST.search(line))}
 
 
-def lost_in_silence(work: Iterable[Work], told: set[int]) -> list[str]:
+def lost_in_silence(work: Sequence[Work], told: set[int]) -> list[str]:
     """The jobs that died with a killed process, and of which the server said nothing."""
+    lost = [one for one in work if one.kind == "job" and one.killed and one.number not in told]
     return [
         f"{one} was lost with process {one.pid}, and not reported"
-        for one in work
-        if one.kind == "job" and one.killed and one.ended - one.begun > TOLD_WITHIN and one.number not in told
+        for one in lost
+        if not _mute(work, one.pid, one.begun, one.ended)
     ]
 
 
-def lost_by_mistake(work: Iterable[Work], told: set[int]) -> list[str]:
-    """The jobs that were reported lost although they ended well before any kill."""
+def lost_by_mistake(work: Sequence[Work], told: set[int], kills: Mapping[int, float]) -> list[str]:
+    """The jobs that were reported lost although they had ended, and their process had time to say so."""
     known = {one.number: one for one in work if one.kind == "job"}
-    return [
-        f"job {number} was reported lost, and " + ("had ended" if number in known else "never began")
-        for number in sorted(told)
-        if number not in known or not known[number].killed
-    ]
+    troubles = [f"job {number} was reported lost, and never began" for number in sorted(told - known.keys())]
+    for number in sorted(told & known.keys()):
+        one = known[number]
+        if not one.killed and not (one.pid in kills and _mute(work, one.pid, one.ended, kills[one.pid])):
+            troubles.append(f"{one} was reported lost, and had ended")
+    return troubles
+
+
+def _mute(work: Iterable[Work], pid: int, since: float, killed: float) -> bool:
+    """Whether the process had no time to tell of something that happened then, before it was killed."""
+    free = since
+    for burn in sorted((w for w in work if w.kind == BURN and w.pid == pid), key=lambda work: work.begun):
+        if burn.begun < free + TOLD_WITHIN:
+            free = max(free, burn.ended)
+    return killed < free + TOLD_WITHIN
 
 
 def most_at_once(work: Iterable[Work]) -> int:
@@ -179,6 +192,7 @@ def most_at_once(work: Iterable[Work]) -> int:
     changes = sorted(
         change
         for one in work
+        if one.kind != BURN
         for change in ((one.begun, 1, one.tenant, one.generation), (one.ended, 0, one.tenant, one.generation))
     )
     running: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))

@@ -61,10 +61,7 @@ def verdict(story: Story, account: Account) -> Verdict:
         figures.append(("rollback", f"to v{back.version} in {back.seconds:.1f} s"))
     job = story.job
     figures += [
-        (
-            f"{TENANT}'s job",
-            f"{job.seconds:g} s in generation {job.generation}; moved {ms(job.moved - job.ended)} after",
-        ),
+        (f"{TENANT}'s job", f"{job.seconds:g} s on version 1; {TENANT} moved {ms(job.moved - job.ended)} after it"),
         ("kept connections", f"{account.moved:,} moved to a newer version, {len(account.dropped)} dropped while idle"),
     ]
     figures += [(f"v{r.version} refused", f"exit 1: {last_line(r.error)}") for r in refused if r.door == "release"]

@@ -53,9 +53,12 @@ def slow(environ, query, start_response):
 
 def burn(environ, query, start_response):
     """Uses the CPU and never yields: nothing else happens in this worker."""
+    work = "burn", int(query.get("id", 0)), whose(environ) or "nobody", generation(environ)
+    note("begins", *work)
     end = time.monotonic() + float(query["seconds"])
     while time.monotonic() < end:
         pass
+    note("ends", *work)
     return answer(environ, query, start_response)
 
 
