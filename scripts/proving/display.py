@@ -22,7 +22,7 @@ from rich.text import Text
 
 from proving.accounting import BUCKET, SHORT, Account, Window, percentile
 from proving.round import version_of
-from proving.story import Line, Story
+from proving.story import TENANT, Export, Job, Line, Story
 from proving.verdict import Verdict, ms
 
 COLOURS = ("cyan", "magenta", "yellow", "red", "green", "blue", "bright_cyan", "bright_magenta", "bright_yellow")
@@ -38,7 +38,7 @@ STATES = {
 PEOPLE = {
     "keep-alive": "keep their connection",
     "one-shot": "a new one each time",
-    "idle": "silent for 4 s on one",
+    "idle": "silent for seconds on one",
     "slow": "ask for 3 s of waiting",
     "upload": "send a body in pieces",
     "stream": "get an answer in pieces",
@@ -244,7 +244,9 @@ def generations(story: Story, rows: int) -> Panel:
             continue
         waiting = Text(waits_for(generation) if generation["state"] == "draining" else "")
         if number == story.export.generation and story.export.begun and not story.export.ended:
-            waiting = export_bar(story)
+            waiting = progress("export", story.export)
+        if number == story.job.generation and not story.job.ended:
+            waiting = Text("  ").join([waiting, progress(f"{TENANT}'s job", story.job)])
         answered = sum(worker["requests"]["total"] for worker in generation["workers"])
         state = STATES.get(generation["state"], generation["state"])
         dots = "●" * len(generation["workers"])
@@ -252,10 +254,10 @@ def generations(story: Story, rows: int) -> Panel:
     return Panel(table, box=box.ROUNDED, title="generations", title_align="left")
 
 
-def export_bar(story: Story) -> Text:
-    share = min(1.0, (time.monotonic() - story.export.begun) / story.export.seconds)
-    full = round(share * 12)
-    return Text.assemble("export ", ("━" * full, "bold"), ("━" * (12 - full), "dim"), f" {share:.0%}")
+def progress(name: str, work: Export | Job) -> Text:
+    share = min(1.0, (time.monotonic() - work.begun) / work.seconds)
+    full = round(share * 8)
+    return Text.assemble(f"{name} ", ("━" * full, "bold"), ("━" * (8 - full), "dim"), f" {share:.0%}")
 
 
 def kinds(account: Account) -> Panel:

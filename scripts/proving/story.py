@@ -58,7 +58,7 @@ class Story:
     lines: list[Line] = field(default_factory=list)
     failure: BaseException | None = None
     over: threading.Event = field(default_factory=threading.Event)
-    export: Export = field(default_factory=lambda: Export(27.0))
+    export: Export = field(default_factory=lambda: Export(33.0))
     job: Job = field(default_factory=lambda: Job(20.0))
     handed_over: int = 0
     seen: dict[int, dict[str, Any]] = field(default_factory=dict)  # each generation as it last was
@@ -66,7 +66,7 @@ class Story:
 
     def __post_init__(self) -> None:
         if self.fast:
-            self.export.seconds, self.job.seconds = 11.0, 7.0
+            self.export.seconds, self.job.seconds = 11.0, 4.0
         self.start = time.monotonic()
 
     @property
@@ -111,8 +111,9 @@ class Story:
         self.pause(4)
         self._release("release", "this one raises while it is imported", "raises")
         self.pause(4)
-        self._release("release", "this one takes 3 s to import", "slow import")
         self._await_job()
+        self.pause(3)
+        self._release("release", "this one takes 3 s to import", "slow import")
         self.pause(3)
         self._hand_over()
         self.pause(3)
