@@ -9,7 +9,8 @@ a machine share), in any order between requests; the account adds up. Nothing is
 - A request that was sent and never ended is a failure, not a gap.
 - A kept connection that the server closes while it is idle is a broken promise, and counted as such: the client would
   have had to open a new one.
-- A connection opened well after a release was served, yet answered by an older generation, is *stale*.
+- A connection opened well after a release was served, yet answered by an older generation, is *stale*. A tenant
+  may have been kept there by its jobs: its answers are judged with them (`proving.tenancy`).
 
 Latency is the time beyond the work that was asked for: an answer after 20.01 s to a request for 20 s of work was kept
 waiting for 0.01 s.
@@ -24,6 +25,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
+from typing import NamedTuple
 
 # The kinds whose work takes next to no time: their latency is what a user at a browser would notice.
 SHORT = frozenset({"keep-alive", "one-shot", "idle", "work"})
@@ -44,6 +46,17 @@ class Sent:
     opened: float  # when the connection was opened
     at: float
     planned: float  # seconds of work that were asked for
+    tenant: str = ""
+
+
+class Served(NamedTuple):
+    """A tenant's request that was answered."""
+
+    tenant: str
+    at: float  # when it was sent
+    ended: float
+    version: int
+    generation: int
 
 
 @dataclass(slots=True, frozen=True)
@@ -107,15 +120,18 @@ class Account:
         self.timeline: defaultdict[int, Counter[int]] = defaultdict(Counter)
         self._sent: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
         self._latency: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
+        self.tenants: list[Served] = []
         self._ends = array("d")  # when each short request was answered
         self._served: list[tuple[float, int]] = []
 
     # --- what happened
 
-    def send(self, request: int, kind: str, port: int, opened: float, at: float, planned: float = 0.0) -> None:
+    def send(
+        self, request: int, kind: str, port: int, opened: float, at: float, planned: float = 0.0, tenant: str = ""
+    ) -> None:
         if request in self.open:
             raise ValueError(f"request {request} was sent twice")
-        self.open[request] = Sent(kind, port, opened, at, planned)
+        self.open[request] = Sent(kind, port, opened, at, planned, tenant)
         self.sent_by_kind[kind] += 1
 
     def answer(
@@ -135,6 +151,9 @@ class Account:
         self._latency[sent.kind].append(at - sent.at - sent.planned)
         if sent.kind in SHORT:
             self._ends.append(at)
+        if sent.tenant:
+            self.tenants.append(Served(sent.tenant, sent.at, at, version, generation))
+            return
         expected = self._serving_at(sent.opened - STALE_AFTER)
         if generation < expected:
             reason = f"answered by generation {generation}, {STALE_AFTER:g} s and more after {expected} served"
@@ -285,6 +304,11 @@ class Account:
             "sent": round(trouble.at - self.start, 4),
             "ended": round(trouble.ended - self.start, 4),
         }
+
+    @property
+    def served(self) -> list[tuple[float, int]]:
+        """When which generation was known to serve, ascending."""
+        return list(self._served)
 
     def _serving_at(self, at: float) -> int:
         return max((generation for since, generation in self._served if since <= at), default=0)

@@ -18,7 +18,8 @@ from pathlib import Path
 from proving import burdens, peers, report, wrk
 from proving.bootstrap import CHECKOUT
 from proving.ending import orderly
-from proving.scenarios import SCENARIOS, measure
+from proving.figures import measure
+from proving.scenarios import SCENARIOS
 from proving.server import ServerTrouble, cpu_pressure
 from proving.speed import Results, side_by_side
 
@@ -55,13 +56,13 @@ def main() -> int:
         for name in options.bars:
             if name not in SCENARIOS:
                 bars.error(f"no bar is called {name!r}; there are: {', '.join(SCENARIOS)}")
-        return orderly(lambda: measure(options.bars or list(SCENARIOS), options.json))
+        return orderly(lambda: measure({name: SCENARIOS[name] for name in options.bars or SCENARIOS}, options.json))
     if options.family == "peers":
         if options.rounds < 1 or options.seconds < 1:
             beside.error("--rounds and --seconds are at least 1")
         return orderly(lambda: compare(options))
     defaults = beside.parse_args([])
-    return max(orderly(lambda: measure(list(SCENARIOS), None)), orderly(lambda: compare(defaults)))
+    return max(orderly(lambda: measure(SCENARIOS, None)), orderly(lambda: compare(defaults)))
 
 
 def words(known: list[str]):

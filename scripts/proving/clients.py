@@ -68,6 +68,7 @@ class Ask:
     over: float = 0.0
     keep: bool = True
     reading: float = 0.0  # seconds between two reads: a client that is slow to take its answer
+    tenant: str = ""
 
 
 def misfit(number: int, ask: Ask, response: Response) -> str:
@@ -77,6 +78,8 @@ def misfit(number: int, ask: Ask, response: Response) -> str:
     version = response.number("x-version")
     if version < 1:
         return "wrong body: not from the sample monolith"
+    if ask.tenant and response.headers.get("x-tenant") != ask.tenant:
+        return f"a request of {ask.tenant} served as one of {response.headers.get('x-tenant') or 'nobody'}"
     if ask.target == "/bare":
         return "" if response.body == b"ok" else f"wrong body: {bytes(response.body[:40])!r}"
     if ask.target.startswith("/stream"):
@@ -125,10 +128,10 @@ class Clients:
         try:
             connection = connection or await self.connect()
         except OSError as error:
-            self.say("send", number, ask.kind, 0, at, at, ask.planned)
+            self.say("send", number, ask.kind, 0, at, at, ask.planned, ask.tenant)
             self.say("fail", number, time.monotonic(), reason_of(error, "connecting"))
             return None
-        self.say("send", number, ask.kind, connection.port, connection.opened, at, ask.planned)
+        self.say("send", number, ask.kind, connection.port, connection.opened, at, ask.planned, ask.tenant)
         response = Response()
         try:
             async with asyncio.timeout(ask.planned + PATIENCE):
@@ -196,6 +199,8 @@ class Clients:
             lines.append(f"Content-Length: {len(ask.body)}")
         if not ask.keep:
             lines.append("Connection: close")
+        if ask.tenant:
+            lines.append(f"X-Tenant: {ask.tenant}")
         head = "\r\n".join([*lines, "", ""]).encode()
         if not ask.body:
             yield head
@@ -234,26 +239,29 @@ class Clients:
                 self.start(self.ask(make()))
             due += 1 / rate
 
-    def begin(self, kind: str, plan: dict[str, float]) -> None:
-        """Start the clients of a kind. `plan` says how many, how often and how long; each kind has its defaults."""
+    def begin(self, kind: str, plan: dict[str, Any]) -> None:
+        """Start the clients of a kind. `plan` says how many, how often, how long and whose; each kind has defaults."""
+        tenant = plan.get("tenant", "")
         users = int(plan.get("users", 1))
         seconds = plan.get("seconds", 2.0)
         every = plan.get("every", 0.1)
         rate = plan.get("rate", 0.0)
-        requests = int(plan.get("requests", 1 if kind in ("slow", "upload", "stream") else 50))
+        requests = int(plan.get("requests", 1 if kind in ("slow", "upload", "stream", "job") else 50))
         make: Callable[[], Ask]
         if kind == "one-shot":
             page = "/bare" if plan.get("bare") else f"/work?ms={plan['ms']:g}" if plan.get("ms") else "/"
-            make = lambda: Ask(kind, page, keep=False)  # noqa: E731
+            make = lambda: Ask(kind, page, keep=False, tenant=tenant)  # noqa: E731
         elif kind == "keep-alive":
             page = "/rows" if plan.get("rows") else "/"
-            make = lambda: Ask(kind, page)  # noqa: E731
+            make = lambda: Ask(kind, page, tenant=tenant)  # noqa: E731
         elif kind == "work":
             make = lambda: Ask(kind, f"/work?ms={plan.get('ms', 5):g}")  # noqa: E731
+        elif kind == "job":
+            make = lambda: Ask(kind, self.job_of(seconds), tenant=tenant)  # noqa: E731
         elif kind == "idle":
-            make, every = (lambda: Ask(kind, "/")), seconds
+            make, every = (lambda: Ask(kind, "/", tenant=tenant)), seconds
         elif kind == "slow":
-            make = lambda: Ask(kind, f"/slow?seconds={seconds:g}", planned=seconds)  # noqa: E731
+            make = lambda: Ask(kind, f"/slow?seconds={seconds:g}", planned=seconds, tenant=tenant)  # noqa: E731
         elif kind == "upload":
             body, pieces = self.random.randbytes(int(plan.get("bytes", 200_000))), int(plan.get("pieces", 8))
             make = lambda: Ask(kind, "/upload", seconds, body, pieces, seconds)  # noqa: E731
@@ -264,6 +272,11 @@ class Clients:
             raise ValueError(f"no kind of client is called {kind!r}")
         for _ in range(users):
             self.start(self.arrivals(make, rate / users) if rate else self.visitor(make, every, requests))
+
+    def job_of(self, most: float) -> str:
+        """A page that begins a job: most are short, some last for `most` seconds."""
+        seconds = most * self.random.random() ** 2
+        return f"/job?seconds={seconds:.2f}&where={self.random.choice(('greenlet', 'thread'))}"
 
     # --- the process
 

@@ -1,4 +1,5 @@
-"""`scripts/demo`: a server under load is released five times, once with code that cannot start, and nobody notices.
+"""`scripts/demo`: a server under load is released again and again, once with code that cannot start, once back, and
+nobody notices; a tenant with a job stays with its version until the job is over.
 
 On a terminal it draws what happens while it happens; elsewhere it prints plain lines. It ends with a verdict in
 figures, and exit status 0 if nobody was interrupted, 1 if anybody was.
@@ -14,7 +15,8 @@ from rich.console import Console
 from proving.display import show_live, show_plain, show_verdict
 from proving.ending import orderly
 from proving.round import Round
-from proving.story import Story, verdict
+from proving.story import Story
+from proving.verdict import verdict
 
 
 def main() -> int:
@@ -29,7 +31,7 @@ def main() -> int:
 def demonstrate(workers: int, fast: bool, plain: bool) -> int:
     console = Console()
     print("starting the sample monolith under `reuseport serve` ...", file=sys.stderr)
-    with Round(workers=workers) as rounds:
+    with Round(workers=workers, tenants=True) as rounds:
         story = Story(rounds, fast)
         story.begin()
         if console.is_terminal and not plain:

@@ -21,20 +21,29 @@ from rich.table import Table
 from rich.text import Text
 
 from proving.accounting import BUCKET, SHORT, Account, Window, percentile
-from proving.story import Line, Story, Verdict, ms
+from proving.round import version_of
+from proving.story import TENANT, Export, Job, Line, Story
+from proving.verdict import Verdict, ms
 
 COLOURS = ("cyan", "magenta", "yellow", "red", "green", "blue", "bright_cyan", "bright_magenta", "bright_yellow")
 MOODS = {"good": "✔", "bad": "✘", "note": "▸", "": "·"}
 EIGHTHS = " ▁▂▃▄▅▆▇█"
-STATES = {"booting": "◌ boots", "serving": "● serves", "draining": "◐ drains", "ending": "◔ ends"}
+STATES = {
+    "booting": "◌ boots",
+    "serving": "● serves",
+    "draining": "◐ drains",
+    "ending": "◔ ends",
+    "standby": "◇ stands by",
+}
 PEOPLE = {
     "keep-alive": "keep their connection",
     "one-shot": "a new one each time",
-    "idle": "silent for 4 s on one",
+    "idle": "silent for seconds on one",
     "slow": "ask for 3 s of waiting",
     "upload": "send a body in pieces",
     "stream": "get an answer in pieces",
     "export": "the one long request",
+    "job": "begins work that goes on behind it",
 }
 FRAMES_A_SECOND = 6
 
@@ -80,12 +89,21 @@ def how_it_goes(story: Story, account: Account) -> str:
         by_version.update(account.timeline.get(bucket, {}))
     answers = ", ".join(f"v{version} {n / 3:.0f}/s" for version, n in sorted(by_version.items())) or "none"
     drains = [
-        f"generation {number} (v{story.version_of(generation)}) waits for {waits_for(generation)}"
+        f"generation {number} (v{version_of(generation)}) waits for {waits_for(generation)}"
         for number, generation in sorted(story.seen.items())
         if number not in story.gone and generation["state"] == "draining"
     ]
     figures = [f"answers: {answers}", f"p99 {ms(percentile(recent, 0.99))}", f"failed {account.failed}"]
-    return "; ".join([*figures, *drains])
+    tenants = ", ".join(f"{tenant} on v{version}" for tenant, version in whereabouts(account).items())
+    return "; ".join([*figures, *([tenants] if tenants else []), *drains])
+
+
+def whereabouts(account: Account) -> dict[str, int]:
+    """The version that gave each tenant its last answer."""
+    latest: dict[str, int] = {}
+    for one in account.tenants[-100:]:
+        latest[one.tenant] = one.version
+    return dict(sorted(latest.items()))
 
 
 def recently(account: Account, seconds: float) -> list[float]:
@@ -101,7 +119,9 @@ def waits_for(generation: dict[str, Any]) -> str:
         for name, n in (("request", waits.get("requests", 0)), ("connection", waits.get("connections", 0)))
         if n
     ]
-    parts += [f"job {job['name']}" for job in waits.get("jobs", [])]
+    for job in waits.get("jobs", []):
+        whose = f" of {job['tenant']}" if job.get("tenant") else ""
+        parts.append(f"job {job['name']}{whose}")
     return ", ".join(parts) or "its processes to end"
 
 
@@ -145,6 +165,7 @@ def header(story: Story, account: Account) -> Panel:
         f"p99 now {ms(percentile(recent, 0.99))}",
         "  ·  ",
         f"longest silence {ms(silence)}",
+        *(part for tenant, v in whereabouts(account).items() for part in ("  ·  ", (f"{tenant} on v{v}", colour(v)))),
     )
     return Panel(Group(top, below), box=box.HEAVY, title="reuseport", title_align="left", border_style="bold")
 
@@ -215,7 +236,7 @@ def generations(story: Story, rows: int) -> Panel:
     order = sorted(story.seen, key=lambda number: (number not in story.gone, number), reverse=True)[:rows]
     for number in sorted(order, reverse=True):
         generation = story.seen[number]
-        version = story.version_of(generation)
+        version = version_of(generation)
         name = f"{number}  v{version}"
         if number in story.gone:
             state, what = ("✘ refused", "never served") if generation["state"] == "booting" else ("○ gone", "finished")
@@ -223,7 +244,9 @@ def generations(story: Story, rows: int) -> Panel:
             continue
         waiting = Text(waits_for(generation) if generation["state"] == "draining" else "")
         if number == story.export.generation and story.export.begun and not story.export.ended:
-            waiting = export_bar(story)
+            waiting = progress("export", story.export)
+        if number == story.job.generation and not story.job.ended:
+            waiting = Text("  ").join([waiting, progress(f"{TENANT}'s job", story.job)])
         answered = sum(worker["requests"]["total"] for worker in generation["workers"])
         state = STATES.get(generation["state"], generation["state"])
         dots = "●" * len(generation["workers"])
@@ -231,10 +254,10 @@ def generations(story: Story, rows: int) -> Panel:
     return Panel(table, box=box.ROUNDED, title="generations", title_align="left")
 
 
-def export_bar(story: Story) -> Text:
-    share = min(1.0, (time.monotonic() - story.export.begun) / story.export.seconds)
-    full = round(share * 12)
-    return Text.assemble("export ", ("━" * full, "bold"), ("━" * (12 - full), "dim"), f" {share:.0%}")
+def progress(name: str, work: Export | Job) -> Text:
+    share = min(1.0, (time.monotonic() - work.begun) / work.seconds)
+    full = round(share * 8)
+    return Text.assemble(f"{name} ", ("━" * full, "bold"), ("━" * (8 - full), "dim"), f" {share:.0%}")
 
 
 def kinds(account: Account) -> Panel:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -66,14 +66,15 @@ class Load:
         with self._lock:
             yield self.account
 
-    def begin(self, mix: dict[str, dict[str, float]]) -> None:
+    def begin(self, mix: Mapping[str, Mapping[str, float | str]]) -> None:
         self.busy = Window(time.monotonic() + SETTLING, float("inf"))
         for kind, plan in mix.items():
-            self._tell({"do": "begin", "kind": kind, "plan": plan})
+            self._tell({"do": "begin", "kind": kind, "plan": dict(plan)})
 
-    def once(self, kind: str, target: str, *, planned: float = 0.0) -> None:
+    def once(self, kind: str, target: str, *, planned: float = 0.0, tenant: str = "") -> None:
         """One request, on a connection of its own."""
-        self._tell({"do": "once", "ask": {"kind": kind, "target": target, "planned": planned, "keep": False}})
+        ask = {"kind": kind, "target": target, "planned": planned, "keep": False, "tenant": tenant}
+        self._tell({"do": "once", "ask": ask})
 
     def killed(self, pid: int, ports: Iterable[int]) -> None:
         with self._lock:

@@ -8,20 +8,32 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from proving import tenancy
 from proving.accounting import Account, Window
 from proving.load import Load
 from proving.releases import BROKEN, Releases
 from proving.server import Outcome, Server, ServerTrouble, Status
+from proving.tenancy import Work
 
 WATCH_EVERY = 0.2
 FULL_STRENGTH_WITHIN = 20.0
+
+
+def version_of(generation: Mapping[str, Any]) -> int:
+    """The version that a generation runs, or a release brought, from its resolved directory. 0 if it has none yet."""
+    name = str(generation.get("directory", "")).rstrip("/").rpartition("/")[2]
+    return int(name) if name.isdigit() else 0
+
+
+def version_serving(status: Status) -> int:
+    return next((version_of(g) for g in status["generations"] if g["number"] == status["serving"]), 0)
 
 
 @dataclass
@@ -30,7 +42,7 @@ class Release:
 
     version: int
     variant: str
-    door: str  # "release": the command; "HUP": the signal
+    door: str  # "release", "rollback": the commands; "HUP": the signal
     asked: float
     ended: float = 0.0
     outcome: str = ""  # served, failed, superseded
@@ -92,7 +104,10 @@ class Watch:
 
 
 class Round:
-    """Use it as a context: leaving it ends clients and server, whatever happened."""
+    """Use it as a context: leaving it ends clients and server, whatever happened.
+
+    `tenants`: the server knows them by X-Tenant, and the application keeps a journal of their work.
+    """
 
     def __init__(
         self,
@@ -103,6 +118,7 @@ class Round:
         env: dict[str, str] | None = None,
         load: bool = True,
         heap_mb: int = 0,
+        tenants: bool = False,
         tell: Callable[[str], None] = lambda line: None,
         **more: Any,
     ) -> None:
@@ -113,8 +129,8 @@ class Round:
         self.blocks = 0
         self.heap_mb = heap_mb
         self._stack = ExitStack()
-        self._setup = {"workers": workers, "options": options, "env": env, **more}
-        self._seed, self._with_load = seed, load
+        self._setup: dict[str, Any] = {"workers": workers, "options": options, "env": env, **more}
+        self._seed, self._with_load, self._with_tenants = seed, load, tenants
         self.account: Account | None = None
 
     def __enter__(self) -> Round:
@@ -122,6 +138,10 @@ class Round:
             self.root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="monolith-")))
             self.releases = Releases(self.root)
             self.releases.next(heap_mb=self.heap_mb)
+            self.journal = self.root / "journal"
+            if self._with_tenants:
+                self._setup["options"] = ("--tenant", "header:X-Tenant", *self._setup["options"])
+                self._setup["env"] = {**(self._setup["env"] or {}), "MONOLITH_JOURNAL": str(self.journal)}
             self.prepare()
             self.server = stack.enter_context(Server(self.releases.current, **self._setup))
             self.watch = Watch(self.server)
@@ -158,6 +178,24 @@ class Round:
             self.judge(release, self.server.release(), before)
         return release
 
+    def rollback(self) -> Release | None:
+        """`reuseport rollback`, which has to bring the version before. None if there is none to go back to."""
+        status = self.server.status()
+        before = int(status["serving"])
+        now = version_serving(status)
+        older = {version_of(entry) for entry in status["releases"] if entry["outcome"] == "serving"}
+        older = {version for version in older if version < now}
+        if not older:
+            return None
+        release = Release(max(older), "rollback", "rollback", time.monotonic())
+        self.started.append(release)
+        self.tell(f"rollback from version {now} to {release.version}")
+        self.judge(release, self.server.release(do="rollback"), before)
+        version = version_serving(self.server.status())
+        if not release.trouble and version != release.version:
+            release.trouble = f"version {version} serves instead"
+        return release
+
     def hurried(self, first: str, second: str, after: float) -> tuple[Release, Release]:
         """Two releases, the second asked for while the first still boots: the newest code wins, both askers know."""
         before = self.serving
@@ -184,7 +222,8 @@ class Round:
         release.outcome = "served" if outcome.served else "failed"
         self.settle(release, before, expected or release.variant)
         if outcome.exit not in (0, 1):
-            release.trouble = f"`reuseport release` exited {outcome.exit}: {outcome.last_line}"
+            command = "rollback" if release.door == "rollback" else "release"
+            release.trouble = f"`reuseport {command}` exited {outcome.exit}: {outcome.last_line}"
 
     def settle(self, release: Release, before: int, variant: str) -> None:
         if release.outcome == "served":
@@ -267,6 +306,16 @@ class Round:
         return self.account
 
     # --- what it came to
+
+    def work(self) -> list[Work]:
+        """What the application's journal says that it has done for tenants so far."""
+        with self.journal.open() as lines:
+            return tenancy.read(lines, self.kills)
+
+    @property
+    def kills(self) -> dict[int, float]:
+        """Which process was killed on purpose, and when."""
+        return {strike.pid: strike.at for strike in self.strikes}
 
     def troubles(self) -> list[str]:
         """Everything that should have been otherwise, a line each. Empty: a clean round."""

@@ -193,10 +193,10 @@ class Server:
     def hup(self) -> None:
         os.kill(self.pid, signal.SIGHUP)
 
-    def release(self, *more: str, within: float = 120.0) -> Outcome:
-        """`reuseport release`, and what it told its asker."""
+    def release(self, *more: str, do: str = "release", within: float = 120.0) -> Outcome:
+        """`reuseport release` (or `rollback`), and what it told its asker."""
         started = time.monotonic()
-        asked = self.ask_release(*more)
+        asked = self.ask_release(*more, do=do)
         try:
             output, error = asked.communicate(timeout=within)
         except subprocess.TimeoutExpired:
@@ -205,9 +205,9 @@ class Server:
             error += f"\n(no outcome within {within:g} s)"
         return Outcome(asked.returncode, time.monotonic() - started, output, error)
 
-    def ask_release(self, *more: str) -> subprocess.Popen[str]:
+    def ask_release(self, *more: str, do: str = "release") -> subprocess.Popen[str]:
         """The same, without waiting for it."""
-        command = [self.python, "-m", "reuseport", "release", "--json", "--run-dir", str(self.run_dir), *more]
+        command = [self.python, "-m", "reuseport", do, "--json", "--run-dir", str(self.run_dir), *more]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.env)
 
     def kill_master(self) -> None:

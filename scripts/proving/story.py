@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
-from proving.accounting import SHORT, Account, Window, percentile
+from proving.accounting import SHORT, Served, Window
 from proving.load import MIXED
-from proving.round import Round
+from proving.round import Round, version_serving
+from proving.server import ServerTrouble
+from proving.tenancy import Work
 
-# A silence longer than this between two answers, with 130 short requests a second, is a stall.
-STALL = 1.0
+TENANT, OTHER = "acme", "globex"
+IDLE = 300  # connections that are silent most of the time
 
 
 @dataclass(frozen=True)
@@ -37,19 +41,32 @@ class Export:
 
 
 @dataclass
+class Job:
+    """The work of one tenant, which keeps it where it began while everybody else moves on. Times are monotonic."""
+
+    seconds: float
+    begun: float = 0.0
+    ended: float = 0.0
+    generation: int = 0
+    moved: float = 0.0  # when the tenant was first answered by a newer generation
+
+
+@dataclass
 class Story:
     round: Round
     fast: bool = False
     lines: list[Line] = field(default_factory=list)
     failure: BaseException | None = None
     over: threading.Event = field(default_factory=threading.Event)
-    export: Export = field(default_factory=lambda: Export(27.0))
+    export: Export = field(default_factory=lambda: Export(33.0))
+    job: Job = field(default_factory=lambda: Job(20.0))
+    handed_over: int = 0
     seen: dict[int, dict[str, Any]] = field(default_factory=dict)  # each generation as it last was
     gone: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.fast:
-            self.export.seconds = 11.0
+            self.export.seconds, self.job.seconds = 11.0, 4.0
         self.start = time.monotonic()
 
     @property
@@ -79,26 +96,84 @@ class Story:
     def _tell(self) -> None:
         load, workers = self.round.load, self.round.server.workers
         host, port = self.round.server.address
-        self.say(f"version 1 serves at http://{host}:{port} with {workers} workers; clients of six kinds begin", 1)
-        load.begin(MIXED)
+        self.say(f"version 1 serves at http://{host}:{port} with {workers} workers; clients of seven kinds begin", 1)
+        load.begin({**MIXED, "idle": {"users": IDLE, "seconds": 2.0 if self.fast else 6.0, "requests": 1000}})
+        for tenant in (TENANT, OTHER):
+            load.begin({"keep-alive": {"users": 2, "every": 0.1, "requests": 40, "tenant": tenant}})
         self.pause(3)
-        self.export.begun = time.monotonic()
-        load.once("export", f"/slow?seconds={self.export.seconds:g}", planned=self.export.seconds)
-        self.say(f"an export begins: one request of {self.export.seconds:g} s. Version 1 has to finish it", 1, "note")
+        self._begin_export()
+        self._begin_job()
         self.pause(2)
         self._release("HUP", "new code, asked for by `kill -HUP`")
+        self._compare_tenants()
         self.pause(4)
         self._release("release", "new code again, asked for by `reuseport release`; version 1 still drains")
         self.pause(4)
         self._release("release", "this one raises while it is imported", "raises")
         self.pause(4)
-        self._release("release", "this one takes 3 s to import", "slow import")
-        self.pause(4)
-        self._release("HUP", "and one more by `kill -HUP`")
-        self._await_export()
-        self.round.server.wait(self._one_left, 30, "end its old generations once their work was done")
-        self.say("every old generation has finished its work and gone, by itself", mood="good")
+        self._await_job()
         self.pause(3)
+        self._release("release", "this one takes 3 s to import", "slow import")
+        self.pause(3)
+        self._hand_over()
+        self.pause(3)
+        self._roll_back()
+        self._await_export()
+        self.round.server.wait(one_left, 30, "end its old generations once their work was done")
+        self.say("every old generation has finished its work and gone, by itself; the last one stands by", mood="good")
+        self.pause(3)
+
+    # --- its acts
+
+    def _begin_export(self) -> None:
+        self.export.begun = time.monotonic()
+        self.round.load.once("export", f"/slow?seconds={self.export.seconds:g}", planned=self.export.seconds)
+        self.say(f"an export begins: one request of {self.export.seconds:g} s. Version 1 has to finish it", 1, "note")
+
+    def _begin_job(self) -> None:
+        self.round.load.once("job", f"/job?seconds={self.job.seconds:g}", tenant=TENANT)
+        found = self._await("the job of the tenant to begin", self._job_in_journal)
+        self.job.begun, self.job.generation = found.begun, found.generation
+        text = f"{TENANT} begins a job of {self.job.seconds:g} s beside its requests: it stays with version 1 meanwhile"
+        self.say(text, 1, "note")
+
+    def _compare_tenants(self) -> None:
+        """Behind the first release: the tenant with the job is where it was, another one is not."""
+        since = time.monotonic()
+        found = self._await("answers to both tenants", lambda: self._versions_since(since))
+        mood = "good" if found[TENANT] < found[OTHER] else "bad"
+        self.say(f"{TENANT} has a job and is on version {found[TENANT]}; {OTHER} is on version {found[OTHER]}", 0, mood)
+
+    def _await_job(self) -> None:
+        done = self._await("the job of the tenant to end", lambda: (w := self._job_in_journal()).ended < inf and w)
+        self.job.ended = done.ended
+        answer = self._await(f"{TENANT} to move", self._first_newer)
+        self.job.moved = answer.ended
+        text = f"the job of {TENANT} is over: it moved from version {done.version} to {answer.version}, "
+        self.say(f"{text}{(answer.ended - done.ended) * 1000:.0f} ms after", answer.version, "good")
+
+    def _hand_over(self) -> None:
+        """A release, and where the open connections are afterwards."""
+        self._release("HUP", f"and one more by `kill -HUP`, with {IDLE} idle connections open")
+        status = self.round.server.wait(idle_is_handed_over, 10, "hand its idle connections over")
+        self.handed_over = sum(
+            w["connections"] for g in status["generations"] if g["number"] == status["serving"] for w in g["workers"]
+        )
+        with self.round.load.looking() as account:
+            dropped = len(account.dropped)
+        version, mood = version_serving(status), "bad" if dropped else "good"
+        text = f"{self.handed_over} open connections are with version {version} now; {dropped} were dropped"
+        self.say(text, version, mood)
+
+    def _roll_back(self) -> None:
+        self.say("the new version is not liked: `reuseport rollback`", mood="note")
+        release = self.round.rollback()
+        if release is None or release.trouble or release.outcome != "served":
+            why = release.trouble if release else "there was nothing to go back to"
+            self.say(f"not as it should be: {why}", mood="bad")
+            return
+        text = f"version {release.version} serves again after {release.seconds:.1f} s: its zygote stood by"
+        self.say(text, release.version, "good")
 
     def _release(self, door: str, why: str, variant: str = "good") -> None:
         self.say(f"release of version {self.round.releases.newest + 1}: {why}", self.round.releases.newest + 1)
@@ -113,7 +188,9 @@ class Story:
         else:
             text = f"refused, with the reason on the asker's terminal: {last_line(release.error)}"
             self.say(text, release.version, "bad")
-            self.say("the version before it serves on; nobody noticed", self.version_serving(), "good")
+            self.say(
+                "the version before it serves on; nobody noticed", version_serving(self.round.server.status()), "good"
+            )
 
     def _await_export(self) -> None:
         deadline = self.export.begun + self.export.seconds + 10
@@ -126,8 +203,31 @@ class Story:
         releases = sum(release.outcome == "served" for release in self.round.started)
         self.say(f"the export is finished, by version 1, as begun: {releases} releases went by meanwhile", 1, "good")
 
-    def _one_left(self, status: dict[str, Any]) -> bool:
-        return len(status["generations"]) == 1
+    # --- what it looks at
+
+    def _await(self, what: str, look: Callable[[], Any], within: float = 60.0) -> Any:
+        """What `look` finds, as soon as it is not nothing. ServerTrouble if it never does."""
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            if found := look():
+                return found
+            time.sleep(0.05)
+        raise ServerTrouble(f"waited {within:g} s for {what}:\n{self.round.server.log_end()}")
+
+    def _job_in_journal(self) -> Work | None:
+        if not self.round.journal.exists():
+            return None
+        return next((work for work in self.round.work() if work.kind == "job"), None)
+
+    def _versions_since(self, since: float) -> dict[str, int] | None:
+        with self.round.load.looking() as account:
+            found = {one.tenant: one.version for one in account.tenants if one.at > since}
+        return found if len(found) == 2 else None
+
+    def _first_newer(self) -> Served | None:
+        with self.round.load.looking() as account:
+            newer = (o for o in account.tenants if o.tenant == TENANT and o.generation > self.job.generation)
+            return next(newer, None)
 
     def _latencies(self, window: Window) -> list[float]:
         with self.round.load.looking() as account:
@@ -145,63 +245,22 @@ class Story:
         for number in self.seen.keys() - present:
             self.gone.setdefault(number, self.elapsed)
 
-    def version_of(self, generation: dict[str, Any]) -> int:
-        """The release that a generation runs, from its resolved directory."""
-        name = str(generation.get("directory", "")).rstrip("/").rpartition("/")[2]
-        return int(name) if name.isdigit() else 0
 
-    def version_serving(self) -> int:
-        status = self.round.server.status()
-        return next((self.version_of(g) for g in status["generations"] if g["number"] == status["serving"]), 0)
+def one_left(status: dict[str, Any]) -> bool:
+    """Whether only one generation works. Another one may stand by: a zygote without workers."""
+    return sum(bool(generation["workers"]) for generation in status["generations"]) == 1
+
+
+def idle_is_handed_over(status: dict[str, Any]) -> bool:
+    """Whether old generations hold no connections but those with a request."""
+    return all(
+        worker["connections"] <= worker["requests"]["active"]
+        for generation in status["generations"]
+        if generation["number"] != status["serving"]
+        for worker in generation["workers"]
+    )
 
 
 def last_line(error: str) -> str:
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     return lines[-1] if lines else "(no reason was given)"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The end: figures, and what should have been otherwise."""
-
-    figures: list[tuple[str, str]]
-    troubles: list[str]
-
-    @property
-    def clean(self) -> bool:
-        return not self.troubles
-
-
-def verdict(story: Story, account: Account) -> Verdict:
-    rounds = story.round
-    served = [release for release in rounds.started if release.outcome == "served"]
-    refused = [release for release in rounds.started if release.outcome == "failed"]
-    short = account.latencies()
-    troubles = rounds.troubles()
-    silence = account.longest_silence([rounds.load.busy])
-    if silence > STALL:
-        troubles.append(f"nobody was answered for {silence:.1f} s")
-    if account.sent_by_kind["export"] != account.by_kind["export"]:
-        troubles.append("the export was not finished")
-    figures = [
-        ("requests", f"{account.sent:,} sent, {account.answered:,} answered, {account.failed} failed"),
-        ("by version", " · ".join(f"v{version} {n:,}" for version, n in sorted(account.by_version.items()))),
-        ("releases", f"{len(rounds.started)} asked for: {len(served)} served, {len(refused)} refused"),
-        ("short requests", f"p99 {ms(percentile(short, 0.99))}, worst {ms(max(short, default=0.0))}"),
-        ("longest silence", f"{ms(silence)} between two answers, in all"),
-    ]
-    slow = next((release for release in served if release.variant == "slow import"), None)
-    if slow is not None:
-        during = account.latencies(SHORT, [slow.window])
-        figures.append(("3 s import", f"p99 {ms(percentile(during, 0.99))} while it ran"))
-    through = [r for r in served if story.export.begun < r.ended < story.export.ended]
-    figures += [
-        ("the export", f"{story.export.seconds:g} s on version 1, through {len(through)} releases"),
-        ("at once", f"up to {rounds.watch.most_draining} old generations drained side by side"),
-    ]
-    figures += [(f"v{r.version} refused", f"exit 1: {last_line(r.error)}") for r in refused if r.door == "release"]
-    return Verdict(figures, troubles)
-
-
-def ms(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"

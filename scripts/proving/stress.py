@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial, update_wrapper
 from pathlib import Path
 
+from proving import customers
 from proving.accounting import percentile
 from proving.ending import orderly
+from proving.figures import Scenario, measure
 from proving.load import MIXED
 from proving.releases import BROKEN
 from proving.round import Round
-from proving.scenarios import SCENARIOS, measure
+from proving.scenarios import SCENARIOS
+
+BACK = 0.15  # share of the releases that are rollbacks
 
 
 @dataclass
@@ -53,10 +59,32 @@ def main() -> int:
     parser.add_argument("--slow", type=float, default=10.0, metavar="S", help="length of the slow requests (10)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there; -: to standard output")
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), help="measure one of the bars instead")
+    parser.add_argument(
+        "--tenants", type=int, default=0, metavar="N", help="the clients are those of N tenants (0: none)"
+    )
+    parser.add_argument("--jobs", action="store_true", help="the tenants have jobs, in greenlets and threads")
+    parser.add_argument(
+        "--tenant-isolation",
+        choices=(customers.SHARED, customers.STRICT),
+        help="with --tenants: which the server keeps (drawn by the seed)",
+    )
+    parser.add_argument(
+        "--job-seconds", type=float, default=60.0, metavar="S", help="--scenario long-job: how long the job is (60)"
+    )
     options = parser.parse_args()
+    if options.tenants < 0 or (not options.tenants and (options.jobs or options.tenant_isolation)):
+        parser.error("--jobs and --tenant-isolation are about tenants: --tenants N, with N of 1 or more")
     if options.scenario:
-        return orderly(lambda: measure([options.scenario], options.json))
+        return orderly(lambda: measure({options.scenario: chosen(options)}, options.json))
     return orderly(lambda: stress(options))
+
+
+def chosen(options: argparse.Namespace) -> Scenario:
+    scenario = SCENARIOS[options.scenario]
+    if options.scenario != "long-job":
+        return scenario
+    more = {"seconds": options.job_seconds, "releases": options.releases or 20}
+    return update_wrapper(partial(scenario, **more), scenario)
 
 
 def stress(options: argparse.Namespace) -> int:
@@ -67,8 +95,16 @@ def stress(options: argparse.Namespace) -> int:
         print(f"{time.monotonic() - began:7.1f} s  {line}", file=sys.stderr, flush=True)
 
     tell(f"seed {seed}")
-    with Round(workers=options.workers, seed=seed, options=("--boot-timeout", "10"), tell=tell) as rounds:
-        rounds.load.begin({**MIXED, "slow": {"users": 2, "seconds": options.slow, "every": 0.5}})
+    tenants, given = options.tenants, ["--boot-timeout", "10"]
+    isolation = options.tenant_isolation or random.Random(seed).choice((customers.SHARED, customers.STRICT))
+    if tenants:
+        tell(f"{tenants} tenants, {isolation} isolation")
+        given += ["--tenant-isolation", isolation]
+    with Round(workers=options.workers, seed=seed, options=given, tenants=tenants > 0, tell=tell) as rounds:
+        if tenants:
+            customers.begin(rounds, tenants, options.jobs)
+        else:
+            rounds.load.begin({**MIXED, "slow": {"users": 2, "seconds": options.slow, "every": 0.5}})
         kill, block = Due(options.kill_every), Due(options.block_every)
         end = float("inf") if options.releases else time.monotonic() + options.seconds
         release = Due(options.every)
@@ -84,7 +120,13 @@ def stress(options: argparse.Namespace) -> int:
             time.sleep(max(0.0, min(end, kill.at, block.at, release.at) - time.monotonic()))
         tell("the clients come to their end")
         account = rounds.finish(within=options.slow + 60)
+        judgement = customers.judge(rounds, isolation) if tenants else None
         report = {"seed": seed, "seconds": round(time.monotonic() - began, 1), **rounds.report()}
+        if judgement:
+            report["tenants"] = {"number": tenants, "isolation": isolation, **judgement.figures}
+            report["troubles"] = [*rounds.troubles(), *judgement.troubles]
+            report["clean"] = not report["troubles"]
+            print(customers.told(judgement, tenants, isolation), file=sys.stderr)
         short = account.latencies()
         print(
             f"{account.sent:,} requests: {account.answered:,} answered, {account.failed} failed, "
@@ -95,7 +137,7 @@ def stress(options: argparse.Namespace) -> int:
             f"up to {rounds.watch.most_draining} generations drained at once",
             file=sys.stderr,
         )
-        if rounds.troubles():
+        if report["troubles"]:
             print("\n".join(["the end of the server's log:", rounds.server.log_end(40)]), file=sys.stderr)
     write(report, options.json)
     for trouble in report["troubles"]:
@@ -108,7 +150,10 @@ def next_release(rounds: Round, bad: float) -> None:
     """One release, of a kind and through a door that the seed decides."""
     door = rounds.random.choice(("HUP", "release"))
     draw = rounds.random.random()
-    if draw < bad:
+    back = rounds.rollback() if rounds.random.random() < BACK else None
+    if back is not None:
+        release = back
+    elif draw < bad:
         release = rounds.release(rounds.random.choice(sorted(BROKEN)), door=door)
     elif draw < bad + 0.1:
         release, _ = rounds.hurried("slow import", "good", 1.0)

@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import reuseport
+
 VERSION = 1
 
 PIECE = 1024
+JOURNAL = os.environ.get("MONOLITH_JOURNAL")  # where it writes down whose work it does, and when; nowhere if empty
 
 
 def application(environ, start_response):
@@ -22,7 +25,12 @@ def application(environ, start_response):
     if page is None:
         start_response("404 Not Found", [("Content-Type", "text/plain"), ("Content-Length", "0")])
         return []
-    return page(environ, query, start_response)
+    work = "request", int(query.get("id", 0)), whose(environ), generation(environ)
+    note("begins", *work)
+    try:
+        return page(environ, query, start_response)
+    finally:
+        note("ends", *work)
 
 
 def bare(environ, query, start_response):
@@ -45,9 +53,12 @@ def slow(environ, query, start_response):
 
 def burn(environ, query, start_response):
     """Uses the CPU and never yields: nothing else happens in this worker."""
+    work = "burn", int(query.get("id", 0)), whose(environ) or "nobody", generation(environ)
+    note("begins", *work)
     end = time.monotonic() + float(query["seconds"])
     while time.monotonic() < end:
         pass
+    note("ends", *work)
     return answer(environ, query, start_response)
 
 
@@ -58,6 +69,21 @@ def work(environ, query, start_response):
     while time.thread_time() < end:
         total += sum(range(200))
     return answer(environ, query, start_response, total=total)
+
+
+def job(environ, query, start_response):
+    """Begins work that outlives its request, for the customer whose request this is."""
+    number, seconds = int(query.get("id", 0)), float(query["seconds"])
+    work = "job", number, whose(environ), generation(environ)
+    note("begins", *work)
+    where = query.get("where", "greenlet")
+    reuseport.spawn(invoices, work, seconds, name=f"invoices {number}", where=where)
+    return answer(environ, query, start_response)
+
+
+def invoices(work, seconds):
+    time.sleep(seconds)
+    note("ends", *work)
 
 
 def upload(environ, query, start_response):
@@ -104,9 +130,26 @@ def answer(environ, query, start_response, **more):
 def marks(environ):
     return [
         ("X-Version", str(VERSION)),
-        ("X-Generation", str(environ.get("reuseport.generation", 0))),
+        ("X-Generation", str(generation(environ))),
+        ("X-Tenant", whose(environ)),
         ("X-Pid", str(os.getpid())),
     ]
+
+
+def generation(environ):
+    return environ.get("reuseport.generation", 0)
+
+
+def whose(environ):
+    return environ.get("reuseport.tenant") or ""
+
+
+def note(event, kind, number, tenant, generation):
+    """One line, in one write, so that lines of many processes do not mix."""
+    if JOURNAL and tenant:
+        line = f"{event} {kind} {number} {tenant} {generation} {VERSION} {os.getpid()} {time.monotonic():.6f}\n"
+        with open(JOURNAL, "ab", buffering=0) as journal:
+            journal.write(line.encode())
 
 
 PAGES = {
@@ -115,6 +158,7 @@ PAGES = {
     "/slow": slow,
     "/burn": burn,
     "/work": work,
+    "/job": job,
     "/upload": upload,
     "/stream": stream,
 }

@@ -11,10 +11,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from proving import bootstrap, clients, releases
+from proving import bootstrap, clients, releases, story
 from proving.display import stacked, waits_for
-from proving.round import Release, Round
+from proving.round import Release, Round, version_serving
 from proving.scenarios import SCENARIOS
+from proving.server import Outcome
 from proving.wire import Malformed, Response
 
 # --- reading answers
@@ -112,7 +113,15 @@ def ask(made, version, target, body=b"", number=7):
     return response
 
 
-PAGES = ["/", "/bare", "/slow?seconds=0", "/burn?seconds=0", "/work?ms=1", "/stream?pieces=3&seconds=0"]
+PAGES = [
+    "/",
+    "/bare",
+    "/slow?seconds=0",
+    "/burn?seconds=0",
+    "/work?ms=1",
+    "/job?seconds=0",
+    "/stream?pieces=3&seconds=0",
+]
 
 
 @pytest.mark.parametrize("target", PAGES)
@@ -259,7 +268,7 @@ def test_a_version_that_answered_at_all_is_seen():
     [
         ({"requests": 1, "connections": 3, "jobs": []}, "1 request, 3 connections"),
         ({"requests": 0, "connections": 0, "jobs": []}, "its processes to end"),
-        ({"requests": 0, "connections": 0, "jobs": [{"name": "export", "tenant": "acme"}]}, "job export"),
+        ({"requests": 0, "connections": 0, "jobs": [{"name": "export", "tenant": "acme"}]}, "job export of acme"),
         (None, "its processes to end"),
     ],
 )
@@ -270,3 +279,52 @@ def test_what_a_drain_waits_for_in_words(waits, said):
 def test_every_scenario_says_what_it_measures():
     for name, scenario in SCENARIOS.items():
         assert (scenario.__doc__ or "").strip(), name
+
+
+# --- going back, and who works
+
+
+def status_of(*generations, serving, releases=()):
+    return {"generations": list(generations), "serving": serving, "releases": list(releases)}
+
+
+def test_a_generation_that_stands_by_does_not_work():
+    stands_by = {"number": 1, "directory": "/x/releases/4", "workers": []}
+    serves = {"number": 2, "directory": "/x/releases/5", "workers": [{"connections": 3, "requests": {"active": 1}}]}
+    status = status_of(stands_by, serves, serving=2)
+    assert story.one_left(status) and version_serving(status) == 5
+    drains = {**serves, "number": 1}
+    assert not story.one_left(status_of(drains, serves, serving=2))
+    assert not story.idle_is_handed_over(status_of(drains, serves, serving=2))
+    drains = {**drains, "workers": [{"connections": 1, "requests": {"active": 1}}]}
+    assert story.idle_is_handed_over(status_of(drains, serves, serving=2))
+
+
+@pytest.mark.parametrize(("comes", "trouble"), [(4, ""), (5, "version 5 serves instead")])
+def test_a_rollback_has_to_bring_the_version_before(comes, trouble):
+    generation = {"number": 2, "directory": "/x/releases/5", "workers": []}
+    back = {"number": 3, "directory": f"/x/releases/{comes}", "workers": []}
+    brought = [{"directory": f"/x/releases/{version}", "outcome": "serving"} for version in (3, 4, 5)]
+    told = [status_of(generation, serving=2, releases=brought)]
+
+    class Server:
+        def status(self):
+            return told[0]
+
+        def release(self, do):
+            told[0] = status_of(back, serving=3, releases=brought)
+            return Outcome(0, 0.1, "", "")
+
+    rounds = Round(load=False)
+    rounds.server = Server()
+    release = rounds.rollback()
+    assert (release.version, release.trouble) == (4, trouble)
+
+
+def test_there_is_nothing_to_go_back_to_from_the_first_version():
+    first = {"directory": "/x/releases/1", "outcome": "serving"}
+    rounds = Round(load=False)
+    rounds.server = type(
+        "Server", (), {"status": lambda self: status_of({"number": 1, **first}, serving=1, releases=[first])}
+    )()
+    assert rounds.rollback() is None
