@@ -148,7 +148,8 @@ class Threads:
         self._engine = engine
         self._count = count
         self._serve = Caller(application, _FromThread(engine, self.post)).serve
-        self._queue: SimpleQueue[Response] = SimpleQueue()
+        self._queue: deque[Response] = deque()
+        self._tokens: SimpleQueue[None] = SimpleQueue()  # at least as many as wait in the queue
         self._posted: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._wake = engine.loop.async_(ref=False)
         self._wake.start(self._take_posted)
@@ -162,7 +163,8 @@ class Threads:
         response.connection.lend()
         self._engine.request_begins()
         self._show_waiting()
-        self._queue.put(response)
+        self._queue.append(response)
+        self._tokens.put(None)
 
     def post(self, function: Callable[..., None], *args: Any) -> None:
         """Have the function called in the loop, in the order of the posts. Any thread may post."""
@@ -175,10 +177,20 @@ class Threads:
         self._wake.stop()
 
     def _run(self) -> None:
+        queue, tokens, serve = self._queue, self._tokens, self._serve
         while not self._abandoned:
-            response = self._queue.get()
-            Context().run(self._serve, response)
-            del response
+            try:
+                while not self._abandoned:
+                    tokens.get()
+                    response = queue.popleft()
+                    Context().run(serve, response)
+                    del response
+            except IndexError:
+                pass  # a token too many
+            except BaseException:  # noqa: BLE001 - meant for an earlier request, whose timeout came late
+                # PyThreadState_SetAsyncExc reaches a thread that waits only when it gets the next request, which must
+                # not pay for it.
+                tokens.put(None)
 
     def _take_posted(self) -> None:
         posted = self._posted

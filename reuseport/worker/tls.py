@@ -4,8 +4,8 @@ OpenSSL works on memory here, never on the socket. So whatever it wants to send 
 alert) waits in a buffer, and a read never waits for room. And all that was received is decrypted at once, into the
 connection's `unread`: no complete record ever stays inside, where no event would tell of the request in it.
 
-Nobody can hand TLS state over. So a connection stays where it is: a drain closes it when it is between two requests
-and nothing of the next has come, and otherwise behind its response.
+Nobody can hand TLS state over. So a connection stays where it is: a drain closes it behind its next response, and if no
+request comes for some seconds without one. To close it at once would meet the next request of a busy client under way.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from .body import BodyError
 from .connection import CLOSED, LINGER_TIME, LINGERING, SERVING, WAITING, Connection
 from .response import refusal
 from .stream import PIECE, Disconnected
+from .wheel import TICK
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 WRITE = 2
+LAST_CALL = 5.0  # seconds in which a client can still ask for something when its worker drains
 SLICE = 65536  # bytes encrypted at once
 HANDSHAKE = "handshake"  # a connection's state until it is over
 
@@ -261,8 +263,17 @@ class TlsConnection(Connection):
             self.stays()
 
     def stays(self) -> None:
-        if self.engine.pass_on is not None:
+        if self.engine.pass_on is not None and self.state is WAITING:
+            left = self.seconds_left()
+            self._set_deadline(LAST_CALL if left is None else min(left or TICK, LAST_CALL))
+
+    def expire(self) -> None:
+        if self.state is WAITING and self.engine.draining:
             self.close_if_idle()
+            if self.state is WAITING:  # something has come
+                self._set_deadline(LAST_CALL)
+        else:
+            super().expire()
 
     def close_if_idle(self) -> None:
         """Close it, unless it has something of a request, decrypted or not."""

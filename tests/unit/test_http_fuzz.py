@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import gc
 import socket
+import threading
+import time
 
 import gevent
 import pytest
@@ -49,16 +51,17 @@ def spoilt(draw) -> list[bytes]:
 def application(environ, start_response):
     path, body = environ["PATH_INFO"], environ["wsgi.input"]
     if path == "/yield":
-        gevent.sleep(0)
+        gevent.sleep(0) if threading.current_thread() is threading.main_thread() else time.sleep(0)
     read = body.read(4) if path == "/some" else b"" if path == "/none" else body.read()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(read)))])
     return [read]
 
 
-@pytest.fixture(scope="module")
-def harness():
+@pytest.fixture(scope="module", params=[0, 2], ids=["greenlets", "threads"])
+def harness(request):
     # A client that neither closes nor goes on must be gone before a test's patience is.
-    harness = Harness(application, header_timeout=0.5, body_timeout=0.5, keep_alive=0.5, send_timeout=0.5)
+    limits = dict.fromkeys(("header_timeout", "body_timeout", "keep_alive", "send_timeout"), 0.5)
+    harness = Harness(application, threads=request.param, **limits)
     hub = gevent.get_hub()
     # An error in the loop's own callback goes to the hub, which prints it and goes on.
     hub.handle_error = lambda context, kind, value, tb: harness.log.append(("error", f"in the loop: {value!r}"))

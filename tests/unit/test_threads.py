@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import ctypes
 import threading
 import time
 
@@ -92,6 +93,22 @@ def test_the_loop_goes_on_while_every_thread_computes(make):
     for client in (first, second):
         assert parse(client.read_all())[0].status == 200
         client.sock.close()
+
+
+def test_what_is_thrown_into_a_thread_too_late_harms_no_later_request(make):
+    """As libraries do whose timeouts work in threads."""
+    idents = []
+
+    def application(environ, start_response):
+        idents.append(threading.get_ident())
+        start_response("200 OK", [])
+        return []
+
+    harness = make(application, threads=1)
+    for _ in range(3):
+        assert harness.talk(SHUT)[0].status == 200
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(idents[0]), ctypes.py_object(KeyboardInterrupt))
+    assert len(set(idents)) == 1 and not harness.errors()
 
 
 def test_pipelined_requests_are_answered_in_order(make):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ssl
 
 import pytest
-from http_harness import Harness, echo, parse, wait_for
+from http_harness import Harness, echo, parse, turn, wait_for
 from tls_harness import TlsClient
 
 from reuseport.ipc.scoreboard import CONNECTIONS
+from reuseport.worker import tls
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 LAST = REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
@@ -92,10 +93,12 @@ def test_a_response_that_ends_with_the_connection(engine, breaks):
     engine.log.clear()
 
 
-def test_a_drain_closes_an_idle_connection_and_answers_one_with_a_request(engine):
+def test_a_drain_answers_what_comes_and_closes_an_idle_connection_a_little_later(engine, monkeypatch):
+    monkeypatch.setattr(tls, "LAST_CALL", 0.3)
     passed: list = []
-    with TlsClient(engine) as idle, TlsClient(engine) as busy, TlsClient(engine) as begun:
-        for client in (idle, busy, begun):
+    clients = [TlsClient(engine) for _ in range(4)]
+    with clients[0] as idle, clients[1] as busy, clients[2] as begun, clients[3] as late:
+        for client in clients:
             client.send(REQUEST)
             wait_for(lambda client=client: client.receive() or b'"body"' in client.received)
             client.received = b""
@@ -103,10 +106,13 @@ def test_a_drain_closes_an_idle_connection_and_answers_one_with_a_request(engine
         busy.tls.write(REQUEST)
         busy.wire.sock.send(busy._out.read())  # the kernel has it, and the engine has had no turn to read it
         engine.engine.drain_to(passed.extend)
-        assert (idle.read_all(), idle.proper) == (b"", True)
+        turn()
+        late.send(REQUEST)  # it was under way already
+        assert parse(late.read_all())[0].headers["connection"] == "close"
         assert parse(busy.read_all())[0].headers["connection"] == "close"
         begun.send(REQUEST[10:])
         assert parse(begun.read_all())[0].headers["connection"] == "close"
+        assert (idle.read_all(), idle.proper) == (b"", True)
     assert passed == []
     wait_for(lambda: engine.counter(CONNECTIONS) == 0)
 
