@@ -201,7 +201,8 @@ class Router:
         if moved > here and self._words[VERSION] != self.table.version:
             # It has moved to where this worker has not heard of yet.
             if late:
-                self._refuse(request.response, RequestError(503, f"its tenant has moved to generation {moved}"))
+                text = f"its tenant has moved to generation {moved}"
+                self._refuse(request.response, request.head, RequestError(503, text))
             return late
         if found.generation != here:
             if self._words[VERSION] != self.table.version and not late:
@@ -249,9 +250,7 @@ class Router:
             try:
                 self._marks.move(number, here)
             except Full as error:
-                if not self._full:
-                    self._full = True
-                    self._log("error", f"tenants cannot be told apart any more: {error}")
+                self._tell_full(error)
             finally:
                 self._jobs.unclaim(number, first, here)
         finally:
@@ -267,9 +266,18 @@ class Router:
         for g in self.table.living:
             if first <= g < self._here and self._requests.held_in(request.number, g):
                 seconds = STAY * self.table.strict_wait
-                self._marks.stay(request.number, g, now + seconds)
+                try:
+                    self._marks.stay(request.number, g, now + seconds)
+                except Full as error:
+                    self._tell_full(error)  # it goes on waiting: two versions at a time would be worse
+                    return
                 self._say("stays", tenant=request.tenant, at=g, seconds=seconds)
                 return
+
+    def _tell_full(self, error: Full) -> None:
+        if not self._full:
+            self._full = True
+            self._log("error", f"tenants cannot be told apart any more: {error}")
 
     def _remember(self, tenant: str, version: int) -> None:
         if self._mine_version != version or len(self._mine) >= NAMES:
