@@ -51,7 +51,7 @@ def wake_at(state: Cluster) -> float | None:
         if g.state in STAFFED:
             if g.zygote is None:
                 times.append(g.zygote_after)
-            elif g.zygote.loaded and missing(g):
+            elif g.zygote.loaded and not g.zygote.leaving and missing(g):
                 times.append(g.fork_after)
             times += [w.since + g.release.boot_timeout for w in g.having(FORKING, STARTING, READY).values()]
         if g.state == DRAINING:
