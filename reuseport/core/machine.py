@@ -18,7 +18,7 @@ from __future__ import annotations
 from reuseport.core import events as ev
 from reuseport.core.facts import HANDLERS
 from reuseport.core.model import DRAINING, FORKING, READY, SERVING, STAFFED, STANDBY, STARTING, Cluster
-from reuseport.core.policies import POLICIES, confirmed_at, standby_until
+from reuseport.core.policies import POLICIES, confirmed_at, copy_overdue_at, standby_until
 from reuseport.core.turn import Turn, attendance, missing
 
 
@@ -41,6 +41,8 @@ def wake_at(state: Cluster) -> float | None:
     for g in state.generations.values():
         if g.deadline is not None:
             times.append(g.deadline)
+        if (at := copy_overdue_at(state, g)) is not None:
+            times.append(at)
         if g.state == SERVING:
             if g.askers and not g.verdict:
                 times.append(confirmed_at(g))
@@ -49,7 +51,7 @@ def wake_at(state: Cluster) -> float | None:
         if g.state in STAFFED:
             if g.zygote is None:
                 times.append(g.zygote_after)
-            elif g.zygote.loaded and missing(g):
+            elif g.zygote.loaded and not g.zygote.leaving and missing(g):
                 times.append(g.fork_after)
             times += [w.since + g.release.boot_timeout for w in g.having(FORKING, STARTING, READY).values()]
         if g.state == DRAINING:

@@ -29,12 +29,14 @@ from reuseport.core.model import (
     WARMING,
     WORKING,
     ZYGOTE,
+    Cluster,
     Generation,
     Key,
     Worker,
     Zygote,
 )
 from reuseport.core.turn import (
+    COPYING,
     CRASHES,
     LETTING_GO,
     SUPERSEDED,
@@ -73,6 +75,9 @@ def _overdue(t: Turn) -> None:
         if g.deadline is not None and t.now >= g.deadline:
             _boot_overdue(t, g)
         g = t.state.generations[g.number]
+        if (at := copy_overdue_at(t.state, g)) is not None and t.now >= at:
+            t.note("error", f"the zygote of generation {g.donor} did not fork a copy of itself: it is ended")
+            t.quit(Key(g.donor, ZYGOTE))  # its exit makes the version be loaded instead
         if g.state in STAFFED or g.state == DRAINING:
             for number, w in g.having(FORKING, STARTING, READY).items():
                 if t.now >= w.since + g.release.boot_timeout:
@@ -87,6 +92,12 @@ def _overdue(t: Turn) -> None:
         if g.zygote is not None and g.zygote.kill_at is not None and t.now >= g.zygote.kill_at:
             t.do(ev.Kill(Key(g.number, ZYGOTE)))
             t.put(replace(g, zygote=replace(g.zygote, kill_at=None)))
+
+
+def copy_overdue_at(state: Cluster, g: Generation) -> float | None:
+    """When its donor, which is to fork its zygote, is given up; None where there is none, or that was done."""
+    donor = state.generations.get(g.donor) if g.donor and g.state == LOADING else None
+    return g.since + COPYING if donor and donor.zygote and not donor.zygote.leaving else None
 
 
 def _boot_overdue(t: Turn, g: Generation) -> None:

@@ -34,6 +34,7 @@ from reuseport.core.model import (
 
 QUIT_GRACE = 2.0  # seconds from being told to end at once until SIGKILL
 YOUNG_DEATH = 1.0  # a worker that lived for less than these seconds died young
+COPYING = 5.0  # seconds for a zygote to fork a copy of itself; one that takes longer hangs, and is ended
 CRASHES = 2  # workers that may not crash while a generation is on probation
 LETTING_GO = 1.0  # seconds for the old workers to close the slots, before a release is called done all the same
 LONGEST_BACKOFF = 30.0  # seconds between two attempts at something that keeps failing

@@ -70,7 +70,11 @@ class Client:
         except ValueError as error:
             self.done(False, error=f"not a question that this master understands: {error}")
             return
-        self._server.answer(self, question)
+        try:
+            self._server.answer(self, question)
+        except Exception:
+            self.done(False, error="a defect of the master, which its log tells of")  # better than to wait for ever
+            raise
 
     def flush(self) -> None:
         while self._out:

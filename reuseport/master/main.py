@@ -24,7 +24,7 @@ from setproctitle import setproctitle
 
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import BOOTING, ENDING, STANDBY, ZYGOTE, Asker, Cluster, Key, Release
+from reuseport.core.model import BOOTING, ENDING, STANDBY, ZYGOTE, Cluster, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir, RunDirError
@@ -219,8 +219,7 @@ class Master:
             canary = question.get("canary")
             self.releases.ask(client, str(question.get("wait", "ready")), str(question.get("label", "")), canary)
         elif do == "promote":
-            client.watching = True
-            self.events.append(ev.PromoteAsked(Asker(client.name, str(question.get("wait", "ready")))))
+            self.releases.promote(client, str(question.get("wait", "ready")))
         elif do == "rollback":
             number = question.get("generation")
             self.releases.back(client, None if number is None else int(number), str(question.get("wait", "ready")))

@@ -6,6 +6,7 @@ what is refused here, for its configuration or for want of room, has changed not
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from reuseport.master.history import History
 from reuseport.master.processes import Processes
 from reuseport.master.recipe import release_of, resolve_script
 from reuseport.master.status import jobs_of, told
+from reuseport.master.tenants import ROOM
 from reuseport.options import OptionError, Settings
 
 ENOUGH = 20  # answers without which a share of errors says nothing
@@ -91,13 +93,21 @@ class Releases:
         self._log("info", f"rolling back to the version of generation {release.source} ({release.recipe['label']})")
         self._begin(client, wait, release)
 
+    def promote(self, client: Client, wait: str = "ready") -> None:
+        """Release the canary to everybody."""
+        self._tell(ev.PromoteAsked(self._asker(client, wait)))
+
     def _begin(self, client: Client | None, wait: str, release: Release) -> None:
+        self._tell(ev.ReleaseAsked(release, self._asker(client, wait)))
+
+    def _asker(self, client: Client | None, wait: str) -> Asker | None:
+        """Who is told the outcome, if anybody waits for it."""
         if client and wait == "none":
             client.done(True, generation=None, text="the release was asked for")
-            client = None
+            return None
         if client:
             client.watching = True
-        self._tell(ev.ReleaseAsked(release, Asker(client.name, wait) if client else None))
+        return Asker(client.name, wait) if client else None
 
     def _refuse(self, client: Client | None, error: str, log: bool) -> None:
         if log:
@@ -113,6 +123,10 @@ class Releases:
             raise OptionError("--canary tries out a release beside a generation that serves, and none does yet")
         if not canary.get("tenants") and not canary.get("percent"):
             raise OptionError("--canary: nobody would try it out")
+        if (size := len(json.dumps(canary))) > ROOM:
+            raise OptionError(
+                f"--canary: the tenants' names take {size} bytes, and {ROOM} at most; 10%, say, takes few"
+            )
 
     def _check_room(self, settings: Settings) -> None:
         cluster = self._cluster()
@@ -250,9 +264,8 @@ def _recorded(line: Mapping[str, Any]) -> Release:
     known = {field.name for field in fields(Release)}
     release = Release(**{name: value for name, value in line["release"].items() if name in known})
     if missing := {"settings", "directory", "interpreter", "label"} - release.recipe.keys():
-        raise OptionError(
-            f"the history does not tell what generation {line['number']} was: no {', '.join(sorted(missing))}"
-        )
+        words = ", ".join(sorted(missing))
+        raise OptionError(f"the history does not tell what generation {line['number']} was: no {words}")
     return release
 
 

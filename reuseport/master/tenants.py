@@ -28,7 +28,7 @@ from reuseport.options import Settings
 
 HOLDS = "holds.json"  # in the state directory
 LONGEST = 200  # characters of a tenant's name
-ROOM = PACKET - 4096  # bytes of a table that still fits into a message
+ROOM = (PACKET - 8192) // 2  # bytes of those who are held, and of a canary's tenants: a table must fit into a message
 REJOINING = 5.0  # seconds for an earlier master's workers to tell this one of their jobs
 
 
@@ -168,10 +168,10 @@ class Tenants:
             if cluster.serving is None:
                 return False, {"error": "nothing serves yet"}
             g = self._where(tenant).generation
-            self._holds[tenant] = g
-            if len(json.dumps(self._table.to_json() | {"holds": self._holds})) > ROOM:
-                del self._holds[tenant]
+            holds = {**self._holds, tenant: g}
+            if len(json.dumps(holds)) > ROOM:
                 return False, {"error": f"{len(self._holds)} tenants are held: there is no room for more"}
+            self._holds = holds
             self._write_holds()
             text = f"{tenant} is held in generation {g}"
         self.publish(cluster, settings)

@@ -45,15 +45,20 @@ def test_some_tenants_try_it_out_and_then_everybody_has_it(server):
     server.settle(2)
 
 
+def test_a_promotion_that_nobody_waits_for(server):
+    try_out(server, "two", "acme")
+    outcome = server.cli("promote", "--wait", "none", "--json")
+    assert outcome.exit == 0 and outcome.json["generation"] is None
+    server.settle(2)
+
+
 def test_the_command_line_tells_who_tries_it_out(server):
     Customer(server, "acme").get()
     try_out(server, "two", "acme,globex")
     outcome = server.cli("tenants")
     assert outcome.exit == 0, outcome.err
-    assert [line.split() for line in outcome.out.splitlines()[1:3]] == [
-        ["acme", "2", "canary"],
-        ["globex", "2", "canary"],
-    ]
+    rows = [line.split() for line in outcome.out.splitlines()[1:3]]
+    assert rows == [["acme", "2", "canary"], ["globex", "2", "canary"]]
 
 
 def test_who_has_tried_it_out_goes_forward_when_it_is_given_up(server):
@@ -126,6 +131,7 @@ def test_what_cannot_be_is_said(server, serve):
         (["promote"], "no canary"),
         (["release", "--canary", "ten%"], "neither tenants nor a share"),
         (["release", "--canary", "200%"], "neither tenants nor a share"),
+        (["release", "--canary", ",".join(f"tenant-{n}" for n in range(4000))], "bytes"),
     ):
         outcome = server.cli(*words)
         assert outcome.exit in (1, 2) and says in outcome.err

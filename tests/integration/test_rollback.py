@@ -142,9 +142,8 @@ def test_a_history_that_says_too_little_is_an_error_and_no_silence(serve):
     state = server.root / "state"
     state.mkdir()
     line = {"event": "release", "number": 1, "outcome": "serving", "source": 0}
-    (state / "history.jsonl").write_text(
-        json.dumps({**line, "release": {"recipe": {}, "of_another_version": 1}}) + "\n"
-    )
+    line["release"] = {"recipe": {}, "of_another_version": 1}
+    (state / "history.jsonl").write_text(json.dumps(line) + "\n")
     server.options += ("--state-dir", str(state))
     server.start()
     outcome = server.cli("rollback", "1")

@@ -784,6 +784,22 @@ def test_what_was_only_on_trial_neither_stands_by_nor_is_it_gone_back_to(trial):
     assert only(commands, ev.CopyZygote) == [ev.CopyZygote(4, 1)] and trial[4].release.canary is None
 
 
+def test_a_zygote_that_hangs_while_it_copies_itself_is_ended_and_the_version_is_loaded():
+    story = Story(workers=1, standby=60.0, boot_timeout=30.0)
+    for number in (1, 2):
+        story.release()
+        story.serve(number)
+    story.exit((1, 1))
+    version = story[1].release
+    commands = story.tell(ev.ReleaseAsked(replace(version, source=1)))
+    assert only(commands, ev.CopyZygote) == [ev.CopyZygote(3, 1)]
+    assert story.sleep() == turn.COPYING and story.commands == [ev.Quit(Key(1, 0))]
+    assert story.sleep() == turn.QUIT_GRACE and story.commands == [ev.Kill(Key(1, 0))]
+    assert only(story.exit((1, 0)), ev.StartZygote)[0].generation == 3
+    story.serve(3)
+    assert story.states[3] == SERVING
+
+
 def test_a_failed_probation_goes_back_to_what_served_and_not_to_a_canary_that_drains(trial):
     trial.release(probation=30.0)
     trial.serve(3)

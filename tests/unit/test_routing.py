@@ -265,15 +265,23 @@ class Story(RuleBasedStateMachine):
 
     @rule(percent=st.sampled_from((0.0, 50.0, 100.0)), tenants=st.sets(st.sampled_from(TENANTS)))
     def release_canary(self, percent: float, tenants: set[str]) -> None:
-        if self.canary is None:
-            serving = self.table.serving
-            self.last += 1
-            self.canary = Canary(self.last, frozenset(tenants), percent)
-            new = [Process(self, self.last, self._owner(), self.strict)]
-            self.processes += new
-            self.publish(serving)
-            for p in new:
-                p.router.set_table(self.table, {}, 2)
+        self.last += 1
+        new = [Process(self, self.last, self._owner(), self.strict)]
+        self.processes += new
+        self.publish(self.table.serving)  # it is there, and nobody is told yet to go to it
+        self.canary = Canary(self.last, frozenset(tenants), percent)
+        self.publish(self.table.serving)
+        for p in new:
+            p.router.set_table(self.table, {}, 2)
+
+    @rule()
+    def promote(self) -> None:
+        if self.canary is not None:
+            generation, self.canary = self.canary.generation, None
+            self.publish(generation)
+            for p in self.processes:
+                if p.generation == generation:
+                    p.router.set_table(self.table, {}, 2)
 
     @rule(tenant=st.sampled_from(TENANTS), hold=st.booleans())
     def hold_or_move(self, tenant: str, hold: bool) -> None:
@@ -293,6 +301,7 @@ class Story(RuleBasedStateMachine):
     def drain(self) -> None:
         """Old generations without work, pins and holds leave."""
         needed = {self.table.serving, self.last, *self.holds.values()}
+        needed |= {self.canary.generation} if self.canary else set()
         needed |= {p.generation for p, *_ in self.running} | {p.generation for p, *_ in self.jobs}
         needed |= {p.generation for p in self.processes if p.router._line}
         leaving = [p for p in self.processes if p.generation not in needed]
@@ -550,6 +559,29 @@ def test_a_stay_for_which_there_is_no_room_keeps_the_request_waiting(monkeypatch
     assert [p.generation for p, *_ in story.running] == [2] and not one.errors
     story.running.clear()
     story.table = Table()
+
+
+def test_a_table_of_marks_that_is_full_loses_no_request(monkeypatch):
+    """Strict: whoever cannot be made to stay waits until the requests on the older generation have ended."""
+    story = Story()
+    story.strict = True
+    story.release()
+    story.asked += 1
+    story.processes[0].ask("acme")
+    story.release()
+
+    def full(*arguments: object) -> None:
+        raise Full("no room")
+
+    monkeypatch.setattr(story.marks, "stay", full)
+    new = story.processes[-1]
+    story.asked += 1
+    new.ask("acme")
+    story.time_passes(10.0)
+    assert len(new.router._line) == 1
+    story._release_all()
+    story.time_passes(0.001)
+    assert not new.router._line and story.answered == 2
     story.teardown()
 
 
