@@ -149,8 +149,14 @@ class Story:
         self.job.ended = done.ended
         answer = self._await(f"{TENANT} to move", self._first_newer)
         self.job.moved = answer.ended
+        after = answer.ended - done.ended
+        if after < 0:
+            self.say(
+                f"not as it should be: {TENANT} moved {-after:.1f} s before its job was over", answer.version, "bad"
+            )
+            return
         text = f"the job of {TENANT} is over: it moved from version {done.version} to {answer.version}, "
-        self.say(f"{text}{(answer.ended - done.ended) * 1000:.0f} ms after", answer.version, "good")
+        self.say(f"{text}{after * 1000:.0f} ms after", answer.version, "good")
 
     def _hand_over(self) -> None:
         """A release, and where the open connections are afterwards."""

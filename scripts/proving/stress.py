@@ -1,8 +1,9 @@
 """`scripts/stress`: releases every few seconds, workers killed, workers blocked, every request accounted for.
 
 Without `--scenario` it goes on for as long as asked and mixes everything, in an order that the seed decides. With
-`--scenario NAME` it measures one of the project's bars. Exit status 0: nothing failed that should not have; 1:
-something did, and the last lines say what.
+`--scenario NAME` it measures one of the project's bars. With `--tenants N` the requests are those of N tenants, and
+what clients, application and log say of each of them is compared in the end. Exit status 0: nothing failed that should
+not have; 1: something did, and the last lines say what.
 """
 
 from __future__ import annotations
