@@ -32,6 +32,7 @@ import gc
 import signal
 import ssl
 import sys
+import time
 import traceback
 from posix import close  # gevent's os.close leaves it to its loop, which never runs here
 from typing import Any
@@ -281,10 +282,14 @@ class Zygote:
 
     def _say_hello(self) -> channels.Channel:
         """Reach the master, whichever owns the run directory by now; without one, wait for the next."""
+        patience = self.settings.orphan_timeout if self.settings is not None else 0.0
+        orphaned = time.monotonic()
         while True:
             try:
                 channel = channels.connect(self.run_dir.hello)
             except OSError:
+                if patience and time.monotonic() >= orphaned + patience:
+                    os._exit(0)  # its workers are leaving, too
                 sleep(RETRY)
                 continue
             listeners = list(self.listeners.values())
