@@ -23,7 +23,6 @@ STATUS = 480  # bytes of a status line at most
 BEAT = 10.0  # seconds between two requests for more time, while a boot, a release or a stop goes on
 PATIENCE = 60.0  # seconds that are asked for each time
 AGAIN = 0.05  # seconds until what the supervisor's queue had no room for is tried again
-WAITING = 1000  # datagrams that wait for that at most
 FDS = 253  # descriptors in one message at most (SCM_MAX_FD)
 
 
@@ -134,18 +133,25 @@ class Notifier:
     def _watch(self, seconds: float) -> None:
         """A loop that does not turn any more does not say so, either."""
         self._loop.later(seconds, lambda: self._watch(seconds))
-        self._send("WATCHDOG=1")
+        self._repeat("WATCHDOG=1")
 
     def _ask_for_time(self) -> None:
         """What goes on has limits of its own (--boot-timeout, --graceful-timeout), and jobs have none."""
         self._loop.later(BEAT, self._ask_for_time)
         quick = self._cluster is not None and self._cluster.stopping == "quick"
         if not quick and (self._said.stopping or self._said.releasing or not self._said.ready):
-            self._send(f"EXTEND_TIMEOUT_USEC={int(PATIENCE * 1e6)}")
+            self._repeat(f"EXTEND_TIMEOUT_USEC={int(PATIENCE * 1e6)}")
+
+    def _repeat(self, text: str) -> None:
+        """What is said again and again need not be kept for somebody who does not listen now."""
+        if not self._unsent:
+            self._send(text)
 
     def _send(self, text: str, fds: list[int] | None = None) -> None:
-        if len(self._unsent) < WAITING:
-            self._unsent.append((text.encode(errors="replace"), fds or []))
+        if text.startswith("STATUS=") and self._unsent:
+            self._said = self._said._replace(status="")  # the next one will do
+            return
+        self._unsent.append((text.encode(errors="replace"), fds or []))
         if len(self._unsent) == 1:
             self._flush()
 

@@ -206,7 +206,7 @@ class Slots:
     def _claim(self, name: str) -> bool:
         """Take the passed sockets of this address. False where there are none."""
         mine = [p for p in self._passed if p.address == name or _is_same_path(p.address, name)]
-        for passed in mine:
+        for passed in sorted(mine, key=lambda p: p.stored):
             self._passed.remove(passed)
             self._take(passed)
         return bool(mine)

@@ -10,11 +10,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, POLL, NotReached, Server, ask, is_gone, wait_for
+from harness import PATIENCE, Server, is_gone, wait_for
 
 # Gives the sockets that it inherited the numbers from 3 on, as systemd does, and becomes the server.
 EXEC = """\
@@ -118,7 +118,7 @@ def name_of(sock: socket.socket) -> str:
 
 def test_the_supervisor_is_told_of_the_first_generation_each_release_and_the_stop(serve, supervisor):
     server = serve(env={"NOTIFY_SOCKET": supervisor.address})
-    server.write("one", "basic.wait_at('import')\n")
+    server.write("one", "basic.pass_gate('import')\n")
     server.launch()
     server.gate("import").await_entered()
     assert supervisor.words() == []
@@ -152,7 +152,7 @@ def test_the_supervisor_is_told_of_the_first_generation_each_release_and_the_sto
 
 def test_a_status_line_tells_what_a_drain_waits_for(serve, supervisor):
     server = serve(env={"NOTIFY_SOCKET": supervisor.address}).start()
-    slow = server.get_later("/wait?name=slow")
+    slow = server.get_later("/gate?name=slow")
     server.gate("slow").await_entered()
     assert server.release().exit == 0
     wait_for(lambda: "generation 1 (one) drains: 1 request" in supervisor.status, f"a drain; {supervisor.status}")
@@ -166,11 +166,12 @@ def test_the_watchdog_is_fed_while_the_loop_turns_and_by_nobody_else(serve, supe
     server = serve(env=variables).start()
     beats = lambda: sum("WATCHDOG" in told for told in supervisor.hear())  # noqa: E731
     wait_for(lambda: beats() > 3, "beats")
+    address = server.address
     server.signal(signal.SIGSTOP)
     wait_for(lambda: Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "stopped")
     supervisor.hear()
     stopped = beats()
-    assert server.get().status == 200
+    assert server.get(address=address).status == 200
     assert beats() == stopped
     server.signal(signal.SIGCONT)
     wait_for(lambda: beats() > stopped, "beats again")
@@ -275,7 +276,7 @@ def test_a_touched_file_releases(serve):
 
 def test_a_touched_file_stops_after_what_runs(serve):
     server = serve("--stop-file", "stop.txt").start()
-    slow = server.get_later("/wait?name=slow")
+    slow = server.get_later("/gate?name=slow")
     server.gate("slow").await_entered()
     (server.current / "stop.txt").touch()
     server.wait(lambda s: s["master"]["state"] == "stopping", "stopping")
@@ -286,7 +287,7 @@ def test_a_touched_file_stops_after_what_runs(serve):
 
 def test_orphans_leave_after_their_time_and_their_requests(serve):
     server = serve("--orphan-timeout", "1").start()
-    slow = server.get_later("/wait?name=slow")
+    slow = server.get_later("/gate?name=slow")
     busy = server.gate("slow").await_entered()[0]
     pids = server.status().pids() | {g["zygote"]["pid"] for g in server.status()["generations"]}
     server.process.kill()
