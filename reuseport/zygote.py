@@ -41,6 +41,7 @@ import greenlet
 from setproctitle import setproctitle
 
 from reuseport.ipc import channel as channels
+from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.options import Settings, certificates
@@ -123,6 +124,7 @@ class Zygote:
                 )
                 self._start_again()
         self.witness = forksafety.Witness(self.recipe["directory"])
+        self.lifeline = Lifeline()
         gc.collect()
         gc.freeze()
         _flush()
@@ -165,7 +167,8 @@ class Zygote:
         _flush()
         number = int(order["number"])
         try:
-            middle = fork()
+            with self.lifeline.held():
+                middle = fork()
         except OSError as error:
             self._unborn(self.generation, number, f"could not be forked: {error.strerror}")
             return None
@@ -233,6 +236,7 @@ class Zygote:
         self._drop_orders()
         self.born = {**self.born, "generation": generation}
         self.recipe, self.loaded = {}, False
+        self.lifeline = Lifeline()
         self.channel = self._say_hello()
         while not self.recipe:
             self._listen(None)
@@ -282,14 +286,14 @@ class Zygote:
 
     def _say_hello(self) -> channels.Channel:
         """Reach the master, whichever owns the run directory by now; without one, wait for the next."""
-        patience = self.settings.orphan_timeout if self.settings is not None else 0.0
+        patience = self.settings.orphan_timeout if self.settings is not None and self.loaded else 0.0
         orphaned = time.monotonic()
         while True:
             try:
                 channel = channels.connect(self.run_dir.hello)
             except OSError:
-                if patience and time.monotonic() >= orphaned + patience:
-                    os._exit(0)  # its workers are leaving, too
+                if patience and time.monotonic() >= orphaned + patience and not self.lifeline.anybody():
+                    os._exit(0)  # its workers have left before, for the same reason
                 sleep(RETRY)
                 continue
             listeners = list(self.listeners.values())

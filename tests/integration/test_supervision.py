@@ -289,11 +289,24 @@ def test_orphans_leave_after_their_time_and_their_requests(serve):
     server = serve("--orphan-timeout", "1").start()
     slow = server.get_later("/gate?name=slow")
     busy = server.gate("slow").await_entered()[0]
-    pids = server.status().pids() | {g["zygote"]["pid"] for g in server.status()["generations"]}
+    status = server.status()
+    idle, zygote = status.pids() - {busy}, status.current["zygote"]["pid"]
     server.process.kill()
     server.process.wait()
-    wait_for(lambda: all(is_gone(pid) for pid in pids - {busy}), "all but the busy one have left")
+    wait_for(lambda: all(is_gone(pid) for pid in idle), "the idle worker has left")
     assert not is_gone(busy)
+    assert not is_gone(zygote)  # it stays for as long as anybody of its generation
     server.gate("slow").open()
     assert slow.result().status == 200
-    wait_for(lambda: is_gone(busy), "the busy one has left")
+    wait_for(lambda: is_gone(busy) and is_gone(zygote), "nobody is left")
+
+
+def test_orphans_that_find_another_master_stay(serve):
+    server = serve("--orphan-timeout", "1").start()
+    before, address = server.status().pids(), server.address
+    server.process.kill()
+    server.process.wait()
+    server.start()
+    wait_for(lambda: server.status()["master"]["uptime"] > 2.5, "longer than orphans would have stayed")
+    assert server.status().pids() == before
+    assert server.get(address=address).pid in before
