@@ -24,14 +24,14 @@ from setproctitle import setproctitle
 
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import BOOTING, ENDING, STANDBY, ZYGOTE, Asker, Cluster, Key, Release
+from reuseport.core.model import BOOTING, STANDBY, ZYGOTE, Asker, Cluster, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import ROWS, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.master import passed, status
-from reuseport.master.bootlog import BootLog
+from reuseport.master.bootlog import BootLogs
 from reuseport.master.control import Client, Control
 from reuseport.master.history import History
 from reuseport.master.log import Log
@@ -51,7 +51,6 @@ from reuseport.options.checks import find_user
 from reuseport.options.settings import DEFAULT
 from reuseport.version import __version__
 
-FOLLOW = 0.1  # seconds between two looks at what a booting generation prints
 ADOPTION = 10.0  # seconds for an earlier master's processes to hand over the slots
 
 
@@ -81,8 +80,6 @@ class Master:
         self.started = time.time()
         self.events: deque[ev.Event] = deque()
         self.signals: deque[int] = deque()
-        self.boot_logs: dict[int, BootLog] = {}
-        self.following = False  # whether what booting generations print is being copied
         self.exit_status: int | None = None
 
         release = complete(release_of(settings), extra)
@@ -109,6 +106,7 @@ class Master:
         _raise_descriptor_limit()
         self.loop = Loop()
         self.notifier = Notifier(supervision, self.loop, self.log.write)
+        self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.raw)
         self.processes = Processes(self.loop, self._on_exit)
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         hellos = channels.listen(self.run_dir.hello)
@@ -337,7 +335,7 @@ class Master:
 
     def _start_zygote(self, command: ev.StartZygote) -> None:
         key = Key(command.generation, ZYGOTE)
-        boot_log = self._boot_log_of(key.generation)
+        boot_log = self.boot_logs.begin(key.generation)
         self._stage(f"generation {key.generation}: loading {command.release.recipe['directory']}")
         self.releases.begins(key.generation, command.release)
         try:
@@ -347,40 +345,16 @@ class Master:
             self.events.append(ev.Started(key, error=f"cannot execute {interpreter}: {error.strerror}"))
             return
         self.events.append(ev.Started(key, process.pid))
-        if not self.following:
-            self._follow_boot()
 
     def _copy_zygote(self, command: ev.CopyZygote) -> None:
         key = Key(command.generation, ZYGOTE)
-        boot_log = self._boot_log_of(key.generation)
+        boot_log = self.boot_logs.begin(key.generation)
         self._stage(f"generation {key.generation}: from the zygote of generation {command.donor}")
         self.releases.begins(key.generation, self.cluster.generations[key.generation].release)
         self.processes.expect(key)
         output = boot_log.open()
         self.switchboard.send(Key(command.donor, ZYGOTE), "copy", (output,), generation=key.generation)
         os.close(output)
-        if not self.following:
-            self._follow_boot()
-
-    def _boot_log_of(self, generation: int) -> BootLog:
-        for number in [n for n in self.boot_logs if n not in self.cluster.generations]:
-            self.boot_logs.pop(number).remove()
-        return self.boot_logs.setdefault(generation, BootLog(self.run_dir.boot_log(generation)))
-
-    def _follow_boot(self) -> None:
-        """Copy what booting generations print into the log, as long as any boots."""
-        self._copy_boot_output()
-        self.following = any(
-            g.state in BOOTING or g.state == ENDING or (g.zygote and not g.zygote.loaded)
-            for g in self.cluster.generations.values()
-        )
-        if self.following:
-            self.loop.later(FOLLOW, self._follow_boot)
-
-    def _copy_boot_output(self) -> None:
-        for boot_log in self.boot_logs.values():
-            if news := boot_log.news():
-                self.log.raw(news)
 
     def _fork(self, command: ev.Fork) -> None:
         taken = {process.row for process in self.processes.all()}
@@ -431,12 +405,11 @@ class Master:
         if command.ok:
             client.done(True, generation=command.generation, text=command.text)
             return
-        boot_log = self.boot_logs.get(command.generation)
-        output = boot_log.tail() if boot_log else ""
+        output = self.boot_logs.tail(command.generation)
         client.done(False, generation=command.generation or None, error=command.text, output=output)
 
     def _record(self, command: ev.Record) -> None:
-        self._copy_boot_output()
+        self.boot_logs.copy_news()
         self.releases.record(command)
 
     def _drained(self, command: ev.Drained) -> None:
@@ -526,7 +499,7 @@ class Master:
 
     def _leave(self) -> None:
         """The last acts: whoever waits for the stop is told, and the files go."""
-        self._copy_boot_output()
+        self.boot_logs.copy_news()
         self.log.write("info", "stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
@@ -535,8 +508,7 @@ class Master:
         self.control.close()
         self.switchboard.close()
         self.slots.close()
-        for boot_log in self.boot_logs.values():
-            boot_log.remove()
+        self.boot_logs.remove()
         for path in (self.run_dir.hello, self.run_dir.scoreboard, self.run_dir.pid, self.first.pid):
             if path:
                 with contextlib.suppress(FileNotFoundError):

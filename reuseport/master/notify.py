@@ -79,7 +79,7 @@ def status_line(cluster: Cluster, waits_for: Callable[[int], tuple[int, list[str
             continue
         requests, jobs = waits_for(g.number)
         what = [f"{requests} request{'s' if requests != 1 else ''}"] if requests else []
-        parts.append(f"{name} drains: {', '.join([*what, *jobs]) or 'nothing is left to wait for'}")
+        parts.append(f"{name} drains: {', '.join([*what, *jobs])}" if what or jobs else f"{name} is leaving")
     if g := cluster.booting:
         parts.append(f"generation {g.number} is {g.state}")
     if cluster.stopping:
@@ -97,7 +97,7 @@ class Notifier:
         self._said = Said()
         self._cluster: Cluster | None = None
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
-        self._stored: set[int] = set()
+        self._stored: set[int] | None = None  # None: what an earlier master stored is there
         self._store = supervision.store
         self._socket: socket.socket | None = None
         self._address: str | bytes = supervision.notify
@@ -123,7 +123,8 @@ class Notifier:
         """Let the supervisor keep these, until the next master, in the place of whatever it has kept before."""
         if self._socket is None or not self._store:
             return
-        if not self._stored:
+        if self._stored is None:
+            self._stored = set()
             self._send(f"FDSTOREREMOVE=1\nFDNAME={STORED}")
         new = [one.fileno() for one in sockets if one.fileno() not in self._stored]
         self._stored.update(new)

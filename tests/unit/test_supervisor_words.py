@@ -103,6 +103,7 @@ def test_a_status_line_is_one_line_and_bounded():
         "generation 3 (v) serves; generation 2 (v) drains: 1 request, job 'export' of acme; "
         "generation 1 (v) drains: job 'export' of acme"
     )
+    assert status_line(cluster(g1=DRAINING), lambda n: (0, [])) == "generation 1 (v) is leaving"
     evil = status_line(many, lambda n: (0, ["job \nREADY=1\n", "ü" * 1000]))
     assert "\n" not in evil
     assert len(evil.encode()) <= STATUS
@@ -237,6 +238,26 @@ def test_an_ipv6_only_socket_gets_only_such_beside_it():
         assert error == ""
         assert new[0].socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
         slots.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_where_no_socket_can_be_opened_beside_a_passed_one_it_says_what_it_takes():
+    reading, writing = os.pipe()
+    with listening() as sock:
+        slots = Slots([(one := passed(sock)).address], 16, 0, [one])
+        slots.bind()
+        pid = os.fork()
+        if not pid:
+            os.setuid(65534)  # the kernel lets only the user who opened the first (socket(7), SO_REUSEPORT)
+            new, error = slots.open(2)
+            os.write(writing, f"{len(new)} {error}".encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        text = os.read(reading, 4096).decode()
+        slots.close()
+    assert text.startswith("0 LISTEN_FDS:")
+    assert "ReusePort=yes" in text
+    assert one.address in text
 
 
 # --- touched files --------------------------------------------------------------------------------------------------
