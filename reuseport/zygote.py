@@ -33,6 +33,7 @@ import gc
 import signal
 import ssl
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from posix import close  # gevent's os.close leaves it to its loop, which never runs here
@@ -43,6 +44,7 @@ from setproctitle import setproctitle
 
 from reuseport.core.model import FIRST_JOB
 from reuseport.ipc import channel as channels
+from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.options import Settings, certificates
@@ -85,6 +87,7 @@ class Zygote:
         self.loaded = False
         self.orders: list[tuple[dict[str, Any], list[int]]] = []
         self.masterless = True
+        self.orphaned = 0.0  # when the last master went, monotonic seconds
         self._take_signals()
         self.channel = self._say_hello()
 
@@ -127,6 +130,7 @@ class Zygote:
                 )
                 self._start_again()
         self.witness = forksafety.Witness(self.recipe["directory"])
+        self.lifeline = Lifeline()
         gc.collect()
         gc.freeze()
         _flush()
@@ -190,7 +194,8 @@ class Zygote:
         """So that the child's parent is the master (its subreaper) and not this process. True in the child."""
         _flush()
         try:
-            middle = fork()
+            with self.lifeline.held():
+                middle = fork()
         except OSError as error:
             failed(f"could not be forked: {error.strerror}")
             return False
@@ -248,6 +253,7 @@ class Zygote:
         self._drop_orders()
         self.born = {**self.born, "generation": generation}
         self.recipe, self.loaded = {}, False
+        self.lifeline = Lifeline()
         self.channel = self._say_hello()
         while not self.recipe:
             self._listen()
@@ -282,6 +288,7 @@ class Zygote:
         """Wait for the master's next word, or for somebody at the door."""
         if self.masterless:
             if not self._meet_master():
+                self._leave_if_orphaned()
                 self.door.wait(-1, RETRY)
             return
         if not self.door.wait(self.channel.fileno(), None):
@@ -310,8 +317,15 @@ class Zygote:
         if self.channel.closed:
             self.channel.close()
             self.masterless = True
+            self.orphaned = time.monotonic()
             self._drop_orders()  # another master counts the workers anew
             self.door.wait(-1, RETRY)
+
+    def _leave_if_orphaned(self) -> None:
+        """--orphan-timeout: the workers leave before, for the same reason, and nobody needs this process then."""
+        patience = self.settings.orphan_timeout if self.settings is not None and self.loaded else 0.0
+        if patience and time.monotonic() >= self.orphaned + patience and not self.lifeline.anybody():
+            os._exit(0)
 
     def _say_hello(self) -> channels.Channel:
         """Reach the master; without one, wait for the next."""

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Container
 
+from reuseport.core.model import BOOTING, ENDING, Cluster
+from reuseport.ipc.rundir import RunDir
+from reuseport.master.loop import Loop
+
+FOLLOW = 0.1  # seconds between two looks at what a booting generation prints
 NEWS = 1 << 20  # bytes of it that are copied at once
 TAIL = 65536  # bytes of it that an asker is shown
 
@@ -47,3 +53,54 @@ class BootLog:
     def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
+
+
+class BootLogs:
+    """Those of all generations that live. `copy` gets what they print, for the master's own log."""
+
+    def __init__(
+        self, run_dir: RunDir, loop: Loop, cluster: Callable[[], Cluster], copy: Callable[[bytes], None]
+    ) -> None:
+        self._run_dir = run_dir
+        self._loop = loop
+        self._cluster = cluster
+        self._copy = copy
+        self._by_generation: dict[int, BootLog] = {}
+        self._following = False
+
+    def begin(self, generation: int) -> BootLog:
+        """The generation's, followed for as long as it boots."""
+        self._forget_all_but(self._cluster().generations)
+        self.copy_news()
+        # A zygote that is started again gets a new one: what the first has printed is over.
+        boot_log = self._by_generation[generation] = BootLog(self._run_dir.boot_log(generation))
+        if not self._following:
+            self._following = True
+            self._loop.later(FOLLOW, self._follow)
+        return boot_log
+
+    def tail(self, generation: int) -> str:
+        """The end of what a generation has printed; "" where there is nothing."""
+        boot_log = self._by_generation.get(generation)
+        return boot_log.tail() if boot_log else ""
+
+    def copy_news(self) -> None:
+        for boot_log in self._by_generation.values():
+            if news := boot_log.news():
+                self._copy(news)
+
+    def remove(self) -> None:
+        self._forget_all_but(())
+
+    def _forget_all_but(self, living: Container[int]) -> None:
+        for number in [n for n in self._by_generation if n not in living]:
+            self._by_generation.pop(number).remove()
+
+    def _follow(self) -> None:
+        self.copy_news()
+        self._following = any(
+            g.state in BOOTING or g.state == ENDING or (g.zygote and not g.zygote.loaded)
+            for g in self._cluster().generations.values()
+        )
+        if self._following:
+            self._loop.later(FOLLOW, self._follow)

@@ -24,19 +24,20 @@ from setproctitle import setproctitle
 
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import BOOTING, ENDING, STANDBY, ZYGOTE, Cluster, Key, Release
+from reuseport.core.model import BOOTING, STANDBY, ZYGOTE, Cluster, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import ROWS, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.master import status
-from reuseport.master.bootlog import BootLog
+from reuseport.master import passed, status
+from reuseport.master.bootlog import BootLogs
 from reuseport.master.control import Client, Control
 from reuseport.master.history import History
 from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
+from reuseport.master.notify import Notifier, status_line
 from reuseport.master.processes import Process, Processes, become_subreaper, end
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
@@ -44,12 +45,13 @@ from reuseport.master.roster import Remains, Roster
 from reuseport.master.slots import SlotError, Slots
 from reuseport.master.switchboard import Switchboard
 from reuseport.master.tenants import Tenants
+from reuseport.master.touched import Touched
 from reuseport.master.watch import Watch
 from reuseport.options import OptionError, Settings
 from reuseport.options.checks import find_user
+from reuseport.options.settings import DEFAULT
 from reuseport.version import __version__
 
-FOLLOW = 0.1  # seconds between two looks at what a booting generation prints
 ADOPTION = 10.0  # seconds for an earlier master's processes to hand over the slots
 
 
@@ -79,8 +81,6 @@ class Master:
         self.started = time.time()
         self.events: deque[ev.Event] = deque()
         self.signals: deque[int] = deque()
-        self.boot_logs: dict[int, BootLog] = {}
-        self.following = False  # whether what booting generations print is being copied
         self.exit_status: int | None = None
         self.losses = Losses()
 
@@ -93,7 +93,12 @@ class Master:
         self.cluster = Cluster(last=history.last)
         if settings.umask is not None:
             os.umask(settings.umask)
-        self.slots = Slots(settings.bind, settings.backlog, 0 if settings.umask is None else settings.umask)
+        supervision = passed.take(os.environ, os.getpid())
+        given = passed.sockets_of(supervision)
+        units = tuple(dict.fromkeys(one.address for one in given if not one.stored))
+        # Without a word about addresses those that were passed are meant.
+        addresses = units if units and settings.sources["bind"] == DEFAULT else settings.bind
+        self.slots = Slots(addresses, settings.backlog, 0 if settings.umask is None else settings.umask, given)
         self.roster = Roster(self.run_dir.roster)
         remains = self.roster.read()
         if remains is None:
@@ -102,6 +107,8 @@ class Master:
         become_subreaper()
         _raise_descriptor_limit()
         self.loop = Loop()
+        self.notifier = Notifier(supervision, self.loop, self.log.write)
+        self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.raw)
         self.processes = Processes(self.loop, self._on_exit)
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         hellos = channels.listen(self.run_dir.hello)
@@ -134,6 +141,10 @@ class Master:
         self.tenants = Tenants(settings, self.run_dir, ids, remains is not None, self.processes, self.switchboard)
         self.tenants.tell, self.tenants.log = self.events.append, self.log.write
         self.control = Control(self.run_dir.control, self.loop, self._on_question)
+        self.touched = (
+            Touched(lambda: self._in_directory("release_file"), self._release_by, self.log.write),
+            Touched(lambda: self._in_directory("stop_file"), self._stop_by, self.log.write),
+        )
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
@@ -147,7 +158,8 @@ class Master:
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
         self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
-        self._watch_workers()
+        self.notifier.store(slot.socket for slot in self.slots.storable())
+        self._look_around()
         gc.freeze()
         self._decide()
         while self.exit_status is None:
@@ -295,6 +307,7 @@ class Master:
         self.switchboard.forget_queues(n for n, g in self.cluster.generations.items() if g.state != STANDBY)
         if self.exit_status is None:
             self._write_roster()
+        self._notify()
 
     def _act(self, command: ev.Command) -> None:
         try:
@@ -317,6 +330,7 @@ class Master:
         if error:
             self.log.write("error", f"no more slots could be opened; the workers share those there are: {error}")
         self.switchboard.announce_slots(new)
+        self.notifier.store(slot.socket for slot in self.slots.storable())
 
     def _close_slots(self, command: ev.CloseSlots) -> None:
         for process in self.processes.all():
@@ -326,7 +340,7 @@ class Master:
 
     def _start_zygote(self, command: ev.StartZygote) -> None:
         key = Key(command.generation, ZYGOTE)
-        boot_log = self._boot_log_of(key.generation)
+        boot_log = self.boot_logs.begin(key.generation)
         self._stage(f"generation {key.generation}: loading {command.release.recipe['directory']}")
         self.releases.begins(key.generation, command.release)
         try:
@@ -336,40 +350,16 @@ class Master:
             self.events.append(ev.Started(key, error=f"cannot execute {interpreter}: {error.strerror}"))
             return
         self.events.append(ev.Started(key, process.pid))
-        if not self.following:
-            self._follow_boot()
 
     def _copy_zygote(self, command: ev.CopyZygote) -> None:
         key = Key(command.generation, ZYGOTE)
-        boot_log = self._boot_log_of(key.generation)
+        boot_log = self.boot_logs.begin(key.generation)
         self._stage(f"generation {key.generation}: from the zygote of generation {command.donor}")
         self.releases.begins(key.generation, self.cluster.generations[key.generation].release)
         self.processes.expect(key)
         output = boot_log.open()
         self.switchboard.send(Key(command.donor, ZYGOTE), "copy", (output,), generation=key.generation)
         os.close(output)
-        if not self.following:
-            self._follow_boot()
-
-    def _boot_log_of(self, generation: int) -> BootLog:
-        for number in [n for n in self.boot_logs if n not in self.cluster.generations]:
-            self.boot_logs.pop(number).remove()
-        return self.boot_logs.setdefault(generation, BootLog(self.run_dir.boot_log(generation)))
-
-    def _follow_boot(self) -> None:
-        """Copy what booting generations print into the log, as long as any boots."""
-        self._copy_boot_output()
-        self.following = any(
-            g.state in BOOTING or g.state == ENDING or (g.zygote and not g.zygote.loaded)
-            for g in self.cluster.generations.values()
-        )
-        if self.following:
-            self.loop.later(FOLLOW, self._follow_boot)
-
-    def _copy_boot_output(self) -> None:
-        for boot_log in self.boot_logs.values():
-            if news := boot_log.news():
-                self.log.raw(news)
 
     def _fork(self, command: ev.Fork) -> None:
         taken = {process.row for process in self.processes.all()}
@@ -423,12 +413,11 @@ class Master:
         if command.ok:
             client.done(True, generation=command.generation, text=command.text)
             return
-        boot_log = self.boot_logs.get(command.generation)
-        output = boot_log.tail() if boot_log else ""
+        output = self.boot_logs.tail(command.generation)
         client.done(False, generation=command.generation or None, error=command.text, output=output)
 
     def _record(self, command: ev.Record) -> None:
-        self._copy_boot_output()
+        self.boot_logs.copy_news()
         self.releases.record(command)
 
     def _drained(self, command: ev.Drained) -> None:
@@ -452,12 +441,38 @@ class Master:
     def _on_job_ended(self, key: Key, job: dict[str, Any]) -> None:
         self.releases.job_ended(key, job)
 
-    def _watch_workers(self) -> None:
+    def _look_around(self) -> None:
+        """What nothing tells of, at least once in a second."""
+        for file in self.touched:
+            file.look()
+        self._notify(fully=True)
         self.releases.judge()
         timeout = self.releases.settings.timeout
         if timeout:
             self.watch.look(self.cluster, timeout)
-        self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._watch_workers)
+        self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._look_around)
+
+    def _notify(self, *, fully: bool = False) -> None:
+        self.notifier.look(
+            self.cluster,
+            self.releases.asked,
+            lambda: status_line(self.cluster, lambda n: status.waits_for(self.cluster, n, self.processes, self.board)),
+            time.monotonic(),
+            fully=fully,
+        )
+
+    def _in_directory(self, name: str) -> str:
+        """The path that an option names; a relative one lies in --chdir, whose links are not followed here."""
+        path = getattr(self.releases.settings, name)
+        return os.path.join(self.releases.settings.chdir, path) if path else ""
+
+    def _release_by(self, path: str) -> None:
+        self.log.write("info", f"{path} was touched: releasing")
+        self.releases.ask(None)
+
+    def _stop_by(self, path: str) -> None:
+        self.log.write("info", f"{path} was touched: stopping")
+        self.events.append(ev.StopAsked(timeout=self.releases.settings.graceful_timeout))
 
     def _open_log(self, settings: Settings) -> Log:
         try:
@@ -492,7 +507,7 @@ class Master:
 
     def _leave(self) -> None:
         """The last acts: whoever waits for the stop is told, and the files go."""
-        self._copy_boot_output()
+        self.boot_logs.copy_news()
         self.log.write("info", "stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
@@ -501,12 +516,12 @@ class Master:
         self.control.close()
         self.switchboard.close()
         self.slots.close()
-        for boot_log in self.boot_logs.values():
-            boot_log.remove()
+        self.boot_logs.remove()
         for path in (self.run_dir.hello, self.run_dir.scoreboard, self.run_dir.pid, self.first.pid):
             if path:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
+        self.notifier.close()
         self.log.flush()
 
 

@@ -45,6 +45,7 @@ class Releases:
         log: Callable[[str, str], None],
     ) -> None:
         self.settings = settings
+        self.asked = 0  # how many releases were asked for, refused ones included
         self._first = settings  # what only a start can change: name, addresses, places of files
         self._extra = extra
         self.history = history
@@ -65,6 +66,7 @@ class Releases:
         self, client: Client | None, wait: str = "ready", label: str = "", canary: Mapping[str, Any] | None = None
     ) -> None:
         """Read the configuration again, and release what it says now: to everybody, or to some as a `canary`."""
+        self.asked += 1
         try:
             if canary is not None:
                 self._check_canary(canary)
@@ -84,6 +86,7 @@ class Releases:
 
     def back(self, client: Client, number: int | None, wait: str = "ready") -> None:
         """Release an earlier version again: that of generation `number`, or the one before what serves."""
+        self.asked += 1
         try:
             release = self._earlier(number)
             self._check_room(self.settings)

@@ -1,7 +1,8 @@
 """The slots: the listening sockets that the master holds for its whole life.
 
 The kernel's queues belong to slots. Closing a SO_REUSEPORT listener resets every connection that waits in its queue,
-so as long as the master holds it, no worker's end loses one.
+so as long as the master holds it, no worker's end loses one. A socket that a supervisor passed is the first slot of its
+address; others are opened beside it.
 """
 
 from __future__ import annotations
@@ -31,11 +32,24 @@ class Slot:
     socket: socket.socket
 
 
+@dataclass(frozen=True)
+class Passed:
+    """A listening socket that came with the start. `stored`: out of the supervisor's store, where a master put it."""
+
+    socket: socket.socket
+    address: str
+    stored: bool
+
+
 class Slots:
     """All slots of all addresses. `open` makes more of them; they only ever become more."""
 
-    def __init__(self, addresses: Iterable[str], backlog: int, umask: int) -> None:
+    def __init__(self, addresses: Iterable[str], backlog: int, umask: int, passed: Iterable[Passed] = ()) -> None:
         self._wanted = [parse_address(a) for a in addresses]
+        self._passed = list(passed)  # those that no address has claimed yet
+        self._theirs: set[str] = (
+            set()
+        )  # addresses whose first slot is a socket unit's: it is neither stored nor removed
         self._backlog = backlog
         self._umask = umask
         self.slots: list[Slot] = []
@@ -50,11 +64,14 @@ class Slots:
         """Bind every address that is not bound yet. SlotError where one is not to be had; then none stays bound."""
         have = {address.path or where[1] for address, _, where in self._bound}
         try:
+            for name in self.addresses:
+                self._claim(name)
             for address in self._wanted:
                 if address.family == "unix" and address.path not in have:
                     self._bind_unix(address)
                 elif address.family != "unix" and not (have and address.port in {0, *have}):
                     self._bind_inet(address)
+            self._refuse_the_rest()
         except SlotError:
             self.close()
             raise
@@ -76,6 +93,11 @@ class Slots:
         counts = [sum(s.address == name for s in self.slots) for a, name, _ in self._bound if a.family != "unix"]
         return min(counts, default=0)
 
+    def storable(self) -> list[Slot]:
+        """What a supervisor may keep for the next master: no socket unit's, which comes anyway; none with a path."""
+        first = {name: next(s for s in self.slots if s.address == name) for name in self._theirs}
+        return [s for s in self.slots if not s.shared and s is not first.get(s.address)]
+
     def open(self, count: int) -> tuple[list[Slot], str]:
         """Have `count` slots for each address. Returns the new ones, and why there are not more of them, or ""."""
         new: list[Slot] = []
@@ -87,7 +109,7 @@ class Slots:
                 try:
                     listener = self._listener(address, where, name)
                 except SlotError as error:
-                    return new, str(error)
+                    return new, str(error) if name not in self._theirs else _why_not_beside(name)
                 new.append(Slot(name, index, False, listener))
                 self.slots.append(new[-1])
         return new, ""
@@ -96,8 +118,8 @@ class Slots:
         for slot in self.slots:
             slot.socket.close()
         self.slots.clear()
-        for address, _, _ in self._bound:
-            if address.family == "unix":
+        for address, name, _ in self._bound:
+            if address.family == "unix" and name not in self._theirs:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(address.path)
         self._bound.clear()
@@ -113,6 +135,8 @@ class Slots:
         wanted = socket.AF_INET6 if address.family == "inet6" else socket.AF_INET
         family, _, _, _, where = next((f for f in found if f[0] == wanted), found[0])
         address = address._replace(family="inet6" if family == socket.AF_INET6 else "inet")
+        if self._claim(_name_of(where)):
+            return
         # SO_REUSEPORT would let us bind beside another server and share its clients: look first.
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -124,7 +148,7 @@ class Slots:
                 raise SlotError(_why(name, error)) from None
         first = self._listener(address, where, name)
         where = first.getsockname()
-        name = f"[{where[0]}]:{where[1]}" if family == socket.AF_INET6 else f"{where[0]}:{where[1]}"
+        name = _name_of(where)
         self._bound.append((address, name, where))
         self.slots.append(Slot(name, 0, False, first))
 
@@ -139,6 +163,11 @@ class Slots:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             # Accepted sockets inherit it; a response must not wait for Nagle.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            beside = next((slot.socket for slot in self.slots if slot.address == name), None)
+            if beside is not None and family == socket.AF_INET6:
+                # One that was passed may be for IPv6 only, which is no default of ours.
+                only = beside.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
             sock.bind(where)
             sock.listen(self._backlog)
         except OSError as error:
@@ -148,6 +177,8 @@ class Slots:
 
     def _bind_unix(self, address: Address) -> None:
         path, name = address.path, f"unix:{address.path}"
+        if self._claim(name):
+            return
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             if os.path.lexists(path):
@@ -171,6 +202,71 @@ class Slots:
             raise
         self._bound.append((address, name, (path,)))
         self.slots.append(Slot(name, 0, True, sock))
+
+    def _claim(self, name: str) -> bool:
+        """Take the passed sockets of this address. False where there are none."""
+        mine = [p for p in self._passed if p.address == name or _is_same_path(p.address, name)]
+        for passed in sorted(mine, key=lambda p: p.stored):
+            self._passed.remove(passed)
+            self._take(passed)
+        return bool(mine)
+
+    def _take(self, passed: Passed) -> None:
+        name, sock = passed.address, passed.socket
+        address = parse_address(name)
+        if not passed.stored:
+            self._theirs.add(name)
+        if any(_is_same_socket(slot.socket, sock) for slot in self.slots):
+            sock.close()  # an earlier master's workers have handed it over already
+            return
+        shared = address.family == "unix"
+        try:
+            if not shared:
+                # Where the .socket unit has not said so: the kernel asks for it when another slot is bound beside.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.listen(self._backlog)
+        except OSError as error:
+            raise SlotError(f"LISTEN_FDS: {name}: {error.strerror}") from None
+        if name not in self.addresses:
+            where = sock.getsockname()
+            self._bound.append((address, name, where if isinstance(where, tuple) else (where,)))
+        index = max((slot.index + 1 for slot in self.slots if slot.address == name), default=0)
+        self.slots.append(Slot(name, index, shared, sock))
+
+    def _refuse_the_rest(self) -> None:
+        """A socket that nobody would accept from must not stay open: its clients would wait for ever."""
+        for passed in self._passed:
+            passed.socket.close()
+        strangers = [passed.address for passed in self._passed if not passed.stored]
+        self._passed.clear()
+        if strangers:
+            raise SlotError(
+                f"LISTEN_FDS: {', '.join(strangers)} was passed, but is no --bind: name it there, or leave --bind out "
+                "and the sockets that are passed are the addresses"
+            )
+
+
+def _name_of(where: tuple[object, ...]) -> str:
+    return f"[{where[0]}]:{where[1]}" if len(where) == 4 else f"{where[0]}:{where[1]}"
+
+
+def _is_same_path(one: str, other: str) -> bool:
+    """/run and /var/run are one directory on most systems."""
+    if not (one.startswith("unix:") and other.startswith("unix:")):
+        return False
+    return os.path.realpath(one.removeprefix("unix:")) == os.path.realpath(other.removeprefix("unix:"))
+
+
+def _is_same_socket(one: socket.socket, other: socket.socket) -> bool:
+    return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
+
+
+def _why_not_beside(name: str) -> str:
+    return (
+        f"LISTEN_FDS: no socket can be opened beside the one that was passed for {name}: that needs ReusePort=yes in "
+        "the .socket unit, and a master of the user who opened it (root: let the unit run as root, with --user)"
+    )
 
 
 def _why(name: str, error: OSError) -> str:

@@ -92,6 +92,17 @@ def _worker(
     }
 
 
+def waits_for(
+    cluster: Cluster, number: int, processes: Processes, board: scoreboard.Scoreboard
+) -> tuple[int, list[str]]:
+    """How many requests and which jobs a drain waits for, in words that do not change while nothing ends."""
+    found = [p for worker in cluster.generations[number].workers if (p := processes.get(Key(number, worker)))]
+    jobs = [
+        f"job {job['name']!r}" + (f" of {job['tenant']}" if job["tenant"] else "") for p in found for job in jobs_of(p)
+    ]
+    return sum(figures(p, board)["requests_active"] for p in found), jobs
+
+
 def jobs_of(process: Process) -> list[dict[str, Any]]:
     """The jobs that a process has told of, oldest first; ages in seconds."""
     now = time.time()

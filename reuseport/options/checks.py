@@ -73,7 +73,7 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
         problems.append(f"{settings.where(name)}: only a master that root started can become another {name}")
     for address in settings.bind:
         path = parse_address(address).path
-        if path:
+        if path and "LISTEN_FDS" not in os.environ:  # one that was passed need not be ours to make
             problems += _no_place_for(f"{settings.where('bind')}: unix:{path}", path)
     for name in ("pid", "log_file", "access_log"):
         path = getattr(settings, name)

@@ -188,6 +188,11 @@ OPTIONS: tuple[Option, ...] = (
         "substitute.",
     ),
     Option(
+        "orphan_timeout", kinds.SECONDS, 0.0, unit="seconds; 0: never", group=PROCESSES, effect="release",
+        help="How long workers whose master has died serve on without another one. Then they drain, and end with their "
+        "last request and job.",
+    ),
+    Option(
         "boot_timeout", kinds.SECONDS, 120.0, unit="seconds", group=RELEASES, check=positive, effect="always",
         help="How long a new generation may take from its start until its workers are ready, warm-up included; after "
         "that the release has failed and the old generation serves on.",
@@ -230,6 +235,15 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "check_memory", kinds.SWITCH, True, group=RELEASES, effect="always",
         help="Refuse a release for which there is less free memory than the generation that serves uses.",
+    ),
+    Option(
+        "release_file", kinds.LATE_PATH, "", metavar="FILE", group=RELEASES, effect="always", default_text="none",
+        help="Touching this file releases, as HUP does; so does making it. A relative path lies in --chdir, with "
+        "its links followed afresh: tmp/restart.txt is that of `current` as it is now.",
+    ),
+    Option(
+        "stop_file", kinds.LATE_PATH, "", metavar="FILE", group=RELEASES, effect="always", default_text="none",
+        help="Touching this file stops, as TERM does. A relative path lies in --chdir.",
     ),
     Option(
         "label", kinds.TEXT, "", group=RELEASES, default_text="the last part of the application's directory",

@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -83,6 +84,7 @@ class Worker:
         self._access_file: logs.FileSink | None = None
         self._reopen()
         self.channel: channels.Channel | None = None
+        self._orphaned = 0.0  # since when there is no master, in monotonic seconds
         self._channel_watcher: Any = None
         self.vitals = Vitals(self.board, self.id, birth.name)
 
@@ -287,10 +289,15 @@ class Worker:
             if self.state in ("starting", "ready"):
                 self.exit()  # it has never accepted: nobody needs it, and no other master would
             else:
+                self._orphaned = time.monotonic()
                 self._reconnect()
 
     def _reconnect(self) -> None:
         if self.channel is None and not self._connect():
+            patience = self.settings.orphan_timeout
+            if patience and time.monotonic() >= self._orphaned + patience and not self.stopping:
+                self.log("warning", f"no master has come within {patience:g} s (--orphan-timeout): leaving")
+                self._drain(last=True)
             self._retry = self.loop.timer(RETRY)
             self._retry.start(self._reconnect)
 
