@@ -85,11 +85,13 @@ class Releases:
         self._begin(client, wait, release)
 
     def back(self, client: Client, number: int | None, wait: str = "ready") -> None:
-        """Release an earlier version again: that of generation `number`, or the one before what serves."""
+        """Release an earlier version again: that of generation `number`, or the one before what serves.
+
+        It is never refused for want of room: who goes back has a reason.
+        """
         self.asked += 1
         try:
             release = self._earlier(number)
-            self._check_room(self.settings)
         except OptionError as error:
             self._refuse(client, str(error), log=False)
             return

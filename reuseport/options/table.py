@@ -230,7 +230,7 @@ OPTIONS: tuple[Option, ...] = (
         "max_generations", kinds.WHOLE, 0, unit="generations; 0: no limit", group=RELEASES, check=_COUNT,
         effect="always",
         help="How many generations may live at once, the draining and the new one included. A release beyond that is "
-        "refused.",
+        "refused, a rollback never.",
     ),
     Option(
         "check_memory", kinds.SWITCH, True, group=RELEASES, effect="always",

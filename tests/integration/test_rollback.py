@@ -213,9 +213,11 @@ def test_more_generations_than_allowed_are_refused_with_what_they_wait_for(serve
     outcome = server.release()
     assert outcome.exit == 1 and "--max-generations" in outcome.err and "generation 1 is draining" in outcome.err
     assert server.status().serving == 2
+    assert server.cli("rollback").exit == 0, "going back is never refused for that"
+    assert server.status().serving == 3
     gate.open()
     assert slow.result().version == "one"
-    server.settle(2)
+    server.settle(3)
     assert server.release().exit == 0
 
 
