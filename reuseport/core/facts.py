@@ -312,7 +312,7 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
     for one in event.survivors:
         number = one.key.generation
         g = t.generation(number) or Generation(
-            number, one.release, one.release.workers, DRAINING, since=t.now, born=t.now, first_served=t.now
+            number, one.release, one.release.workers, DRAINING, since=t.now, born=t.now
         )
         if one.key.number == ZYGOTE:
             # It counts as loaded when it has said hello: before that nothing can be asked of it.

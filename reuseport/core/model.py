@@ -168,7 +168,6 @@ class Generation:
     askers: tuple[Asker, ...] = ()
     failure: str = ""
     success: str = ""  # what its askers will be told
-    first_served: float | None = None
     donor: int = 0  # the generation whose zygote its own is a copy of, until that has begun
     crashes: int = 0  # workers that crashed while it was on probation
     verdict: str = ""  # why it is to be taken back, or was

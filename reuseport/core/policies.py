@@ -139,7 +139,7 @@ def _serve(t: Turn, g: Generation) -> None:
     """The new generation accepts: only now may the old one go."""
     for old in t.state.having(*STAFFED):
         t.move(old, "succeeded", deadline=None)
-    t.move(g, "all accepting", deadline=None, deaths=0, first_served=t.now)
+    t.move(g, "all accepting", deadline=None, deaths=0)
     t.change(replaced=0, served=True)
     draining = t.state.having(DRAINING)
     for old in draining:

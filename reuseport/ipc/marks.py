@@ -83,11 +83,6 @@ class Marks:
             self.words[at + _STAYS] = generation
             self.words[at + _UNTIL] = int(until * 1e9)
 
-    def forget_stay(self, tenant: int) -> None:
-        with self._writing():
-            if at := self._find(tenant):
-                self.words[at + _UNTIL] = 0
-
     # For the master.
 
     def publish(self, version: int, oldest: int) -> None:

@@ -46,7 +46,6 @@ class Tenants:
         switchboard: Switchboard,
     ) -> None:
         self.on = bool(settings.tenant)
-        self.strict = settings.tenant_isolation == "strict"
         self.tell: Callable[[ev.Event], None] = lambda event: None
         self.log: Callable[[str, str], None] = lambda level, text: None
         self._run_dir = run_dir
