@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from setproctitle import setproctitle
 
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import BOOTING, STANDBY, ZYGOTE, Cluster, Key, Release
+from reuseport.core.model import STANDBY, ZYGOTE, Cluster, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir, RunDirError
-from reuseport.ipc.scoreboard import ROWS, Scoreboard
-from reuseport.ipc.stacks import STACK_SIGNAL
+from reuseport.ipc.scoreboard import Scoreboard
 from reuseport.master import passed, status
+from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.control import Client, Control
 from reuseport.master.history import History
@@ -39,6 +39,7 @@ from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
 from reuseport.master.notify import Notifier, status_line
 from reuseport.master.processes import Process, Processes, become_subreaper, end
+from reuseport.master.questions import QUESTIONS
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
 from reuseport.master.roster import Remains, Roster
@@ -224,42 +225,11 @@ class Master:
         self.events.append(ev.Exited(process.key, how))
 
     def _on_question(self, client: Client, question: dict[str, Any]) -> None:
-        do = question["do"]
-        if do == "status":
-            client.done(True, status=self._status())
-        elif do == "release":
-            canary = question.get("canary")
-            self.releases.ask(client, str(question.get("wait", "ready")), str(question.get("label", "")), canary)
-        elif do == "promote":
-            self.releases.promote(client, str(question.get("wait", "ready")))
-        elif do == "rollback":
-            number = question.get("generation")
-            self.releases.back(client, None if number is None else int(number), str(question.get("wait", "ready")))
-        elif do == "history":
-            client.done(True, history=self.releases.history.shown())
-        elif do == "stop":
-            client.watching = True
-            quick = bool(question.get("now"))
-            timeout = 0.0 if quick else self.releases.settings.graceful_timeout
-            self.events.append(ev.StopAsked(quick=quick, timeout=timeout))
-        elif do in ("tenants", "hold", "move"):
-            ok, answer = self.tenants.answer(do, str(question.get("tenant", "")), self.cluster, self.releases.settings)
-            client.done(ok, **answer)
+        answer = QUESTIONS.get(question["do"])
+        if answer is None:
+            client.done(False, error=f"this master ({__version__}) does not know {question['do']!r}")
         else:
-            client.done(False, error=f"this master ({__version__}) does not know {do!r}")
-
-    def _status(self) -> dict[str, Any]:
-        master = {
-            "pid": os.getpid(),
-            "name": self.first.name,
-            "version": __version__,
-            "started": self.started,
-            "uptime": round(time.time() - self.started, 3),
-            "run_dir": self.run_dir.path,
-            "addresses": self.slots.addresses,
-        }
-        whole = status.of(self.cluster, self.processes, self.board, master, time.monotonic())
-        return {**whole, "releases": self.releases.shown(), "lost": self.losses.shown()}
+            answer(self, client, question)
 
     # --- what an earlier master left ------------------------------------------------------------------------------
 
@@ -311,7 +281,7 @@ class Master:
 
     def _act(self, command: ev.Command) -> None:
         try:
-            ACTIONS[type(command)](self, command)
+            ACTS[type(command)](self, command)
         except Exception:  # noqa: BLE001
             # Out of descriptors or memory, or a defect: the deadlines of the core cover what has not been done.
             self.log.write("critical", f"could not {type(command).__name__}:\n{traceback.format_exc()}")
@@ -322,119 +292,6 @@ class Master:
             self.roster.write(self.cluster, rows, tuple((slot.address, slot.index) for slot in self.slots.slots))
         except OSError as error:
             self.log.write("error", f"the roster could not be written; a next master could not adopt: {error}")
-
-    # --- act --------------------------------------------------------------------------------------------------------
-
-    def _open_slots(self, command: ev.OpenSlots) -> None:
-        new, error = self.slots.open(command.count)
-        if error:
-            self.log.write("error", f"no more slots could be opened; the workers share those there are: {error}")
-        self.switchboard.announce_slots(new)
-        self.notifier.store(slot.socket for slot in self.slots.storable())
-
-    def _close_slots(self, command: ev.CloseSlots) -> None:
-        for process in self.processes.all():
-            if process.key.number == ZYGOTE:
-                self.switchboard.send(process.key, "let-go")  # it stays, for jobs, while anybody drains
-        self.slots.close()
-
-    def _start_zygote(self, command: ev.StartZygote) -> None:
-        key = Key(command.generation, ZYGOTE)
-        boot_log = self.boot_logs.begin(key.generation)
-        self._stage(f"generation {key.generation}: loading {command.release.recipe['directory']}")
-        self.releases.begins(key.generation, command.release)
-        try:
-            process = self.processes.start_zygote(key, command.release.recipe, self.run_dir, boot_log)
-        except OSError as error:
-            interpreter = command.release.recipe["interpreter"]
-            self.events.append(ev.Started(key, error=f"cannot execute {interpreter}: {error.strerror}"))
-            return
-        self.events.append(ev.Started(key, process.pid))
-
-    def _copy_zygote(self, command: ev.CopyZygote) -> None:
-        key = Key(command.generation, ZYGOTE)
-        boot_log = self.boot_logs.begin(key.generation)
-        self._stage(f"generation {key.generation}: from the zygote of generation {command.donor}")
-        self.releases.begins(key.generation, self.cluster.generations[key.generation].release)
-        self.processes.expect(key)
-        output = boot_log.open()
-        self.switchboard.send(Key(command.donor, ZYGOTE), "copy", (output,), generation=key.generation)
-        os.close(output)
-
-    def _fork(self, command: ev.Fork) -> None:
-        taken = {process.row for process in self.processes.all()}
-        row = next(row for row in range(ROWS) if row not in taken)
-        self.board.clear(row)
-        self.processes.expect(command.key, row)
-        g = self.cluster.generations.get(command.key.generation)
-        booting = g is not None and g.state in BOOTING
-        self.switchboard.send(
-            Key(command.key.generation, ZYGOTE), "fork", number=command.key.number, row=row, booting=booting
-        )
-
-    def _accept(self, command: ev.Accept) -> None:
-        self.switchboard.send(command.key, "accept", own=command.slots)
-
-    def _attend(self, command: ev.Attend) -> None:
-        self._bequeath(ev.Bequeath(command.key))
-        self.switchboard.send(command.key, "attend")
-
-    def _drain(self, command: ev.Drain) -> None:
-        if command.key.is_job:
-            self.switchboard.send(command.key, "drain", last=command.last)
-            return
-        if not command.last:
-            self._bequeath(ev.Bequeath(command.key))
-        self.switchboard.send(command.key, "drain", last=command.last)
-        self.processes.signal(command.key, signal.SIGTERM)
-
-    def _bequeath(self, command: ev.Bequeath) -> None:
-        if serving := self.cluster.serving:
-            self.switchboard.bequeath(command.key, serving.number, serving.wanted)
-
-    def _quit(self, command: ev.Quit) -> None:
-        g = self.cluster.generations.get(command.key.generation)
-        if command.key.number == ZYGOTE and not (g and g.zygote and g.zygote.loaded):
-            # It imports, and so hears nothing; nobody depends on it.
-            self.processes.signal(command.key, signal.SIGKILL)
-        elif not self.switchboard.send(command.key, "quit"):
-            self.processes.signal(command.key, signal.SIGTERM)
-
-    def _abort(self, command: ev.Abort) -> None:
-        self.processes.signal(command.key, STACK_SIGNAL)
-
-    def _kill(self, command: ev.Kill) -> None:
-        self.processes.signal(command.key, signal.SIGKILL)
-
-    def _answer(self, command: ev.Answer) -> None:
-        client = self.control.clients.get(command.asker.name)
-        if client is None:
-            return
-        if command.ok:
-            client.done(True, generation=command.generation, text=command.text)
-            return
-        output = self.boot_logs.tail(command.generation)
-        client.done(False, generation=command.generation or None, error=command.text, output=output)
-
-    def _record(self, command: ev.Record) -> None:
-        self.boot_logs.copy_news()
-        self.releases.record(command)
-
-    def _drained(self, command: ev.Drained) -> None:
-        self.releases.drained(command)
-        # Its zygote may stand by, and nobody would take what lies in the queue.
-        self.switchboard.send(Key(command.generation, ZYGOTE), "standby")
-
-    def _note(self, command: ev.Note) -> None:
-        self.log.write(command.level, command.text)
-        if not command.silent:
-            self._stage(command.text)
-
-    def _finish(self, command: ev.Finish) -> None:
-        self.exit_status = command.status
-
-    def _stage(self, text: str) -> None:
-        self.control.stages(text)
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 
@@ -523,24 +380,3 @@ class Master:
                     os.unlink(path)
         self.notifier.close()
         self.log.flush()
-
-
-ACTIONS: dict[type, Callable[[Master, Any], None]] = {
-    ev.OpenSlots: Master._open_slots,
-    ev.CloseSlots: Master._close_slots,
-    ev.StartZygote: Master._start_zygote,
-    ev.CopyZygote: Master._copy_zygote,
-    ev.Fork: Master._fork,
-    ev.Accept: Master._accept,
-    ev.Attend: Master._attend,
-    ev.Drain: Master._drain,
-    ev.Bequeath: Master._bequeath,
-    ev.Quit: Master._quit,
-    ev.Abort: Master._abort,
-    ev.Kill: Master._kill,
-    ev.Answer: Master._answer,
-    ev.Record: Master._record,
-    ev.Drained: Master._drained,
-    ev.Note: Master._note,
-    ev.Finish: Master._finish,
-}

@@ -1,0 +1,166 @@
+"""What each command of the core means: `ACTS` has, for each kind, what carries it out.
+
+Nothing here decides. What cannot be done becomes an event, where the core has one for it; everything else is covered by
+the core's own deadlines.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from reuseport.core import events as ev
+from reuseport.core.model import BOOTING, ZYGOTE, Key
+from reuseport.ipc.scoreboard import ROWS
+from reuseport.ipc.stacks import STACK_SIGNAL
+
+if TYPE_CHECKING:
+    from reuseport.master.main import Master
+
+
+def _open_slots(master: Master, command: ev.OpenSlots) -> None:
+    new, error = master.slots.open(command.count)
+    if error:
+        master.log.write("error", f"no more slots could be opened; the workers share those there are: {error}")
+    master.switchboard.announce_slots(new)
+    master.notifier.store(slot.socket for slot in master.slots.storable())
+
+
+def _close_slots(master: Master, command: ev.CloseSlots) -> None:
+    for process in master.processes.all():
+        if process.key.number == ZYGOTE:
+            master.switchboard.send(process.key, "let-go")  # it stays, for jobs, while anybody drains
+    master.slots.close()
+
+
+def _start_zygote(master: Master, command: ev.StartZygote) -> None:
+    key = Key(command.generation, ZYGOTE)
+    boot_log = master.boot_logs.begin(key.generation)
+    master.control.stages(f"generation {key.generation}: loading {command.release.recipe['directory']}")
+    master.releases.begins(key.generation, command.release)
+    try:
+        process = master.processes.start_zygote(key, command.release.recipe, master.run_dir, boot_log)
+    except OSError as error:
+        interpreter = command.release.recipe["interpreter"]
+        master.events.append(ev.Started(key, error=f"cannot execute {interpreter}: {error.strerror}"))
+        return
+    master.events.append(ev.Started(key, process.pid))
+
+
+def _copy_zygote(master: Master, command: ev.CopyZygote) -> None:
+    key = Key(command.generation, ZYGOTE)
+    boot_log = master.boot_logs.begin(key.generation)
+    master.control.stages(f"generation {key.generation}: from the zygote of generation {command.donor}")
+    master.releases.begins(key.generation, master.cluster.generations[key.generation].release)
+    master.processes.expect(key)
+    output = boot_log.open()
+    master.switchboard.send(Key(command.donor, ZYGOTE), "copy", (output,), generation=key.generation)
+    os.close(output)
+
+
+def _fork(master: Master, command: ev.Fork) -> None:
+    taken = {process.row for process in master.processes.all()}
+    row = next(row for row in range(ROWS) if row not in taken)
+    master.board.clear(row)
+    master.processes.expect(command.key, row)
+    g = master.cluster.generations.get(command.key.generation)
+    booting = g is not None and g.state in BOOTING
+    master.switchboard.send(
+        Key(command.key.generation, ZYGOTE), "fork", number=command.key.number, row=row, booting=booting
+    )
+
+
+def _accept(master: Master, command: ev.Accept) -> None:
+    master.switchboard.send(command.key, "accept", own=command.slots)
+
+
+def _attend(master: Master, command: ev.Attend) -> None:
+    _bequeath(master, ev.Bequeath(command.key))
+    master.switchboard.send(command.key, "attend")
+
+
+def _drain(master: Master, command: ev.Drain) -> None:
+    if command.key.is_job:
+        master.switchboard.send(command.key, "drain", last=command.last)
+        return
+    if not command.last:
+        _bequeath(master, ev.Bequeath(command.key))
+    master.switchboard.send(command.key, "drain", last=command.last)
+    master.processes.signal(command.key, signal.SIGTERM)
+
+
+def _bequeath(master: Master, command: ev.Bequeath) -> None:
+    if serving := master.cluster.serving:
+        master.switchboard.bequeath(command.key, serving.number, serving.wanted)
+
+
+def _quit(master: Master, command: ev.Quit) -> None:
+    g = master.cluster.generations.get(command.key.generation)
+    if command.key.number == ZYGOTE and not (g and g.zygote and g.zygote.loaded):
+        # It imports, and so hears nothing; nobody depends on it.
+        master.processes.signal(command.key, signal.SIGKILL)
+    elif not master.switchboard.send(command.key, "quit"):
+        master.processes.signal(command.key, signal.SIGTERM)
+
+
+def _abort(master: Master, command: ev.Abort) -> None:
+    master.processes.signal(command.key, STACK_SIGNAL)
+
+
+def _kill(master: Master, command: ev.Kill) -> None:
+    master.processes.signal(command.key, signal.SIGKILL)
+
+
+def _answer(master: Master, command: ev.Answer) -> None:
+    client = master.control.clients.get(command.asker.name)
+    if client is None:
+        return
+    if command.ok:
+        client.done(True, generation=command.generation, text=command.text)
+        return
+    output = master.boot_logs.tail(command.generation)
+    client.done(False, generation=command.generation or None, error=command.text, output=output)
+
+
+def _record(master: Master, command: ev.Record) -> None:
+    master.boot_logs.copy_news()
+    master.releases.record(command)
+
+
+def _drained(master: Master, command: ev.Drained) -> None:
+    master.releases.drained(command)
+    # Its zygote may stand by, and nobody would take what lies in the queue.
+    master.switchboard.send(Key(command.generation, ZYGOTE), "standby")
+
+
+def _note(master: Master, command: ev.Note) -> None:
+    master.log.write(command.level, command.text)
+    if not command.silent:
+        master.control.stages(command.text)
+
+
+def _finish(master: Master, command: ev.Finish) -> None:
+    master.exit_status = command.status
+
+
+ACTS: dict[type[ev.Command], Callable[[Master, Any], None]] = {
+    ev.OpenSlots: _open_slots,
+    ev.CloseSlots: _close_slots,
+    ev.StartZygote: _start_zygote,
+    ev.CopyZygote: _copy_zygote,
+    ev.Fork: _fork,
+    ev.Accept: _accept,
+    ev.Attend: _attend,
+    ev.Drain: _drain,
+    ev.Bequeath: _bequeath,
+    ev.Quit: _quit,
+    ev.Abort: _abort,
+    ev.Kill: _kill,
+    ev.Answer: _answer,
+    ev.Record: _record,
+    ev.Drained: _drained,
+    ev.Note: _note,
+    ev.Finish: _finish,
+}
