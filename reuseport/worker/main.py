@@ -14,7 +14,6 @@ import os
 import random
 import signal
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -38,6 +37,7 @@ from reuseport.worker.departure import leave
 from reuseport.worker.engine import Engine
 from reuseport.worker.handover import Receiver, Sender
 from reuseport.worker.jobprocess import JobProcess, describe_server
+from reuseport.worker.link import Link
 from reuseport.worker.listeners import Acceptor, Listener, pass_slots
 from reuseport.worker.loopset import LoopSet
 from reuseport.worker.reporter import JobReporter
@@ -46,7 +46,6 @@ from reuseport.worker.vitals import Vitals
 
 TURN = 0.25  # seconds between two signs of life
 TERM = "it got a SIGTERM that the master did not send"
-RETRY = 1.0  # seconds between two attempts to reach a master
 
 
 class Worker:
@@ -83,9 +82,15 @@ class Worker:
         self._sinks: list[Any] = []  # what must be closed at the end
         self._access_file: logs.FileSink | None = None
         self._reopen()
-        self.channel: channels.Channel | None = None
-        self._orphaned = 0.0  # since when there is no master, in monotonic seconds
-        self._channel_watcher: Any = None
+        self.link = Link(
+            self.loop,
+            birth.run_dir.hello,
+            self.log,
+            hello=self._hello,
+            take=self._take,
+            lost=self._on_master_lost,
+            alone=self._on_no_master,
+        )
         self.vitals = Vitals(self.board, self.id, birth.name)
 
     # --- birth ------------------------------------------------------------------------------------------------------
@@ -96,7 +101,7 @@ class Worker:
         if birth.booting:
             os.dup2(birth.boot_output, 1)
             os.dup2(birth.boot_output, 2)
-        if not self._connect():
+        if not self.link.connect():
             os._exit(0)  # its master died meanwhile; another one would not know of it
         if birth.application is not None:
             self.get_ready(birth.application)
@@ -113,7 +118,7 @@ class Worker:
         birth.application = app
         self._accept_signals()
         self.loop_set = LoopSet(self.loop)
-        self.reporter = JobReporter(self.loop, self.board, self._say, self._jobs_changed)
+        self.reporter = JobReporter(self.loop, self.board, self.link.say, self._jobs_changed)
         describe_server(birth, self.loop)
         steal = os.environ.get("REUSEPORT_STEAL", "1") != "0"
         self.acceptor = Acceptor(self.loop, self.loop_set, self._adopt, self.board, self.log, steal)
@@ -149,7 +154,7 @@ class Worker:
             os.dup2(STDERR_COPY, 2)
         self._dump_stacks_on_signal()
         self.state = "ready"
-        self._say("ready")
+        self.link.say("ready")
         early, self.early = self.early, []
         for message in early:
             self._on_message(message)
@@ -157,7 +162,7 @@ class Worker:
     def _make_router(self) -> None:
         assert self.engine is not None
         way = partial(Sender, self.loop, self.loop_set)
-        self.router = make_router(self.birth, self.engine, way, self._hear, self._say, self.log)
+        self.router = make_router(self.birth, self.engine, way, self.link.hear, self.link.say, self.log)
         if self.routes is not None:
             self._set_routes(*self.routes)
 
@@ -226,12 +231,7 @@ class Worker:
             os.dup2(fd, self._log_fd, inheritable=False)
             os.close(fd)
 
-    def _connect(self) -> bool:
-        """Say hello to the master that owns the run directory. False where there is none now."""
-        try:
-            channel = channels.connect(self.birth.run_dir.hello)
-        except OSError:
-            return False
+    def _hello(self, channel: channels.Channel) -> None:
         listeners = self.acceptor.listeners if self.acceptor else list(self.birth.listeners.values())
         # The master's own slots are news to it only if it is another master than the one that made them.
         again = self.state != "starting"
@@ -246,60 +246,33 @@ class Worker:
         )
         if again:
             pass_slots(channel, listeners)
-        self.channel = channel
-        if again:
             self.reporter.again()
             if self.retiring:
-                self._say("retire", reason=self.retiring)
-        self._channel_watcher = self.loop.io(channel.fileno(), 1)
-        self._channel_watcher.start(self._hear)
+                self.link.say("retire", reason=self.retiring)
+
+    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
+        if message["type"] == "slots":
+            self._add_slots(message["slots"], fds)
+        elif message["type"] == "heir":
+            self._set_heir(message, fds)
+        elif message["type"] == "routes":
+            self._set_routes(message, fds)
+        elif self.engine is None:
+            self.early.append(message)
+        else:
+            self._on_message(message)
+
+    def _on_master_lost(self) -> bool:
+        if self.state in ("starting", "ready"):
+            self.exit()  # it has never accepted: nobody needs it, and no other master would
+            return False
         return True
 
-    def _say(self, kind: str, **fields: Any) -> None:
-        if self.channel is not None:
-            self.channel.send(kind, **fields)
-
-    def _hear(self) -> None:
-        channel = self.channel
-        if channel is None:
-            return
-        channel.flush()
-        try:
-            messages = channel.receive()
-        except channels.ChannelError as error:
-            # Out of descriptors, say. A new hello makes the master repeat what counts.
-            self.log("error", f"the master could not be understood: {error}")
-            messages, channel.closed = [], True
-        for message, fds in messages:
-            if message["type"] == "slots":
-                self._add_slots(message["slots"], fds)
-            elif message["type"] == "heir":
-                self._set_heir(message, fds)
-            elif message["type"] == "routes":
-                self._set_routes(message, fds)
-            elif self.engine is None:
-                self.early.append(message)
-            else:
-                self._on_message(message)
-        if channel.closed and self.channel is channel:
-            self._channel_watcher.stop()
-            self._channel_watcher.close()
-            channel.close()
-            self.channel = None
-            if self.state in ("starting", "ready"):
-                self.exit()  # it has never accepted: nobody needs it, and no other master would
-            else:
-                self._orphaned = time.monotonic()
-                self._reconnect()
-
-    def _reconnect(self) -> None:
-        if self.channel is None and not self._connect():
-            patience = self.settings.orphan_timeout
-            if patience and time.monotonic() >= self._orphaned + patience and not self.stopping:
-                self.log("warning", f"no master has come within {patience:g} s (--orphan-timeout): leaving")
-                self._drain(last=True)
-            self._retry = self.loop.timer(RETRY)
-            self._retry.start(self._reconnect)
+    def _on_no_master(self, seconds: float) -> None:
+        patience = self.settings.orphan_timeout
+        if patience and seconds >= patience and not self.stopping:
+            self.log("warning", f"no master has come within {patience:g} s (--orphan-timeout): leaving")
+            self._drain(last=True)
 
     def _on_message(self, message: dict[str, Any]) -> None:
         kind = message["type"]
@@ -310,7 +283,7 @@ class Worker:
             if self.state == "ready":
                 self.receiver.start()
             self.state = "serving"
-            self._say("accepting")
+            self.link.say("accepting")
         elif kind == "attend" and self.state in ("ready", "serving"):
             self.attending = True
             if self.state == "ready":
@@ -402,7 +375,7 @@ class Worker:
 
     def _retire(self, reason: str) -> None:
         self.retiring = reason
-        self._say("retire", reason=reason)
+        self.link.say("retire", reason=reason)
 
     def _beat(self) -> None:
         """A sign of life, and whatever else must be looked at now and then."""
@@ -425,8 +398,8 @@ class Worker:
 
     def _on_term(self) -> None:
         """The master's TERM follows its word. Anybody else's is a wish to be replaced, unless it is repeated."""
-        self._hear()
-        if self.told_to_drain or self.channel is None or self.retiring == TERM:
+        self.link.hear()
+        if self.told_to_drain or not self.link.up or self.retiring == TERM:
             self._drain(last=False)
         else:
             self._retire(TERM)
@@ -445,7 +418,7 @@ class Worker:
         if last:
             self.engine.close_idle()  # before the queues are emptied: what waits there has a request
         self.acceptor.stop(take_rest=last)
-        self._say("let-go")
+        self.link.say("let-go")
         self.vitals.retitle(draining=True)
         hooks.draining = True
         for function in hooks.drain_hooks:
@@ -489,11 +462,9 @@ class Worker:
     def _abandon(self) -> None:
         """In a child that the application has forked. gevent keeps the watchers alive there, so without this the child
         would go on being the server: accept, read its parent's clients, take batches, and lose them all at its end."""
-        self.channel = None
-        for watcher in (*self._watchers, self._channel_watcher):
-            if watcher is not None:
-                watcher.stop()
-        for part in (self.acceptor, self.receiver, self.sender, self.engine, self.reporter, self.router):
+        for watcher in self._watchers:
+            watcher.stop()
+        for part in (self.link, self.acceptor, self.receiver, self.sender, self.engine, self.reporter, self.router):
             if part is not None:
                 part.abandon()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -541,12 +512,12 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         birth()
         _wait_for_end(worker)
     except (application.LoadError, warmup.WarmupError) as error:
-        worker._say("failed", error=str(error))
+        worker.link.say("failed", error=str(error))
         status = 1
     except BaseException as error:  # noqa: BLE001
         # The application's, from a start hook, SystemExit included; or a defect of ours. Both end this worker visibly.
         application.print_traceback(error)
-        worker._say("failed", error=f"worker {worker.id}: {type(error).__name__}: {error}")
+        worker.link.say("failed", error=f"worker {worker.id}: {type(error).__name__}: {error}")
         status = 1
     for sink in worker._sinks:
         sink.close()

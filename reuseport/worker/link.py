@@ -1,0 +1,103 @@
+"""A worker's way to its master, whichever that is.
+
+Whoever owns the run directory is the master. The end of the channel ends nobody: the worker serves on, and knocks until
+another master is there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from reuseport.ipc import channel as channels
+
+RETRY = 1.0  # seconds between two attempts to reach a master
+
+
+class Link:
+    """`hello(channel)`: introduces the worker, first on every channel. `take(message, fds)` gets what is said.
+
+    `lost()`: the channel has ended; False if nobody wants another. `alone(seconds)`: so long there has been no master.
+    """
+
+    def __init__(
+        self,
+        loop: Any,
+        path: str,
+        log: Callable[[str, str], None],
+        *,
+        hello: Callable[[channels.Channel], None],
+        take: Callable[[dict[str, Any], list[int]], None],
+        lost: Callable[[], bool],
+        alone: Callable[[float], None],
+    ) -> None:
+        self._loop = loop
+        self._path = path
+        self._log = log
+        self._hello = hello
+        self._take = take
+        self._lost = lost
+        self._alone = alone
+        self._channel: channels.Channel | None = None
+        self._watcher: Any = None
+        self._retry: Any = None
+        self._since = 0.0  # when the last master was lost, in monotonic seconds
+
+    @property
+    def up(self) -> bool:
+        """Whether there is a master to talk to."""
+        return self._channel is not None
+
+    def connect(self) -> bool:
+        """Say hello to the master that owns the run directory. False where there is none now."""
+        try:
+            channel = channels.connect(self._path)
+        except OSError:
+            return False
+        self._channel = channel
+        self._hello(channel)
+        self._watcher = self._loop.io(channel.fileno(), 1)
+        self._watcher.start(self.hear)
+        return True
+
+    def say(self, kind: str, **fields: Any) -> None:
+        """Tell the master; nothing where there is none, who will be told what counts in the hello to the next."""
+        if self._channel is not None:
+            self._channel.send(kind, **fields)
+
+    def hear(self) -> None:
+        """Take what the master has said so far."""
+        channel = self._channel
+        if channel is None:
+            return
+        channel.flush()
+        try:
+            messages = channel.receive()
+        except channels.ChannelError as error:
+            # Out of descriptors, say. A new hello makes the master repeat what counts.
+            self._log("error", f"the master could not be understood: {error}")
+            messages, channel.closed = [], True
+        for message, fds in messages:
+            self._take(message, fds)
+        if channel.closed and self._channel is channel:
+            self._watcher.stop()
+            self._watcher.close()
+            channel.close()
+            self._channel = None
+            self._since = time.monotonic()
+            if self._lost():
+                self._knock()
+
+    def abandon(self) -> None:
+        """In a child that the application has forked: the channel is its parent's."""
+        self._channel = None
+        for watcher in (self._watcher, self._retry):
+            if watcher is not None:
+                watcher.stop()
+
+    def _knock(self) -> None:
+        if self._channel is None and not self.connect():
+            self._alone(time.monotonic() - self._since)
+            self._retry = self._loop.timer(RETRY)
+            self._retry.start(self._knock)
