@@ -7,10 +7,8 @@ import http.client
 import os
 import signal
 import socket
-import tempfile
 import threading
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 from harness import Background, ask, wait_for
@@ -226,66 +224,65 @@ def test_pin_max_bounds_jobs_that_never_end(make):
     server.settle(2)
 
 
-def test_strict_two_versions_never_work_for_one_tenant_at_the_same_time(make):
+def test_strict_two_versions_never_work_for_one_tenant_at_the_same_time(make, tmp_path):
     """Under load, with random jobs, releases and killed workers."""
-    with tempfile.TemporaryDirectory(prefix="ru-") as directory:
-        intervals = Path(directory) / "intervals"
-        server = make("--tenant-isolation", "strict", "--strict-wait", "0.3", env={"TEST_INTERVALS": str(intervals)})
-        names = ["acme", "globex", "initech"]
-        ending, failures, answers = threading.Event(), [], []
+    intervals = tmp_path / "intervals"  # outlives the server, which writes to the last
+    server = make("--tenant-isolation", "strict", "--strict-wait", "0.3", env={"TEST_INTERVALS": str(intervals)})
+    names = ["acme", "globex", "initech"]
+    ending, failures, answers = threading.Event(), [], []
 
-        def customer(tenant: str, keep: bool) -> None:
-            mine, seen = Customer(server, tenant, keep), 0
-            while not ending.is_set():
-                try:
-                    answer = mine.get("/work")
-                except (OSError, http.client.HTTPException) as error:
-                    mine.connection = None
-                    if not killing.is_set():
-                        failures.append(repr(error))
-                    continue
-                if not keep or not killing.is_set():
-                    answers.append((tenant, keep, answer["generation"]))
-                if keep and answer["generation"] < seen:
-                    failures.append(f"{tenant} went back from {seen} to {answer['generation']}")
-                seen = max(seen, answer["generation"])
+    def customer(tenant: str, keep: bool) -> None:
+        mine, seen = Customer(server, tenant, keep), 0
+        while not ending.is_set():
+            try:
+                answer = mine.get("/work")
+            except (OSError, http.client.HTTPException) as error:
+                mine.connection = None
+                if not killing.is_set():
+                    failures.append(repr(error))
+                continue
+            if not keep or not killing.is_set():
+                answers.append((tenant, keep, answer["generation"]))
+            if keep and answer["generation"] < seen:
+                failures.append(f"{tenant} went back from {seen} to {answer['generation']}")
+            seen = max(seen, answer["generation"])
 
-        killing = threading.Event()
-        threads = [threading.Thread(target=customer, args=(n, keep)) for n in names for keep in (True, False)]
+    killing = threading.Event()
+    threads = [threading.Thread(target=customer, args=(n, keep)) for n in names for keep in (True, False)]
+    for thread in threads:
+        thread.start()
+    try:
+        for version in ("two", "three", "four"):
+            release(server, version)
+            before = len(answers)
+            wait_for(lambda before=before: len(answers) > before + 60, "more answers")
+        killing.set()
+        for version in ("five", "six"):
+            release(server, version)
+            for g in server.status()["generations"]:
+                if g["workers"]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(g["workers"][0]["pid"], signal.SIGKILL)
+            before = len(answers)
+            wait_for(lambda before=before: len(answers) > before + 20, "more answers")
+    finally:
+        ending.set()
         for thread in threads:
-            thread.start()
-        try:
-            for version in ("two", "three", "four"):
-                release(server, version)
-                before = len(answers)
-                wait_for(lambda before=before: len(answers) > before + 60, "more answers")
-            killing.set()
-            for version in ("five", "six"):
-                release(server, version)
-                for g in server.status()["generations"]:
-                    if g["workers"]:
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(g["workers"][0]["pid"], signal.SIGKILL)
-                before = len(answers)
-                wait_for(lambda before=before: len(answers) > before + 20, "more answers")
-        finally:
-            ending.set()
-            for thread in threads:
-                thread.join(20)
-        assert not failures
-        work = defaultdict(list)
-        for line in intervals.read_text().splitlines():
-            _, tenant, generation, begun, ended = line.split()
-            work[tenant].append((int(begun), int(ended), int(generation)))
-        assert {g for spans in work.values() for _, _, g in spans} >= {1, 2, 3, 4}
-        for tenant, spans in work.items():
-            spans.sort()
-            latest, of = 0, 0
-            for begun, ended, generation in spans:
-                assert generation == of or begun >= latest, f"{tenant}: {of} and {generation} overlap"
-                assert generation >= of, f"{tenant} went back from {of} to {generation}"
-                if ended > latest:
-                    latest, of = ended, generation
+            thread.join(20)
+    assert not failures
+    work = defaultdict(list)
+    for line in intervals.read_text().splitlines():
+        _, tenant, generation, begun, ended = line.split()
+        work[tenant].append((int(begun), int(ended), int(generation)))
+    assert {g for spans in work.values() for _, _, g in spans} >= {1, 2, 3, 4}
+    for tenant, spans in work.items():
+        spans.sort()
+        latest, of = 0, 0
+        for begun, ended, generation in spans:
+            assert generation == of or begun >= latest, f"{tenant}: {of} and {generation} overlap"
+            assert generation >= of, f"{tenant} went back from {of} to {generation}"
+            if ended > latest:
+                latest, of = ended, generation
 
 
 def test_a_tenant_that_is_not_configured_costs_nothing_and_is_refused_by_the_command_line(serve):
