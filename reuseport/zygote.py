@@ -48,7 +48,7 @@ from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.options import Settings, certificates
-from reuseport.worker import application, forksafety, logs
+from reuseport.worker import application, forksafety, logs, said
 from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
 from reuseport.worker.door import Door
@@ -102,6 +102,8 @@ class Zygote:
         if self.settings.umask is not None:
             os.umask(self.settings.umask)
         application.prepare_path(self.recipe["directory"], tuple(self.settings.pythonpath))
+        if self.settings.capture_output:
+            said.capture()
         if self.settings.preload == "never" or self.separate:
             self.separate = True
             return self.serve_forks()

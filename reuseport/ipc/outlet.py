@@ -1,4 +1,4 @@
-"""Where lines go: a file, or a stream that many processes share. Writing never blocks.
+"""Where lines go: a file, a stream that many processes share, or a log daemon. Writing never blocks.
 
 What the kernel does not take at once waits in a bounded buffer; when that is full, the oldest goes. To get a
 non-blocking descriptor without making the one that everybody shares non-blocking, the file behind a stream is opened a
@@ -7,6 +7,7 @@ second time through /proc; a socket (journald) cannot be, but has MSG_DONTWAIT.
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
 import socket
@@ -15,11 +16,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from reuseport.ipc.post import Post
+from reuseport.options import logplace
+
 BUFFER = 1 << 20  # bytes
 
 
 class Outlet:
-    """`path` is a file, or "-" for the stream `standard` (a descriptor). OSError where it cannot be opened.
+    """`path` is what `logplace.parse` reads, "-" for the stream `standard` (a descriptor). OSError where it cannot be
+    opened.
 
     `on_blocked()` is called when something begins to wait: whoever it calls must call `flush` a little later. `error`
     is why the last attempt to write failed, None if it did not; `is_file` says that a write is always taken whole.
@@ -27,11 +32,13 @@ class Outlet:
 
     def __init__(self, path: str, standard: int) -> None:
         self.path = path
+        self.place = logplace.parse(path)
         self._standard = standard
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._lost = 0
-        self._socket: socket.socket | None = None
+        self._socket: _socket.socket | None = None
+        self._post: Post | None = None
         self.fd = -1
         self._told = False
         self.on_blocked: Callable[[], None] | None = None
@@ -41,6 +48,11 @@ class Outlet:
 
     def reopen(self) -> None:
         """Open the file again, after logrotate has moved it away. OSError where that is not possible."""
+        if self.place.by_datagrams:
+            if self._post is None:
+                self._post = Post(self.place)
+                self.fd = self._post.fileno()
+            return
         if self.path == "-":
             if self.fd == -1:
                 self.fd = self._stream()
@@ -60,7 +72,7 @@ class Outlet:
         if stat.S_ISREG(mode):
             return standard  # a file never blocks, and a second description would have an offset of its own
         if stat.S_ISSOCK(mode):
-            self._socket = socket.socket(fileno=os.dup(standard))
+            self._socket = _socket.socket(fileno=os.dup(standard))  # not gevent's, which would wait, even in the loop
             return self._socket.fileno()
         try:
             return os.open(f"/proc/self/fd/{standard}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -97,7 +109,7 @@ class Outlet:
                 self._size += len(notice)
             data = self._waiting[0]
             try:
-                sent = self._socket.send(data, socket.MSG_DONTWAIT) if self._socket else os.write(self.fd, data)
+                sent = self._write(data)
             except BlockingIOError:
                 if self.on_blocked and not self._told:
                     self._told = True
@@ -115,6 +127,13 @@ class Outlet:
                 self._waiting.popleft()
             else:
                 self._waiting[0] = data[sent:]
+
+    def _write(self, data: bytes) -> int:
+        if self._post is not None:
+            self._post.send(data)
+            self.fd = self._post.fileno()
+            return len(data)
+        return self._socket.send(data, socket.MSG_DONTWAIT) if self._socket else os.write(self.fd, data)
 
     def finish(self, seconds: float) -> None:
         """Write what waits, giving a slow reader so many seconds. For a process's end: this blocks."""

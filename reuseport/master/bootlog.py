@@ -30,14 +30,16 @@ class BootLog:
         """A descriptor to print to."""
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
-    def news(self) -> bytes:
-        """What has been printed since the last call."""
+    def news(self, rest: bool) -> bytes:
+        """The lines that have been printed since the last call; with the `rest`, also one that has not ended yet."""
         try:
             with open(self.path, "rb") as file:
                 file.seek(self._offset)
                 data = file.read(NEWS)
         except FileNotFoundError:
             return b""
+        if not rest and len(data) < NEWS:
+            data = data[: data.rfind(b"\n") + 1]
         self._offset += len(data)
         return data
 
@@ -56,10 +58,10 @@ class BootLog:
 
 
 class BootLogs:
-    """Those of all generations that live. `copy` gets what they print, for the master's own log."""
+    """Those of all generations that live. `copy(generation, data)` gets what they print, for the master's own log."""
 
     def __init__(
-        self, run_dir: RunDir, loop: Loop, cluster: Callable[[], Cluster], copy: Callable[[bytes], None]
+        self, run_dir: RunDir, loop: Loop, cluster: Callable[[], Cluster], copy: Callable[[int, bytes], None]
     ) -> None:
         self._run_dir = run_dir
         self._loop = loop
@@ -84,10 +86,10 @@ class BootLogs:
         boot_log = self._by_generation.get(generation)
         return boot_log.tail() if boot_log else ""
 
-    def copy_news(self) -> None:
-        for boot_log in self._by_generation.values():
-            if news := boot_log.news():
-                self._copy(news)
+    def copy_news(self, rest: bool = True) -> None:
+        for generation, boot_log in self._by_generation.items():
+            if news := boot_log.news(rest):
+                self._copy(generation, news)
 
     def remove(self) -> None:
         self._forget_all_but(())
@@ -97,10 +99,10 @@ class BootLogs:
             self._by_generation.pop(number).remove()
 
     def _follow(self) -> None:
-        self.copy_news()
         self._following = any(
             g.state in BOOTING or g.state == ENDING or (g.zygote and not g.zygote.loaded)
             for g in self._cluster().generations.values()
         )
+        self.copy_news(rest=not self._following)
         if self._following:
             self._loop.later(FOLLOW, self._follow)

@@ -7,20 +7,34 @@ from __future__ import annotations
 
 from reuseport.ipc.logline import LEVELS, form_of
 from reuseport.ipc.outlet import Outlet
+from reuseport.options import Settings
 
 
 class Log(Outlet):
-    """`path` is a file, or "-" for standard error. When lines were lost, because nobody read them, a line says so."""
+    """Goes where --log-file says. When lines were lost, because nobody read them, a line says so."""
 
-    def __init__(self, path: str = "-", level: str = "info", json: bool = False) -> None:
-        self._threshold = LEVELS[level]
-        self._form = form_of(json)
-        super().__init__(path, 2)
+    def __init__(self, settings: Settings) -> None:
+        self._threshold = LEVELS[settings.log_level]
+        super().__init__(settings.log_file, 2)
+        self._form = form_of(self.place, settings)
+        self._formed = self.place.by_datagrams or settings.capture_output
 
     def write(self, level: str, text: str) -> None:
         if LEVELS[level] >= self._threshold:
-            for line in self._form("master", level, text):
-                self.raw(line)
+            self._say("master", level, text)
+
+    def printed(self, generation: int, data: bytes) -> None:
+        """What a generation has printed while it boots: as it is, unless each line is to tell whose it is."""
+        if self._formed:
+            for line in data.decode(errors="backslashreplace").splitlines():
+                self._say(str(generation), "output", line)
+        else:
+            self.raw(data)
+
+    def _say(self, who: str, level: str, text: str) -> None:
+        for line in self._form(who, level, text):
+            self.raw(line)
 
     def notice(self, lost: int) -> bytes:
-        return b"".join(self._form("master", "error", f"{lost} lines of this log were lost: nobody read it"))
+        # One entry: a daemon takes no two in one datagram.
+        return self._form("master", "error", f"{lost} lines of this log were lost: nobody read it")[0]

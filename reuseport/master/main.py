@@ -109,7 +109,7 @@ class Master:
         _raise_descriptor_limit()
         self.loop = Loop()
         self.notifier = Notifier(supervision, self.loop, self.log.write)
-        self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.raw)
+        self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.printed)
         self.processes = Processes(self.loop, self._on_exit)
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         hellos = channels.listen(self.run_dir.hello)
@@ -333,9 +333,10 @@ class Master:
 
     def _open_log(self, settings: Settings) -> Log:
         try:
-            return Log(settings.log_file, settings.log_level, settings.log_json)
+            return Log(settings)
         except OSError as error:
-            raise OptionError(f"{settings.where('log_file')}: cannot open {error.filename}: {error.strerror}") from None
+            what = error.filename or settings.log_file
+            raise OptionError(f"{settings.where('log_file')}: cannot open {what}: {error.strerror}") from None
 
     @staticmethod
     def _open_history(settings: Settings) -> History:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from reuseport.options import machine
+from reuseport.options import logplace, machine
 from reuseport.options.address import UNIX_PATH_BYTES, parse_address
 from reuseport.options.arguments import OptionError
 from reuseport.options.settings import DEFAULT, Settings
@@ -77,7 +77,7 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
             problems += _no_place_for(f"{settings.where('bind')}: unix:{path}", path)
     for name in ("pid", "log_file", "access_log"):
         path = getattr(settings, name)
-        if path not in ("", "-"):
+        if path and (name == "pid" or logplace.parse(path).kind == logplace.FILE):
             problems += _no_place_for(f"{settings.where(name)}: {path}", path)
     problems += _tenants_at_odds(settings)
     problems += _unfit_run_dir(settings)

@@ -10,11 +10,12 @@ generations that begin from then on, and "always" also for those that already li
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reuseport.options import accessformat, address, kinds, machine, networks, spec
+from reuseport.options import accessformat, address, kinds, logplace, machine, networks, spec
 from reuseport.options.kinds import Kind
 
 FLAG, ENVIRONMENT, FILE = "flag", "environment", "file"
@@ -99,6 +100,16 @@ def positive(value: float) -> None:
 def filled(value: str) -> None:
     if not value:
         raise ValueError("'' is no path")
+
+
+def _filled_place(value: str) -> None:
+    filled(value)
+    logplace.check(value)
+
+
+def _tag(value: str) -> None:
+    if not re.fullmatch(r"[!-~]{0,48}", value) or set(value) & set(":[]"):  # RFC 5424 section 6.2.5, and syslog(3)'s
+        raise ValueError(f"{value!r} is not a name for syslog: up to 48 letters, digits and signs, none of : [ ]")
 
 
 _COUNT = between(0, 1_000_000_000)
@@ -388,9 +399,10 @@ OPTIONS: tuple[Option, ...] = (
         help="The mode bits that files the application makes do not get: 022, 077.",
     ),
     Option(
-        "log_file", kinds.PATH, "-", aliases=("--error-logfile",), group=LOG, effect="start", check=filled,
-        default_text="- (standard error)",
-        help="Where the log goes. USR1 opens it again after a rotation.",
+        "log_file", logplace.PLACE, "-", aliases=("--error-logfile",), group=LOG, effect="start",
+        check=_filled_place, default_text="- (standard error)",
+        help="Where the log goes: a file, which USR1 opens again after a rotation, or journald (its own protocol), or "
+        "syslog (/dev/log), or syslog://HOST:PORT (UDP).",
     ),
     Option(
         "log_level", kinds.choice("debug", "info", "warning", "error", "critical"), "info", group=LOG,
@@ -398,8 +410,21 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "log_json", kinds.SWITCH, False, group=LOG, effect="start",
-        help="Write each entry of the log as one line of JSON: time, process, level, message. What the application "
-        "prints stays as it is.",
+        help="Write each entry of the log as one line of JSON: time, process, generation, level, message. What the "
+        "application prints stays as it is, unless --capture-output.",
+    ),
+    Option(
+        "log_syslog_facility", logplace.FACILITY, "daemon", group=LOG, effect="start", metavar="FACILITY",
+        help="What syslog files the log and the access log under: daemon, user, local0 to local7, ...",
+    ),
+    Option(
+        "log_syslog_prefix", kinds.TEXT, "", group=LOG, effect="start", metavar="NAME", check=_tag,
+        default_text="--name", help="What syslog and the journal call this server (the journal: SYSLOG_IDENTIFIER).",
+    ),
+    Option(
+        "capture_output", kinds.SWITCH, False, group=LOG, effect="start",
+        help="What the application prints goes to --log-file, each line with its worker's generation and number. What "
+        "its subprocesses and C libraries print stays as it is.",
     ),
     Option(
         "log_config", kinds.LATE_PATH, "", metavar="FILE", group=LOG, aliases=("--log-config-json",),
@@ -410,8 +435,10 @@ OPTIONS: tuple[Option, ...] = (
         "gunicorn.access). The master's own lines stay in --log-file. A relative path lies in --chdir.",
     ),
     Option(
-        "access_log", kinds.PATH, "", metavar="FILE", aliases=("--access-logfile",), group=LOG, default_text="none",
-        help="Where a line for each request goes; - is standard output. USR1 opens it again after a rotation.",
+        "access_log", logplace.PLACE, "", metavar="FILE", aliases=("--access-logfile",), group=LOG,
+        check=logplace.check, default_text="none",
+        help="Where a line for each request goes; - is standard output, and the rest as for --log-file. USR1 opens a "
+        "file again after a rotation.",
     ),
     Option(
         "access_log_format", kinds.TEXT, accessformat.DEFAULT, aliases=("--access-logformat",), group=LOG,
@@ -465,11 +492,8 @@ FOREIGN: tuple[Foreign, ...] = (
         "means nothing here: standard output and error are always inherited",
         takes_value=False,
     ),
-    Foreign(
-        ("--capture-output",),
-        "means nothing here: what the application prints stays on standard output and error",
-        takes_value=False,
-    ),
+    Foreign(("--log-syslog",), "means nothing here: say --log-file syslog, and --access-log syslog", takes_value=False),
+    Foreign(("--log-syslog-to",), "means nothing here: say --log-file syslog:/PATH or syslog://HOST:PORT"),
     Foreign(
         ("-D", "--daemon"),
         "is refused: leave the background to what supervises services (a systemd unit, a container)",

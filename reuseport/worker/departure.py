@@ -8,6 +8,8 @@ import os
 import sys
 from typing import NoReturn
 
+from reuseport.worker import said
+
 
 def leave(status: int) -> NoReturn:
     """As sys.exit would, but without unwinding into frames of the application's script (embedding)."""
@@ -16,4 +18,5 @@ def leave(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    said.end_lines()
     os._exit(status)

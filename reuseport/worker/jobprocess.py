@@ -23,7 +23,7 @@ import gevent
 from setproctitle import setproctitle
 
 from reuseport import deadlines, hooks, jobs
-from reuseport.core.model import FIRST_JOB
+from reuseport.core.model import FIRST_JOB, Key
 from reuseport.deadlines import JobCancelled, original
 from reuseport.ipc import channel as channels
 from reuseport.ipc import line as lines
@@ -35,6 +35,7 @@ from reuseport.worker.birth import Birth
 from reuseport.worker.departure import leave
 from reuseport.worker.executioner import Executioner
 from reuseport.worker.reporter import REPORT, Ledger
+from reuseport.worker.said import Said, speak_through
 
 RETRY = 1.0  # seconds between two attempts to reach a master
 OTHERS = 0.05  # seconds between two looks whether jobs that this one has spawned here have ended
@@ -73,6 +74,7 @@ class JobProcess:
         for fd in (*(one.fd for one in self.birth.listeners.values()), *self.birth.queue):
             if fd != -1:
                 close(fd)  # a slot that somebody holds takes clients, and nobody here would ever serve them
+        speak_through(Said(self.birth.settings, str(Key(self.birth.generation, self.birth.number))))
         head, call = lines.receive(self.line), lines.receive(self.line)
         if head is None or call is None:
             os._exit(0)  # who asked for it was killed before it could say for what

@@ -19,7 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 from reuseport.ipc.inherited import STDOUT_COPY
+from reuseport.ipc.logline import form_of
 from reuseport.ipc.outlet import Outlet
+from reuseport.options import Settings
 
 from .application import LoadError
 
@@ -71,13 +73,16 @@ def configured(names: tuple[str, ...]) -> logging.Logger | None:
 
 
 class FileSink:
-    """Lines into a file or standard output. `log(level, text)` is told, once, when it fails, and when it does again."""
+    """Lines to where --access-log says. `log(level, text)` is told, once, when it fails, and when it does again."""
 
-    def __init__(self, path: str, loop: Any, log: Callable[[str, str], None]) -> None:
+    def __init__(self, settings: Settings, who: str, loop: Any, log: Callable[[str, str], None]) -> None:
+        path = settings.access_log
         try:
             self._outlet = Outlet(path, STDOUT_COPY)
         except OSError as error:
             raise LoadError(f"--access-log {path}: {error.strerror}") from None
+        self._who = who
+        self._form = form_of(self._outlet.place, settings, bare=True)
         self._outlet.on_blocked = self._try_later
         self._loop = loop
         self._log = log
@@ -95,7 +100,11 @@ class FileSink:
         lines, self._lines = self._lines, []
         if not lines:
             return
-        if self._outlet.is_file:
+        if self._outlet.place.by_datagrams:
+            for line in lines:
+                for entry in self._form(self._who, "info", line):
+                    self._outlet.raw(entry)
+        elif self._outlet.is_file:
             lines.append("")
             self._outlet.raw("\n".join(lines).encode(errors="backslashreplace"))
         else:

@@ -8,7 +8,6 @@ channel ends it serves on, and says hello to the next master that owns the run d
 from __future__ import annotations
 
 import _thread
-import contextlib
 import faulthandler
 import os
 import random
@@ -27,7 +26,6 @@ from reuseport import hooks, jobs
 from reuseport.core.routing import Table
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
-from reuseport.ipc.logline import LEVELS, form_of
 from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.worker import application, jobprocess, logs, running, tenancy, warmup
@@ -42,6 +40,7 @@ from reuseport.worker.listeners import Acceptor, Listener, pass_slots
 from reuseport.worker.loopset import LoopSet
 from reuseport.worker.reporter import JobReporter
 from reuseport.worker.router import Router, make_router
+from reuseport.worker.said import Said, speak_through
 from reuseport.worker.vitals import Vitals
 
 TURN = 0.25  # seconds between two signs of life
@@ -76,12 +75,9 @@ class Worker:
         if self.limit and self.settings.max_requests_jitter:
             self.limit += random.randint(0, self.settings.max_requests_jitter)
         self._watchers: list[Any] = []
-        self._log_fd = 2
-        self._log_form = form_of(self.settings.log_json)
-        self._logger: Any = None  # where --log-config has one for the log
+        self.log = Said(self.settings, self.id)
         self._sinks: list[Any] = []  # what must be closed at the end
         self._access_file: logs.FileSink | None = None
-        self._reopen()
         self.link = Link(
             self.loop,
             birth.run_dir.hello,
@@ -101,6 +97,8 @@ class Worker:
         if birth.booting:
             os.dup2(birth.boot_output, 1)
             os.dup2(birth.boot_output, 2)
+        else:
+            speak_through(self.log)
         if not self.link.connect():
             os._exit(0)  # its master died meanwhile; another one would not know of it
         if birth.application is not None:
@@ -152,6 +150,7 @@ class Worker:
             sys.stderr.flush()
             os.dup2(STDOUT_COPY, 1)
             os.dup2(STDERR_COPY, 2)
+            speak_through(self.log)
         self._dump_stacks_on_signal()
         self.state = "ready"
         self.link.say("ready")
@@ -184,15 +183,6 @@ class Worker:
 
     # --- talk -------------------------------------------------------------------------------------------------------
 
-    def log(self, level: str, text: str) -> None:
-        """Any thread may call it."""
-        if self._logger is not None:
-            self._logger(level, text)
-        elif LEVELS[level] >= LEVELS[self.settings.log_level]:
-            with contextlib.suppress(OSError):  # nobody reads the log any more: nowhere to say so
-                for line in self._log_form(self.id, level, text):
-                    os.write(self._log_fd, line)
-
     def _open_logs(self) -> AccessLog | None:
         """After the import, in the process that writes: where lines go from now on."""
         errors = logs.configured(logs.ERROR_LOGGERS) if self.settings.log_config else None
@@ -204,11 +194,11 @@ class Worker:
             self._sinks.append(sink)
             extra = {"generation": self.birth.generation, "worker": self.id}
             if errors:
-                self._logger = lambda level, text: sink.write(errors, logs.LEVELS[level], text, **extra)
+                self.log.logger = lambda level, text: sink.write(errors, logs.LEVELS[level], text, **extra)
             if requests:
                 write = lambda text: sink.write(requests, logs.LEVELS["info"], text, **extra)  # noqa: E731
         if write is None and self.settings.access_log:
-            self._access_file = logs.FileSink(self.settings.access_log, self.loop, self.log)
+            self._access_file = logs.FileSink(self.settings, self.id, self.loop, self.log)
             self._sinks.insert(0, self._access_file)
             write = self._access_file.write
         return None if write is None else AccessLog(self.settings.access_log_format, write, self.log)
@@ -216,20 +206,7 @@ class Worker:
     def _reopen(self) -> None:
         if self._access_file is not None:
             self._access_file.reopen()
-        path = self.settings.log_file
-        if path == "-":
-            return
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        except OSError as error:
-            self.log("error", f"the log could not be opened again: {error}")
-            return
-        if self._log_fd == 2:
-            self._log_fd = fd
-        else:
-            # The number stays: another thread may be about to write to it.
-            os.dup2(fd, self._log_fd, inheritable=False)
-            os.close(fd)
+        self.log.reopen()
 
     def _hello(self, channel: channels.Channel) -> None:
         listeners = self.acceptor.listeners if self.acceptor else list(self.birth.listeners.values())

@@ -13,6 +13,7 @@ import gevent
 import pytest
 from http_harness import Harness, turn, wait_for
 
+from reuseport.options import load
 from reuseport.options.accessformat import DEFAULT, JSON, check_format
 from reuseport.worker import logs
 from reuseport.worker.access import AccessLog, compile_format
@@ -254,9 +255,14 @@ def trouble():
     return []
 
 
+def sink_to(path, trouble):
+    settings = load(["a:a", "--access-log", str(path)], {}, "/")
+    return FileSink(settings, "7.2", gevent.get_hub().loop, lambda level, text: trouble.append(text))
+
+
 @pytest.fixture
 def sink(tmp_path, trouble):
-    sink = FileSink(str(tmp_path / "log"), gevent.get_hub().loop, lambda level, text: trouble.append(text))
+    sink = sink_to(tmp_path / "log", trouble)
     yield sink
     sink.close()
 
@@ -283,7 +289,7 @@ def test_a_rotation_loses_nothing(sink, tmp_path):
 
 def test_a_full_disk_is_told_once_and_when_it_is_over(tmp_path, trouble):
     (tmp_path / "log").symlink_to("/dev/full")
-    sink = FileSink(str(tmp_path / "log"), gevent.get_hub().loop, lambda level, text: trouble.append(text))
+    sink = sink_to(tmp_path / "log", trouble)
     for _ in range(3):
         sink.write("lost")
         turn()
@@ -300,7 +306,7 @@ def test_a_full_disk_is_told_once_and_when_it_is_over(tmp_path, trouble):
 def test_a_reader_that_does_not_read_holds_up_nobody(tmp_path, trouble):
     os.mkfifo(tmp_path / "log")
     reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
-    sink = FileSink(str(tmp_path / "log"), gevent.get_hub().loop, lambda level, text: trouble.append(text))
+    sink = sink_to(tmp_path / "log", trouble)
     for _ in range(300):
         sink.write("x" * 1000)
         turn()

@@ -22,7 +22,7 @@ ROOT = Path(reuseport.__file__).parent
 # processes that it may find itself in; it reaches the zygote's side only through sys.modules.
 PARTS = {
     "core": set(),
-    "ipc": {"core"},
+    "ipc": {"core", "options"},
     "options": set(),
     "master": {"core", "ipc", "options", "version"},
     "worker": {"core", "ipc", "options", "deadlines", "hooks", "jobs", "version"},

@@ -1,0 +1,143 @@
+"""What a worker, or a job's process, says: its log, and with --capture-output what the application prints.
+
+Both go straight to --log-file, each line with whose it is. Only where --log-config configures a logger for it does the
+log go through Python's logging; what is printed never does, since a handler that prints would hear itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from reuseport.ipc.logline import LEVELS, form_of
+from reuseport.ipc.post import Post
+from reuseport.options import Settings, logplace
+
+
+class Said:
+    """Any thread may call it: `said(level, text)`. `who` is the process's id. Whoever has a logger sets `logger`."""
+
+    def __init__(self, settings: Settings, who: str) -> None:
+        self._who = who
+        self._threshold = LEVELS[settings.log_level]
+        self._path = settings.log_file
+        self._place = logplace.parse(settings.log_file)
+        self._form = form_of(self._place, settings)
+        self._fd = 2
+        self._post: Post | None = None
+        self.logger: Callable[[str, str], None] | None = None
+        self.reopen()
+
+    def __call__(self, level: str, text: str) -> None:
+        if self.logger is not None:
+            self.logger(level, text)
+        elif LEVELS[level] >= self._threshold:
+            self._write(level, text)
+
+    def printed(self, stream: str, text: str) -> None:
+        """The application has printed whole lines: no --log-level filters those."""
+        for line in text.splitlines():
+            self._write(stream, line)
+
+    def _write(self, level: str, text: str) -> None:
+        with contextlib.suppress(OSError):  # nobody reads the log any more, or not so fast: nowhere to say so
+            for entry in self._form(self._who, level, text):
+                if self._post is None:
+                    os.write(self._fd, entry)
+                else:
+                    self._post.send(entry)
+
+    def reopen(self) -> None:
+        """As after a rotation."""
+        if self._place.kind == logplace.STREAM:
+            return
+        try:
+            if self._place.by_datagrams:
+                self._post = self._post or Post(self._place)
+                return
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            self("error", f"the log could not be opened again: {error}")
+            return
+        if self._fd == 2:
+            self._fd = fd
+        else:
+            # The number stays: another thread may be about to write to it.
+            os.dup2(fd, self._fd, inheritable=False)
+            os.close(fd)
+
+
+class Printed(io.RawIOBase):
+    """The bytes that the application prints to one stream: to its descriptor, until `said` is there to take lines."""
+
+    said: Said | None = None  # the process's own: a forked one has another
+
+    def __init__(self, stream: str, fd: int) -> None:
+        super().__init__()
+        self._stream = stream
+        self._fd = fd
+        self._rest = b""  # of a line that has not ended yet
+
+    def write(self, data: Any) -> int:
+        data = bytes(data)
+        if self.said is None:
+            _write_all(self._fd, data)
+        else:
+            lines, newline, self._rest = (self._rest + data).rpartition(b"\n")
+            if newline:
+                self.said.printed(self._stream, lines.decode(errors="backslashreplace"))
+        return len(data)
+
+    def end_line(self) -> None:
+        """Say what has come of a line without an end."""
+        if self._rest and self.said is not None:
+            rest, self._rest = self._rest, b""
+            self.said.printed(self._stream, rest.decode(errors="backslashreplace"))
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        # For subprocess and faulthandler, whose output stays what it is.
+        return self._fd
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def capture() -> None:
+    """Let sys.stdout and sys.stderr be such streams, before the application's import can keep the ones there were."""
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        getattr(sys, name).flush()
+        stream = io.TextIOWrapper(
+            io.BufferedWriter(Printed(name, fd)),
+            encoding="utf-8",
+            errors="backslashreplace",
+            line_buffering=True,
+        )
+        setattr(sys, name, stream)
+
+
+def speak_through(said: Said) -> None:
+    """From now on what this process prints is said by it, if it was captured."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(printed := _printed(stream), Printed):
+            stream.flush()
+            printed.said = said
+
+
+def end_lines() -> None:
+    """At a process's end: a line that nobody has ended is one, too."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(printed := _printed(stream), Printed):
+            printed.end_line()
+
+
+def _printed(stream: Any) -> Any:
+    return getattr(getattr(stream, "buffer", None), "raw", None)
