@@ -37,11 +37,20 @@ class Gate:
 
 
 @pytest.fixture
-def engine():
+def defects(monkeypatch):
+    """What callbacks of the loop have raised."""
+    raised = []
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda context, kind, error, tb: raised.append(error))
+    return raised
+
+
+@pytest.fixture
+def engine(defects):
     harness = Harness(sizes)
     yield harness
     harness.close()
     assert harness.errors() == []
+    assert defects == []
 
 
 @pytest.fixture(params=["tcp", "unix"])
@@ -147,7 +156,7 @@ def test_a_reset_with_the_bytes(engine):
 
 
 def test_a_request_comes_while_the_application_works(connect, engine):
-    """Its edge meets a connection that may not be read."""
+    """Its edge meets a connection that may not be read, and keeps nobody busy."""
     gate = engine.application = Gate()
     with connect() as client:
         client.send(GET)
@@ -155,6 +164,8 @@ def test_a_request_comes_while_the_application_works(connect, engine):
             client.sock.send(GET)
             turn()
         assert gate.inside == 1
+        engine.engine.readers.set.poll(0)  # the last one's edge, if the loop has not come to it
+        assert engine.engine.readers.set.poll(0) == []
         gate.opened.set()
         wait_for(lambda: client.receive() and client.received.count(b"0;") == 4)
 
@@ -226,6 +237,23 @@ def test_what_has_left_the_set_is_not_heard_of(engine):
         client.sock.send(GET)
         assert engine.engine.readers.set.poll(0) == []
         os.close(copy)
+
+
+def test_what_the_application_has_taken_is_not_heard_of(connect, engine):
+    def take(environ, start_response):
+        environ["gunicorn.socket"].sendall(b"taken")
+        gate.inside += 1
+        gate.opened.wait()
+        raise StopIteration
+
+    gate, engine.application = Gate(), take
+    with connect() as client:
+        client.send(GET[:-2] + b"Connection: upgrade\r\nUpgrade: x\r\n\r\n")
+        client.read_until(b"taken")
+        client.sock.send(b"for its taker")
+        assert engine.engine.readers.set.poll(0) == []
+        gate.opened.set()
+    wait_for(lambda: engine.engine.connections == 0)
 
 
 # Stale words of the kernel.
@@ -311,17 +339,16 @@ def test_more_at_once_than_a_turn_takes(engine):
         client.sock.close()
 
 
-def test_one_that_fails_takes_nobody_along(engine, monkeypatch):
+def test_one_that_fails_takes_nobody_along(engine, defects):
     """A defect in one callback: the loop says so, and the others of the same turn are called."""
-    said = []
-    monkeypatch.setattr(engine.engine.hub, "handle_error", lambda context, kind, error, tb: said.append(error))
     with engine.connect() as broken, engine.connect() as client:
         connection = next(one for one in engine.engine._open)
         connection._reader.callback = lambda: 1 / 0
         broken.sock.send(GET)
         client.sock.send(GET)
         wait_for(lambda: (broken.receive(), client.receive()) and b"0;" in broken.received + client.received)
-        assert [type(error) for error in said] == [ZeroDivisionError]
+        assert type(defects.pop()) is ZeroDivisionError
+        connection.close()
 
 
 def test_a_forked_child_leaves_the_set_alone(engine):
