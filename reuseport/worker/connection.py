@@ -69,14 +69,13 @@ class Connection(Stream):
         self._checked = 0  # offset in `unread` up to which a head's lines were judged
         self._pumping = False  # `_take` is on the hub's stack
         self.tenant: str | None = None  # whose its last request was, as far as --tenant says so
-        self._watcher.start(self._readable)
         self._set_deadline(engine.header_timeout)
 
     # In the loop: requests in.
 
     def _readable(self) -> None:
         if self.state is SERVING:
-            self._watcher.stop()
+            self._reader.stop()
             self._parked = True
             return
         try:
@@ -86,6 +85,8 @@ class Connection(Stream):
         except OSError:
             self.close()
             return
+        if len(data) >= self._reader.full:
+            self._reader.again()
         if self.state is LINGERING:
             if not data:
                 self.close()
@@ -174,7 +175,7 @@ class Connection(Stream):
 
     def _resume_later(self) -> None:
         """Go on in the loop's next turn. Nothing is read before: the end of the stream must not overtake `unread`."""
-        self._watcher.stop()
+        self._reader.stop()
         self._parked = True
         self.engine.loop.run_callback(self._resume)
 
@@ -183,7 +184,7 @@ class Connection(Stream):
             return
         if self._parked:
             self._parked = False
-            self._watcher.start(self._readable)
+            self._reader.start(self._readable)
         if self.unread:
             self._take(self.unread)
 
@@ -268,7 +269,11 @@ class Connection(Stream):
         """Do not touch it any more: somebody else may be reading it from now on."""
         self.state = PASSED
         self.engine.wheel.forget(self)
-        self._watcher.stop()
+        self._reader.stop()
+
+    def leave(self) -> None:
+        """It is on its way: nothing here must hear of it any more. `take_back` undoes it."""
+        self._reader.leave()
 
     def put_back(self, head: bytes | bytearray, body: bytes) -> None:
         """The request whose head this was is another worker's: `unread` begins with it again, and with what of its body
@@ -276,7 +281,7 @@ class Connection(Stream):
         if self.state is SERVING:
             self.unread = b"%b\r\n\r\n%b%b" % (head, body, self.unread)
             self.state = HEAD
-            self._watcher.stop()
+            self._reader.stop()
             self._parked = True
 
     def go_on(self) -> None:
@@ -296,12 +301,12 @@ class Connection(Stream):
             self._resume_later()
         else:
             self._parked = False
-            self._watcher.start(self._readable)
+            self._reader.start(self._readable)
 
     def abandon(self) -> None:
         """In a child that the application has forked: close the copy, without a word to the client."""
         self.state = CLOSED
-        self._watcher.stop()
+        self._reader.stop()
         if self._writer is not None:
             self._writer.stop()
         self._sock.close()
@@ -322,7 +327,7 @@ class Connection(Stream):
         self.state = CLOSED
         self.deadline = NEVER
         self.engine.wheel.forget(self)
-        self._watcher.close()
+        self._reader.leave()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -335,7 +340,7 @@ class Connection(Stream):
         if self.state is PASSED:
             self.state = CLOSED
             self.unread = b""
-            self._watcher.close()
+            self._reader.close()
             self._sock.close()
             self.engine.connection_closed(self)
 
@@ -362,7 +367,7 @@ class Connection(Stream):
         self.unread = b""
         if self._parked:
             self._parked = False
-            self._watcher.start(self._readable)
+            self._reader.start(self._readable)
         self._set_deadline(LINGER_TIME)
 
     def abort(self) -> None:
@@ -379,7 +384,7 @@ class Connection(Stream):
         self.deadline = NEVER
         self.engine.wheel.forget(self)
         self.unread = b""
-        self._watcher.close()
+        self._reader.close()
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -27,6 +27,7 @@ from .connection import Connection
 from .forwarded import Forwarded
 from .pool import Pool
 from .proxy import Herald
+from .readers import Readers
 from .request import HeadParser, RequestError
 from .requestid import with_request_id
 from .response import Response
@@ -85,6 +86,7 @@ class Engine:
         self.pass_on: Callable[[list[Connection]], None] | None = None
         self._idle: list[Connection] = []
         self.wheel = Wheel(self.loop)
+        self.readers = Readers(self.hub)
         self.board = board
         self._open: set[Connection] = set()
         self.tls = tls
@@ -221,6 +223,7 @@ class Engine:
 
     def abandon(self) -> None:
         """In a child that the application has forked: the clients are its parent's."""
+        self.readers.close()
         self.wheel.abandon()
         if self.threads is not None:
             self.threads.abandon()

@@ -164,7 +164,8 @@ class Sender:
             os.close(theirs)
         # Only now: a connection that is taken back in this same turn of the loop must still be in its epoll set.
         for connection in batch:
-            self._loop_set.forget(connection.fileno())
+            connection.leave()
+            self._loop_set.forget(connection.fileno())  # where it is if it has ever waited for room
         watcher = self._loop.io(ours, READ)
         self._batches[ours] = _Batch(batch, watcher, self._heir)
         watcher.start(self._answered, ours)

@@ -21,7 +21,6 @@ from .wheel import NEVER
 if TYPE_CHECKING:
     from .engine import Engine
 
-READ = 1
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"  # of version 2
 LONGEST_LINE = 107  # bytes of a version 1 header with its CRLF
 LONGEST = 16 + 4096  # bytes of a version 2 header; TLVs can make it 65551, but no proxy sends so many
@@ -136,10 +135,11 @@ class Herald:
     waiting at the proxy for long.
     """
 
-    __slots__ = ("_data", "_engine", "_local", "_peer", "_sock", "_watcher", "deadline", "tick")
+    __slots__ = ("_data", "_engine", "_local", "_peer", "_reader", "_sock", "deadline", "tick")
     can_pass = False
 
     def __init__(self, engine: Engine, fd: int, peer: Any, local: Any) -> None:
+        self._reader = engine.readers.watch(fd, self._readable, LONGEST)
         self._sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK, 0, fd)
         self._engine = engine
         self._peer = peer
@@ -147,8 +147,6 @@ class Herald:
         self._data = b""
         self.tick = 0
         self.deadline = NEVER
-        self._watcher = engine.loop.io(fd, READ)
-        self._watcher.start(self._readable)
         if engine.header_timeout:
             self.deadline = time.monotonic() + engine.header_timeout
             engine.wheel.watch(self)
@@ -164,6 +162,7 @@ class Herald:
             self.close()
             return
         self._data += data
+        self._reader.again()
         try:
             found = parse(self._data, self._engine.proxy_protocol)
         except ProxyError as error:
@@ -173,6 +172,7 @@ class Herald:
             return
         if found is not None:
             length, peer, local = found
+            self._reader.leave()
             self._stop()
             fd = self._sock.detach()
             engine = self._engine
@@ -186,8 +186,7 @@ class Herald:
     def _stop(self) -> None:
         self.deadline = NEVER
         self._engine.wheel.forget(self)
-        self._watcher.stop()
-        self._watcher.close()
+        self._reader.close()
 
     def stays(self) -> None:
         """At a drain: as a connection's."""
@@ -211,7 +210,7 @@ class Herald:
 
     def abandon(self) -> None:
         """In a child that the application has forked."""
-        self._watcher.stop()
+        self._reader.stop()
         self._sock.close()
 
     def expire(self) -> None:

@@ -11,6 +11,7 @@ import _socket
 import os
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gevent import sleep
@@ -24,7 +25,7 @@ from .wheel import NEVER, TICK
 if TYPE_CHECKING:
     from .engine import Engine
 
-READ, WRITE = 1, 2  # of a loop's io watcher
+WRITE = 2  # of a loop's io watcher
 PIECE = 16384  # bytes read at once where it is not known how many there are
 SENDFILE_PIECE = 1 << 20
 
@@ -50,9 +51,12 @@ class Stream:
     `deadline` and `tick` are as `wheel.Timed` wants them.
     """
 
-    __slots__ = ("_parked", "_sock", "_waiting", "_watcher", "_writer", "board", "deadline", "engine", "tick", "unread")
+    __slots__ = ("_parked", "_reader", "_sock", "_waiting", "_writer", "board", "deadline", "engine", "tick", "unread")
 
     def __init__(self, engine: Engine, fd: int, family: int) -> None:
+        # First: where this fails the descriptor is nobody's yet. Less than a piece is all that a TCP socket had; a unix
+        # socket's read also ends where its client has attached descriptors.
+        self._reader = engine.readers.watch(fd, self._readable, 1 if family == socket.AF_UNIX else PIECE)
         # SOCK_NONBLOCK: else CPython would apply the application's socket.setdefaulttimeout() to it.
         self._sock = _socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, fd)
         self.engine = engine
@@ -60,10 +64,13 @@ class Stream:
         self.unread: bytes | bytearray = b""
         self.tick = 0
         self.deadline = NEVER
-        self._watcher = engine.loop.io(fd, READ)
         self._parked = False  # the loop's own reading is stopped
         self._writer: Any = None
         self._waiting: tuple[_Wait, ...] = ()  # at most one that reads, and one that writes
+
+    def _readable(self) -> None:
+        """There may be something to read, and nobody waits for it. (Called by the loop.)"""
+        raise NotImplementedError
 
     def take(self, count: int) -> bytes:
         """Up to `count` of the bytes that were read from the socket already."""
@@ -144,10 +151,10 @@ class Stream:
         sleep(0)
 
     def _await_body(self) -> None:
-        self._watcher.stop()
+        self._reader.stop()
         self._parked = True
         engine = self.engine
-        self._wait(self._watcher, engine.body_timeout, BodyError(408, "the client sends nothing of the body"))
+        self._wait(self._reader, engine.body_timeout, BodyError(408, "the client sends nothing of the body"))
 
     def _await_room(self) -> None:
         if self._sock.fileno() < 0:
@@ -164,7 +171,7 @@ class Stream:
         wait = _Wait(watcher, waiter, expired)
         self._waiting += (wait,)
         self._set_deadline(seconds)
-        watcher.start(waiter.switch, waiter)
+        watcher.start(partial(waiter.switch, waiter))
         try:
             if waiter.get() is not waiter:
                 raise InvalidSwitchError("a greenlet that waits for its client was switched to by somebody else")

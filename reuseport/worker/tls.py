@@ -143,9 +143,13 @@ class TlsConnection(Connection):
             engine.loop.run_callback(self._shake_hands)
 
     def _readable(self) -> None:
-        if self.state is not HANDSHAKE:
+        if self.state is HANDSHAKE:
+            self._receive_handshake()
+        else:
             super()._readable()
-            return
+        self._reader.again()  # how much plaintext there was says nothing of what is left in the kernel
+
+    def _receive_handshake(self) -> None:
         try:
             if self._sock.receive():
                 self._shake_hands()

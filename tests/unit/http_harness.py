@@ -105,6 +105,8 @@ class Harness:
         wait_for(lambda: self.engine.requests == 0)
         assert self.engine.connections == self.counter(scoreboard.CONNECTIONS) == 0
         assert self.counter(scoreboard.ACTIVE) == 0
+        assert not self.engine.readers.by_fd
+        self.engine.readers.close()
 
 
 class Client:

@@ -145,6 +145,14 @@ def test_the_named_addresses_take_the_place_of_the_connections(engine, header):
         assert (seen["SERVER_NAME"], seen["SERVER_PORT"]) == ("10.0.0.1", "443")
 
 
+def test_a_header_that_ends_with_the_stream_is_not_waited_for(engine):
+    """Its beginning and the end come as one event."""
+    with accept(engine) as client:
+        client.sock.send(b"PROXY TCP4 ")
+        client.sock.shutdown(socket.SHUT_WR)
+        assert client.read_all(patience=5.0) == b""
+
+
 def test_a_proxys_own_connection(engine):
     with accept(engine) as client:
         client.send(v2(0, 0, b"") + REQUEST)
