@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from reuseport.ipc.latencies import BUCKETS, GENERATION, LAYOUT, NANOSECONDS, THIS, Latencies, quantile
-from reuseport.ipc.scoreboard import ACTIVE, ERRORS, FIELDS, GAUGES, REQUESTS, ROWS, Scoreboard
+from reuseport.ipc.scoreboard import ACTIVE, ERRORS, FIELDS, GAUGES, REQUESTS, ROWS, Scoreboard, settle
 from reuseport.master.figures import COUNTERS, NOTHING, Figures, Look, between, total
 from reuseport.master.processes import Process, Processes
-from reuseport.master.samples import Samples
+from reuseport.master.samples import Samples, rounded
 
 WORKER_ROWS = ROWS - 128  # those behind are sums
 SERVER = ROWS - 1  # the row of all generations that have gone
@@ -56,7 +56,7 @@ class Numbers:
         if process.row >= 0:
             self._move(process.row, self._sum_of(process.key.generation))
 
-    def look(self, generations: Collection[int]) -> None:
+    def look(self, generations: Collection[int]) -> Look:
         """Sum up; `generations` are those that there are."""
         now = time.monotonic()
         there = {*generations, *(process.key.generation for process in self._processes.all())}
@@ -66,8 +66,10 @@ class Numbers:
             self._move(row, SERVER)
         for generation in [g for g, (when, _) in self._gone.items() if now - when > LINGERING]:
             del self._gone[generation]
-        self._looks.append(self._now(now))
-        self.samples.look(self._looks[-1])
+        look = self._now(now)
+        self._looks.append(look)
+        self.samples.look(look)
+        return look
 
     def now(self) -> Look:
         """The totals of this moment."""
@@ -85,8 +87,8 @@ class Numbers:
         return {
             "requests_per_second": round(figures[COUNTERS + REQUESTS] / window, 3) if window else 0.0,
             "errors_per_second": round(figures[COUNTERS + ERRORS] / window, 3) if window else 0.0,
-            "p50": quantile(figures[:BUCKETS], 0.5),
-            "p99": quantile(figures[:BUCKETS], 0.99),
+            "p50": rounded(quantile(figures[:BUCKETS], 0.5)),
+            "p99": rounded(quantile(figures[:BUCKETS], 0.99)),
             "in_flight": sum(self._board.row(row)[ACTIVE] for row in rows),
             "window": round(window, 3),
         }
@@ -134,6 +136,8 @@ class Numbers:
                     target[field] += source[field]
                     source[field] = 0
         source, target = self._board.row(row), self._board.row(to)
+        if row < WORKER_ROWS:
+            settle(source)
         for field in range(FIELDS):
             if source[field] and field not in GAUGES:
                 target[field] += source[field]

@@ -111,13 +111,13 @@ def sample_of(first: Look, last: Look) -> dict[str, Any]:
         "seconds": round(last.time - first.time, 3),
         "requests": server[COUNTERS + REQUESTS],
         "errors": server[COUNTERS + ERRORS],
-        "p50": _rounded(quantile(server[:BUCKETS], 0.5)),
-        "p99": _rounded(quantile(server[:BUCKETS], 0.99)),
+        "p50": rounded(quantile(server[:BUCKETS], 0.5)),
+        "p99": rounded(quantile(server[:BUCKETS], 0.99)),
         "generations": served,
     }
 
 
-def _rounded(seconds: float | None) -> float | None:
+def rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
 
 
