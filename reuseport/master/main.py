@@ -165,10 +165,10 @@ class Master:
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
-        self.numbers.begin({row for row in remains.rows.values() if row >= 0} if remains else set())
         if remains is not None:
             self._adopt(remains, release)
         else:
+            self.numbers.begin()
             self.events.append(ev.ReleaseAsked(release))
 
     def run(self) -> int:
@@ -263,6 +263,7 @@ class Master:
         for one in remains.adopted.survivors:
             process = self.processes.expect(one.key, remains.rows[one.key])
             self.processes.is_running(process, one.pid)
+        self.numbers.begin()
         wanted = set(remains.slots)
         deadline = time.monotonic() + ADOPTION
         while missing := wanted - {(slot.address, slot.index) for slot in self.slots.slots}:

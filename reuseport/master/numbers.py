@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from reuseport.ipc.latencies import BUCKETS, GENERATION, LAYOUT, NANOSECONDS, THIS, Latencies, quantile
+from reuseport.ipc.latencies import BUCKETS, LAYOUT, NANOSECONDS, THIS, Latencies, quantile
 from reuseport.ipc.scoreboard import ACTIVE, ERRORS, FIELDS, GAUGES, REQUESTS, ROWS, Scoreboard, settle
 from reuseport.master.figures import COUNTERS, NOTHING, Figures, Look, between, total
 from reuseport.master.processes import Process, Processes
@@ -36,20 +36,20 @@ class Numbers:
         self._gone: dict[int, tuple[float, Figures]] = {}  # when, and with what; for the last scrape
         self._looks: deque[Look] = deque(maxlen=WINDOW + 1)
 
-    def begin(self, survivors: Collection[int]) -> None:
-        """Take over the files as an earlier master left them; `survivors` are the rows of those who live."""
-        living = {self._latencies.row(row)[GENERATION] for row in survivors}
-        for row in range(WORKER_ROWS, SERVER):
-            generation = self._latencies.row(row)[GENERATION]
+    def begin(self) -> None:
+        """Take over the files as an earlier master left them; the processes that there are have survived it."""
+        survivors = {process.row for process in self._with_rows()}
+        owners = self._latencies.owners()
+        living = {owners[row] for row in survivors}
+        for row, generation in enumerate(owners[WORKER_ROWS:SERVER], WORKER_ROWS):
             if generation in living and generation not in self._sums:
                 self._sums[generation] = row
             elif generation:
                 self._move(row, SERVER)
-        for row in range(WORKER_ROWS):
-            if row not in survivors and (generation := self._latencies.row(row)[GENERATION]):
+        for row, generation in enumerate(owners[:WORKER_ROWS]):
+            if generation and row not in survivors:
                 self._move(row, self._sum_of(generation) if generation in living else SERVER)
         self._looks.append(self._now(time.monotonic()))
-        self.samples.begin(self._looks[-1])
 
     def is_dead(self, process: Process) -> None:
         """Its row is free when this returns."""

@@ -68,15 +68,11 @@ class Samples:
         self._log = log
         self._trouble = ""
 
-    def begin(self, look: Look) -> None:
-        """What is sampled is what is served from now on."""
-        for series in self._series:
-            series.since = look
-
     def look(self, look: Look) -> None:
         """Write down what has become due."""
         for series in self._series:
-            assert series.since is not None
+            if series.since is None:
+                series.since = look  # what is sampled is what is served from now on
             if look.time - series.since.time < series.every - 0.5:
                 continue
             at = round(time.time(), 3)
