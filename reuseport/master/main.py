@@ -24,12 +24,13 @@ from setproctitle import setproctitle
 
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import STANDBY, ZYGOTE, Cluster, Key, Release
+from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import SIGNALS
+from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import Scoreboard
-from reuseport.master import passed, status
+from reuseport.master import exposition, metrics, passed, status
 from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.control import Client, Control
@@ -38,13 +39,18 @@ from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
 from reuseport.master.notify import Notifier, status_line
+from reuseport.master.numbers import Numbers
 from reuseport.master.processes import Process, Processes, become_subreaper, end
-from reuseport.master.questions import QUESTIONS
+from reuseport.master.questions import QUESTIONS, whole_status
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
 from reuseport.master.roster import Remains, Roster
+from reuseport.master.samples import Samples
+from reuseport.master.scrape import Scrape
 from reuseport.master.slots import SlotError, Slots
+from reuseport.master.statsd import Statsd
 from reuseport.master.switchboard import Switchboard
+from reuseport.master.tally import Tally
 from reuseport.master.tenants import Tenants
 from reuseport.master.touched import Touched
 from reuseport.master.watch import Watch
@@ -84,13 +90,14 @@ class Master:
         self.signals: deque[int] = deque()
         self.exit_status: int | None = None
         self.losses = Losses()
+        self.tally = Tally()
 
         release = complete(release_of(settings), extra)
         ids = find_user(settings)
         self.run_dir = RunDir(settings.run_dir)
         self.lock = self.run_dir.own(*(ids or (None, None)))
         self.log = self._open_log(settings)
-        history = self._open_history(settings)
+        history, samples = self._open_state(settings)
         self.cluster = Cluster(last=history.last)
         if settings.umask is not None:
             os.umask(settings.umask)
@@ -99,23 +106,31 @@ class Master:
         units = tuple(dict.fromkeys(one.address for one in given if not one.stored))
         # Without a word about addresses those that were passed are meant.
         addresses = units if units and settings.sources["bind"] == DEFAULT else settings.bind
-        self.slots = Slots(addresses, settings.backlog, 0 if settings.umask is None else settings.umask, given)
+        umask = 0 if settings.umask is None else settings.umask
+        self.slots = Slots(addresses, settings.backlog, umask, given)
         self.roster = Roster(self.run_dir.roster)
+        self.loop = Loop()
+        self.statsd = Statsd(settings) if settings.statsd_host else None
+        self.scrape: Scrape | None = None
+        if settings.metrics:
+            self.scrape = Scrape(settings.metrics, settings.where("metrics"), umask, self.loop, self._tell_metrics)
         remains = self.roster.read()
         if remains is None:
             self.slots.bind()
         self._write_pid_file()
         become_subreaper()
         _raise_descriptor_limit()
-        self.loop = Loop()
         self.notifier = Notifier(supervision, self.loop, self.log.write)
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.printed)
         self.processes = Processes(self.loop, self._on_exit)
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
+        self.latencies = Latencies(self.run_dir.latencies, create=True)
+        self.numbers = Numbers(self.board, self.latencies, self.processes, samples)
         hellos = channels.listen(self.run_dir.hello)
         if ids:
-            # Both lie where only the master's own user can put anything else in their place.
+            # They lie where only the master's own user can put anything else in their place.
             os.chown(self.run_dir.scoreboard, *ids, follow_symlinks=False)
+            os.chown(self.run_dir.latencies, *ids, follow_symlinks=False)
             os.chown(self.run_dir.hello, *ids, follow_symlinks=False)
         self.switchboard = Switchboard(
             hellos,
@@ -138,6 +153,7 @@ class Master:
             lambda: self.cluster,
             self.events.append,
             self.log.write,
+            self.tally,
         )
         self.tenants = Tenants(settings, self.run_dir, ids, remains is not None, self.processes, self.switchboard)
         self.tenants.tell, self.tenants.log = self.events.append, self.log.write
@@ -152,6 +168,7 @@ class Master:
         if remains is not None:
             self._adopt(remains, release)
         else:
+            self.numbers.begin()
             self.events.append(ev.ReleaseAsked(release))
 
     def run(self) -> int:
@@ -159,8 +176,11 @@ class Master:
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
         self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
+        if self.scrape is not None:
+            self.log.write("info", f"metrics at {self.scrape.address}")
         self.notifier.store(slot.socket for slot in self.slots.storable())
         self._look_around()
+        self._count()
         gc.freeze()
         self._decide()
         while self.exit_status is None:
@@ -209,9 +229,12 @@ class Master:
 
     def _on_exit(self, process: Process, how: str) -> None:
         self.switchboard.last_words(process)
+        self.numbers.is_dead(process)
+        self.tally.worker_ends(self.cluster, process.key)
         for lost in status.jobs_of(process):
             self.log.write("error", self.losses.add(str(process.key), process.pid, how, lost))
         for job in process.jobs.values():
+            self.tally.jobs["lost"] += 1
             self.releases.job_ended(process.key, job, lost=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.run_dir.stacks(str(process.key)))
@@ -240,6 +263,7 @@ class Master:
         for one in remains.adopted.survivors:
             process = self.processes.expect(one.key, remains.rows[one.key])
             self.processes.is_running(process, one.pid)
+        self.numbers.begin()
         wanted = set(remains.slots)
         deadline = time.monotonic() + ADOPTION
         while missing := wanted - {(slot.address, slot.index) for slot in self.slots.slots}:
@@ -296,6 +320,7 @@ class Master:
     # --- the rest ---------------------------------------------------------------------------------------------------
 
     def _on_job_ended(self, key: Key, job: dict[str, Any]) -> None:
+        self.tally.jobs["ended"] += 1
         self.releases.job_ended(key, job)
 
     def _look_around(self) -> None:
@@ -308,6 +333,19 @@ class Master:
         if timeout:
             self.watch.look(self.cluster, timeout)
         self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._look_around)
+
+    def _count(self) -> None:
+        self.loop.later(1.0, self._count)
+        look = self.numbers.look(self.cluster.generations)
+        if self.scrape is not None:
+            self.scrape.look()
+        if self.statsd is not None:
+            self.statsd.look(look, sum(len(g.having(ACCEPTING)) for g in self.cluster.generations.values()))
+
+    def _tell_metrics(self, accept: str) -> tuple[str, bytes]:
+        facts = metrics.Facts(whole_status(self), self.numbers.now(), self.tally, metrics.overflows())
+        content_type = exposition.wanted(accept)
+        return content_type, exposition.render(metrics.METRICS, facts, content_type)
 
     def _notify(self, *, fully: bool = False) -> None:
         self.notifier.look(
@@ -338,10 +376,9 @@ class Master:
             what = error.filename or settings.log_file
             raise OptionError(f"{settings.where('log_file')}: cannot open {what}: {error.strerror}") from None
 
-    @staticmethod
-    def _open_history(settings: Settings) -> History:
+    def _open_state(self, settings: Settings) -> tuple[History, Samples]:
         try:
-            return History(settings.state_dir)
+            return History(settings.state_dir), Samples(settings.state_dir, self.log.write)
         except OSError as error:
             where = settings.where("state_dir")
             raise OptionError(f"{where}: {error.filename}: {(error.strerror or str(error)).lower()}") from None
@@ -369,13 +406,18 @@ class Master:
         self.log.write("info", "stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
+        if self.statsd is not None:
+            self.statsd.look(self.numbers.now(), 0)
         self.roster.remove()
         self.tenants.remove()
         self.control.close()
+        if self.scrape is not None:
+            self.scrape.close()
         self.switchboard.close()
         self.slots.close()
         self.boot_logs.remove()
-        for path in (self.run_dir.hello, self.run_dir.scoreboard, self.run_dir.pid, self.first.pid):
+        run_dir = self.run_dir
+        for path in (run_dir.hello, run_dir.scoreboard, run_dir.latencies, run_dir.pid, self.first.pid):
             if path:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)

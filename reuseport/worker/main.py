@@ -26,7 +26,8 @@ from reuseport import hooks, jobs
 from reuseport.core.routing import Table
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
-from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, Scoreboard
+from reuseport.ipc.latencies import count, my_row
+from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, Scoreboard, settle
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.worker import application, jobprocess, logs, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
@@ -58,6 +59,7 @@ class Worker:
         self.id = f"{birth.generation}.{birth.number}"
         self.state = "starting"
         self.board = Scoreboard(birth.run_dir.scoreboard).row(birth.row)
+        self.latencies = my_row(birth.run_dir.latencies, birth.row)
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
         self.ended = gevent.event.Event()
@@ -363,6 +365,7 @@ class Worker:
 
     def _turn(self) -> None:
         self.vitals.beat()
+        self._put_down()
         limit = self.settings.max_worker_memory
         if limit and self.board[RSS] > limit and not self.retiring and self.state == "serving":
             self._retire(f"it uses {self.board[RSS] >> 20} MiB (--max-worker-memory)")
@@ -370,6 +373,11 @@ class Worker:
             self.vitals.retitle(draining=True)
             if self.router is not None and not self.engine.closing and (free := self.router.no_longer_kept()):
                 self.sender.give(free)
+
+    def _put_down(self) -> None:
+        """What requests leave to be counted later."""
+        count(self.latencies, self.engine.latencies)
+        settle(self.board)
 
     # --- leave ------------------------------------------------------------------------------------------------------
 
@@ -451,6 +459,7 @@ class Worker:
         """Leave now: in the main greenlet, where exit handlers are called."""
         if self.engine is not None:
             self.reporter.report()
+            self._put_down()
             self.receiver.stop(self.loop_set)
         self.ended.set()
 

@@ -74,7 +74,7 @@ SAMPLES = {
     "umask": "027", "log_level": "error", "log_syslog_facility": "local3", "user": "nobody",
     "group": "nobody", "max_worker_memory": "512M",
     "max_error_rate": "50%", "label": "v2", "state_dir": "/var/lib/shop",
-    "request_id": "make",
+    "request_id": "make", "metrics": "127.0.0.1:9100", "statsd_host": "127.0.0.1:8125",
 }  # fmt: skip
 
 
