@@ -196,7 +196,7 @@ class Master:
             elif number == signal.SIGHUP:
                 self.releases.ask(None)
             elif number == signal.SIGTERM:
-                self.events.append(ev.StopAsked(insist=True, timeout=self.releases.settings.graceful_timeout))
+                self.events.append(self._stop(insist=True))
             elif number in (signal.SIGINT, signal.SIGQUIT):
                 self.events.append(ev.StopAsked(quick=True))
             elif number in (signal.SIGTTIN, signal.SIGTTOU):
@@ -239,9 +239,7 @@ class Master:
             client.done(True, history=self.releases.history.shown())
         elif do == "stop":
             client.watching = True
-            quick = bool(question.get("now"))
-            timeout = 0.0 if quick else self.releases.settings.graceful_timeout
-            self.events.append(ev.StopAsked(quick=quick, timeout=timeout))
+            self.events.append(ev.StopAsked(quick=True) if question.get("now") else self._stop())
         elif do in ("tenants", "hold", "move"):
             ok, answer = self.tenants.answer(do, str(question.get("tenant", "")), self.cluster, self.releases.settings)
             client.done(ok, **answer)
@@ -373,7 +371,7 @@ class Master:
         )
 
     def _accept(self, command: ev.Accept) -> None:
-        self.switchboard.send(command.key, "accept", own=command.slots)
+        self.switchboard.send(command.key, "accept", own=command.slots, farewell=command.farewell)
 
     def _attend(self, command: ev.Attend) -> None:
         self._bequeath(ev.Bequeath(command.key))
@@ -472,7 +470,11 @@ class Master:
 
     def _stop_by(self, path: str) -> None:
         self.log.write("info", f"{path} was touched: stopping")
-        self.events.append(ev.StopAsked(timeout=self.releases.settings.graceful_timeout))
+        self.events.append(self._stop())
+
+    def _stop(self, *, insist: bool = False) -> ev.StopAsked:
+        settings = self.releases.settings
+        return ev.StopAsked(insist=insist, timeout=settings.graceful_timeout, delay=settings.stop_delay)
 
     def _open_log(self, settings: Settings) -> Log:
         try:

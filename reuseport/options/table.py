@@ -96,6 +96,11 @@ def positive(value: float) -> None:
         raise ValueError(f"{value:g} is not more than 0")
 
 
+def without_query(value: str | None) -> None:
+    if value is not None and "?" in value:
+        raise ValueError(f"{value!r} has a query, of which no path consists")
+
+
 def filled(value: str) -> None:
     if not value:
         raise ValueError("'' is no path")
@@ -201,6 +206,12 @@ OPTIONS: tuple[Option, ...] = (
         "graceful_timeout", kinds.SECONDS, 0.0, unit="seconds; 0: no limit", group=RELEASES, effect="always",
         help="How long a stop (TERM) waits for requests and jobs before it ends them. Drains after a release have no "
         "such limit.",
+    ),
+    Option(
+        "stop_delay", kinds.SECONDS, 0.0, unit="seconds", group=RELEASES, effect="always",
+        help="How long the server still accepts after it was told to stop (TERM), while --health-path says that it "
+        "leaves and each response closes its connection: for a load balancer or orchestrator that has to notice before "
+        "connections are refused. A second TERM ends it.",
     ),
     Option(
         "job_timeout", kinds.SECONDS, 0.0, unit="seconds; 0: no limit", group=RELEASES,
@@ -312,6 +323,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "limit_request_body", kinds.SIZE, 0, unit="bytes, or 512M; 0: no limit", group=NETWORK,
         help="The largest body of a request; a larger one is answered 413.",
+    ),
+    Option(
+        "health_path", kinds.WEB_PATH, None, group=NETWORK, check=without_query, default_text="none",
+        help="A path at which the server itself answers: 200 while it serves, 503 from the moment that it was told to "
+        "stop. For load balancers and readiness probes; the application never sees it.",
     ),
     Option(
         "websocket_drain", kinds.SECONDS, 30.0, unit="seconds; 0: all at once", group=NETWORK,

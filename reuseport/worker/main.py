@@ -31,7 +31,7 @@ from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.logline import LEVELS, form_of
 from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.worker import application, jobprocess, logs, running, tenancy, warmup
+from reuseport.worker import application, health, jobprocess, logs, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
 from reuseport.worker.birth import Birth
 from reuseport.worker.departure import leave
@@ -68,6 +68,7 @@ class Worker:
         self.early: list[dict[str, Any]] = []  # what the master said before the engine stood
         self.retiring = ""  # why this worker wants to be replaced
         self.heir = 0
+        self.farewell = False  # the server is about to stop
         self.stopping = False
         self.told_to_drain = False
         self.attending = False  # it drains, but stays for those of its generation's tenants who are kept there
@@ -120,7 +121,7 @@ class Worker:
         for listener in birth.listeners.values():
             self.acceptor.add(listener)
         self.engine = Engine(
-            tenancy.told(app) if self.settings.tenant else app,
+            health.answering(tenancy.told(app) if self.settings.tenant else app, self.settings, lambda: self.farewell),
             self.settings,
             generation=birth.generation,
             worker=self.id,
@@ -309,6 +310,9 @@ class Worker:
                 self.acceptor.own(message["own"])
             if self.state == "ready":
                 self.receiver.start()
+            if message.get("farewell"):  # an older master never says so
+                self.farewell = True
+                self.engine.closing = True
             self.state = "serving"
             self._say("accepting")
         elif kind == "attend" and self.state in ("ready", "serving"):
@@ -443,6 +447,7 @@ class Worker:
         self.state = "draining"
         self.stopping = last
         if last:
+            self.farewell = True
             self.engine.close_idle()  # before the queues are emptied: what waits there has a request
         self.acceptor.stop(take_rest=last)
         self._say("let-go")
