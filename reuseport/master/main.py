@@ -41,6 +41,7 @@ from reuseport.master.notify import Notifier, status_line
 from reuseport.master.processes import Process, Processes, become_subreaper, end
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
+from reuseport.master.reload import Reload
 from reuseport.master.roster import Remains, Roster
 from reuseport.master.slots import SlotError, Slots
 from reuseport.master.switchboard import Switchboard
@@ -145,6 +146,11 @@ class Master:
             Touched(lambda: self._in_directory("release_file"), self._release_by, self.log.write),
             Touched(lambda: self._in_directory("stop_file"), self._stop_by, self.log.write),
         )
+        self.reload: Reload | None = None
+        if settings.reload:
+            self.reload = Reload(self.loop, self._extra_files, lambda: self.releases.ask(None), self.log.write)
+            self.switchboard.on_import = self.reload.watch
+            self.reload.watch(release.recipe["directory"])
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
@@ -443,6 +449,8 @@ class Master:
         """What nothing tells of, at least once in a second."""
         for file in self.touched:
             file.look()
+        if self.reload is not None:
+            self.reload.look()
         self._notify(fully=True)
         self.releases.judge()
         timeout = self.releases.settings.timeout
@@ -463,6 +471,10 @@ class Master:
         """The path that an option names; a relative one lies in --chdir, whose links are not followed here."""
         path = getattr(self.releases.settings, name)
         return os.path.join(self.releases.settings.chdir, path) if path else ""
+
+    def _extra_files(self) -> list[str]:
+        settings = self.releases.settings
+        return [os.path.join(settings.chdir, path) for path in settings.reload_extra_file]
 
     def _release_by(self, path: str) -> None:
         self.log.write("info", f"{path} was touched: releasing")

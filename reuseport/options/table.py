@@ -257,6 +257,18 @@ OPTIONS: tuple[Option, ...] = (
         help="Touching this file stops, as TERM does. A relative path lies in --chdir.",
     ),
     Option(
+        "reload", kinds.SWITCH, False, group=RELEASES, effect="start",
+        help="For development: saving a Python file that the application has imported, or that lies beside one, "
+        "releases, as HUP does. With a mistake in it the version before serves on, until the next save. Installed "
+        "packages do not count.",
+    ),
+    Option(
+        "reload_extra_file", kinds.LATE_PATH, (), metavar="FILE", repeatable=True, group=RELEASES, effect="always",
+        default_text="none",
+        help="Another file whose saving releases, with --reload; repeatable. A directory stands for the files in it, "
+        "templates say. A relative path lies in --chdir.",
+    ),
+    Option(
         "label", kinds.TEXT, "", group=RELEASES, default_text="the last part of the application's directory",
         help="What this version is called in `reuseport status` and `reuseport history`. `reuseport release --label` "
         "says it for one release.",
@@ -492,12 +504,7 @@ FOREIGN: tuple[Foreign, ...] = (
         takes_value=False,
         refused=True,
     ),
-    Foreign(
-        ("--reload",),
-        "is refused: `reuseport release`, or kill -HUP, brings new code without an interruption",
-        takes_value=False,
-        refused=True,
-    ),
+    Foreign(("--reload-engine",), "means nothing here: --reload uses inotify, and polls where there is none"),
     Foreign(("--ssl-version",), "means nothing here: TLS 1.2 and later is spoken"),
     Foreign(("--ciphers",), "is refused: the system's OpenSSL decides (its CipherString can)", refused=True),
     Foreign(("--do-handshake-on-connect",), "means nothing here: no handshake blocks", takes_value=False),

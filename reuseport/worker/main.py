@@ -37,6 +37,7 @@ from reuseport.worker.birth import Birth
 from reuseport.worker.departure import leave
 from reuseport.worker.engine import Engine
 from reuseport.worker.handover import Receiver, Sender
+from reuseport.worker.imports import Imports
 from reuseport.worker.jobprocess import JobProcess, describe_server
 from reuseport.worker.listeners import Acceptor, Listener, pass_slots
 from reuseport.worker.loopset import LoopSet
@@ -88,6 +89,7 @@ class Worker:
         self._orphaned = 0.0  # since when there is no master, in monotonic seconds
         self._channel_watcher: Any = None
         self.vitals = Vitals(self.board, self.id, birth.name)
+        self.imports = Imports(self.settings.reload)
 
     # --- birth ------------------------------------------------------------------------------------------------------
 
@@ -417,6 +419,7 @@ class Worker:
 
     def _turn(self) -> None:
         self.vitals.beat()
+        self.imports.tell(self.channel)
         limit = self.settings.max_worker_memory
         if limit and self.board[RSS] > limit and not self.retiring and self.state == "serving":
             self._retire(f"it uses {self.board[RSS] >> 20} MiB (--max-worker-memory)")
@@ -546,6 +549,7 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         birth()
         _wait_for_end(worker)
     except (application.LoadError, warmup.WarmupError) as error:
+        worker.imports.tell(worker.channel, error)
         worker._say("failed", error=str(error))
         status = 1
     except BaseException as error:  # noqa: BLE001
