@@ -52,6 +52,7 @@ from reuseport.worker import application, forksafety, logs, said
 from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
 from reuseport.worker.door import Door
+from reuseport.worker.imports import Imports
 from reuseport.worker.listeners import Listener, pass_slots
 
 RETRY = 0.5  # seconds between two attempts to reach a master
@@ -80,6 +81,7 @@ class Zygote:
         self.boot_output = 1
         self.queue = (-1, -1)
         self.door = Door()
+        self.imports = Imports(False)
         self.application: Any = None
         self.pems: certificates.Pems | None = None
         self.tls: ssl.SSLContext | None = None
@@ -101,6 +103,10 @@ class Zygote:
         self._become_user()
         if self.settings.umask is not None:
             os.umask(self.settings.umask)
+        self.imports = Imports(self.settings.reload)
+        if self.settings.reload:
+            # Two saves within a second, of the same size, would look the same to what is kept of the first one.
+            sys.dont_write_bytecode = True
         application.prepare_path(self.recipe["directory"], tuple(self.settings.pythonpath))
         if self.settings.capture_output:
             said.capture()
@@ -142,6 +148,7 @@ class Zygote:
         self._take_signals()
         self._open_door()
         self.loaded = True
+        self.imports.tell(self.channel)
         self.channel.send("loaded", workers=workers)
         while True:
             while self.door.waiting:
@@ -427,6 +434,7 @@ def main() -> None:
     try:
         birth = zygote.run()
     except application.LoadError as error:
+        zygote.imports.tell(zygote.channel, error)
         zygote.channel.send("failed", error=str(error))
         sys.stderr.flush()
         os._exit(1)

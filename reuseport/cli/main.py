@@ -27,7 +27,7 @@ COMMANDS = {
     "hold": "keep a tenant in its generation: reuseport hold TENANT",
     "move": "let a held tenant go: reuseport move TENANT",
     "stop": "drain and stop the server",
-    "init": "print a unit for systemd: reuseport init systemd MODULE:APP",
+    "init": "print a file for systemd, nginx, logrotate, docker, compose or kubernetes",
 }
 
 

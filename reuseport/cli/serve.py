@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 
 from reuseport.cli.failure import FAILED
+from reuseport.ipc.inherited import SIGNALS
 from reuseport.options import OPTIONS, OptionError, check, load, working_directory
 from reuseport.options.manual import manual, print_config
 
@@ -33,6 +35,10 @@ def help_text() -> str:
 
 def run(argv: Sequence[str]) -> int:
     """Serve until stopped; the exit status is the master's. Raises OptionError."""
+    if os.getpid() == 1:
+        # In a container. The kernel drops what process 1 has no handler for yet (kill(2), NOTES): a `docker stop` that
+        # comes early would wait in vain, and then kill. What is blocked waits for the master's handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     settings = load(argv, os.environ, working_directory(os.environ))
     for remark in settings.remarks:
         print(f"reuseport: {remark}", file=sys.stderr)

@@ -30,7 +30,8 @@ ABSENT = "-"
 ABOUT = """\
 Shows the generations, newest first, their workers, what each drain waits for, and how the last release ended.
 
-Exit status: 0 the master answered; 1 it did not; 2 wrong usage; 3 no master there."""
+Exit status: 0 the master answered; 1 it did not; 2 wrong usage; 3 no master there. With --check, 1 also says that \
+nothing serves yet, or that the server was told to stop."""
 
 OPTIONS = (
     Option(
@@ -41,11 +42,19 @@ OPTIONS = (
         where=frozenset({FLAG}),
         help="Print the state as one JSON object.",
     ),
+    Option(
+        "check",
+        kinds.SWITCH,
+        False,
+        group="Options",
+        where=frozenset({FLAG}),
+        help='Print one word, and exit with 1 unless it is "running": for health checks of containers.',
+    ),
 )
 
 
 def help_text() -> str:
-    usage = "reuseport status [--json] [-n NAME | --run-dir DIR | -c FILE]"
+    usage = "reuseport status [--json | --check] [-n NAME | --run-dir DIR | -c FILE]"
     return manual((*OPTIONS, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
 
 
@@ -60,6 +69,10 @@ def run(argv: Sequence[str]) -> int:
     if not done.get("ok") or not isinstance(done.get("status"), dict):
         raise Failure(f"no status: {done.get('error') or 'the master gave no reason'}")
     status = done["status"]
+    if values["check"]:
+        state = _dict(status, "master").get("state")
+        print(state)
+        return 0 if state == "running" else 1
     if values["json"]:
         print(json.dumps(status))
         return 0

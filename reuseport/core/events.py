@@ -141,12 +141,15 @@ class ScaleAsked:
 class StopAsked:
     """`timeout`: seconds after which a graceful stop becomes a quick one; 0 for never.
 
-    `insist`: if the server stops already, stop at once: a second SIGTERM.
+    `insist`: if the server stops already, stop at once: a second SIGTERM. `delay`: for so many seconds before it the
+    server still accepts, and says that it will leave, so that nobody sends anything more to it. `timeout` counts from
+    the end of that.
     """
 
     quick: bool = False
     insist: bool = False
     timeout: float = 0.0
+    delay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -220,11 +223,13 @@ class Fork:
 class Accept:
     """Tell the worker to accept, and which slots are its own. A later one replaces an earlier one.
 
-    None: it leaves all slots alone, and serves what is handed over to it.
+    None: it leaves all slots alone, and serves what is handed over to it. `farewell`: a stop has been announced, which
+    it tells whoever asks, and each response is its connection's last.
     """
 
     key: Key
     slots: tuple[int, ...] | None
+    farewell: bool = False
 
 
 @dataclass(frozen=True)

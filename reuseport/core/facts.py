@@ -54,7 +54,7 @@ def _tick(t: Turn, event: ev.Tick) -> None:
 
 def _release_asked(t: Turn, event: ev.ReleaseAsked) -> None:
     askers = (event.asker,) if event.asker else ()
-    if t.state.stopping:
+    if t.state.leaving:
         t.answer(askers, False, 0, "the server is stopping")
         return
     booting = t.state.booting
@@ -75,8 +75,8 @@ def _release_asked(t: Turn, event: ev.ReleaseAsked) -> None:
 def _promote_asked(t: Turn, event: ev.PromoteAsked) -> None:
     askers = (event.asker,) if event.asker else ()
     g, booting = t.state.canary, t.state.booting
-    if g is None or t.state.stopping:
-        t.answer(askers, False, 0, "the server is stopping" if t.state.stopping else "there is no canary to promote")
+    if g is None or t.state.leaving:
+        t.answer(askers, False, 0, "the server is stopping" if t.state.leaving else "there is no canary to promote")
     elif booting is not None:
         t.answer(askers, False, 0, f"generation {booting.number} is on its way, and will take the canary's place")
     elif not g.having(READY, TOLD, ACCEPTING):
@@ -291,20 +291,19 @@ def _scale_asked(t: Turn, event: ev.ScaleAsked) -> None:
 
 
 def _stop_asked(t: Turn, event: ev.StopAsked) -> None:
-    quick = event.quick or (event.insist and bool(t.state.stopping))
-    if t.state.stopping and not quick:
+    quick = event.quick or (event.insist and t.state.leaving)
+    if t.state.leaving and not quick:
         return
-    if not t.state.stopping:
-        t.do(ev.CloseSlots())
-        t.answer(t.state.pending_askers, False, 0, "the server was stopped")
-        t.change(pending=None, pending_askers=())
-        for g in t.state.having(*STAFFED, DRAINING):
-            t.do(*(ev.Drain(Key(g.number, number), last=True) for number in g.having(LEAVING)))
-    t.change(
-        stopping="quick" if quick else "graceful",
-        stop_by=t.now + event.timeout if event.timeout and not quick else None,
-    )
-    t.note("info", "stopping at once" if quick else "stopping: accepting nothing new, finishing requests and jobs")
+    t.answer(t.state.pending_askers, False, 0, "the server was stopped")
+    t.change(pending=None, pending_askers=())
+    delay = event.delay if t.state.serving and not quick else 0.0
+    t.change(stop_by=t.now + delay + event.timeout if event.timeout and not quick else None)
+    if delay:
+        t.change(stop_at=t.now + delay)
+        t.note("info", f"stopping in {delay:g} s, and accepting until then")
+        t.assign()
+    else:
+        t.stop("quick" if quick else "graceful")
 
 
 def _adopted(t: Turn, event: ev.Adopted) -> None:

@@ -37,7 +37,7 @@ def step(state: Cluster, event: ev.Event, now: float) -> tuple[Cluster, tuple[ev
 
 def wake_at(state: Cluster) -> float | None:
     """When a Tick is due, if nothing happens before: the earliest of all deadlines, or None."""
-    times: list[float] = [] if state.stop_by is None else [state.stop_by]
+    times: list[float] = [at for at in (state.stop_at, state.stop_by) if at is not None]
     for g in state.generations.values():
         if g.deadline is not None:
             times.append(g.deadline)

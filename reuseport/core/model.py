@@ -204,7 +204,10 @@ class Generation:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The whole state. `stopping` is "", "graceful" or "quick"."""
+    """The whole state. `stopping` is "", "graceful" or "quick".
+
+    `stop_at` is when a stop that has been announced begins: until then everything goes on, but for new releases.
+    """
 
     generations: Mapping[int, Generation] = field(default_factory=dict)
     last: int = 0  # the highest generation number given out: they only go forward
@@ -214,9 +217,15 @@ class Cluster:
     pending_askers: tuple[Asker, ...] = ()
     drain_askers: tuple[tuple[Asker, int], ...] = ()
     stopping: str = ""
+    stop_at: float | None = None
     stop_by: float | None = None
     served: bool = False  # whether any generation has ever served
     finished: bool = False
+
+    @property
+    def leaving(self) -> bool:
+        """Whether a stop has begun, or has been announced."""
+        return bool(self.stopping) or self.stop_at is not None
 
     @property
     def serving(self) -> Generation | None:

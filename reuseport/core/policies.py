@@ -48,6 +48,8 @@ from reuseport.core.turn import (
 
 def _stop(t: Turn) -> None:
     """While the server stops, nothing serves; when all are gone, so is the master."""
+    if t.state.stop_at is not None and t.now >= t.state.stop_at:
+        t.stop("graceful")
     if not t.state.stopping:
         return
     if t.state.stop_by is not None and t.now >= t.state.stop_by:

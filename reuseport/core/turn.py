@@ -10,12 +10,13 @@ from reuseport.core import events as ev
 from reuseport.core.model import (
     ACCEPTING,
     ATTENDING,
+    DRAINING,
     FORKING,
     LEAVING,
     OPENING,
     QUITTING,
     READY,
-    SERVING,
+    STAFFED,
     STARTING,
     TOLD,
     TRANSITIONS,
@@ -164,9 +165,9 @@ class Turn:
 
     def assign(self) -> None:
         """Say again which slots are whose: a slot that is open gets connections at once, so it needs an owner now."""
-        for g in self.state.having(OPENING, SERVING):
+        for g in self.state.having(OPENING, *STAFFED):
             for number, w in g.having(TOLD, ACCEPTING).items():
-                if w.place < g.wanted and not g.release.canary:
+                if w.place < g.wanted:
                     self.do(self.order(g, number, w))
 
     def accept(self, key: Key, w: Worker) -> None:
@@ -177,7 +178,7 @@ class Turn:
     def order(self, g: Generation, number: int, w: Worker) -> ev.Accept:
         """What a worker is told when it may accept."""
         slots = None if g.release.canary else slots_of(w.place, g.wanted, self.state.slots)
-        return ev.Accept(Key(g.number, number), slots)
+        return ev.Accept(Key(g.number, number), slots, farewell=self.state.stop_at is not None)
 
     def drain(self, key: Key) -> None:
         """Let a worker finish its work and go, whatever it is at now."""
@@ -218,6 +219,16 @@ class Turn:
             self.quit(Key(g.number, number), command)
         # A zygote that has loaded hangs in nothing.
         self.quit(Key(g.number, ZYGOTE), ev.Quit if g.zygote and g.zygote.loaded else command)
+
+    def stop(self, how: str) -> None:
+        """Begin to stop, or to stop "quick" what already does."""
+        if not self.state.stopping:
+            self.do(ev.CloseSlots())
+            for g in self.state.having(*STAFFED, DRAINING):
+                self.do(*(ev.Drain(Key(g.number, number), last=True) for number in g.having(LEAVING)))
+        self.change(stopping=how, stop_at=None)
+        text = "stopping at once" if how == "quick" else "stopping: accepting nothing new, finishing requests and jobs"
+        self.note("info", text)
 
     def fail(self, g: Generation, reason: str, command: Callable[[Key], ev.Command] = ev.Quit) -> None:
         """A boot has failed: end whatever it started. Its askers hear of it when that is done."""

@@ -74,7 +74,7 @@ def _fork(master: Master, command: ev.Fork) -> None:
 
 
 def _accept(master: Master, command: ev.Accept) -> None:
-    master.switchboard.send(command.key, "accept", own=command.slots)
+    master.switchboard.send(command.key, "accept", own=command.slots, farewell=command.farewell)
 
 
 def _attend(master: Master, command: ev.Attend) -> None:

@@ -44,6 +44,7 @@ from reuseport.master.processes import Process, Processes, become_subreaper, end
 from reuseport.master.questions import QUESTIONS, whole_status
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
+from reuseport.master.reload import Reload
 from reuseport.master.roster import Remains, Roster
 from reuseport.master.samples import Samples
 from reuseport.master.scrape import Scrape
@@ -162,6 +163,11 @@ class Master:
             Touched(lambda: self._in_directory("release_file"), self._release_by, self.log.write),
             Touched(lambda: self._in_directory("stop_file"), self._stop_by, self.log.write),
         )
+        self.reload: Reload | None = None
+        if settings.reload:
+            self.reload = Reload(self.loop, self._extra_files, lambda: self.releases.ask(None), self.log.write)
+            self.switchboard.on_import = self.reload.watch
+            self.reload.watch(release.recipe["directory"])
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
@@ -217,7 +223,7 @@ class Master:
             elif number == signal.SIGHUP:
                 self.releases.ask(None)
             elif number == signal.SIGTERM:
-                self.events.append(ev.StopAsked(insist=True, timeout=self.releases.settings.graceful_timeout))
+                self.events.append(self.stop_asked(insist=True))
             elif number in (signal.SIGINT, signal.SIGQUIT):
                 self.events.append(ev.StopAsked(quick=True))
             elif number in (signal.SIGTTIN, signal.SIGTTOU):
@@ -327,6 +333,8 @@ class Master:
         """What nothing tells of, at least once in a second."""
         for file in self.touched:
             file.look()
+        if self.reload is not None:
+            self.reload.look()
         self._notify(fully=True)
         self.releases.judge()
         timeout = self.releases.settings.timeout
@@ -361,13 +369,21 @@ class Master:
         path = getattr(self.releases.settings, name)
         return os.path.join(self.releases.settings.chdir, path) if path else ""
 
+    def _extra_files(self) -> list[str]:
+        settings = self.releases.settings
+        return [os.path.join(settings.chdir, path) for path in settings.reload_extra_file]
+
     def _release_by(self, path: str) -> None:
         self.log.write("info", f"{path} was touched: releasing")
         self.releases.ask(None)
 
     def _stop_by(self, path: str) -> None:
         self.log.write("info", f"{path} was touched: stopping")
-        self.events.append(ev.StopAsked(timeout=self.releases.settings.graceful_timeout))
+        self.events.append(self.stop_asked())
+
+    def stop_asked(self, *, insist: bool = False) -> ev.StopAsked:
+        settings = self.releases.settings
+        return ev.StopAsked(insist=insist, timeout=settings.graceful_timeout, delay=settings.stop_delay)
 
     def _open_log(self, settings: Settings) -> Log:
         try:

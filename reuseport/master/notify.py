@@ -42,7 +42,7 @@ def what_to_say(cluster: Cluster, asked: int, status: str, before: Said, now: fl
     A release that is refused at once has begun and ended: `systemctl reload` waits for both words (Type=notify-reload).
     One on probation has not ended, as for every other asker.
     """
-    if cluster.stopping:
+    if cluster.leaving:
         words = [] if before.stopping else ["STOPPING=1"]
         return _with_status(before._replace(stopping=True), status, words)
     serving = cluster.serving
@@ -82,7 +82,7 @@ def status_line(cluster: Cluster, waits_for: Callable[[int], tuple[int, list[str
         parts.append(f"{name} drains: {', '.join([*what, *jobs])}" if what or jobs else f"{name} is leaving")
     if g := cluster.booting:
         parts.append(f"generation {g.number} is {g.state}")
-    if cluster.stopping:
+    if cluster.leaving:
         parts.insert(0, "stopping")
     line = one_line("; ".join(parts)).encode(errors="replace")
     return line.decode() if len(line) <= STATUS else line[: STATUS - 3].decode(errors="ignore") + "..."

@@ -144,4 +144,3 @@ class Numbers:
                 source[field] = 0
         self._latencies.give(row, 0)
         self._board.clear(row)
-

@@ -46,9 +46,7 @@ def _history(master: Master, client: Client, question: Question) -> None:
 
 def _stop(master: Master, client: Client, question: Question) -> None:
     client.watching = True
-    quick = bool(question.get("now"))
-    timeout = 0.0 if quick else master.releases.settings.graceful_timeout
-    master.events.append(ev.StopAsked(quick=quick, timeout=timeout))
+    master.events.append(ev.StopAsked(quick=True) if question.get("now") else master.stop_asked())
 
 
 def _tenants(master: Master, client: Client, question: Question) -> None:

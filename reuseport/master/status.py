@@ -16,7 +16,7 @@ def of(
 ) -> dict[str, Any]:
     """The whole status, JSON-able. `master` is what the master says of itself."""
     serving = cluster.serving
-    state = "stopping" if cluster.stopping else "running" if serving else "booting"
+    state = "stopping" if cluster.leaving else "running" if serving else "booting"
     return {
         "master": {**master, "state": state, "workers_wanted": serving.wanted if serving else 0},
         "serving": serving.number if serving else None,

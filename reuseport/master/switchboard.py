@@ -67,6 +67,7 @@ class Switchboard:
         self._strangers: dict[Channel, int] = {}  # who has connected and not said hello yet, and its pid
         self.on_stay: Callable[[str, int, float], None] = lambda tenant, generation, seconds: None
         self.on_hello: Callable[[Key], None] = lambda key: None  # a worker can be spoken to from now on
+        self.on_import: Callable[[str], None] = lambda directory: None
         self._queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
         loop.watch(hellos.fileno(), self._on_hello)
 
@@ -270,6 +271,8 @@ class Switchboard:
                 self._job_ended(key, job)
         elif kind == "stays":
             self.on_stay(str(message["tenant"]), int(message["at"]), float(message["seconds"]))
+        elif kind == "imported":
+            self.on_import(str(message["directory"]))
         elif kind == "note":
             self._log(str(message["level"]), str(message["text"]))
         else:

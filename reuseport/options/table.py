@@ -97,6 +97,11 @@ def positive(value: float) -> None:
         raise ValueError(f"{value:g} is not more than 0")
 
 
+def without_query(value: str | None) -> None:
+    if value is not None and "?" in value:
+        raise ValueError(f"{value!r} has a query, of which no path consists")
+
+
 def filled(value: str) -> None:
     if not value:
         raise ValueError("'' is no path")
@@ -214,6 +219,12 @@ OPTIONS: tuple[Option, ...] = (
         "such limit.",
     ),
     Option(
+        "stop_delay", kinds.SECONDS, 0.0, unit="seconds", group=RELEASES, effect="always",
+        help="How long the server still accepts after it was told to stop (TERM), while --health-path says that it "
+        "leaves and each response closes its connection: for a load balancer or orchestrator that has to notice before "
+        "connections are refused. A second TERM ends it.",
+    ),
+    Option(
         "job_timeout", kinds.SECONDS, 0.0, unit="seconds; 0: no limit", group=RELEASES,
         help="The deadline of jobs that have none of their own. Then JobTimeout is raised inside the job.",
     ),
@@ -255,6 +266,18 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "stop_file", kinds.LATE_PATH, "", metavar="FILE", group=RELEASES, effect="always", default_text="none",
         help="Touching this file stops, as TERM does. A relative path lies in --chdir.",
+    ),
+    Option(
+        "reload", kinds.SWITCH, False, group=RELEASES, effect="start",
+        help="For development: saving a Python file that the application has imported, or that lies beside one, "
+        "releases, as HUP does. With a mistake in it the version before serves on, until the next save. Installed "
+        "packages do not count.",
+    ),
+    Option(
+        "reload_extra_file", kinds.LATE_PATH, (), metavar="FILE", repeatable=True, group=RELEASES, effect="always",
+        default_text="none",
+        help="Another file whose saving releases, with --reload; repeatable. A directory stands for the files in it, "
+        "templates say. A relative path lies in --chdir.",
     ),
     Option(
         "label", kinds.TEXT, "", group=RELEASES, default_text="the last part of the application's directory",
@@ -323,6 +346,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "limit_request_body", kinds.SIZE, 0, unit="bytes, or 512M; 0: no limit", group=NETWORK,
         help="The largest body of a request; a larger one is answered 413.",
+    ),
+    Option(
+        "health_path", kinds.WEB_PATH, None, group=NETWORK, check=without_query, default_text="none",
+        help="A path at which the server itself answers: 200 while it serves, 503 from the moment that it was told to "
+        "stop. For load balancers and readiness probes; the application never sees it.",
     ),
     Option(
         "websocket_drain", kinds.SECONDS, 30.0, unit="seconds; 0: all at once", group=NETWORK,
@@ -518,12 +546,7 @@ FOREIGN: tuple[Foreign, ...] = (
         takes_value=False,
         refused=True,
     ),
-    Foreign(
-        ("--reload",),
-        "is refused: `reuseport release`, or kill -HUP, brings new code without an interruption",
-        takes_value=False,
-        refused=True,
-    ),
+    Foreign(("--reload-engine",), "means nothing here: --reload uses inotify, and polls where there is none"),
     Foreign(("--ssl-version",), "means nothing here: TLS 1.2 and later is spoken"),
     Foreign(("--ciphers",), "is refused: the system's OpenSSL decides (its CipherString can)", refused=True),
     Foreign(("--do-handshake-on-connect",), "means nothing here: no handshake blocks", takes_value=False),

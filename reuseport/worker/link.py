@@ -19,6 +19,7 @@ class Link:
     """`hello(channel)`: introduces the worker, first on every channel. `take(message, fds)` gets what is said.
 
     `lost()`: the channel has ended; False if nobody wants another. `alone(seconds)`: so long there has been no master.
+    `channel` is None then.
     """
 
     def __init__(
@@ -39,15 +40,10 @@ class Link:
         self._take = take
         self._lost = lost
         self._alone = alone
-        self._channel: channels.Channel | None = None
+        self.channel: channels.Channel | None = None
         self._watcher: Any = None
         self._retry: Any = None
         self._since = 0.0  # when the last master was lost, in monotonic seconds
-
-    @property
-    def up(self) -> bool:
-        """Whether there is a master to talk to."""
-        return self._channel is not None
 
     def connect(self) -> bool:
         """Say hello to the master that owns the run directory. False where there is none now."""
@@ -55,7 +51,7 @@ class Link:
             channel = channels.connect(self._path)
         except OSError:
             return False
-        self._channel = channel
+        self.channel = channel
         self._hello(channel)
         self._watcher = self._loop.io(channel.fileno(), 1)
         self._watcher.start(self.hear)
@@ -63,12 +59,12 @@ class Link:
 
     def say(self, kind: str, **fields: Any) -> None:
         """Tell the master; nothing where there is none, who will be told what counts in the hello to the next."""
-        if self._channel is not None:
-            self._channel.send(kind, **fields)
+        if self.channel is not None:
+            self.channel.send(kind, **fields)
 
     def hear(self) -> None:
         """Take what the master has said so far."""
-        channel = self._channel
+        channel = self.channel
         if channel is None:
             return
         channel.flush()
@@ -80,24 +76,24 @@ class Link:
             messages, channel.closed = [], True
         for message, fds in messages:
             self._take(message, fds)
-        if channel.closed and self._channel is channel:
+        if channel.closed and self.channel is channel:
             self._watcher.stop()
             self._watcher.close()
             channel.close()
-            self._channel = None
+            self.channel = None
             self._since = time.monotonic()
             if self._lost():
                 self._knock()
 
     def abandon(self) -> None:
         """In a child that the application has forked: the channel is its parent's."""
-        self._channel = None
+        self.channel = None
         for watcher in (self._watcher, self._retry):
             if watcher is not None:
                 watcher.stop()
 
     def _knock(self) -> None:
-        if self._channel is None and not self.connect():
+        if self.channel is None and not self.connect():
             self._alone(time.monotonic() - self._since)
             self._retry = self._loop.timer(RETRY)
             self._retry.start(self._knock)

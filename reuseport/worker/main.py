@@ -29,12 +29,13 @@ from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
 from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, Scoreboard, settle
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.worker import application, jobprocess, logs, running, tenancy, warmup
+from reuseport.worker import application, health, jobprocess, logs, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
 from reuseport.worker.birth import Birth
 from reuseport.worker.departure import leave
 from reuseport.worker.engine import Engine
 from reuseport.worker.handover import Receiver, Sender
+from reuseport.worker.imports import Imports
 from reuseport.worker.jobprocess import JobProcess, describe_server
 from reuseport.worker.link import Link
 from reuseport.worker.listeners import Acceptor, Listener, pass_slots
@@ -68,6 +69,7 @@ class Worker:
         self.early: list[dict[str, Any]] = []  # what the master said before the engine stood
         self.retiring = ""  # why this worker wants to be replaced
         self.heir = 0
+        self.farewell = False  # the server is about to stop
         self.stopping = False
         self.told_to_drain = False
         self.attending = False  # it drains, but stays for those of its generation's tenants who are kept there
@@ -90,6 +92,7 @@ class Worker:
             alone=self._on_no_master,
         )
         self.vitals = Vitals(self.board, self.id, birth.name)
+        self.imports = Imports(self.settings.reload)
 
     # --- birth ------------------------------------------------------------------------------------------------------
 
@@ -125,7 +128,7 @@ class Worker:
         for listener in birth.listeners.values():
             self.acceptor.add(listener)
         self.engine = Engine(
-            tenancy.told(app) if self.settings.tenant else app,
+            health.answering(tenancy.told(app) if self.settings.tenant else app, self.settings, lambda: self.farewell),
             self.settings,
             generation=birth.generation,
             worker=self.id,
@@ -261,6 +264,9 @@ class Worker:
                 self.acceptor.own(message["own"])
             if self.state == "ready":
                 self.receiver.start()
+            if message.get("farewell"):  # an older master never says so
+                self.farewell = True
+                self.engine.closing = True
             self.state = "serving"
             self.link.say("accepting")
         elif kind == "attend" and self.state in ("ready", "serving"):
@@ -366,6 +372,7 @@ class Worker:
     def _turn(self) -> None:
         self.vitals.beat()
         self._put_down()
+        self.imports.tell(self.link.channel)
         limit = self.settings.max_worker_memory
         if limit and self.board[RSS] > limit and not self.retiring and self.state == "serving":
             self._retire(f"it uses {self.board[RSS] >> 20} MiB (--max-worker-memory)")
@@ -384,7 +391,7 @@ class Worker:
     def _on_term(self) -> None:
         """The master's TERM follows its word. Anybody else's is a wish to be replaced, unless it is repeated."""
         self.link.hear()
-        if self.told_to_drain or not self.link.up or self.retiring == TERM:
+        if self.told_to_drain or self.link.channel is None or self.retiring == TERM:
             self._drain(last=False)
         else:
             self._retire(TERM)
@@ -401,6 +408,7 @@ class Worker:
         self.state = "draining"
         self.stopping = last
         if last:
+            self.farewell = True
             self.engine.close_idle()  # before the queues are emptied: what waits there has a request
         self.acceptor.stop(take_rest=last)
         self.link.say("let-go")
@@ -498,6 +506,7 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         birth()
         _wait_for_end(worker)
     except (application.LoadError, warmup.WarmupError) as error:
+        worker.imports.tell(worker.link.channel, error)
         worker.link.say("failed", error=str(error))
         status = 1
     except BaseException as error:  # noqa: BLE001

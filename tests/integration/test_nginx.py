@@ -1,16 +1,19 @@
-"""nginx in front, with the configuration that is documented: releases under load, and not one 502 or 504."""
+"""nginx in front, with what `reuseport init nginx` prints: releases under load, and not one 502 or 504."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import shutil
+import socket
 import subprocess
 import threading
 from collections import Counter
 
 import pytest
-from harness import CHECKOUT, PATIENCE, wait_for
+import websocket
+from harness import PATIENCE, wait_for
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx (Debian: apt install nginx)")
 
@@ -28,27 +31,33 @@ http {{
     fastcgi_temp_path {root}/fastcgi;
     uwsgi_temp_path {root}/uwsgi;
     scgi_temp_path {root}/scgi;
-    {documented}
+    {printed}
 }}
 """
 
 
 @pytest.fixture
 def nginx(server, tmp_path):
-    """An nginx in front of the server, listening on a Unix socket; its path."""
-    documented = (CHECKOUT / "docs" / "nginx.conf").read_text()
+    with in_front_of(server, tmp_path) as (path, errors):
+        yield f"unix:{path}", errors
+
+
+@contextlib.contextmanager
+def in_front_of(server, tmp_path):
+    """An nginx in front of the server: the Unix socket that it listens on, and its log."""
+    outcome = server.cli("init", "nginx", server.app, "-b", server.address)
+    assert outcome.exit == 0, outcome.err
     path = server.root / "nginx.sock"  # a short path: tmp_path may be too long for a socket
-    for says, means in (("listen 80;", f"listen unix:{path};"), ("127.0.0.1:8000", server.address)):
-        assert documented.count(says) == 1
-        documented = documented.replace(says, means)
+    assert outcome.out.count("listen 80;") == 1
+    printed = outcome.out.replace("listen 80;", f"listen unix:{path};")
     user = "user root;" if os.geteuid() == 0 else ""  # who may not write into the test's directory otherwise
-    (tmp_path / "nginx.conf").write_text(FRAME.format(user=user, root=tmp_path, documented=documented))
+    (tmp_path / "nginx.conf").write_text(FRAME.format(user=user, root=tmp_path, printed=printed))
     errors = tmp_path / "error.log"
     process = subprocess.Popen(["nginx", "-c", str(tmp_path / "nginx.conf"), "-p", str(tmp_path), "-e", str(errors)])
     try:
         wait_for(lambda: path.exists() or process.poll() is not None, "nginx listens")
         assert process.poll() is None, errors.read_text()
-        yield f"unix:{path}", errors
+        yield path, errors
     finally:
         process.terminate()
         process.wait()
@@ -102,6 +111,21 @@ def test_nginx_keeps_its_connections_through_a_release(server, nginx):
     server.renew()
     assert server.get("/", address).status == 200
     assert before and connections(server) == before
+
+
+def test_a_websocket_passes_through_nginx(serve, tmp_path):
+    server = serve()
+    server.write("one", whole="import sockets\napplication = sockets.make('one')\n")
+    server.start()
+    with in_front_of(server, tmp_path) as (path, _):
+        raw = socket.socket(socket.AF_UNIX)
+        raw.settimeout(PATIENCE)
+        raw.connect(str(path))
+        client = websocket.create_connection("ws://shop/echo", socket=raw)
+        assert client.recv() == "one"
+        client.send("ping")
+        assert client.recv() == "ping"
+        client.close()
 
 
 def connections(server) -> set[int]:

@@ -190,7 +190,8 @@ class Audit:
                 self.slots = number
             case ev.CloseSlots():
                 self.closed += 1
-                assert self.stops == 1 and self.closed == 1, "slots are closed once: at the stop"
+                assert self.stops and self.closed == 1, "slots are closed once: at the stop"
+                assert before.stop_at is None or now >= before.stop_at or after.stopping == "quick", "before its time"
             case ev.StartZygote(generation, release):
                 self._check_start(before, generation, release, after)
             case ev.CopyZygote(generation, donor):
@@ -299,7 +300,7 @@ class Audit:
             assert old.zygote is None or Key(generation, ZYGOTE) not in self.ended
         else:
             assert generation > max(self.begun, default=0)
-            assert release.recipe["id"] == self.last_asked or release.source or not after.stopping
+            assert release.recipe["id"] == self.last_asked or release.source or not after.leaving
             self.begun[generation] = release.recipe["id"]
 
     def _check_copy(self, generation: int, donor: int, after: Cluster) -> None:

@@ -129,10 +129,16 @@ class AnyStory(RuleBasedStateMachine):
         if numbers:
             self.world.feed(ev.Pinned(data.draw(st.sampled_from(numbers)), pinned))
 
-    @rule(quick=st.booleans(), timeout=st.sampled_from((0.0, 5.0)), really=st.sampled_from((False,) * 5 + (True,)))
-    def stop(self, quick: bool, timeout: float, really: bool) -> None:
+    @rule(
+        quick=st.booleans(),
+        insist=st.booleans(),
+        timeout=st.sampled_from((0.0, 5.0)),
+        delay=st.sampled_from((0.0, 3.0)),
+        really=st.sampled_from((False,) * 5 + (True,)),
+    )
+    def stop(self, quick: bool, insist: bool, timeout: float, delay: float, really: bool) -> None:
         if really:
-            self.world.feed(ev.StopAsked(quick, insist=True, timeout=timeout))
+            self.world.feed(ev.StopAsked(quick, insist, timeout, delay))
 
     # --- what goes well ---------------------------------------------------------------------------------------------
 

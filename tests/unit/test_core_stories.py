@@ -555,6 +555,37 @@ def test_a_stop_answers_whoever_waits_and_refuses_new_releases(serving):
     assert answers(serving.release(Asker("late"))) == {"late": (False, 0)}
 
 
+def test_an_announced_stop_changes_nothing_before_its_time_but_what_workers_say(serving):
+    commands = serving.tell(ev.StopAsked(delay=10.0, timeout=30.0))
+    assert commands == [
+        ev.Accept(Key(1, 1), (0,), farewell=True),
+        ev.Accept(Key(1, 2), (1,), farewell=True),
+    ]
+    assert answers(serving.release(Asker("late"))) == {"late": (False, 0)}
+    assert serving.tell(ev.StopAsked(delay=10.0)) == [], "asking again does not put it off"
+    serving.exit((1, 1))
+    assert serving.readies((1, 3)) == [ev.Accept(Key(1, 3), (0,), farewell=True)], "its replacement says so, too"
+    serving.accept((1, 3))
+    assert not drained(serving.after(9.9))
+    assert drained(serving.after(0.2)) == {(1, 2), (1, 3)}
+    serving.after(29.7)
+    assert serving.cluster.stopping == "graceful"
+    serving.after(0.3)
+    assert serving.cluster.stopping == "quick", "the graceful timeout counts from the end of the delay"
+
+
+def test_a_second_term_cuts_the_delay_short(serving):
+    serving.tell(ev.StopAsked(insist=True, delay=10.0))
+    assert ev.CloseSlots() in serving.tell(ev.StopAsked(insist=True, delay=10.0))
+    assert serving.cluster.stopping == "quick"
+
+
+def test_nobody_is_told_of_a_stop_where_nothing_serves(story):
+    story.release()
+    story.tell(ev.StopAsked(delay=10.0))
+    assert story.cluster.stopping == "graceful"
+
+
 def test_a_stop_before_anything_has_begun(story):
     assert story.tell(ev.StopAsked()) == [ev.CloseSlots(), ev.Finish(0)]
 

@@ -1,20 +1,34 @@
-"""`reuseport init systemd`: the unit says what was said to it, and systemd reads it as it was meant."""
+"""`reuseport init`: what is printed says what was said to it, and whoever reads it reads what was meant."""
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from reuseport.cli.init import unit
+from reuseport.cli.init import compose, docker, kubernetes, logrotate, nginx, systemd
+from reuseport.cli.init.described import Described
 from reuseport.cli.main import main
 from reuseport.options import load
 
+CHECKOUT = Path(__file__).parent.parent.parent
 
-def made(*words: str, cwd: str = "/", user: str = "shop", **environ: str) -> list[str]:
-    return unit(load(words, environ, cwd), words, ["/venv/bin/reuseport"], user).splitlines()
+
+def described(words: tuple[str, ...], cwd: str = "/", user: str = "shop", **environ: str) -> Described:
+    return Described(load(words, environ, cwd), words, ("/venv/bin/reuseport",), user)
+
+
+# --- systemd ----------------------------------------------------------------------------------------------------------
+
+
+def made(*words: str, **how: str) -> list[str]:
+    return systemd.text(described(words, **how)).splitlines()
 
 
 def value(lines: list[str], key: str) -> str:
@@ -65,11 +79,184 @@ def test_it_waits_for_as_long_as_a_boot_may_take():
     assert value(made("shop:app", "--boot-timeout", "10m", "--probation", "60"), "TimeoutStartSec") == "690"
 
 
+# --- nginx ------------------------------------------------------------------------------------------------------------
+
+
+def proxy(*words: str) -> str:
+    return nginx.text(described(("shop:app", *words)))
+
+
+def test_the_documented_configuration_is_the_printed_one():
+    assert proxy() == (CHECKOUT / "docs" / "nginx.conf").read_text(), "reuseport init nginx shop:app > docs/nginx.conf"
+
+
+@pytest.mark.parametrize(
+    ("bind", "server"),
+    [
+        ("0.0.0.0:80", "127.0.0.1:80"),
+        ("[::]:80", "[::1]:80"),
+        ("10.0.0.1:80", "10.0.0.1:80"),
+        ("unix:/run/shop.sock", "unix:/run/shop.sock"),
+        ("unix:/run/a shop.sock", '"unix:/run/a shop.sock"'),
+    ],
+)
+def test_nginx_knows_where_to_go(bind: str, server: str):
+    assert f"    server {server};" in proxy("-b", bind).splitlines()
+
+
+def test_nginx_prefers_the_unix_socket():
+    assert "server unix:/run/shop.sock;" in proxy("-b", ":80", "-b", "unix:/run/shop.sock")
+
+
+def test_nginx_gives_up_idle_connections_first():
+    assert "keepalive_timeout 60s;" in proxy()
+    assert "keepalive_timeout 8s;" in proxy("--keep-alive", "10")
+    assert "keepalive" not in proxy("--keep-alive", "0")
+
+
+def test_nginx_speaks_tls_to_what_speaks_it():
+    assert "proxy_pass https://shop;" in proxy("--certfile", "c.pem")
+    assert "proxy_pass http://shop;" in proxy("--certfile", "c.pem", "-b", "unix:/run/shop.sock")
+
+
+def test_nginx_takes_bodies_as_large_as_the_server_does():
+    assert "client_max_body_size 0;" in proxy()
+    assert f"client_max_body_size {512 << 20};" in proxy("--limit-request-body", "512M")
+
+
+def test_nginx_gives_requests_the_id_that_the_server_takes():
+    assert "proxy_set_header X-Trace $request_id;" in proxy("--request-id", "pass", "--request-id-header", "X-Trace")
+    assert "$request_id" not in proxy()
+
+
+# --- logrotate --------------------------------------------------------------------------------------------------------
+
+
+def rotation(*words: str, user: str = "shop") -> str:
+    return logrotate.text(described(("shop:app", *words), user=user))
+
+
+def test_every_file_is_rotated_once():
+    text = rotation("--log-file", "/var/log/shop.log", "--access-log", "/var/log/shop.log")
+    assert text.count("/var/log/shop.log") == 1
+    assert rotation("--log-file", "a.log", "--access-log", "-").count(".log") == 1
+
+
+def test_the_master_is_told_of_the_rotation():
+    assert 'kill -USR1 "$(cat /run/reuseport/shop/master.pid)"' in rotation("--log-file", "a.log")
+    assert "/srv/run/master.pid" in rotation("--log-file", "a.log", "--run-dir", "/srv/run")
+    assert "$(cat '/run/a b.pid')" in rotation("--log-file", "a.log", "--pid", "/run/a b.pid")
+
+
+def test_whose_the_new_file_is():
+    assert "su shop shop" in rotation("--log-file", "a.log")
+    text = rotation("--log-file", "a.log", "--user", "nobody", user="root")
+    assert "create 0640 nobody nogroup" in text or "create 0640 nobody nobody" in text
+    assert "su " not in text, "a master that is root's takes no signal from anybody else"
+
+
+# --- containers -------------------------------------------------------------------------------------------------------
+
+
+def image(*words: str, **how: str) -> dict[str, str]:
+    """Each instruction's last arguments."""
+    text = docker.text(described(words, **how)).replace("\\\n", "")
+    return dict(line.split(" ", 1) for line in text.splitlines() if re.match("[A-Z]+ ", line))
+
+
+def deployment(*words: str, **how: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pod's specification, and its container's."""
+    one, service = yaml.safe_load_all(kubernetes.text(described(words, **how)))
+    assert one["kind"] == "Deployment" and service["kind"] == "Service"
+    pod = one["spec"]["template"]
+    assert one["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"] == service["spec"]["selector"]
+    return pod["spec"], pod["spec"]["containers"][0]
+
+
+def test_an_image_runs_what_was_typed_without_a_shell():
+    made = image("shop:app", "-e", 'A="$b"')
+    assert json.loads(made["CMD"]) == ["reuseport", "serve", "shop:app", "-e", 'A="$b"', "-b", "0.0.0.0:8000"]
+    assert made["STOPSIGNAL"] == "SIGTERM"
+    assert made["USER"] == "10001"
+    assert json.loads(made["HEALTHCHECK"].partition("CMD ")[2]) == ["reuseport", "status", "--check"]
+    assert made["WORKDIR"] == "/srv/shop"
+
+
+def test_an_image_listens_where_it_was_said():
+    made = image("shop:app", "-b", ":80")
+    assert json.loads(made["CMD"])[3:] == ["-b", ":80"]
+    assert made["EXPOSE"] == "80"
+
+
+def test_where_the_code_lies_in_an_image():
+    assert image("shop:app", "--chdir", "/opt/shop/current", cwd="/home/me")["WORKDIR"] == "/opt/shop/current"
+    assert image("shop:app", "--chdir", "src", cwd="/home/me")["WORKDIR"] == "/srv/shop"
+
+
+def test_variables_are_said_again_in_an_image():
+    lines = docker.text(described(("shop:app",), REUSEPORT_ENV='A="$b"', REUSEPORT_WORKERS="3")).splitlines()
+    assert r'ENV REUSEPORT_ENV="A=\"\$b\""' in lines
+    assert "ENV REUSEPORT_WORKERS=3" in lines
+    assert "ENV REUSEPORT_RUN_DIR=/run/reuseport/shop" in lines
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [((), 3600), (("--job-timeout", "2h"), 7260), (("--graceful-timeout", "5m", "--job-timeout", "2h"), 330)],
+)
+def test_a_stop_gets_as_long_as_it_may_take(words: tuple[str, ...], seconds: int):
+    service = yaml.safe_load(compose.text(described(("shop:app", *words))))["services"]["shop"]
+    assert service["stop_grace_period"] == f"{seconds}s"
+    pod, _ = deployment("shop:app", *words)
+    assert pod["terminationGracePeriodSeconds"] == seconds + 10, "and the delay before it"
+    pod, _ = deployment("shop:app", *words, "--stop-delay", "60")
+    assert pod["terminationGracePeriodSeconds"] == seconds + (60 if words else 0)
+
+
+def test_a_composed_container_can_write_where_it_must():
+    service = yaml.safe_load(compose.text(described(("shop:app", "-b", ":80"))))["services"]["shop"]
+    assert service["ports"] == ["80:80"]
+    assert "/run/reuseport:uid=10001,mode=0755" in service["tmpfs"]
+
+
+def test_a_pods_readiness_is_what_the_server_says():
+    _, container = deployment("shop:app")
+    command = container["command"]
+    assert command[-4:] == ["--health-path", "/healthz", "--stop-delay", "10"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/healthz", "port": "http", "scheme": "HTTP"}
+    _, container = deployment("shop:app", "--health-path", "/up", "--stop-delay", "3", "--certfile", "c.pem")
+    assert container["command"][2:] == [
+        *("shop:app", "--health-path", "/up", "--stop-delay", "3", "--certfile", "c.pem", "-b", "0.0.0.0:8000")
+    ]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/up", "port": "http", "scheme": "HTTPS"}
+
+
+def test_a_pods_command_line_is_taken_by_serve():
+    _, container = deployment("shop:app", "-e", "A=$(B)")
+    words = [word.replace("$$", "$") for word in container["command"]]  # as the kubelet reads it
+    settings = load(words[2:], {}, "/")
+    assert (settings.env["A"], settings.health_path, settings.stop_delay) == ("$(B)", "/healthz", 10.0)
+    assert "resources" in container
+    assert "resources" not in deployment("shop:app", "-w", "3")[1]
+
+
+def test_a_name_that_kubernetes_does_not_take():
+    _, container = deployment("shop:app", "-n", "My_Shop.")
+    assert container["name"] == "my-shop"
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "init: what for?"),
-        (["docker"], "init: what for?"),
+        (["dockr"], "init: what for? did you mean docker?"),
+        (["logrotate", "shop:app"], "there is nothing to rotate"),
+        (["nginx", "shop:app", "-b", "127.0.0.1:0"], "nginx must know the port"),
+        (["nginx", "shop:app", "--proxy-protocol", "v2"], "leave out --proxy-protocol"),
+        (["docker", "shop:app", "--run-dir", "/run/a\nb"], "a line break, which a Dockerfile cannot hold"),
         (["systemd"], "init: which application?"),
         (["systemd", "shop:app", "--workres", "3"], "did you mean --workers"),
         (["systemd", "shop:app", "--env", "A=b\nc"], "a line break"),

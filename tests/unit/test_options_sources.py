@@ -69,12 +69,14 @@ def test_web_concurrency_counts_when_nothing_else_says_how_many_workers(cwd: str
 SAMPLES = {
     "app": "shop:app", "chdir": "/srv", "pythonpath": "/lib", "python": "venv/bin/python", "env": "A=1",
     "tenant": "header:X-Tenant", "tenant_isolation": "strict",
-    "warmup": "/health", "preload": "never", "workers": "3", "bind": ":80", "name": "shop", "run_dir": "/run/shop",
+    "warmup": "/health", "health_path": "/healthz", "preload": "never",
+    "workers": "3", "bind": ":80", "name": "shop", "run_dir": "/run/shop",
     "forwarded_allow_ips": "10.0.0.0/8", "proxy_allow_ips": "::1", "proxy_protocol": "v2", "cert_reqs": "required",
     "umask": "027", "log_level": "error", "log_syslog_facility": "local3", "user": "nobody",
     "group": "nobody", "max_worker_memory": "512M",
     "max_error_rate": "50%", "label": "v2", "state_dir": "/var/lib/shop",
-    "request_id": "make", "metrics": "127.0.0.1:9100", "statsd_host": "127.0.0.1:8125",
+    "request_id": "make", "reload_extra_file": "templates", "metrics": "127.0.0.1:9100",
+    "statsd_host": "127.0.0.1:8125",
 }  # fmt: skip
 
 

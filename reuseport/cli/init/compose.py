@@ -1,0 +1,41 @@
+"""A container of the image that `init docker` prints, for Docker Compose."""
+
+from __future__ import annotations
+
+from reuseport.cli.init.described import Described, quoted
+from reuseport.cli.init.docker import RUN, UID, address
+
+
+def text(app: Described) -> str:
+    grace, why = app.grace()
+    port = address(app).port
+    return f"""\
+services:
+  {quoted(app.name)}:
+    build: .
+    ports:
+      - {quoted(f"{port}:{port}")}
+
+    # How long a stop may take until it becomes a kill, which a job does not survive; Docker's own 10 s are hardly ever
+    # enough. This is {why}.
+    stop_grace_period: {grace}s
+
+    # If the master dies its container does, with every worker in it.
+    restart: unless-stopped
+
+    # Nothing is written but here.
+    read_only: true
+    tmpfs:
+      - {quoted(f"{RUN}:uid={UID},mode=0755")}
+      - /tmp
+    cap_drop: [ALL]
+    security_opt: ["no-new-privileges:true"]
+
+    # Docker's default driver keeps the whole log for ever.
+    logging:
+      driver: local
+
+    # `docker compose up --build` stops the old container before it starts the new one. To release without a gap, mount
+    # a directory of releases (see the end of the Dockerfile), and:
+    #     docker compose exec {app.name} reuseport release
+"""

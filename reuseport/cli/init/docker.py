@@ -1,0 +1,101 @@
+"""A Dockerfile. `compose` and `kubernetes` print what runs its image, and share what is said here of the container."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from reuseport.cli.init.described import MARGIN, Described, one_line_only, quoted, sequence
+from reuseport.options.address import Address
+from reuseport.version import __version__
+
+UID = 10001  # of the application's user: a number that no distribution gives out
+RUN = "/run/reuseport"  # what holds the run directory
+PORT = 8000
+OUTSIDE = Address("inet", "0.0.0.0", PORT, "")
+
+
+def text(app: Described) -> str:
+    variables = {"REUSEPORT_RUN_DIR": run_dir(app), **dict(app.variables())}
+    environment = "\n".join(f"ENV {name}={_value(value)}" for name, value in variables.items())
+    return f"""\
+FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim
+
+# The application's own user. Nothing here needs root, and the number is what `runAsNonRoot` looks at.
+RUN useradd --system --uid {UID} --no-create-home app && install -d -o app {RUN}
+
+{_install()}
+
+WORKDIR {_value(_home(app))}
+COPY . .
+# Now, because the user may not write it, and each start would compile everything again.
+RUN python -m compileall -q .
+
+# The run directory is where `docker exec CONTAINER reuseport status` looks for the master.
+{environment}
+# The log goes to standard error; what the application prints must not wait in a buffer, either.
+ENV PYTHONUNBUFFERED=1
+
+USER {UID}
+EXPOSE {address(app).port}
+
+# `docker stop` drains: requests and jobs are finished first. Docker kills after 10 s unless it is given more time
+# (docker run --stop-timeout, stop_grace_period in compose.yaml).
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=10s --start-period={int(app.settings.boot_timeout + MARGIN)}s \\
+    CMD ["reuseport", "status", "--check"]
+
+# As an array: with a shell in between, the signal would go to the shell. The master is process 1, and buries every
+# orphan in the container: no `--init` is needed.
+CMD {sequence(command(app))}
+
+# A release is a new image, and so a new container. The other way is a directory of releases from outside:
+#     docker run -v /srv/shop:/srv/shop -e REUSEPORT_CHDIR=/srv/shop/current ...
+# and then, when `current` leads elsewhere, docker exec CONTAINER reuseport release, or docker kill -s HUP CONTAINER.
+# Mount the directory that `current` lies in: a mounted link stays what it led to.
+"""
+
+
+def command(app: Described, *more: str) -> tuple[str, ...]:
+    """What the container runs. 127.0.0.1, the default, would be the container's own."""
+    bind = () if app.says("bind") else ("-b", f"{OUTSIDE.host}:{OUTSIDE.port}")
+    return ("reuseport", "serve", *app.words, *bind, *more)
+
+
+def address(app: Described) -> Address:
+    """Where the container is reached from outside; a unix socket is not."""
+    given = app.addresses if app.says("bind") else []
+    return next((one for one in given if one.port), OUTSIDE)
+
+
+def run_dir(app: Described) -> str:
+    """A directory of its own in one that may be a mount, which belongs to somebody else."""
+    return app.settings.run_dir if app.says("run_dir") else f"{RUN}/{app.name}"
+
+
+def _home(app: Described) -> str:
+    """Where the code lies in the image. A relative --chdir lies in it there as it does here."""
+    here = os.path.join(app.settings.origin.cwd, "")
+    absolute = app.says("chdir") and not os.path.join(app.settings.chdir, "").startswith(here)
+    return app.settings.chdir if absolute else f"/srv/{app.name}"
+
+
+def _install() -> str:
+    """What the directory that this runs in says about its dependencies."""
+    server = quoted(f"reuseport=={__version__}")
+    if os.path.exists("requirements.txt"):
+        return f"""\
+# Before the code: a change of the code alone then installs nothing.
+COPY requirements.txt /tmp/
+RUN pip install --no-cache-dir {server} -r /tmp/requirements.txt"""
+    return f"""\
+# Add what the application needs: there was no requirements.txt when this file was printed.
+RUN pip install --no-cache-dir {server}"""
+
+
+def _value(value: str) -> str:
+    """A value of ENV or WORKDIR, in which $ would begin a variable."""
+    text = one_line_only(value, "a Dockerfile")
+    if text and not set(text) & set(" \t\"'\\$"):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'

@@ -1,0 +1,108 @@
+"""nginx in front: an upstream and a server, for http { }."""
+
+from __future__ import annotations
+
+import shlex
+
+from reuseport.cli.init.described import Described, one_line_only
+from reuseport.options import OptionError
+from reuseport.options.address import Address
+
+KEPT = 32  # idle connections to reuseport that each nginx worker keeps
+IDLE = 60  # seconds at most that nginx keeps one
+
+
+def text(app: Described) -> str:
+    settings = app.settings
+    if settings.proxy_protocol != "off":
+        raise OptionError(
+            "init: nginx's proxy for HTTP sends no PROXY header; leave out --proxy-protocol, X-Forwarded-For says it"
+        )
+    address = _nearest(app.addresses)
+    scheme = "https" if settings.certfile and not address.path else "http"
+    typed = one_line_only(shlex.join(app.words), "a comment")
+    number = settings.request_id != "off"
+    return f"""\
+# nginx in front of reuseport, inside http {{ }}. Printed by: reuseport init nginx {typed}
+
+upstream {app.name} {{
+    server {_server(address)};
+{_kept(settings.keep_alive)}
+}}
+
+# A WebSocket wants to be upgraded. For every other request Connection is empty: with a word in it nginx would close
+# behind each request.
+map $http_upgrade $connection_upgrade {{
+    default upgrade;
+    ''      '';
+}}
+
+server {{
+    listen 80;
+
+    # As --limit-request-body; 0 is no limit. nginx's own, 1 MiB, would refuse uploads.
+    client_max_body_size {settings.limit_request_body};
+
+    location / {{
+        proxy_pass {scheme}://{app.name};
+
+        proxy_http_version 1.1;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection $connection_upgrade;
+
+        # Who asks, and how. reuseport believes the peers in --forwarded-allow-ips; what a client says in the other
+        # fields of this kind must not get through.
+        proxy_set_header Host $host;
+        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        proxy_set_header X-Forwarded-Proto $scheme;
+        proxy_set_header X-Forwarded-Protocol "";
+        proxy_set_header X-Forwarded-Ssl "";
+        proxy_set_header Forwarded "";
+{_request_id(settings.request_id_header) if number else ""}
+        # The default, and enough: a release breaks no connection. Leave out `non_idempotent`: with it, nginx would
+        # send a POST a second time whose first one may have been worked on.
+        proxy_next_upstream error timeout;
+
+        # Longer than any request works without a word, and any WebSocket is silent; reuseport sets no limit.
+        proxy_read_timeout 1h;
+    }}
+}}
+"""
+
+
+def _request_id(header: str) -> str:
+    return f"""
+        # One id in the logs of both.
+        proxy_set_header {header} $request_id;
+"""
+
+
+def _kept(keep_alive: float) -> str:
+    if keep_alive <= 1:
+        return "    # With this --keep-alive reuseport closes each connection, so there are none to keep."
+    idle = int(min(IDLE, keep_alive * 0.8)) or 1
+    return f"""
+    # Connections to reuseport are kept. At a release they move to the new version; nginx does not notice.
+    keepalive {KEPT};
+
+    # Less than reuseport's --keep-alive ({keep_alive:g} s), so that an idle connection is always closed by nginx. The
+    # other way round nginx could send a request just when reuseport closes; nginx repeats a GET then, but a POST
+    # becomes a 502.
+    keepalive_timeout {idle}s;"""
+
+
+def _nearest(addresses: list[Address]) -> Address:
+    """A unix socket, where there is one: nobody but the machine's own users can reach it."""
+    address = next((one for one in addresses if one.path), addresses[0])
+    if not address.path and not address.port:
+        raise OptionError("init: nginx must know the port, and --bind says 0: any that is free")
+    return address
+
+
+def _server(address: Address) -> str:
+    """How to reach it from this machine, written for nginx."""
+    if address.path:
+        path = one_line_only(f"unix:{address.path}", "nginx.conf")
+        return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"' if set(path) & set(" ;{}\"'\\$") else path
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
