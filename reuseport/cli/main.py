@@ -27,6 +27,7 @@ COMMANDS = {
     "hold": "keep a tenant in its generation: reuseport hold TENANT",
     "move": "let a held tenant go: reuseport move TENANT",
     "stop": "drain and stop the server",
+    "stacks": "show what every greenlet and thread of the workers is at: reuseport stacks [PID|WORKER]",
     "doctor": "say what will hurt on this machine or in this configuration, and what to do about it",
     "init": "print a unit for systemd: reuseport init systemd MODULE:APP",
 }

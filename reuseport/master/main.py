@@ -212,8 +212,9 @@ class Master:
             self.log.write("error", self.losses.add(str(process.key), process.pid, how, lost))
         for job in process.jobs.values():
             self.releases.job_ended(process.key, job, lost=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.run_dir.stacks(str(process.key)))
+        for file in (self.run_dir.stacks, self.run_dir.snapshot, self.run_dir.lines):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file(str(process.key)))
         if process.key.number == ZYGOTE:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.run_dir.door(process.key.generation))

@@ -196,11 +196,10 @@ def compile_format(form: str) -> Form:
 class Recorded(Response):
     """A response that remembers what its line in the access log needs."""
 
-    __slots__ = ("began", "ended", "headers", "request", "sent", "told")
+    __slots__ = ("ended", "headers", "request", "sent", "told")
 
     def __init__(self, connection: Connection, environ: dict[str, Any], keep_alive: bool, body: Any) -> None:
         super().__init__(connection, environ, keep_alive, body)
-        self.began = time.monotonic()
         self.ended = 0.0
         self.request = environ
         self.headers: Iterable[tuple[str, str]] = ()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .body import NO_BODY, Body, NoBody
@@ -93,7 +94,8 @@ def refusal(status: int, text: str, date: bytes) -> bytes:
 class Response:
     """The answer to one request. `environ` is set back to None when it is over.
 
-    `head_sent`: the status can no longer change. `complete`: the client has, or will get, all of it.
+    `head_sent`: the status can no longer change. `complete`: the client has, or will get, all of it. `began`: when the
+    request was read, in monotonic seconds.
     """
 
     __slots__ = (
@@ -106,6 +108,7 @@ class Response:
         "_lines",
         "_silent",
         "_since_turn",
+        "began",
         "body",
         "complete",
         "connection",
@@ -117,6 +120,7 @@ class Response:
 
     def __init__(self, connection: Connection, environ: dict[str, Any], keep_alive: bool, body: Body | NoBody) -> None:
         self.environ: dict[str, Any] | None = environ
+        self.began = monotonic()
         self.body = body
         self.keep_alive = keep_alive
         self.head_sent = False
