@@ -24,11 +24,15 @@ ABOUT = """\
 Prints a systemd unit for the application, to be put into /etc/systemd/system. All options are those of `reuseport \
 serve`, and become the unit's command line; a configuration file is read by the unit's master itself, at each start.
 
-    reuseport init systemd shop:app -b 0.0.0.0:8000 --chdir /srv/shop/current > /etc/systemd/system/shop.service"""
+    reuseport init systemd shop:app -b 0.0.0.0:8000 --chdir /srv/shop/current > /etc/systemd/system/shop.service
+
+Exit status: 0 it was printed; 2 wrong usage."""
+
+TAKES = OPTIONS
 
 
 def help_text() -> str:
-    return manual(OPTIONS, "reuseport init systemd [OPTIONS] MODULE:APP", ABOUT, shutil.get_terminal_size().columns)
+    return manual(TAKES, "reuseport init systemd [OPTIONS] MODULE:APP", ABOUT, shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:

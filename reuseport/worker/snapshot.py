@@ -34,7 +34,7 @@ from reuseport.worker.pool import Pool
 from reuseport.worker.threads import Threads
 from reuseport.worker.wsgi import Caller, describe
 
-MOST = 1000  # greenlets and threads that are looked into
+MOST = 500  # greenlets and threads that are looked into
 DEPTH = 40  # innermost frames of each
 TEXT = 500  # characters of a request's line
 
