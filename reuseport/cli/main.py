@@ -36,6 +36,7 @@ GROUPS = {
     },
     "Set up": {
         "init": "print a unit for systemd: reuseport init systemd MODULE:APP",
+        "translate": "print a gunicorn.conf.py as a reuseport.toml, with remarks",
         "completion": "print a shell's completion: reuseport completion bash|zsh|fish",
     },
 }

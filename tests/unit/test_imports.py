@@ -58,6 +58,7 @@ PURE = {"__future__", "collections", "dataclasses", "typing"}
 DYNAMIC = {
     "__init__.py",  # what an application imports, lazily
     "cli/main.py",  # a command, once it is asked for
+    "cli/translate/execute.py",  # a configuration of Gunicorn's
     "worker/application.py",  # the application
     "worker/tenancy.py",  # and its function that says whose a request is
 }
