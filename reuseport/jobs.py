@@ -115,6 +115,8 @@ class Job:
         self.overdue = False  # it runs on although its deadline and the grace have passed
         self.in_request = False  # what runs it is one of the greenlets that serve requests
         self.limit: Limit | None = None
+        self.runner = 0  # the ident of the greenlet or thread whose `with` it is
+        self.greenlet: Any = None  # what runs it in a native thread, if gevent is there
 
     def progress(self, fraction: float, text: str = "") -> None:
         """Say how far it is, from 0 to 1, and in words; `reuseport status` shows both. ValueError beyond 0 and 1."""
@@ -187,7 +189,8 @@ class job:
 
     def __enter__(self) -> Job:
         one = Job(self._name, self._tenant, self._deadline)
-        self._running.setdefault(threading.get_ident(), []).append(one)
+        one.runner = threading.get_ident()
+        self._running.setdefault(one.runner, []).append(one)
         one.begin()
         if one.deadline is not None:
             one.bound()
@@ -267,11 +270,14 @@ class Handle:
         try:
             try:
                 current.set(self.job)
+                if self.job.where == THREAD and "greenlet" in sys.modules:
+                    self.job.greenlet = sys.modules["greenlet"].getcurrent()
                 self.job.bound(always=self.job.where == THREAD)
                 if self._cancelled:  # before there was anything that could be ended
                     raise JobCancelled(f"job {self.job.name!r} was cancelled")
                 self._value = function(*args, **kwargs)
             finally:
+                self.job.greenlet = None
                 self.job.unbound()
             self._error = None
         except JobCancelled as error:
@@ -410,7 +416,8 @@ def _start_process(handle: Handle, call: bytes) -> None:
         handle.settle()
         return
     handle.job.begin(starting)
-    if server.loop is None:
+    if server.loop is None or not _is_patched():
+        # Where nothing is patched (--threads) the loop would stand still for as long as the job takes.
         threading.Thread(target=handle.converse, args=(call,), daemon=True).start()
     elif server.in_process:
         _thread_pool().spawn(handle.converse, call)
@@ -422,7 +429,7 @@ def _start_process(handle: Handle, call: bytes) -> None:
 
 
 def _start(handle: Handle, where: str, run: Callable[[], None]) -> None:
-    if "reuseport.zygote" not in sys.modules or not sys.modules["gevent.monkey"].is_module_patched("threading"):
+    if "reuseport.zygote" not in sys.modules or not _is_patched():
         threading.Thread(target=run, name=f"job {handle.job.name}", daemon=True).start()
     elif where == GREENLET:
         import gevent
@@ -431,6 +438,10 @@ def _start(handle: Handle, where: str, run: Callable[[], None]) -> None:
         handle._greenlet.link(lambda _: handle.settle())
     else:
         _thread_pool().spawn(run)
+
+
+def _is_patched() -> bool:
+    return bool(sys.modules["gevent.monkey"].is_module_patched("threading"))
 
 
 def _thread_pool() -> Any:

@@ -35,7 +35,7 @@ import ssl
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from posix import close  # gevent's os.close leaves it to its loop, which never runs here
 from typing import Any
 
@@ -399,24 +399,29 @@ class Zygote:
             raise application.LoadError(f"{self.settings.where(error.option)}: {error}") from None
 
     def _become_user(self) -> None:
-        ids = self.recipe.get("ids")
-        if not ids or os.geteuid() != 0:
-            return
-        import pwd
-
-        uid, gid = ids
-        os.setgid(gid)
-        try:
-            os.initgroups(pwd.getpwuid(uid).pw_name, gid)
-        except KeyError:
-            os.setgroups([gid])
-        os.setuid(uid)
-        for place in (os.path.dirname(os.__file__), self.recipe["directory"]):
-            if not os.access(place, os.R_OK | os.X_OK):
-                raise application.LoadError(f"--user: uid {uid} cannot read {place}, which it must import from")
+        if ids := self.recipe.get("ids"):
+            become(ids, self.recipe["directory"])
 
     def _known_fds(self) -> set[int]:
         return {self.channel.fileno(), *self.queue, *(one.fd for one in self.listeners.values())}
+
+
+def become(ids: Sequence[int], directory: str) -> None:
+    """Be another user, (uid, gid), if this is root. LoadError where that one could not import from `directory`."""
+    if os.geteuid() != 0:
+        return
+    import pwd
+
+    uid, gid = ids
+    os.setgid(gid)
+    try:
+        os.initgroups(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:
+        os.setgroups([gid])
+    os.setuid(uid)
+    for place in (os.path.dirname(os.__file__), directory):
+        if not os.access(place, os.R_OK | os.X_OK):
+            raise application.LoadError(f"--user: uid {uid} cannot read {place}, which it must import from")
 
 
 def _flush() -> None:
@@ -430,7 +435,7 @@ def main() -> None:
     """Be a zygote, and then in each forked child a worker."""
     born = json.loads(os.environ.pop(ZYGOTE_VARIABLE))
     zygote = Zygote.current = Zygote(born)
-    _tell_stack_on_signal()
+    tell_stack_on_signal()
     try:
         birth = zygote.run()
     except application.LoadError as error:
@@ -445,7 +450,7 @@ def main() -> None:
     live(birth)
 
 
-def _tell_stack_on_signal() -> None:
+def tell_stack_on_signal() -> None:
     """Until a process is ready, the stack signal ends it, and standard error tells what it was at.
 
     The C handler runs even where no Python code does. It shows who has the thread, and for an application that waits

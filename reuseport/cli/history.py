@@ -37,10 +37,12 @@ OPTIONS = (
     ),
 )
 
+TAKES = (*OPTIONS, *place.WHERE)
+
 
 def help_text() -> str:
     usage = "reuseport history [--last N] [--json] [-n NAME | --run-dir DIR | -c FILE]"
-    return manual((*OPTIONS, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:

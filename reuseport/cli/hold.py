@@ -29,10 +29,12 @@ nobody has heard of yet is kept in the generation that serves now.
 
 Exit status: 0 it is held; 1 it is not; 2 wrong usage; 3 no master there."""
 
+TAKES = (TENANT, *place.WHERE)
+
 
 def help_text() -> str:
     usage = "reuseport hold TENANT [-n NAME | --run-dir DIR | -c FILE]"
-    return manual((TENANT, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -10,25 +10,37 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from reuseport.cli.failure import INTERRUPTED, USAGE, Failure
 from reuseport.options import OptionError
 from reuseport.options.arguments import did_you_mean, one_line
 from reuseport.version import __version__
 
-COMMANDS = {
-    "serve": "run an application: reuseport serve MODULE:APP",
-    "release": "load the application's new version and let it take over",
-    "promote": "let the version that some try out (release --canary) serve everybody",
-    "rollback": "bring the version before back, or that of a generation: reuseport rollback [N]",
-    "history": "show what was released when, and what each drain waited for",
-    "status": "show the generations, their workers, and what each drain waits for",
-    "tenants": "show which tenants are kept in which generation, and why",
-    "hold": "keep a tenant in its generation: reuseport hold TENANT",
-    "move": "let a held tenant go: reuseport move TENANT",
-    "stop": "drain and stop the server",
-    "init": "print a file for systemd, nginx, logrotate, docker, compose or kubernetes",
+GROUPS = {
+    "Serve and release": {
+        "serve": "run an application: reuseport serve MODULE:APP",
+        "release": "load the application's new version and let it take over",
+        "promote": "let the version that some try out (release --canary) serve everybody",
+        "rollback": "bring the version before back, or that of a generation: reuseport rollback [N]",
+        "hold": "keep a tenant in its generation: reuseport hold TENANT",
+        "move": "let a held tenant go: reuseport move TENANT",
+        "stop": "drain and stop the server",
+    },
+    "Look": {
+        "status": "show the generations, their workers, and what each drain waits for",
+        "history": "show what was released when, and what each drain waited for",
+        "tenants": "show which tenants are kept in which generation, and why",
+        "stacks": "show what every greenlet and thread is at: reuseport stacks [PID|WORKER]",
+        "doctor": "say what on this machine, or in this configuration, will hurt",
+    },
+    "Set up": {
+        "init": "print a file for systemd, nginx, logrotate, docker, compose or kubernetes",
+        "translate": "print a gunicorn.conf.py as a reuseport.toml, with remarks",
+        "completion": "print a shell's completion: reuseport completion bash|zsh|fish",
+    },
 }
+COMMANDS = {name: about for commands in GROUPS.values() for name, about in commands.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,13 +67,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """The help of the command line as a whole."""
-    commands = "\n".join(f"  {name:<9} {about}" for name, about in COMMANDS.items())
+    width = max(map(len, COMMANDS))
+    groups = [
+        f"{title}:\n" + "\n".join(f"  {name:<{width}}  {about}" for name, about in commands.items())
+        for title, commands in GROUPS.items()
+    ]
     return (
         "Usage: reuseport COMMAND [OPTIONS]\n\n"
         "A WSGI server that releases on SIGHUP and never interrupts running work.\n\n"
-        f"Commands:\n{commands}\n\n"
-        "reuseport COMMAND --help explains a command and its options; reuseport --version is the version.\n"
+        + "\n\n".join(groups)
+        + "\n\nreuseport help COMMAND explains a command and its options; reuseport --version is the version.\n"
     )
+
+
+def module_of(name: str) -> Any:
+    """The module of a command: its `run`, its `help_text`, and what it `TAKES`. Raises OptionError if there is none."""
+    if name not in COMMANDS:
+        if name.startswith("-"):
+            raise OptionError(f"a command comes first: reuseport {'|'.join(COMMANDS)} [OPTIONS]")
+        hint = f"; did you mean reuseport serve {name}?" if ":" in name else did_you_mean(name, COMMANDS)
+        raise OptionError(f"unknown command {name!r}{hint or '; there are ' + ', '.join(COMMANDS)}")
+    return importlib.import_module(f"reuseport.cli.{name}")
 
 
 def _command(argv: list[str]) -> int:
@@ -69,23 +95,22 @@ def _command(argv: list[str]) -> int:
         sys.stderr.write(usage())
         return USAGE
     name, *rest = argv
-    if name in ("-h", "--help", "help"):
-        sys.stdout.write(usage())
-        return 0
     if name in ("-V", "-v", "--version"):
         print(f"reuseport {__version__}")
         return 0
-    if name not in COMMANDS:
-        if name.startswith("-"):
-            raise OptionError(f"a command comes first: reuseport {'|'.join(COMMANDS)} [OPTIONS]")
-        hint = f"; did you mean reuseport serve {name}?" if ":" in name else did_you_mean(name, COMMANDS)
-        raise OptionError(f"unknown command {name!r}{hint or '; there are ' + ', '.join(COMMANDS)}")
-    command = importlib.import_module(f"reuseport.cli.{name}")
+    if name in ("-h", "--help") or (name == "help" and not rest):
+        sys.stdout.write(usage())
+        return 0
+    if name == "help":
+        sys.stdout.write(module_of(rest[0]).help_text())
+        return 0
+    command = module_of(name)
     options_end = rest.index("--") if "--" in rest else len(rest)
     if {"-h", "--help"} & set(rest[:options_end]):
         sys.stdout.write(command.help_text())
         return 0
-    return command.run(rest)
+    status: int = command.run(rest)
+    return status
 
 
 def _fail(message: str, status: int) -> int:

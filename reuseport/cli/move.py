@@ -14,10 +14,12 @@ request if none of its jobs keeps it.
 
 Exit status: 0 the master heard it; 1 it did not; 2 wrong usage; 3 no master there."""
 
+TAKES = (hold.TENANT, *place.WHERE)
+
 
 def help_text() -> str:
     usage = "reuseport move TENANT [-n NAME | --run-dir DIR | -c FILE]"
-    return manual((hold.TENANT, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:

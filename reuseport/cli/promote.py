@@ -15,10 +15,12 @@ Lets the generation that is on trial (release --canary) serve everybody; the one
 Exit status: 0 it serves everybody; 1 nothing has changed, and standard error says why; 2 wrong usage; 3 no master \
 there."""
 
+TAKES = (*FOLLOWING, *place.WHERE)
+
 
 def help_text() -> str:
     usage = "reuseport promote [--wait ready|drained] [--json] [-n NAME | --run-dir DIR | -c FILE]"
-    return manual((*FOLLOWING, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:

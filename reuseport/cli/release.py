@@ -69,12 +69,14 @@ CANARY = Option(
 )
 OPTIONS = (*FOLLOWING, LABEL, CANARY)
 
+TAKES = (*OPTIONS, *place.WHERE)
+
 
 def help_text() -> str:
     usage = (
         "reuseport release [--wait UNTIL] [--label TEXT] [--canary WHO] [--json] [-n NAME | --run-dir DIR | -c FILE]"
     )
-    return manual((*OPTIONS, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:

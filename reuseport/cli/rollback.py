@@ -32,10 +32,12 @@ NUMBER = Option(
     help="The number of a generation that has served (reuseport history).",
 )
 
+TAKES = (NUMBER, *FOLLOWING, *place.WHERE)
+
 
 def help_text() -> str:
     usage = "reuseport rollback [N] [--wait ready|drained] [--json] [-n NAME | --run-dir DIR | -c FILE]"
-    return manual((NUMBER, *FOLLOWING, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -26,11 +26,15 @@ bytes (64K, 512M, 2G; powers of 1024). A switch is turned off by --no-NAME. Rela
 directory unless it says otherwise.
 
 Signals: HUP releases. TERM stops after requests and jobs have ended, a second TERM at once; so do INT and QUIT. TTIN \
-and TTOU make it one worker more or less. USR1 opens the log again."""
+and TTOU make it one worker more or less. USR1 opens the log again.
+
+Exit status: 0 it was stopped; 1 it could not start, or what it started with could not serve; 2 wrong usage."""
+
+TAKES = OPTIONS
 
 
 def help_text() -> str:
-    return manual(OPTIONS, "reuseport serve [OPTIONS] MODULE:APP", ABOUT, shutil.get_terminal_size().columns)
+    return manual(TAKES, "reuseport serve [OPTIONS] MODULE:APP", ABOUT, shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:

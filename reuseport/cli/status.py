@@ -52,10 +52,12 @@ OPTIONS = (
     ),
 )
 
+TAKES = (*OPTIONS, *place.WHERE)
+
 
 def help_text() -> str:
     usage = "reuseport status [--json | --check] [-n NAME | --run-dir DIR | -c FILE]"
-    return manual((*OPTIONS, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -30,10 +30,12 @@ OPTIONS = (
     ),
 )
 
+TAKES = (*OPTIONS, *place.WHERE)
+
 
 def help_text() -> str:
     usage = "reuseport stop [--now] [-n NAME | --run-dir DIR | -c FILE]"
-    return manual((*OPTIONS, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -14,6 +14,7 @@
       work/             belongs to the workers' user, who alone writes to it: a root master follows no link in it
         7.door          generation 7's zygote forks a process for each job that is asked for here
         stacks-7.2.txt  what a blocked worker was at
+        snapshot-7.2.json, lines-7.2.txt  what a worker was at when `reuseport stacks` asked
 
 POSIX record locks die with the process and only with it; flock and OFD locks would live on in any forked child that
 holds the description (fcntl(2)). The price is that the lock is gone as soon as the process closes any descriptor of
@@ -60,6 +61,14 @@ class RunDir:
     def stacks(self, worker: str) -> str:
         """Where a worker's Python stacks are dumped to when its loop is blocked."""
         return os.path.join(self.work, f"stacks-{worker}.txt")
+
+    def snapshot(self, process: str) -> str:
+        """Where a worker, or a job's process, writes what it is at when it is asked for that."""
+        return os.path.join(self.work, f"snapshot-{process}.json")
+
+    def lines(self, process: str) -> str:
+        """Where its handler in C does, if its interpreter cannot."""
+        return os.path.join(self.work, f"lines-{process}.txt")
 
     def own(self, uid: int | None, gid: int | None) -> int:
         """Create what is missing, take the lock and return its descriptor, which must stay open.

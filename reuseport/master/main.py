@@ -242,8 +242,9 @@ class Master:
         for job in process.jobs.values():
             self.tally.jobs["lost"] += 1
             self.releases.job_ended(process.key, job, lost=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.run_dir.stacks(str(process.key)))
+        for file in (self.run_dir.stacks, self.run_dir.snapshot, self.run_dir.lines):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file(str(process.key)))
         if process.key.number == ZYGOTE:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.run_dir.door(process.key.generation))

@@ -36,8 +36,8 @@ def mebibytes(size: int) -> str:
     return f"{size / (1 << 20):,.0f} MiB"
 
 
-def free_memory(root: str = "/") -> int | None:
-    """Bytes that can be had without swapping, on this machine and in this cgroup and those above it.
+def free_memory(root: str = "/", pid: int | str = "self") -> int | None:
+    """Bytes that can be had without swapping, on this machine and in the cgroup of process `pid` and those above it.
 
     See proc(5) and cgroups(7). None where /proc does not say.
     """
@@ -48,7 +48,7 @@ def free_memory(root: str = "/") -> int | None:
                 found.append(int(line.split()[1]) * 1024)
     path = ""
     with contextlib.suppress(OSError):
-        for line in Path(root, "proc/self/cgroup").read_text().splitlines():
+        for line in Path(root, f"proc/{pid}/cgroup").read_text().splitlines():
             if line.startswith("0::"):
                 path = line.removeprefix("0::").strip("/")
     parts = [part for part in path.split("/") if part]

@@ -38,13 +38,13 @@ def print_config(settings: Settings) -> str:
         value, source = getattr(settings, option.name), _source(settings, option.name)
         shown = [option.kind.show(item) for item in value] if option.repeatable else option.kind.show(value)
         # TOML has no null.
-        begin = f"# {option.name} is not set" if shown is None else f"{option.name} = {_toml(shown)}"
+        begin = f"# {option.name} is not set" if shown is None else f"{option.name} = {toml(shown)}"
         lines.append(f"{begin}  # {source}")
     for option in in_file:
         if option.kind is kinds.ASSIGNMENT:
             lines += ["", f"[{option.name}]"]
             for key, text in getattr(settings, option.name).items():
-                lines.append(f"{_toml_key(key)} = {_toml(text)}  # {_source(settings, f'{option.name}.{key}')}")
+                lines.append(f"{toml_key(key)} = {toml(text)}  # {_source(settings, f'{option.name}.{key}')}")
     return "\n".join(lines) + "\n"
 
 
@@ -92,7 +92,7 @@ def _source(settings: Settings, name: str) -> str:
     return one_line(source if source == DEFAULT or place == name else f"{source} {place}")
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -101,9 +101,9 @@ def _toml(value: Any) -> str:
         # A TOML basic string is a JSON string, but that it has no raw DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
-    return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "{" + ", ".join(f"{toml_key(key)} = {toml(item)}" for key, item in value.items()) + "}"
+    return "[" + ", ".join(toml(item) for item in value) + "]"
 
 
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key, re.ASCII) else _toml(key)
+def toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key, re.ASCII) else toml(key)

@@ -55,7 +55,8 @@ def _greenlets() -> list[str]:
     found = []
     main = greenlet.getcurrent()
     for thing in gc.get_objects():
-        if not isinstance(thing, greenlet.greenlet) or thing is main or thing.dead:
+        # Not isinstance: it asks an object what it is, and a lazy one of the application's would be made to answer.
+        if not issubclass(type(thing), greenlet.greenlet) or thing is main or thing.dead:
             continue
         if isinstance(thing, gevent.hub.Hub) or thing.parent is None:
             continue

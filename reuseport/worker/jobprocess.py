@@ -36,6 +36,7 @@ from reuseport.worker.departure import leave
 from reuseport.worker.executioner import Executioner
 from reuseport.worker.reporter import REPORT, Ledger
 from reuseport.worker.said import Said, speak_through
+from reuseport.worker.snapshot import Snapshots
 
 RETRY = 1.0  # seconds between two attempts to reach a master
 OTHERS = 0.05  # seconds between two looks whether jobs that this one has spawned here have ended
@@ -49,6 +50,10 @@ def describe_server(birth: Birth, loop: Any) -> None:
     limits = settings.boot_timeout, settings.job_timeout, settings.job_grace
     jobs.server = jobs.Server(loop, door, *limits, in_process=birth.line is not None)
     deadlines.attach(loop)
+
+
+def _log(level: str, text: str) -> None:
+    os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def run(process: JobProcess) -> NoReturn:
@@ -96,6 +101,8 @@ class JobProcess:
         self.talker = Talker(self.birth, self.line, self.job, self._cancel)
         self._take_signals()
         os.register_at_fork(after_in_child=self._abandon)
+        who = str(Key(self.birth.generation, FIRST_JOB + os.getpid()))
+        Snapshots(self.birth.run_dir, who, _log, job=self.job)
         self.talker.start()
         with contextlib.suppress(OSError):
             lines.send(self.line, lines.KNOWN, json.dumps(os.getpid()).encode())

@@ -27,7 +27,7 @@ from reuseport.core.routing import Table
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
-from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, Scoreboard, settle
+from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, TURNED, Scoreboard, settle
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.worker import application, health, jobprocess, logs, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
@@ -43,6 +43,7 @@ from reuseport.worker.loopset import LoopSet
 from reuseport.worker.reporter import JobReporter
 from reuseport.worker.router import Router, make_router
 from reuseport.worker.said import Said, speak_through
+from reuseport.worker.snapshot import Snapshots
 from reuseport.worker.vitals import Vitals
 
 TURN = 0.25  # seconds between two signs of life
@@ -185,6 +186,7 @@ class Worker:
         signal.signal(STACK_SIGNAL, lambda number, frame: running.tell(fd))
         faulthandler.unregister(STACK_SIGNAL)
         faulthandler.register(STACK_SIGNAL, file=fd, all_threads=True, chain=True)
+        Snapshots(self.birth.run_dir, self.id, self.log, lambda: self.board[TURNED])
 
     # --- talk -------------------------------------------------------------------------------------------------------
 

@@ -121,3 +121,14 @@ reuseport.serve(app, bind="127.0.0.1:0", workers=1, threads=2, run_dir=os.enviro
     server.start()
     assert server.get().body == b"False"
     wait_for(lambda: server.status().is_settled(), "it settled")
+
+
+def test_a_job_in_a_process_leaves_the_loop_alone(threaded):
+    server = threaded
+    server.get("/job?process")
+    [pid] = server.gate("job").await_entered()
+    worker = server.get().pid
+    assert pid != worker, "and it answers meanwhile"
+    server.gate("job").open()
+    server.wait(lambda s: not s.current["waits_for"]["jobs"], "the job has ended")
+    assert server.get().pid == worker

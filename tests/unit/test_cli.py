@@ -328,9 +328,13 @@ def test_the_command_line_as_a_whole(capsys) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"reuseport {__version__}\n"
     assert main(["--help"]) == 0
-    assert "Commands:" in capsys.readouterr().out
+    overview = capsys.readouterr().out
+    assert all(f"\n  {command} " in overview for command in COMMANDS)
+    assert max(map(len, overview.splitlines())) <= 100
     assert main([]) == 2
+    assert capsys.readouterr().err == overview
     for argv, message in [
+        (["help", "relase"], "unknown command 'relase'; did you mean release?"),
         (["relase"], "unknown command 'relase'; did you mean release?"),
         (["shop:app"], "unknown command 'shop:app'; did you mean reuseport serve shop:app?"),
         (["zzz"], "unknown command 'zzz'; there are " + ", ".join(COMMANDS)),
@@ -346,12 +350,15 @@ def test_the_command_line_as_a_whole(capsys) -> None:
         assert capsys.readouterr() == ("", f"reuseport: {message}\n")
 
 
-@pytest.mark.parametrize("command", ["serve", "release", "status", "stop"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_itself(command: str, capsys) -> None:
     assert main([command, "-w", "--help"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"Usage: reuseport {command} ")
+    assert "Exit status: 0" in out
     assert err == ""
+    assert main(["help", command]) == 0
+    assert capsys.readouterr() == (out, "")
 
 
 def test_serve_prints_and_checks_its_configuration(capsys) -> None:

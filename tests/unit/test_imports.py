@@ -27,6 +27,7 @@ PARTS = {
     "master": {"core", "ipc", "options", "version"},
     "worker": {"core", "ipc", "options", "deadlines", "hooks", "jobs", "version"},
     "zygote": {"core", "ipc", "options", "worker"},
+    "probe": {"options", "worker", "zygote", "version"},
     "cli": {"core", "ipc", "options", "master", "version"},
     "embed": {"ipc", "options", "master"},
     "hooks": set(),
@@ -42,6 +43,7 @@ OTHERS = {
     "master": {"setproctitle"},
     "worker": {"gevent", "greenlet", "setproctitle"},
     "zygote": {"gevent", "greenlet", "setproctitle"},
+    "probe": {"gevent"},
     "cli": {"rich"},
     "jobs": {"gevent"},
 }
@@ -56,6 +58,7 @@ PURE = {"__future__", "collections", "dataclasses", "typing"}
 DYNAMIC = {
     "__init__.py",  # what an application imports, lazily
     "cli/main.py",  # a command, once it is asked for
+    "cli/translate/execute.py",  # a configuration of Gunicorn's
     "worker/application.py",  # the application
     "worker/tenancy.py",  # and its function that says whose a request is
 }

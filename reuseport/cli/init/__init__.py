@@ -33,13 +33,17 @@ what decides about the file that is printed, and again by the master itself, at 
 
 {targets}
 
-    reuseport init systemd shop:app -b 0.0.0.0:8000 --chdir /srv/shop/current > /etc/systemd/system/shop.service"""
+    reuseport init systemd shop:app -b 0.0.0.0:8000 --chdir /srv/shop/current > /etc/systemd/system/shop.service
+
+Exit status: 0 it was printed; 2 wrong usage."""
+
+TAKES = OPTIONS
 
 
 def help_text() -> str:
     targets = "\n\n".join(f"  {name:<10} {what}" for name, (_, what) in TARGETS.items())
     usage = "reuseport init TARGET [OPTIONS] MODULE:APP"
-    return manual(OPTIONS, usage, ABOUT.format(targets=targets), shutil.get_terminal_size().columns)
+    return manual(TAKES, usage, ABOUT.format(targets=targets), shutil.get_terminal_size().columns)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -1,0 +1,115 @@
+"""`reuseport doctor`: what on this machine, or in this configuration, will hurt; and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from reuseport.cli import place
+from reuseport.cli.failure import FAILED, NO_MASTER, USAGE, Failure
+from reuseport.options import OPTIONS, Option, OptionError, Settings, kinds, load, working_directory
+from reuseport.options.manual import manual
+from reuseport.options.reading import from_flags
+from reuseport.options.settings import make_origin
+from reuseport.options.table import FLAG, FOREIGN
+
+ANSWER_SECONDS = 10.0
+MARKS = {"problem": "problem", "warning": "warning", "fine": "     ok"}
+
+ABOUT = """\
+Looks at what could hurt a server with these options: the kernel and its limits, memory for two generations, the run \
+directory, the systemd unit, nginx's timeouts, how the application imports, which of its drivers block gevent, and the \
+running server, if there is one. Each finding comes with its remedy. Nothing is changed or served: the application is \
+loaded in a process of its own, which ends.
+
+Say what you would say to `reuseport serve`, whose options are all taken.
+
+Exit status: 0 there is no problem (warnings there may be); 1 there is one; 2 wrong usage."""
+
+OWN = (
+    Option(
+        "json",
+        kinds.SWITCH,
+        False,
+        group="Options",
+        where=frozenset({FLAG}),
+        help="Print the findings as one JSON array.",
+    ),
+)
+TAKES = (*OWN, *OPTIONS)
+
+
+def help_text() -> str:
+    usage = "reuseport doctor [--json] [serve's options] [MODULE:APP]"
+    return manual(OWN, usage, ABOUT, shutil.get_terminal_size().columns)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the findings; 1 if one of them is a problem. Raises OptionError for wrong usage."""
+    from reuseport.cli.doctor.checks import CHECKS
+    from reuseport.cli.doctor.facts import gather
+    from reuseport.cli.doctor.findings import PROBLEM
+
+    as_json = any(name == "json" and word.value for name, word in from_flags(argv, TAKES, [], FOREIGN))
+    words = [word for word in argv if word not in ("--json", "--no-json")]
+    settings, refused = _configuration(words)
+    facts = gather(settings, refused, _status(words), look_at_application=True)
+    found = [(title, [f for check in checks for f in check(facts)]) for title, checks in CHECKS]
+    if as_json:
+        print(json.dumps([{"about": title, **asdict(one)} for title, some in found for one in some]))
+    else:
+        sys.stdout.write(render(found, shutil.get_terminal_size().columns))
+    return FAILED if any(one.grade == PROBLEM for _, some in found for one in some) else 0
+
+
+def render(found: Sequence[tuple[str, Sequence[Any]]], width: int) -> str:
+    """The findings as text, the worst first within each part, and a line that counts them."""
+    width = max(60, min(width, 110))
+    order = list(MARKS)
+    lines: list[str] = []
+    for title, some in found:
+        if not some:
+            continue
+        lines += ["", f"{title}:"] if lines else [f"{title}:"]
+        for one in sorted(some, key=lambda one: order.index(one.grade)):
+            lines += _wrapped(one.text, f"  {MARKS[one.grade]}  ", width)
+            if one.remedy:
+                lines += _wrapped(one.remedy, "           -> ", width)
+            lines += [f"           | {line}" for line in one.detail.splitlines()]
+    counts = [sum(one.grade == grade for _, some in found for one in some) for grade in order]
+    said = [f"{n} {word}{'' if n == 1 else 's'}" for n, word in zip(counts, order[:2], strict=False) if n]
+    return "\n".join([*lines, "", ", ".join(said) or "nothing will hurt"]) + "\n"
+
+
+def _wrapped(text: str, head: str, width: int) -> list[str]:
+    indent = " " * len(head)
+    return textwrap.wrap(text, width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _configuration(words: Sequence[str]) -> tuple[Settings, list[str]]:
+    """The settings; the defaults, and what is wrong, where they are refused."""
+    cwd = working_directory(os.environ)
+    try:
+        return load(words, os.environ, cwd), []
+    except OptionError as error:
+        return Settings({}, {}, (), make_origin(environ=os.environ, cwd=cwd)), [str(error)]
+
+
+def _status(words: Sequence[str]) -> Mapping[str, Any] | None:
+    """The status of the master that these words name, if one runs. Raises Failure for one that does not answer."""
+    try:
+        done = place.find(from_flags(words, OPTIONS, [], FOREIGN)).ask({"do": "status"}, timeout=ANSWER_SECONDS)
+    except OptionError:
+        return None  # the configuration's own mistake, which is told as such
+    except Failure as failure:
+        if failure.status not in (NO_MASTER, USAGE):  # there is none, or several and none was named
+            raise
+        return None
+    status = done.get("status")
+    return status if isinstance(status, dict) else None

@@ -1,0 +1,33 @@
+"""The table of the doctor's checks: each a function from facts to findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from reuseport.cli.doctor import machine, serving, surroundings
+from reuseport.cli.doctor.findings import Facts, Finding
+
+Check = Callable[[Facts], Iterable[Finding]]
+
+CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
+    ("The configuration", (machine.configuration,)),
+    (
+        "The machine",
+        (
+            machine.kernel,
+            machine.workers,
+            machine.memory,
+            machine.out_of_memory,
+            machine.overcommit,
+            machine.descriptors,
+            machine.tasks,
+            machine.accept_queues,
+            machine.migration,
+        ),
+    ),
+    ("The directories", (machine.run_directory, machine.state_directory)),
+    ("systemd", (surroundings.unit,)),
+    ("nginx", (surroundings.proxies,)),
+    ("The application", (serving.loading, serving.fork_safety, serving.patch_order, serving.clients)),
+    ("The running server", (serving.running, serving.drains, serving.losses, serving.overflows)),
+)

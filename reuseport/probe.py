@@ -1,0 +1,108 @@
+"""What loading an application leaves behind, for `reuseport doctor`: loads it as a zygote does, and tells.
+
+It is started like a zygote, by the release's interpreter, and importing `reuseport.zygote` patches as a zygote is
+patched. What it finds is one JSON object, written to the descriptor that its argument names; what the application
+prints stays on the standard streams. Nothing is served, and no start hook runs.
+"""
+
+# ruff: noqa: E402, I001 - what was there before has to be looked at before anything else
+
+import sys
+
+EARLY = frozenset(sys.modules)  # what sitecustomize and .pth files have imported: it was there before any patch
+
+from reuseport import zygote
+
+import inspect
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from gevent import monkey
+
+from reuseport.options import Settings
+from reuseport.version import __version__
+from reuseport.worker import application, forksafety
+
+# What is here by the server's own doing, or gevent's.
+OURS = frozenset({"reuseport", "gevent", "greenlet", "zope", "setproctitle", "_distutils_hack", "__main__"})
+
+
+def main() -> None:
+    report = int(sys.argv.pop())
+    with open(report, encoding="utf-8", closefd=False) as file:
+        order = json.load(file)
+    zygote.tell_stack_on_signal()
+    found = look(Settings.from_json(order["settings"]), order["directory"], order["ids"], {report})
+    with open(report, "w", encoding="utf-8", closefd=False) as file:
+        file.seek(0)
+        file.truncate()
+        json.dump(found, file)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the application's threads must not hold it
+
+
+def look(settings: Settings, directory: str, ids: tuple[int, int] | None, known_fds: set[int]) -> dict[str, Any]:
+    """Load the application and say what there is then."""
+    found: dict[str, Any] = {"version": __version__, "python": sys.version.split()[0], "error": "", "early": []}
+    patched = not settings.threads
+    began = time.monotonic()
+    try:
+        if ids:
+            zygote.become(ids, directory)
+        if settings.umask is not None:
+            os.umask(settings.umask)
+        application.prepare_path(directory, tuple(settings.pythonpath))
+        app = application.load(settings.app, settings.factory)
+        found["asgi"] = inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__)
+    except application.LoadError as error:
+        found["error"] = str(error)
+    found["seconds"] = time.monotonic() - began
+    found["left_behind"] = forksafety.check(known_fds)
+    with open("/proc/self/statm", encoding="ascii") as file:
+        found["rss"] = int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    found["modules"] = dict(_modules())
+    if patched:
+        found["early"] = sorted(_unpatched())
+        found["ssl_early"] = "ssl" in EARLY
+    found["psycopg2_waits_green"] = _call("psycopg2.extensions", "get_wait_callback") is not None
+    found["oracledb_thick"] = _call("oracledb", "is_thin_mode") is False
+    return found
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+    """Modules that are not of the standard library, with the versions that packages have."""
+    for name, module in sorted(sys.modules.items()):
+        top = name.partition(".")[0]
+        if top not in OURS and top not in sys.stdlib_module_names:
+            yield name, str(getattr(module, "__version__", "")) if name == top else ""
+
+
+def _unpatched() -> Iterator[str]:
+    """Modules that hold what gevent has replaced since, as "requests.adapters (socket.socket)"."""
+    originals = {
+        id(value): f"{module}.{name}"
+        for module, names in monkey.saved.items()
+        for name, value in names.items()
+        if callable(value)
+    }
+    for name in EARLY:
+        top = name.partition(".")[0]
+        if top in OURS or top in sys.stdlib_module_names:
+            continue
+        held = {originals[id(value)] for value in list(vars(sys.modules[name]).values()) if id(value) in originals}
+        if held:
+            yield f"{name} ({', '.join(sorted(held)[:3])})"
+
+
+def _call(module: str, function: str) -> Any:
+    """What a function of a module says, if that has been imported; None otherwise."""
+    found = getattr(sys.modules.get(module), function, None)
+    return None if found is None else found()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The doctor with a real application, a real interpreter and a real master."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+APP = "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'']\n"
+
+
+def examine(directory: Path, *argv: str, **environ: str) -> tuple[int, list[dict[str, Any]]]:
+    """The exit status and the findings that are not fine."""
+    environ = {"PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": str(directory), "PYTHONDONTWRITEBYTECODE": "1", **environ}
+    command = [sys.executable, "-m", "reuseport", "doctor", "--json", *argv]
+    done = subprocess.run(command, cwd=directory, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    return done.returncode, [one for one in json.loads(done.stdout) if one["about"] in ABOUT]
+
+
+ABOUT = ("The configuration", "The application", "The running server")  # the machine is whose it is
+
+
+def bad(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [one for one in found if one["grade"] != "fine"]
+
+
+def test_an_application_that_is_well(tmp_path: Path):
+    (tmp_path / "shop.py").write_text(APP)
+    _, found = examine(tmp_path, "shop:app")
+    assert not bad(found)
+    assert any(one["text"].startswith("the application loads in ") for one in found)
+
+
+def test_what_an_import_leaves_behind_and_which_drivers_it_brings(tmp_path: Path):
+    (tmp_path / "psycopg2").mkdir()
+    (tmp_path / "psycopg2/__init__.py").write_text("__version__ = '2.9.9'")
+    (tmp_path / "psycopg2/extensions.py").write_text("wait = None\ndef get_wait_callback():\n    return wait\n")
+    code = f"import threading, psycopg2.extensions\n{APP}"
+    (tmp_path / "shop.py").write_text(code + "threading.Thread(target=threading.Event().wait, daemon=True).start()\n")
+    _, found = examine(tmp_path, "shop:app")
+    left, driver = bad(found)
+    assert "1 running greenlet" in left["text"] and "psycopg2" in driver["text"]
+    assert "psycogreen" in driver["remedy"]
+    (tmp_path / "shop.py").write_text(code + "psycopg2.extensions.wait = print\n")
+    _, found = examine(tmp_path, "shop:app")
+    assert not bad(found)
+
+
+def test_what_was_imported_before_the_patches(tmp_path: Path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/grabby.py").write_text("from socket import socket\nimport ssl\n")
+    (tmp_path / "site/sitecustomize.py").write_text("import grabby")
+    (tmp_path / "shop.py").write_text(APP)
+    status, found = examine(tmp_path, "shop:app", PYTHONPATH=str(tmp_path / "site"))
+    assert status == 1
+    assert [one["grade"] for one in bad(found)] == ["problem", "warning"]
+    assert "grabby (socket.socket)" in bad(found)[0]["text"]
+    _, found = examine(tmp_path, "shop:app", "--threads", "2", PYTHONPATH=str(tmp_path / "site"))
+    assert not bad(found), "with threads nothing is patched"
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "detail"),
+    [
+        ("import nowhere", "No module named 'nowhere'", "line 1, in <module>"),
+        ("print('so far', flush=True)\nimport os; os._exit(3)", "ended with status 3", "so far"),
+        ("import time\ntime.sleep(600)", "was not loaded within 1 s", "time.sleep(600)"),
+        ("raise SystemExit(1)", "sys.exit(1)", "line 1, in <module>"),
+    ],
+)
+def test_an_application_that_does_not_load(tmp_path: Path, code: str, text: str, detail: str):
+    (tmp_path / "shop.py").write_text(code)
+    patience = "1" if "sleep" in code else "30"
+    status, found = examine(tmp_path, "shop:app", "--boot-timeout", patience)
+    assert status == 1
+    [one] = bad(found)
+    assert text in one["text"] and detail in one["detail"]
+
+
+def test_a_configuration_that_is_refused(tmp_path: Path):
+    (tmp_path / "reuseport.toml").write_text("workes = 3")
+    status, found = examine(tmp_path)
+    assert status == 1
+    assert [one["text"] for one in bad(found)] == [
+        f"{tmp_path}/reuseport.toml: unknown key 'workes'; did you mean workers?"
+    ]
+
+
+def test_a_running_server_with_a_blocked_worker(serve):
+    server = serve("--timeout", "1").start()
+    server.get_later("/burn?name=burn")
+    server.gate("burn").await_entered()
+    server.wait(lambda s: any(w["state"] == "blocked" for w in s.current["workers"]), "it is known to be blocked")
+    status, found = examine(server.root, "--run-dir", str(server.run_dir))
+    assert status == 1
+    [blocked] = [one for one in bad(found) if "is blocked" in one["text"]]
+    assert blocked["remedy"].startswith("reuseport stacks 1.")
+    server.gate("burn").open()

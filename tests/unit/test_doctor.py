@@ -1,0 +1,412 @@
+"""The doctor's judgement on facts that are made up here; no machine is looked at, but for what reads a text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reuseport.cli import doctor
+from reuseport.cli.doctor import facts as gathering
+from reuseport.cli.doctor import machine, nginx, serving, surroundings
+from reuseport.cli.doctor.checks import CHECKS
+from reuseport.cli.doctor.drivers import DRIVERS
+from reuseport.cli.doctor.findings import Facts, Finding, Place
+from reuseport.cli.main import main
+from reuseport.options import Settings, load
+
+
+def settings(*argv: str) -> Settings:
+    return load(["shop:app", "-w", "2", "--run-dir", "/run/reuseport/shop", *argv], {}, "/srv")
+
+
+def facts(*argv: str, **known: Any) -> Facts:
+    return Facts(settings(*argv), version="1", **known)
+
+
+LOADED: dict[str, Any] = {
+    "version": "1",
+    "python": "3.11.7",
+    "error": "",
+    "output": "",
+    "seconds": 1.0,
+    "rss": 100 << 20,
+    "left_behind": [],
+    "modules": {},
+    "early": [],
+    "asgi": False,
+}
+STATUS = {"master": {"pid": 7, "version": "1"}, "serving": 3, "generations": [{"number": 3, "memory": 1 << 30}]}
+UNIT = {
+    "Id": "shop.service",
+    "Type": "notify",
+    "KillMode": "process",
+    "OOMPolicy": "continue",
+    "TimeoutStopUSec": "infinity",
+    "Restart": "on-failure",
+    "ExecReload": "{ path=/venv/bin/reuseport ; }",
+    "RuntimeDirectory": "reuseport/shop",
+    "RuntimeDirectoryPreserve": "restart",
+    "PrivateTmp": "no",
+}
+NGINX = {
+    "where": "app.conf:3",
+    "proxy_read_timeout": "1h",
+    "proxy_send_timeout": "5m",
+    "proxy_http_version": "1.1",
+    "connection": "",
+    "keepalive": "32",
+    "keepalive_timeout": "60s",
+}
+HERE = Place("/run/reuseport/shop", "tmpfs")
+
+
+def loaded(**other: Any) -> dict[str, Any]:
+    return {**LOADED, **other}
+
+
+# Each row: a check, facts that it finds fine, facts that it does not, the grade of that, and a word of its text.
+ROWS = [
+    (machine.configuration, facts(), facts(refused=["-w: no"]), "problem", "-w: no"),
+    (machine.configuration, facts(), facts(remarks=["-k means nothing"]), "warning", "-k"),
+    (machine.kernel, facts(kernel=(5, 10)), facts(kernel=(5, 3)), "problem", "5.3"),
+    (
+        machine.accept_queues,
+        facts(sysctls={"net.core.somaxconn": "4096"}),
+        facts(sysctls={"net.core.somaxconn": "128"}),
+        "warning",
+        "128",
+    ),
+    (machine.migration, facts(sysctls={"net.ipv4.tcp_migrate_req": "0"}), None, "", ""),
+    (
+        machine.descriptors,
+        facts(limits={"Max open files": (1024, None)}),
+        facts(limits={"Max open files": (1024, 1024)}),
+        "problem",
+        "1024",
+    ),
+    (
+        machine.descriptors,
+        facts(limits={"Max open files": (1024, 524288)}),
+        facts(limits={"Max open files": (1024, 8192)}),
+        "warning",
+        "8192",
+    ),
+    (machine.tasks, facts(tasks=(10, 500)), facts(tasks=(490, 500)), "problem", "TasksMax"),
+    (
+        machine.tasks,
+        facts("--threads", "8", limits={"Max processes": (None, None)}, sysctls={"kernel.pid_max": "32768"}),
+        facts("--threads", "8", limits={"Max processes": (40, 40)}, uid=1000),
+        "problem",
+        "LimitNPROC",
+    ),
+    (
+        machine.overcommit,
+        facts(sysctls={"vm.overcommit_memory": "0"}),
+        facts(sysctls={"vm.overcommit_memory": "2"}),
+        "warning",
+        "overcommit",
+    ),
+    (
+        machine.memory,
+        facts(free_memory=4 << 30, status=STATUS),
+        facts(free_memory=512 << 20, status=STATUS),
+        "problem",
+        "is refused",
+    ),
+    (
+        machine.memory,
+        facts(free_memory=1 << 30),
+        facts("--no-check-memory", free_memory=1 << 20, status=STATUS),
+        "problem",
+        "killing",
+    ),
+    (
+        machine.memory,
+        facts(free_memory=400 << 20, application=loaded()),
+        facts(free_memory=250 << 20, application=loaded()),
+        "warning",
+        "second release",
+    ),
+    (
+        machine.memory,
+        facts(free_memory=400 << 20, application=loaded()),
+        facts(free_memory=400 << 20, application=loaded(left_behind=["1 native thread"])),
+        "problem",
+        "two generations",
+    ),
+    (machine.out_of_memory, facts(), facts(oom_group=True), "problem", "oom.group"),
+    (machine.workers, facts(cores=2), facts("-w", "5", cores=2), "warning", "5 workers on 2"),
+    (machine.run_directory, facts(run_dir=HERE), facts(run_dir=replace(HERE, filesystem="nfs4")), "problem", "nfs4"),
+    (machine.run_directory, facts(run_dir=HERE), facts(run_dir=replace(HERE, mode=0o755)), None, ""),
+    (machine.run_directory, facts(run_dir=HERE), facts(run_dir=replace(HERE, mode=0o770)), "problem", "0770"),
+    (machine.run_directory, facts(run_dir=HERE), facts(run_dir=replace(HERE, free=4096)), "problem", "4K"),
+    (machine.run_directory, facts(run_dir=HERE), facts(run_dir=HERE, lingers=False, user="ann"), "warning", "session"),
+    (
+        machine.run_directory,
+        facts(run_dir=replace(HERE, parent_mode=0o1777)),
+        facts(run_dir=replace(HERE, parent_mode=0o777)),
+        "problem",
+        "anybody",
+    ),
+    (
+        machine.state_directory,
+        facts(state_dir=Place("/var/lib/shop", "ext4")),
+        facts(state_dir=HERE),
+        "warning",
+        "after a reboot",
+    ),
+    *(
+        (surroundings.unit, facts(unit=UNIT), facts(unit={**UNIT, key: value}), grade, word)
+        for key, value, grade, word in (
+            ("Type", "simple", "warning", "Type=simple"),
+            ("Type", "forking", "problem", "forks away"),
+            ("KillMode", "control-group", "problem", "KillMode"),
+            ("KillMode", "mixed", "warning", "KillMode=mixed"),
+            ("OOMPolicy", "stop", "problem", "OOMPolicy=stop"),
+            ("Restart", "no", "warning", "Restart=no"),
+            ("ExecReload", "", "warning", "ExecReload"),
+            ("RuntimeDirectoryPreserve", "no", "warning", "RuntimeDirectoryPreserve"),
+        )
+    ),
+    (
+        surroundings.unit,
+        facts(unit={**UNIT, "TimeoutStopUSec": "1min 30s"}),  # the master asks for more
+        facts(unit={**UNIT, "TimeoutStopUSec": "1min 30s", "Type": "exec"}),
+        "warning",
+        "1min 30s",
+    ),
+    (
+        surroundings.unit,
+        facts(unit={**UNIT, "PrivateTmp": "yes"}),
+        facts("--run-dir", "/tmp/shop", unit={**UNIT, "PrivateTmp": "yes"}),
+        "problem",
+        "PrivateTmp",
+    ),
+    *(
+        (surroundings.proxies, facts(proxies=[NGINX]), facts(proxies=[{**NGINX, key: value}]), grade, word)
+        for key, value, grade, word in (
+            ("proxy_read_timeout", None, "warning", "its default"),
+            ("proxy_read_timeout", "30s", "warning", "504"),
+            ("proxy_send_timeout", "500ms", "warning", "proxy_send_timeout 500ms"),
+            ("proxy_next_upstream", "error timeout non_idempotent", "problem", "twice"),
+            ("proxy_http_version", None, "warning", "connection of its own"),
+            ("connection", None, "warning", "connection of its own"),
+            ("keepalive", None, "warning", "connection of its own"),
+            ("keepalive_timeout", "2m", "problem", "502"),
+        )
+    ),
+    (serving.loading, facts(application=loaded()), facts(application=loaded(seconds=100.0)), "warning", "100.0 s"),
+    (serving.loading, facts(application=loaded()), facts(application=loaded(asgi=True)), "problem", "ASGI"),
+    (serving.loading, facts(application=loaded()), facts(application=loaded(version="0")), "warning", "reuseport 0"),
+    (serving.loading, facts(), facts(application={"error": "no module", "output": "x"}), "problem", "no module"),
+    (
+        serving.fork_safety,
+        facts(application=loaded()),
+        facts(application=loaded(left_behind=["1 native thread"])),
+        "warning",
+        "1 native thread",
+    ),
+    (
+        serving.fork_safety,
+        facts("--preload", "never", application=loaded(left_behind=["1 native thread"])),
+        facts("--preload", "always", application=loaded(left_behind=["1 native thread"])),
+        "problem",
+        "always forks",
+    ),
+    (
+        serving.patch_order,
+        facts(application=loaded()),
+        facts(application=loaded(early=["requests.adapters (socket.socket)"])),
+        "problem",
+        "requests.adapters",
+    ),
+    (serving.patch_order, facts(application=loaded()), facts(application=loaded(ssl_early=True)), "warning", "ssl"),
+    (serving.running, facts(status=STATUS), facts(status={**STATUS, "serving": None}), "problem", "no generation"),
+    (
+        serving.running,
+        facts(status=STATUS),
+        facts(status={**STATUS, "generations": [{"number": 3, "workers": [{"id": "3.1", "state": "blocked"}]}]}),
+        "problem",
+        "3.1",
+    ),
+    (
+        serving.running,
+        facts(status={**STATUS, "releases": [{"outcome": "serving", "number": 3}]}),
+        facts(status={**STATUS, "releases": [{"outcome": "failed", "error": "ImportError: no"}]}),
+        "warning",
+        "ImportError",
+    ),
+    (serving.running, facts(status=STATUS), replace(facts(status=STATUS), version="2"), "warning", "this is 2"),
+    (
+        serving.drains,
+        facts(status={"generations": [{"number": 2, "state": "draining", "since": 60}]}),
+        facts(
+            status={
+                "generations": [
+                    {"number": 2, "state": "draining", "since": 7200, "waits_for": {"jobs": [{"name": "export"}]}}
+                ]
+            }
+        ),
+        "warning",
+        "job 'export'",
+    ),
+    (serving.losses, facts(status=STATUS), facts(status={"lost": {"jobs": [{}]}}), "warning", "1 job"),
+    (serving.overflows, facts(overflows=0), facts(overflows=3), "warning", "3 connections"),
+    (
+        serving.overflows,
+        facts(queues=[("port 8000", 5)]),
+        facts(queues=[("port 8000", 1500)]),
+        "problem",
+        "1500 connections wait",
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "good", "bad", "grade", "word"), ROWS)
+def test_each_check_finds_what_it_looks_for_and_nothing_else(check, good, bad, grade, word) -> None:
+    assert all(one.grade == "fine" and not one.remedy for one in check(good))
+    found = [one for one in check(bad) if one.grade != "fine"] if bad else []
+    if grade:
+        assert [one.grade for one in found if word in one.text] == [grade]
+        assert len(found) <= 2, "Type=exec is told beside its timeout"
+        assert all(one.remedy and "\n" not in one.remedy for one in found)
+    else:
+        assert not found
+
+
+def test_every_check_has_a_row_and_passes_over_what_is_not_known() -> None:
+    checks = [check for _, some in CHECKS for check in some]
+    assert {row[0] for row in ROWS} | {serving.clients} == set(checks)
+    for check in checks:
+        assert all(one.grade == "fine" for one in check(facts()))
+
+
+def judged(*modules: str, threads: int = 0, **found: Any) -> list[Finding]:
+    argv = ["--threads", str(threads)] if threads else []
+    return list(serving.clients(facts(*argv, application=loaded(modules=dict.fromkeys(modules, "2.9"), **found))))
+
+
+def test_drivers_that_wait_in_c_are_named_with_another_one() -> None:
+    for driver in DRIVERS:
+        [one] = judged(driver.module)
+        assert one.grade in ("fine", "warning")
+        assert bool(one.remedy) == (one.grade == "warning")
+        assert [one.grade for one in judged(driver.module, threads=4)] == ["fine"], "--threads is the other remedy"
+    assert judged("flask") == []
+
+
+def test_drivers_whose_state_tells() -> None:
+    assert judged("psycopg2")[0].grade == "warning"
+    assert judged("psycopg2", psycopg2_waits_green=True)[0].grade == "fine"
+    assert judged("oracledb")[0].grade == "fine"
+    assert judged("oracledb", oracledb_thick=True)[0].grade == "warning"
+    assert judged("grpc")[0].grade == "warning"
+    assert judged("grpc", "grpc.experimental.gevent")[0].grade == "fine"
+    for version, grade in (("3.1.13", "warning"), ("3.1.14", "fine"), ("3.2", "fine"), ("", "fine")):
+        [one] = serving.clients(facts(application=loaded(modules={"psycopg": version})))
+        assert one.grade == grade, version
+
+
+CONF = """
+http {
+    proxy_read_timeout 2m;  # for all
+    proxy_set_header Connection "";
+    upstream shop { server 127.0.0.1:8000 weight=5; keepalive 16; keepalive_timeout 30s; }
+    upstream other { server 10.0.0.9:8000; }
+    server {
+        location / { proxy_pass http://shop/; proxy_http_version 1.1; }
+        location /up { proxy_pass http://unix:/run/shop.sock:/x; proxy_read_timeout "1h 30m"; }
+        location /direct { proxy_set_header Host $host; if ($x ~ "a{2};") { proxy_pass http://localhost:8000; } }
+        location /other { proxy_pass http://other; }
+        location /named { proxy_pass http://$backend; }
+    }
+}
+"""
+
+
+def test_nginx_is_read_as_nginx_reads_it() -> None:
+    found = nginx.locations(nginx.parse(CONF), ["0.0.0.0:8000", "unix:/run/shop.sock"])
+    assert [one["where"] for one in found] == ["nginx.conf:8", "nginx.conf:9", "nginx.conf:10"]
+    through, socket, direct = found
+    assert (through["keepalive"], through["keepalive_timeout"], through["proxy_http_version"]) == ("16", "30s", "1.1")
+    assert (through["proxy_read_timeout"], through["connection"]) == ("2m", "")
+    assert (socket["proxy_read_timeout"], socket["keepalive"]) == ("1h 30m", None)
+    assert direct["connection"] is None, "one proxy_set_header in a block replaces all of the outer ones"
+    assert [nginx.seconds(t) for t in ("60", "1h 30m", "500ms", "$t", "")] == [60, 5400, 0.5, None, None]
+
+
+def test_nginx_that_cannot_be_read_is_no_nginx(tmp_path: Path) -> None:
+    assert nginx.load(str(tmp_path / "nginx.conf")) == []
+    assert nginx.locations(nginx.parse("http { server { location / { proxy_pass http://localhost:80"), [":80"]) == []
+    (tmp_path / "nginx.conf").write_text("include *.conf; http { include sites/*; }")  # itself among them
+    (tmp_path / "sites").mkdir()
+    (tmp_path / "sites/a").write_text("server { location / { proxy_pass http://127.0.0.1:9000; } }")
+    assert nginx.locations(nginx.load(str(tmp_path / "nginx.conf")), ["127.0.0.1:9000"])
+
+
+def test_the_configuration_that_docs_has_is_found_good() -> None:
+    text = (Path(__file__).parents[2] / "docs/nginx.conf").read_text()
+    [one] = nginx.locations(nginx.parse(f"http {{ {text} }}"), ["127.0.0.1:8000"])
+    found = [f for f in surroundings.proxies(facts(proxies=[one])) if f.grade != "fine"]
+    assert ["proxy_send_timeout" in f.text for f in found] == [True], "all but the default, which it leaves"
+
+
+def test_what_proc_says_is_read() -> None:
+    mounts = (
+        "1 0 8:1 / / rw - ext4 /dev/sda rw\n"
+        "2 1 0:5 / /run rw shared:1 - tmpfs tmpfs rw\n"
+        "3 1 0:6 / /srv/with\\040space rw - nfs4 host:/x rw\n"
+        "4 1 0:7 / /running rw - xfs /dev/sdb rw\n"
+    )
+    where = {p: gathering._filesystem(p, mounts) for p in ("/run/x", "/srv/with space/y", "/running", "/var", "/")}
+    assert where == {"/run/x": "tmpfs", "/srv/with space/y": "nfs4", "/running": "xfs", "/var": "ext4", "/": "ext4"}
+    limits = gathering._limits(
+        "Limit                     Soft Limit           Hard Limit           Units     \n"
+        "Max open files            1024                 524288               files     \n"
+        "Max processes             unlimited            unlimited            processes \n"
+    )
+    assert limits == {"Max open files": (1024, 524288), "Max processes": (None, None)}
+    assert gathering._overflows("TcpExt: A ListenOverflows B\nTcpExt: 1 22 3\nIpExt: X\nIpExt: 1\n") == 22
+    assert gathering._overflows("") is None
+    assert gathering._kernel("6.8.0-45-generic") == (6, 8)
+
+
+def test_the_text_has_the_worst_first_and_counts() -> None:
+    bad = Finding("problem", "bad", "do this", "line 1\nline 2")
+    some = [Finding("fine", "well"), bad, Finding("warning", "hm", "x")]
+    text = doctor.render([("The machine", some), ("nginx", [])], 80)
+    assert text.splitlines() == [
+        "The machine:",
+        "  problem  bad",
+        "           -> do this",
+        "           | line 1",
+        "           | line 2",
+        "  warning  hm",
+        "           -> x",
+        "       ok  well",
+        "",
+        "1 problem, 1 warning",
+    ]
+    assert doctor.render([("The machine", [Finding("fine", "well")])], 80).endswith("\n\nnothing will hurt\n")
+
+
+def test_the_exit_status_says_whether_there_is_a_problem(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    known = facts(kernel=(6, 1))
+    monkeypatch.setattr(gathering, "gather", lambda *args, **how: known)
+    assert main(["doctor", "--json", "shop:app"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"about": "The machine", "grade": "fine", "text": "Linux 6.1", "remedy": "", "detail": ""} in found
+    known = facts(kernel=(4, 1))
+    assert main(["doctor", "shop:app"]) == 1
+    assert main(["doctor", "--workes", "3"]) == 2
+    (tmp_path / "reuseport.toml").write_text("workes = 3")
+    told = []
+    monkeypatch.setattr(gathering, "gather", lambda settings, refused, status, **how: told.append(refused) or known)
+    assert main(["doctor"]) == 1
+    assert "unknown key 'workes'" in told[0][0]
