@@ -27,6 +27,7 @@ COMMANDS = {
     "hold": "keep a tenant in its generation: reuseport hold TENANT",
     "move": "let a held tenant go: reuseport move TENANT",
     "stop": "drain and stop the server",
+    "upgrade": "replace the running master by the version of reuseport that is installed now",
     "init": "print a unit for systemd: reuseport init systemd MODULE:APP",
 }
 

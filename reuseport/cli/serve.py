@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from reuseport.cli.failure import FAILED
+from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.options import OPTIONS, OptionError, check, load, working_directory
 from reuseport.options.manual import manual, print_config
 
@@ -24,7 +25,8 @@ bytes (64K, 512M, 2G; powers of 1024). A switch is turned off by --no-NAME. Rela
 directory unless it says otherwise.
 
 Signals: HUP releases. TERM stops after requests and jobs have ended, a second TERM at once; so do INT and QUIT. TTIN \
-and TTOU make it one worker more or less. USR1 opens the log again."""
+and TTOU make it one worker more or less. USR1 opens the log again. USR2 replaces the master in place by a new \
+version of reuseport or of Python (reuseport upgrade)."""
 
 
 def help_text() -> str:
@@ -33,6 +35,10 @@ def help_text() -> str:
 
 def run(argv: Sequence[str]) -> int:
     """Serve until stopped; the exit status is the master's. Raises OptionError."""
+    if UPGRADE_VARIABLE in os.environ:
+        from reuseport.master.main import resume
+
+        return resume()
     settings = load(argv, os.environ, working_directory(os.environ))
     for remark in settings.remarks:
         print(f"reuseport: {remark}", file=sys.stderr)

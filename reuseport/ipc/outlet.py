@@ -13,7 +13,8 @@ import socket
 import stat
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 BUFFER = 1 << 20  # bytes
 
@@ -115,6 +116,15 @@ class Outlet:
                 self._waiting.popleft()
             else:
                 self._waiting[0] = data[sent:]
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the process goes on with behind an exec: what nobody has taken yet."""
+        return {"waiting": b"".join(self._waiting).decode("latin-1"), "lost": self._lost}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        self._lost = int(left["lost"])
+        if left["waiting"]:
+            self.raw(left["waiting"].encode("latin-1"))
 
     def finish(self, seconds: float) -> None:
         """Write what waits, giving a slow reader so many seconds. For a process's end: this blocks."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import resource
 import signal
@@ -26,15 +27,13 @@ from reuseport.core import events as ev
 from reuseport.core import machine
 from reuseport.core.model import STANDBY, ZYGOTE, Cluster, Key, Release
 from reuseport.ipc import channel as channels
-from reuseport.ipc.inherited import SIGNALS
+from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import Scoreboard
-from reuseport.master import passed, status
+from reuseport.master import control, estate, passed, status, upgrade
 from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.control import Client, Control
-from reuseport.master.history import History
-from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
 from reuseport.master.notify import Notifier, status_line
@@ -66,6 +65,17 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
     return master.run()
 
 
+def resume() -> int:
+    """Go on as what this process was before an exec (`upgrade`), or only try whether that could be done."""
+    said = json.loads(os.environ.pop(UPGRADE_VARIABLE))
+    if "answer" in said:
+        return upgrade.rehearse(said)
+    left = estate.read(said["state"])
+    for fd in left.fds:
+        os.set_inheritable(fd, False)
+    return Master(left.first, left.extra, left).run()
+
+
 def _raise_descriptor_limit() -> None:
     """Every client is a descriptor in some worker, and the usual soft limit of 1024 is meant for select(2)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -74,37 +84,48 @@ def _raise_descriptor_limit() -> None:
 
 
 class Master:
-    def __init__(self, settings: Settings, extra: dict[str, Any]) -> None:
-        """Take the run directory and the addresses. Raises what `run` reports."""
+    def __init__(self, settings: Settings, extra: Mapping[str, Any], left: estate.Estate | None = None) -> None:
+        """Take the run directory and the addresses, unless they are `left` to this master already.
+
+        Raises what `run` reports.
+        """
         # Until the handlers stand, a signal must wait, and not end a master that has just written its pid file.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self.first = settings  # what only a start can change: name, addresses, places of files
-        self.started = time.time()
+        self.extra = extra
+        self.left = left
+        self.started = left.started if left else time.time()
         self.events: deque[ev.Event] = deque()
         self.signals: deque[int] = deque()
         self.exit_status: int | None = None
         self.losses = Losses()
 
-        release = complete(release_of(settings), extra)
+        release = complete(release_of(settings), extra) if left is None else None
         ids = find_user(settings)
         self.run_dir = RunDir(settings.run_dir)
-        self.lock = self.run_dir.own(*(ids or (None, None)))
-        self.log = self._open_log(settings)
-        history = self._open_history(settings)
-        self.cluster = Cluster(last=history.last)
+        if left is None:
+            self.lock = self.run_dir.own(*(ids or (None, None)))
+        else:
+            self.lock = left.lock
+            self.run_dir.keep()
+        self.log = estate.open_log(settings)
+        history = estate.open_history(settings)
+        self.cluster = left.cluster if left else Cluster(last=history.last)
         if settings.umask is not None:
             os.umask(settings.umask)
-        supervision = passed.take(os.environ, os.getpid())
+        supervision = left.supervision if left else passed.take(os.environ, os.getpid())
         given = passed.sockets_of(supervision)
         units = tuple(dict.fromkeys(one.address for one in given if not one.stored))
         # Without a word about addresses those that were passed are meant.
         addresses = units if units and settings.sources["bind"] == DEFAULT else settings.bind
         self.slots = Slots(addresses, settings.backlog, 0 if settings.umask is None else settings.umask, given)
         self.roster = Roster(self.run_dir.roster)
-        remains = self.roster.read()
-        if remains is None:
-            self.slots.bind()
-        self._write_pid_file()
+        remains = None
+        if left is None:
+            remains = self.roster.read()
+            if remains is None:
+                self.slots.bind()
+            self._write_pid_file()
         become_subreaper()
         _raise_descriptor_limit()
         self.loop = Loop()
@@ -112,7 +133,10 @@ class Master:
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.raw)
         self.processes = Processes(self.loop, self._on_exit)
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
-        hellos = channels.listen(self.run_dir.hello)
+        if left is None:
+            hellos, questions = channels.listen(self.run_dir.hello), control.listen(self.run_dir.control)
+        else:
+            hellos, questions = left.doors()
         if ids:
             # Both lie where only the master's own user can put anything else in their place.
             os.chown(self.run_dir.scoreboard, *ids, follow_symlinks=False)
@@ -139,9 +163,10 @@ class Master:
             self.events.append,
             self.log.write,
         )
-        self.tenants = Tenants(settings, self.run_dir, ids, remains is not None, self.processes, self.switchboard)
+        adopting = remains is not None or left is not None
+        self.tenants = Tenants(settings, self.run_dir, ids, adopting, self.processes, self.switchboard)
         self.tenants.tell, self.tenants.log = self.events.append, self.log.write
-        self.control = Control(self.run_dir.control, self.loop, self._on_question)
+        self.control = Control(questions, self.loop, self._on_question)
         self.touched = (
             Touched(lambda: self._in_directory("release_file"), self._release_by, self.log.write),
             Touched(lambda: self._in_directory("stop_file"), self._stop_by, self.log.write),
@@ -149,25 +174,31 @@ class Master:
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
-        if remains is not None:
+        self.upgrade = upgrade.Upgrade(self)
+        if left is not None:
+            left.enter(self)
+        elif release is not None and remains is not None:
             self._adopt(remains, release)
-        else:
+        elif release is not None:
             self.events.append(ev.ReleaseAsked(release))
 
     def run(self) -> int:
         self._listen_to_signals()
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
-        self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
+        if self.left is None:
+            self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
+        else:
+            self._tell_of_upgrade(self.left)
         self.notifier.store(slot.socket for slot in self.slots.storable())
         self._look_around()
         gc.freeze()
         self._decide()
         while self.exit_status is None:
             self.loop.wait(machine.wake_at(self.cluster))
-            self._hear_signals()
-            self.events.append(ev.Tick())
-            self._decide()
+            self.catch_up()
+            if self.upgrade.due:
+                self.upgrade.perform()
         self._leave()
         return self.exit_status
 
@@ -204,8 +235,14 @@ class Master:
                 self.events.append(ev.ScaleAsked(1 if number == signal.SIGTTIN else -1))
             elif number == signal.SIGUSR1:
                 self._reopen_logs()
-            else:
-                self.log.write("warning", f"{signal.Signals(number).name} means nothing to this master")
+            elif number == signal.SIGUSR2:
+                self.upgrade.ask()
+
+    def catch_up(self) -> None:
+        """With everything that has happened until now."""
+        self._hear_signals()
+        self.events.append(ev.Tick())
+        self._decide()
 
     def _on_exit(self, process: Process, how: str) -> None:
         self.switchboard.last_words(process)
@@ -331,19 +368,11 @@ class Master:
         self.log.write("info", f"{path} was touched: stopping")
         self.events.append(ev.StopAsked(timeout=self.releases.settings.graceful_timeout))
 
-    def _open_log(self, settings: Settings) -> Log:
-        try:
-            return Log(settings.log_file, settings.log_level, settings.log_json)
-        except OSError as error:
-            raise OptionError(f"{settings.where('log_file')}: cannot open {error.filename}: {error.strerror}") from None
-
-    @staticmethod
-    def _open_history(settings: Settings) -> History:
-        try:
-            return History(settings.state_dir)
-        except OSError as error:
-            where = settings.where("state_dir")
-            raise OptionError(f"{where}: {error.filename}: {(error.strerror or str(error)).lower()}") from None
+    def _tell_of_upgrade(self, left: estate.Estate) -> None:
+        text = f"upgraded from {left.before} to {estate.this_version()}"
+        self.log.write("info", text)
+        if client := self.control.clients.get(left.asker):
+            client.done(True, text=text)
 
     def _reopen_logs(self) -> None:
         try:
@@ -365,6 +394,7 @@ class Master:
     def _leave(self) -> None:
         """The last acts: whoever waits for the stop is told, and the files go."""
         self.boot_logs.copy_news()
+        self.upgrade.cancel()
         self.log.write("info", "stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
