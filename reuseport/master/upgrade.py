@@ -121,9 +121,10 @@ class Upgrade:
             client.say(event="stage", text=text)
 
     def cancel(self) -> None:
-        """The server stops."""
+        """The server has stopped."""
         if self._trial is not None:
             self._trial.end()
+            self._on_trial(Refused("the server was stopped"))
 
     def perform(self) -> None:
         """Become the new version. Returns only where that failed."""
