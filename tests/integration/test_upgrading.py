@@ -76,7 +76,12 @@ def descriptors(server: Server) -> Counter[str]:
         last.sendall(b'{"do": "history"}\n')
         while last.recv(65536):
             pass
-    return Counter(os.readlink(entry.path).partition(":[")[0] for entry in os.scandir(f"/proc/{server.pid}/fd"))
+    return opened_by(server.pid)
+
+
+def opened_by(pid: int) -> Counter[str]:
+    links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+    return Counter(link if link.startswith(("/", "anon_inode")) else link.partition(":[")[0] for link in links)
 
 
 def test_the_new_version_goes_on_with_the_same_process_and_children_and_fails_no_request(installed):
@@ -280,7 +285,9 @@ def test_twenty_upgrades_leave_nothing_behind(installed):
     assert server.settle(1).pids() == before.pids()
     wait_for(lambda: descriptors(server) == opened, f"as many descriptors as before: {opened}")
     server.write("two")
+    first = opened_by(before.current["zygote"]["pid"]).total()
     assert server.renew() == 2
+    assert opened_by(server.status().current["zygote"]["pid"]).total() == first, "it has inherited nothing of the master's"
     assert "REUSEPORT_UPGRADE" not in server.get("/facts").json["facts"]["environment"]
 
 
