@@ -287,7 +287,8 @@ def test_twenty_upgrades_leave_nothing_behind(installed):
     server.write("two")
     first = opened_by(before.current["zygote"]["pid"]).total()
     assert server.renew() == 2
-    assert opened_by(server.status().current["zygote"]["pid"]).total() == first, "it has inherited nothing of the master's"
+    now = opened_by(server.status().current["zygote"]["pid"]).total()
+    assert now == first, "it has inherited nothing of the master's"
     assert "REUSEPORT_UPGRADE" not in server.get("/facts").json["facts"]["environment"]
 
 
