@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from reuseport import options
-from reuseport.ipc.inherited import SIGNALS
+from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
 from reuseport.options import Settings
 
 VARIABLE = "REUSEPORT_EMBEDDED"
@@ -83,6 +83,10 @@ def _script() -> dict[str, Any]:
 
 def main() -> int:
     """The master that `serve` has become."""
+    if UPGRADE_VARIABLE in os.environ:
+        from reuseport.master.main import resume
+
+        return resume()
     said = json.loads(os.environ.pop(VARIABLE))
     settings = Settings.from_json(said["settings"])
     for line in (*settings.remarks, *(problems := options.check(settings, needs_app="script" not in said["extra"]))):

@@ -26,6 +26,7 @@ GROUPS = {
         "hold": "keep a tenant in its generation: reuseport hold TENANT",
         "move": "let a held tenant go: reuseport move TENANT",
         "stop": "drain and stop the server",
+        "upgrade": "replace the running master by the version of reuseport that is installed now",
     },
     "Look": {
         "status": "show the generations, their workers, and what each drain waits for",

@@ -36,6 +36,14 @@ LABEL = Option(
     default_text="--label of serve",
     help="What this version is called in `reuseport status` and `reuseport history`: a tag, a commit.",
 )
+JSON = Option(
+    "json",
+    kinds.SWITCH,
+    False,
+    group="Options",
+    where=frozenset({FLAG}),
+    help="Print the outcome as one JSON object, and no stages.",
+)
 FOLLOWING = (
     Option(
         "wait",
@@ -47,14 +55,7 @@ FOLLOWING = (
         help="ready: return when the new generation serves. drained: when the old ones have ended too. none: when "
         "the release has begun.",
     ),
-    Option(
-        "json",
-        kinds.SWITCH,
-        False,
-        group="Options",
-        where=frozenset({FLAG}),
-        help="Print the outcome as one JSON object, and no stages.",
-    ),
+    JSON,
 )
 CANARY = Option(
     "canary",

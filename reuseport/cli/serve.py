@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from reuseport.cli.failure import FAILED
-from reuseport.ipc.inherited import SIGNALS
+from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
 from reuseport.options import OPTIONS, OptionError, check, load, working_directory
 from reuseport.options.manual import manual, print_config
 
@@ -26,7 +26,8 @@ bytes (64K, 512M, 2G; powers of 1024). A switch is turned off by --no-NAME. Rela
 directory unless it says otherwise.
 
 Signals: HUP releases. TERM stops after requests and jobs have ended, a second TERM at once; so do INT and QUIT. TTIN \
-and TTOU make it one worker more or less. USR1 opens the log again.
+and TTOU make it one worker more or less. USR1 opens the log again. USR2 replaces the master in place by a new \
+version of reuseport or of Python (reuseport upgrade).
 
 Exit status: 0 it was stopped; 1 it could not start, or what it started with could not serve; 2 wrong usage."""
 
@@ -39,6 +40,10 @@ def help_text() -> str:
 
 def run(argv: Sequence[str]) -> int:
     """Serve until stopped; the exit status is the master's. Raises OptionError."""
+    if UPGRADE_VARIABLE in os.environ:
+        from reuseport.master.main import resume
+
+        return resume()
     if os.getpid() == 1:
         # In a container. The kernel drops what process 1 has no handler for yet (kill(2), NOTES): a `docker stop` that
         # comes early would wait in vain, and then kill. What is blocked waits for the master's handlers.

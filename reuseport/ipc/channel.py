@@ -16,6 +16,7 @@ import json
 import os
 import struct
 from collections import deque
+from collections.abc import Callable, Mapping
 from posix import close
 from typing import Any
 
@@ -116,6 +117,11 @@ class Channel:
             messages.append((_decode(data), list(fds)))
         return messages
 
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the process goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
+        unsent = [(message.decode(), [lend(fd) for fd in fds]) for message, fds in self._unsent]
+        return {"fd": lend(self.fileno()), "unsent": unsent}
+
     def close(self) -> None:
         self.closed = True
         for _, fds in self._unsent:
@@ -154,6 +160,18 @@ def listen(path: str) -> _socket.socket:
     sock.bind(path)
     sock.listen(1024)
     return sock
+
+
+def inherited(left: Mapping[str, Any]) -> Channel:
+    """The channel of which `Channel.estate` told."""
+    channel = Channel(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, left["fd"]))
+    channel._unsent.extend((message.encode(), tuple(fds)) for message, fds in left["unsent"])
+    return channel
+
+
+def listening(fd: int) -> _socket.socket:
+    """What `listen` has made, behind an exec."""
+    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
 
 
 def accept(listener: _socket.socket) -> Channel | None:

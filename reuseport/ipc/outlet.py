@@ -14,7 +14,8 @@ import socket
 import stat
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from reuseport.ipc.post import Post
 from reuseport.options import logplace
@@ -134,6 +135,15 @@ class Outlet:
             self.fd = self._post.fileno()
             return len(data)
         return self._socket.send(data, socket.MSG_DONTWAIT) if self._socket else os.write(self.fd, data)
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the process goes on with behind an exec: what nobody has taken yet."""
+        return {"waiting": [one.decode("latin-1") for one in self._waiting], "lost": self._lost}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        self._lost = int(left["lost"])
+        for one in left["waiting"]:
+            self.raw(one.encode("latin-1"))
 
     def finish(self, seconds: float) -> None:
         """Write what waits, giving a slow reader so many seconds. For a process's end: this blocks."""

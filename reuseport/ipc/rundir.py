@@ -18,7 +18,7 @@
 
 POSIX record locks die with the process and only with it; flock and OFD locks would live on in any forked child that
 holds the description (fcntl(2)). The price is that the lock is gone as soon as the process closes any descriptor of
-the file, so the lock file is opened once and never again.
+the file, so the lock file is opened once and never again. An exec, which keeps the process, keeps the lock.
 """
 
 from __future__ import annotations
@@ -97,10 +97,13 @@ class RunDir:
                 "stop it, or give this server a name (-n) or a run directory of its own"
             ) from None
         Path(self.pid).write_text(f"{os.getpid()}\n")
-        # Cleaners of /tmp leave a directory alone that somebody holds a BSD lock on (tmpfiles.d(5), "Age").
+        self.keep()
+        return fd
+
+    def keep(self) -> None:
+        """Cleaners of /tmp leave a directory alone that somebody holds a BSD lock on (tmpfiles.d(5), "Age")."""
         self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self._directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return fd
 
     def owner(self) -> int | None:
         """The pid that the last owner wrote down; it may have died since."""

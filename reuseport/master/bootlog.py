@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
+from typing import Any
 
 from reuseport.core.model import BOOTING, ENDING, Cluster
 from reuseport.ipc.rundir import RunDir
@@ -20,11 +21,9 @@ TAIL = 65536  # bytes of it that an asker is shown
 
 
 class BootLog:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, offset: int = 0) -> None:
         self.path = path
-        self._offset = 0
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        self.offset = offset  # bytes that have been copied
 
     def open(self) -> int:
         """A descriptor to print to."""
@@ -34,13 +33,13 @@ class BootLog:
         """The lines that have been printed since the last call; with the `rest`, also one that has not ended yet."""
         try:
             with open(self.path, "rb") as file:
-                file.seek(self._offset)
+                file.seek(self.offset)
                 data = file.read(NEWS)
         except FileNotFoundError:
             return b""
         if not rest and len(data) < NEWS:
             data = data[: data.rfind(b"\n") + 1]
-        self._offset += len(data)
+        self.offset += len(data)
         return data
 
     def tail(self) -> str:
@@ -76,10 +75,20 @@ class BootLogs:
         self.copy_news()
         # A zygote that is started again gets a new one: what the first has printed is over.
         boot_log = self._by_generation[generation] = BootLog(self._run_dir.boot_log(generation))
+        boot_log.remove()
         if not self._following:
             self._following = True
             self._loop.later(FOLLOW, self._follow)
         return boot_log
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec: how far each has been copied."""
+        return {"offsets": {number: one.offset for number, one in self._by_generation.items()}}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        for number, offset in left["offsets"].items():
+            self._by_generation[int(number)] = BootLog(self._run_dir.boot_log(int(number)), offset)
+        self._follow()
 
     def tail(self, generation: int) -> str:
         """The end of what a generation has printed; "" where there is nothing."""

@@ -11,7 +11,6 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from itertools import count
 from types import MappingProxyType
 from typing import Any
 
@@ -97,6 +96,22 @@ class Client:
         self._server.loop.watch(self._socket.fileno(), self.readable, READ)
         self.flush()
 
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
+        return {
+            "name": self.name,
+            "fd": lend(self._socket.fileno()),
+            "in": self._in.decode("latin-1"),
+            "out": self._out.decode("latin-1"),
+            "last": self._last,
+            "watching": self.watching,
+        }
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        self._in, self._out = left["in"].encode("latin-1"), left["out"].encode("latin-1")
+        self._last, self.watching = left["last"], left["watching"]
+        self.flush()
+
     def close(self) -> None:
         self._out = b""
         if self._socket.fileno() != -1:
@@ -105,25 +120,40 @@ class Client:
         self._server.clients.pop(self.name, None)
 
 
-class Control:
-    """Listens at `path`; only the master's own user and root are heard (SO_PEERCRED, unix(7))."""
+def listen(path: str) -> socket.socket:
+    """The master's socket there. A path that an earlier master left is taken over."""
+    if os.path.lexists(path):
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    before = os.umask(0o177)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(before)
+    sock.listen(64)
+    return sock
 
-    def __init__(self, path: str, loop: Loop, answer: Answer) -> None:
+
+class Control:
+    """`sock` listens; only the master's own user and root are heard (SO_PEERCRED, unix(7))."""
+
+    def __init__(self, sock: socket.socket, loop: Loop, answer: Answer) -> None:
         self.loop = loop
         self.answer = answer
         self.clients: dict[str, Client] = {}
-        self._names = count(1)
-        if os.path.lexists(path):
-            os.unlink(path)
-        self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        before = os.umask(0o177)
-        try:
-            self._socket.bind(path)
-        finally:
-            os.umask(before)
-        self._socket.listen(64)
-        loop.watch(self._socket.fileno(), self._accept)
+        self._named = 0
+        self._socket = sock
+        loop.watch(sock.fileno(), self._accept)
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
+        clients = [client.estate(lend) for client in self.clients.values()]
+        return {"socket": lend(self._socket.fileno()), "named": self._named, "clients": clients}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        self._named = left["named"]
+        for one in left["clients"]:
+            self._add(one["name"], socket.socket(fileno=one["fd"])).inherit(one)
 
     def stages(self, text: str) -> None:
         """Tell everybody who waits for a release how it goes."""
@@ -135,8 +165,8 @@ class Control:
         for client in list(self.clients.values()):
             client.close()
         self.loop.forget(self._socket.fileno())
+        os.unlink(self._socket.getsockname())
         self._socket.close()
-        os.unlink(self._path)
 
     def _accept(self) -> None:
         try:
@@ -152,6 +182,10 @@ class Control:
         if uid not in (0, os.geteuid()):
             sock.close()
             return
-        client = Client(f"client {next(self._names)}", sock, self)
-        self.clients[client.name] = client
+        self._named += 1
+        self._add(f"client {self._named}", sock)
+
+    def _add(self, name: str, sock: socket.socket) -> Client:
+        client = self.clients[name] = Client(name, sock, self)
         self.loop.watch(sock.fileno(), client.readable)
+        return client

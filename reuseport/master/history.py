@@ -24,11 +24,11 @@ KEPT = 2000  # lines; a longer file is cut to half of that when a master starts
 class History:
     """The lines, newest last, and the file they are added to."""
 
-    def __init__(self, directory: str) -> None:
-        """Read what is there. OSError where the directory cannot be written."""
+    def __init__(self, directory: str, *, trim: bool = True) -> None:
+        """Read what is there, and `trim` it if it is long. OSError where the directory cannot be written."""
         self.path = os.path.join(directory, FILE)
         self.lines: deque[dict[str, Any]] = deque(read(self.path), maxlen=KEPT)
-        if len(self.lines) == KEPT:
+        if trim and len(self.lines) == KEPT:
             self._shorten()
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         size = os.fstat(self._file).st_size

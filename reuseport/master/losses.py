@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 KEPT = 100  # jobs
@@ -26,6 +26,14 @@ class Losses:
         whose = f" of {job['tenant']}" if job["tenant"] else ""
         process = f"its process {pid}" if job["where"] == "process" else f"worker {worker}"
         return f"job {job['name']!r}{whose} is lost, {job['age']:.0f} s old: {process} {how}{why}"
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec."""
+        return {"count": self._count, "jobs": list(self._jobs)}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        self._count = left["count"]
+        self._jobs.extend(left["jobs"])
 
     def shown(self) -> dict[str, Any]:
         """How many there have been since the master began, and those of the last hour, oldest first."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import resource
 import signal
@@ -26,16 +27,14 @@ from reuseport.core import events as ev
 from reuseport.core import machine
 from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key, Release
 from reuseport.ipc import channel as channels
-from reuseport.ipc.inherited import SIGNALS
+from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
 from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import Scoreboard
-from reuseport.master import exposition, metrics, passed, status
+from reuseport.master import control, estate, exposition, metrics, passed, status, upgrade
 from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.control import Client, Control
-from reuseport.master.history import History
-from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
 from reuseport.master.notify import Notifier, status_line
@@ -46,8 +45,7 @@ from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
 from reuseport.master.reload import Reload
 from reuseport.master.roster import Remains, Roster
-from reuseport.master.samples import Samples
-from reuseport.master.scrape import Scrape
+from reuseport.master.scrape import Scrape, listen
 from reuseport.master.slots import SlotError, Slots
 from reuseport.master.statsd import Statsd
 from reuseport.master.switchboard import Switchboard
@@ -73,6 +71,17 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
     return master.run()
 
 
+def resume() -> int:
+    """Go on as what this process was before an exec (`upgrade`), or only try whether that could be done."""
+    said = json.loads(os.environ.pop(UPGRADE_VARIABLE))
+    if "answer" in said:
+        return upgrade.rehearse(said)
+    left = estate.read(said["state"])
+    for fd in left.fds:
+        os.set_inheritable(fd, False)
+    return Master(left.first, left.extra, left).run()
+
+
 def _raise_descriptor_limit() -> None:
     """Every client is a descriptor in some worker, and the usual soft limit of 1024 is meant for select(2)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -81,28 +90,37 @@ def _raise_descriptor_limit() -> None:
 
 
 class Master:
-    def __init__(self, settings: Settings, extra: dict[str, Any]) -> None:
-        """Take the run directory and the addresses. Raises what `run` reports."""
+    def __init__(self, settings: Settings, extra: Mapping[str, Any], left: estate.Estate | None = None) -> None:
+        """Take the run directory and the addresses, unless they are `left` to this master already.
+
+        Raises what `run` reports.
+        """
         # Until the handlers stand, a signal must wait, and not end a master that has just written its pid file.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self.first = settings  # what only a start can change: name, addresses, places of files
-        self.started = time.time()
+        self.extra = extra
+        self.left = left
+        self.started = left.started if left else time.time()
         self.events: deque[ev.Event] = deque()
         self.signals: deque[int] = deque()
         self.exit_status: int | None = None
         self.losses = Losses()
         self.tally = Tally()
 
-        release = complete(release_of(settings), extra)
+        release = complete(release_of(settings), extra) if left is None else None
         ids = find_user(settings)
         self.run_dir = RunDir(settings.run_dir)
-        self.lock = self.run_dir.own(*(ids or (None, None)))
-        self.log = self._open_log(settings)
-        history, samples = self._open_state(settings)
-        self.cluster = Cluster(last=history.last)
+        if left is None:
+            self.lock = self.run_dir.own(*(ids or (None, None)))
+        else:
+            self.lock = left.lock
+            self.run_dir.keep()
+        self.log = estate.open_log(settings)
+        history, samples = estate.open_state(settings, self.log.write)
+        self.cluster = left.cluster if left else Cluster(last=history.last)
         if settings.umask is not None:
             os.umask(settings.umask)
-        supervision = passed.take(os.environ, os.getpid())
+        supervision = left.supervision if left else passed.take(os.environ, os.getpid())
         given = passed.sockets_of(supervision)
         units = tuple(dict.fromkeys(one.address for one in given if not one.stored))
         # Without a word about addresses those that were passed are meant.
@@ -114,11 +132,15 @@ class Master:
         self.statsd = Statsd(settings) if settings.statsd_host else None
         self.scrape: Scrape | None = None
         if settings.metrics:
-            self.scrape = Scrape(settings.metrics, settings.where("metrics"), umask, self.loop, self._tell_metrics)
-        remains = self.roster.read()
-        if remains is None:
-            self.slots.bind()
-        self._write_pid_file()
+            scraped_at = left.scraped_at() if left else None
+            scraped_at = scraped_at or listen(settings.metrics, settings.where("metrics"), umask)
+            self.scrape = Scrape(*scraped_at, self.loop, self._tell_metrics)
+        remains = None
+        if left is None:
+            remains = self.roster.read()
+            if remains is None:
+                self.slots.bind()
+            self._write_pid_file()
         become_subreaper()
         _raise_descriptor_limit()
         self.notifier = Notifier(supervision, self.loop, self.log.write)
@@ -127,7 +149,10 @@ class Master:
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         self.latencies = Latencies(self.run_dir.latencies, create=True)
         self.numbers = Numbers(self.board, self.latencies, self.processes, samples)
-        hellos = channels.listen(self.run_dir.hello)
+        if left is None:
+            hellos, questions = channels.listen(self.run_dir.hello), control.listen(self.run_dir.control)
+        else:
+            hellos, questions = left.doors()
         if ids:
             # They lie where only the master's own user can put anything else in their place.
             os.chown(self.run_dir.scoreboard, *ids, follow_symlinks=False)
@@ -156,9 +181,10 @@ class Master:
             self.log.write,
             self.tally,
         )
-        self.tenants = Tenants(settings, self.run_dir, ids, remains is not None, self.processes, self.switchboard)
+        adopting = remains is not None or left is not None
+        self.tenants = Tenants(settings, self.run_dir, ids, adopting, self.processes, self.switchboard)
         self.tenants.tell, self.tenants.log = self.events.append, self.log.write
-        self.control = Control(self.run_dir.control, self.loop, self._on_question)
+        self.control = Control(questions, self.loop, self._on_question)
         self.touched = (
             Touched(lambda: self._in_directory("release_file"), self._release_by, self.log.write),
             Touched(lambda: self._in_directory("stop_file"), self._stop_by, self.log.write),
@@ -167,13 +193,18 @@ class Master:
         if settings.reload:
             self.reload = Reload(self.loop, self._extra_files, lambda: self.releases.ask(None), self.log.write)
             self.switchboard.on_import = self.reload.watch
-            self.reload.watch(release.recipe["directory"])
+            if release is not None:
+                self.reload.watch(release.recipe["directory"])
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
-        if remains is not None:
+        self.upgrade = upgrade.Upgrade(self)
+        if left is not None:
+            left.enter(self)
+            self.numbers.begin()
+        elif release is not None and remains is not None:
             self._adopt(remains, release)
-        else:
+        elif release is not None:
             self.numbers.begin()
             self.events.append(ev.ReleaseAsked(release))
 
@@ -181,7 +212,10 @@ class Master:
         self._listen_to_signals()
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
-        self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
+        if self.left is None:
+            self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
+        else:
+            self._tell_of_upgrade(self.left)
         if self.scrape is not None:
             self.log.write("info", f"metrics at {self.scrape.address}")
         self.notifier.store(slot.socket for slot in self.slots.storable())
@@ -191,9 +225,9 @@ class Master:
         self._decide()
         while self.exit_status is None:
             self.loop.wait(machine.wake_at(self.cluster))
-            self._hear_signals()
-            self.events.append(ev.Tick())
-            self._decide()
+            self.catch_up()
+            if self.upgrade.due:
+                self.upgrade.perform()
         self._leave()
         return self.exit_status
 
@@ -230,8 +264,14 @@ class Master:
                 self.events.append(ev.ScaleAsked(1 if number == signal.SIGTTIN else -1))
             elif number == signal.SIGUSR1:
                 self._reopen_logs()
-            else:
-                self.log.write("warning", f"{signal.Signals(number).name} means nothing to this master")
+            elif number == signal.SIGUSR2:
+                self.upgrade.ask()
+
+    def catch_up(self) -> None:
+        """With everything that has happened until now."""
+        self._hear_signals()
+        self.events.append(ev.Tick())
+        self._decide()
 
     def _on_exit(self, process: Process, how: str) -> None:
         self.switchboard.last_words(process)
@@ -386,19 +426,11 @@ class Master:
         settings = self.releases.settings
         return ev.StopAsked(insist=insist, timeout=settings.graceful_timeout, delay=settings.stop_delay)
 
-    def _open_log(self, settings: Settings) -> Log:
-        try:
-            return Log(settings)
-        except OSError as error:
-            what = error.filename or settings.log_file
-            raise OptionError(f"{settings.where('log_file')}: cannot open {what}: {error.strerror}") from None
-
-    def _open_state(self, settings: Settings) -> tuple[History, Samples]:
-        try:
-            return History(settings.state_dir), Samples(settings.state_dir, self.log.write)
-        except OSError as error:
-            where = settings.where("state_dir")
-            raise OptionError(f"{where}: {error.filename}: {(error.strerror or str(error)).lower()}") from None
+    def _tell_of_upgrade(self, left: estate.Estate) -> None:
+        text = f"upgraded from {left.before} to {estate.this_version()}"
+        self.log.write("info", text)
+        if client := self.control.clients.get(left.asker):
+            client.done(True, text=text)
 
     def _reopen_logs(self) -> None:
         try:
@@ -420,6 +452,7 @@ class Master:
     def _leave(self) -> None:
         """The last acts: whoever waits for the stop is told, and the files go."""
         self.boot_logs.copy_news()
+        self.upgrade.cancel()
         self.log.write("info", "stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")

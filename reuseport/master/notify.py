@@ -11,8 +11,8 @@ import contextlib
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from reuseport.core.model import CANARY, DRAINING, SERVING, Cluster
 from reuseport.master.loop import Loop
@@ -98,7 +98,7 @@ class Notifier:
         self._cluster: Cluster | None = None
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._stored: set[int] | None = None  # None: what an earlier master stored is there
-        self._store = supervision.store
+        self._supervision = supervision
         self._socket: socket.socket | None = None
         self._address: str | bytes = supervision.notify
         if not supervision.notify:
@@ -108,7 +108,24 @@ class Notifier:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         if supervision.watchdog:
             self._watch(supervision.watchdog / 2)
-        self._ask_for_time()
+        loop.later(0.0, self._ask_for_time)
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
+        return {
+            "supervision": self._supervision._asdict(),
+            "said": self._said._asdict(),
+            "stored": None if self._stored is None else sorted(self._stored),
+            "unsent": [(data.decode("latin-1"), [lend(fd) for fd in fds]) for data, fds in self._unsent],
+        }
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        """What was said need not be said again. The slots keep their numbers, by which those in the store are known."""
+        self._said = Said(**{name: value for name, value in left["said"].items() if name in Said._fields})
+        self._stored = None if left["stored"] is None else set(left["stored"])
+        self._unsent.extendleft((data.encode("latin-1"), fds) for data, fds in reversed(left["unsent"]))
+        if self._unsent:
+            self._flush()
 
     def look(self, cluster: Cluster, asked: int, status: Callable[[], str], now: float, *, fully: bool = False) -> None:
         """Say what is new. `fully`: look also at what changes without the cluster, such as requests that end."""
@@ -121,7 +138,7 @@ class Notifier:
 
     def store(self, sockets: Iterable[socket.socket]) -> None:
         """Let the supervisor keep these, until the next master, in the place of whatever it has kept before."""
-        if self._socket is None or not self._store:
+        if self._socket is None or not self._supervision.store:
             return
         if self._stored is None:
             self._stored = set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from reuseport.master.slots import Passed, SlotError
 
@@ -29,8 +29,7 @@ STORED = (
 )
 
 
-@dataclass(frozen=True)
-class Supervision:
+class Supervision(NamedTuple):
     """`notify` is the address of the notification socket, "" for none; `watchdog` is in seconds, 0.0 for none.
 
     `sockets` are the numbers and names of the descriptors that were passed; `store`: it keeps ours for the next master.

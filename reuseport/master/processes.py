@@ -78,8 +78,6 @@ def owner_of(pid: int) -> int | None:
 
 def in_words(info: Any) -> str:
     """How a process ended, from what waitid(2) gives."""
-    if info is None:
-        return "has gone"
     if info.si_code == os.CLD_EXITED:
         return "exited" if info.si_status == 0 else f"exited with status {info.si_status}"
     try:
@@ -94,7 +92,7 @@ class Processes:
         self._loop = loop
         self._on_exit = on_exit
         self._by_key: dict[Key, Process] = {}
-        self._exits: dict[int, Any] = {}  # how children ended that were reaped before anybody knew of them
+        self._exits: dict[int, str] = {}  # how children ended that were reaped before anybody knew of them
         self.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
     def get(self, key: Key) -> Process | None:
@@ -129,9 +127,9 @@ class Processes:
             ZYGOTE_VARIABLE: json.dumps(variables),
         }
         with contextlib.ExitStack() as stack:
-            output = _high(boot_log.open())
+            output = high(boot_log.open())
             stack.callback(os.close, output)
-            null = _high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            null = high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
             stack.callback(os.close, null)
             pid = os.posix_spawn(
                 recipe["interpreter"],
@@ -162,12 +160,9 @@ class Processes:
             process.pidfd = -1
         process.pid = pid
         process.started = time.monotonic()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             process.pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self._loop.later(0, lambda: self._gone(process))
-            return
-        self._loop.watch(process.pidfd, lambda: self._gone(process))
+        self._watch(process)
 
     def forget(self, key: Key) -> None:
         """It has never come to be."""
@@ -193,18 +188,55 @@ class Processes:
                 return
             if info is None:
                 return
-            self._exits[info.si_pid] = info
+            self._exits[info.si_pid] = in_words(info)
             if len(self._exits) > FORGOTTEN:
                 del self._exits[next(iter(self._exits))]
+
+    def how_ended(self, pid: int) -> str:
+        """How a child ended that is nobody of a generation; "" if it has not."""
+        self.reap()
+        return self._exits.pop(pid, "")
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
+        return {
+            "exits": self._exits,
+            "processes": [
+                {
+                    "key": process.key,
+                    "pid": process.pid,
+                    "pidfd": lend(process.pidfd),
+                    "row": process.row,
+                    "started": process.started,
+                    "jobs": list(process.jobs.values()),
+                }
+                for process in self._by_key.values()
+            ],
+        }
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        self._exits = {int(pid): how for pid, how in left["exits"].items()}
+        for one in left["processes"]:
+            process = self.expect(Key(*one["key"]), one["row"])
+            process.pid, process.pidfd, process.started = one["pid"], one["pidfd"], one["started"]
+            process.jobs = {int(job["number"]): job for job in one["jobs"]}
+            if process.pid:
+                self._watch(process)
+
+    def _watch(self, process: Process) -> None:
+        if process.pidfd != -1:
+            self._loop.watch(process.pidfd, lambda: self._gone(process))
+        else:
+            self._loop.later(0, lambda: self._gone(process))
 
     def _gone(self, process: Process) -> None:
         if self._by_key.get(process.key) is not process:
             return
         self.reap()
-        info = self._exits.pop(process.pid, None)
+        how = self._exits.pop(process.pid, "")
         if process.pidfd != -1:
             self._loop.forget(process.pidfd)
-        if info is None and process.asked_again < ASK_AGAIN and owner_of(process.pid) is not None:
+        if not how and process.asked_again < ASK_AGAIN and owner_of(process.pid) is not None:
             # A worker can be dead before its first parent is, and is ours to wait for only after that.
             process.asked_again += 1
             self._loop.later(0.01, lambda: self._gone(process))
@@ -212,13 +244,12 @@ class Processes:
         if process.pidfd != -1:
             os.close(process.pidfd)
             process.pidfd = -1
-        how = in_words(info)
         # What it said before it died counts before its death does.
-        self._on_exit(process, how)
+        self._on_exit(process, how or "has gone")
         del self._by_key[process.key]
 
 
-def _high(fd: int) -> int:
+def high(fd: int) -> int:
     """The same file at a number that the child's standard streams and their copies do not overwrite."""
     high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)
     os.close(fd)

@@ -6,6 +6,7 @@ An answer that takes a while, like a release's, comes from elsewhere, by the cli
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,10 @@ def _stop(master: Master, client: Client, question: Question) -> None:
     master.events.append(ev.StopAsked(quick=True) if question.get("now") else master.stop_asked())
 
 
+def _upgrade(master: Master, client: Client, question: Question) -> None:
+    master.upgrade.ask(client)
+
+
 def _tenants(master: Master, client: Client, question: Question) -> None:
     tenant = str(question.get("tenant", ""))
     ok, answer = master.tenants.answer(question["do"], tenant, master.cluster, master.releases.settings)
@@ -65,6 +70,7 @@ def whole_status(master: Master) -> dict[str, Any]:
         "pid": os.getpid(),
         "name": master.first.name,
         "version": __version__,
+        "python": sys.version.split()[0],
         "started": master.started,
         "uptime": round(time.time() - master.started, 3),
         "run_dir": master.run_dir.path,
@@ -85,6 +91,7 @@ QUESTIONS: dict[str, Callable[[Master, Client, Question], None]] = {
     "rollback": _rollback,
     "history": _history,
     "stop": _stop,
+    "upgrade": _upgrade,
     "tenants": _tenants,
     "hold": _tenants,
     "move": _tenants,

@@ -10,11 +10,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from reuseport import options
 from reuseport.core import events as ev
+from reuseport.core import record
 from reuseport.core.model import Asker, Cluster, Generation, Key, Release
 from reuseport.ipc.scoreboard import ERRORS, PSS, REQUESTS, RSS, Scoreboard
 from reuseport.master import room
@@ -60,6 +61,24 @@ class Releases:
         self._begun: dict[int, Release] = {}
         self._waited_for: dict[int, list[dict[str, Any]]] = {}  # jobs that drains have seen the end of
         self._before = (0, 0)  # answers and errors of the generation before the one that serves
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec."""
+        return {
+            "settings": self.settings.to_json(),
+            "asked": self.asked,
+            "begun": {number: asdict(release) for number, release in self._begun.items()},
+            "waited_for": self._waited_for,
+            "before": self._before,
+        }
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        self.settings = Settings.from_json(left["settings"])
+        self.asked = left["asked"]
+        self._begun = {int(number): record.release_of(release) for number, release in left["begun"].items()}
+        self._waited_for = {int(number): jobs for number, jobs in left["waited_for"].items()}
+        answers, errors = left["before"]
+        self._before = answers, errors
 
     def first(self) -> Release:
         """The release that a start begins with. OptionError."""
@@ -271,8 +290,7 @@ class Releases:
 
 def _recorded(line: Mapping[str, Any]) -> Release:
     """The release of a line of the history, which a master of another version may have written. OptionError."""
-    known = {field.name for field in fields(Release)}
-    release = Release(**{name: value for name, value in line["release"].items() if name in known})
+    release = record.release_of(line["release"])
     if missing := {"settings", "directory", "interpreter", "label"} - release.recipe.keys():
         words = ", ".join(sorted(missing))
         raise OptionError(f"the history does not tell what generation {line['number']} was: no {words}")

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reuseport.core.events import Adopted, Survivor
-from reuseport.core.model import ACCEPTING, ATTENDING, LEAVING, TOLD, WORKING, ZYGOTE, Cluster, Key, Release
+from reuseport.core.model import ACCEPTING, ATTENDING, LEAVING, TOLD, WORKING, ZYGOTE, Cluster, Key
+from reuseport.core.record import release_of
 from reuseport.ipc.rundir import RunDirError
 
 VERSION = 1
@@ -84,7 +85,7 @@ class Roster:
         if data["v"] != VERSION:
             raise RunDirError(f"--run-dir: {self._path} is of another version of reuseport ({data['v']})")
         living = [p for p in data["processes"] if p["start"] and start_time(p["pid"]) == p["start"]]
-        releases = {int(n): Release(**r) for n, r in data["releases"].items()}
+        releases = {int(n): release_of(r) for n, r in data["releases"].items()}
         survivors, rows, strays = [], {}, []
         for p in living:
             key = Key(p["generation"], p["number"])

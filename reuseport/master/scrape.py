@@ -12,8 +12,9 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
+from typing import Any
 
 from reuseport.master.loop import READ, WRITE, Loop
 from reuseport.options import OptionError, parse_address
@@ -74,13 +75,13 @@ class Client:
 
 
 class Scrape:
-    """Listens at `address` (of the option `where`). OptionError where that is not possible."""
+    """Answers whoever comes to the listening socket; `path` is a unix socket's, removed at the end."""
 
-    def __init__(self, address: str, where: str, umask: int, loop: Loop, answer: Answer) -> None:
+    def __init__(self, listening: socket.socket, path: str, loop: Loop, answer: Answer) -> None:
         self.loop = loop
         self.answer = answer
         self.clients: list[Client] = []  # oldest first
-        self._socket, self._path = _listen(address, where, umask)
+        self._socket, self._path = listening, path
         self._socket.setblocking(False)
         loop.watch(self._socket.fileno(), self._accept, READ)
 
@@ -91,6 +92,13 @@ class Scrape:
             return f"unix:{self._path}"
         host, port = self._socket.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec. Whoever scrapes at that moment tries again."""
+        return {"socket": lend(self._socket.fileno()), "path": self._path}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        """It was made with that (`Estate.scraped_at`)."""
 
     def look(self) -> None:
         """Let go of those who have had their time. To be called each second."""
@@ -148,7 +156,8 @@ def response(
     return head.encode() + (b"" if silent else body)
 
 
-def _listen(address: str, where: str, umask: int) -> tuple[socket.socket, str]:
+def listen(address: str, where: str, umask: int) -> tuple[socket.socket, str]:
+    """The socket for an address, which the option `where` has said, and its path if it has one. OptionError."""
     parsed = parse_address(address)
     shown = address.removeprefix("tcp:")
     try:

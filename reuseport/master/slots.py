@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,16 @@ class Slots:
             where = sock.getsockname()
             self._bound.append((parse_address(address), address, where if isinstance(where, tuple) else (where,)))
         self.slots.append(Slot(address, index, shared, sock))
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
+        slots = [(slot.address, slot.index, slot.shared, lend(slot.socket.fileno())) for slot in self.slots]
+        return {"slots": slots, "theirs": list(self._theirs)}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        for address, index, shared, fd in left["slots"]:
+            self.adopt(address, index, shared, fd)
+        self._theirs = set(left["theirs"])
 
     @property
     def count(self) -> int:

@@ -122,6 +122,28 @@ class Switchboard:
             for end in self._queues.pop(number):
                 end.close()
 
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
+        return {
+            "hellos": lend(self._hellos.fileno()),
+            "channels": [(p.key, p.channel.estate(lend)) for p in self._processes.all() if p.channel is not None],
+            "strangers": [(channel.estate(lend), pid) for channel, pid in self._strangers.items()],
+            "queues": {number: [lend(end.fileno()) for end in ends] for number, ends in self._queues.items()},
+        }
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        """Those who said hello to the master before the exec have noticed nothing of it, and are talked to further."""
+        for key, one in left["channels"]:
+            process = self._processes.get(Key(*key))
+            assert process is not None
+            process.channel = channels.inherited(one)
+            self._listen_to(process, process.channel)
+            self._flush(process.channel)
+        for one, pid in left["strangers"]:
+            self._await_hello(channels.inherited(one), pid)
+        for number, (receiving, sending) in left["queues"].items():
+            self._queues[int(number)] = socket.socket(fileno=receiving), socket.socket(fileno=sending)
+
     def close(self) -> None:
         self._loop.forget(self._hellos.fileno())
         self._hellos.close()
@@ -140,10 +162,13 @@ class Switchboard:
                 return
             pid, uid = channel.peer()
             if uid in self._trusted:
-                self._strangers[channel] = pid
-                self._loop.watch(channel.fileno(), lambda channel=channel, pid=pid: self._introduce(channel, pid))
+                self._await_hello(channel, pid)
             else:
                 channel.close()
+
+    def _await_hello(self, channel: Channel, pid: int) -> None:
+        self._strangers[channel] = pid
+        self._loop.watch(channel.fileno(), lambda: self._introduce(channel, pid))
 
     def _introduce(self, channel: Channel, pid: int) -> None:
         """The first message on a channel says whose it is. By now its sender may be dead, and the channel closed."""
@@ -175,7 +200,7 @@ class Switchboard:
         self._adopt_slots(hello["slots"], fds)
         if not channel.closed:
             process.channel = channel
-            self._loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
+            self._listen_to(process, channel)
             self._welcome(process, channel, hello)
             if key.number != ZYGOTE and not key.is_job:
                 self.on_hello(key)
@@ -207,6 +232,9 @@ class Switchboard:
         self._flush(channel)
 
     # Messages.
+
+    def _listen_to(self, process: Process, channel: Channel) -> None:
+        self._loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
 
     def _on_messages(self, process: Process, channel: Channel) -> None:
         channel.flush()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from reuseport.core.model import LIVELY, STAFFED, Cluster, Key
 
@@ -34,6 +36,15 @@ class Tally:
         if outcome == "serving":
             self.release_buckets[bisect_left(RELEASE_BOUNDS, seconds)] += 1
             self.release_seconds += seconds
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec."""
+        return dict(vars(self))
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        for name, mine in vars(self).items():
+            if name in left:
+                setattr(self, name, Counter(left[name]) if isinstance(mine, Counter) else left[name])
 
     def worker_ends(self, cluster: Cluster, key: Key) -> None:
         """Count it if another takes its place. `cluster`: as it was when it died."""

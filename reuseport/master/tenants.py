@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -74,6 +74,14 @@ class Tenants:
             self._marks.wipe()
         switchboard.on_hello = self._welcome
         switchboard.on_stay = self._note_stay
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec; the rest is in files, or is told to everybody again."""
+        return {"stays": self._stays}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        self._stays = {tenant: (generation, until) for tenant, (generation, until) in left["stays"].items()}
+        self._quiet_until = 0.0  # everybody's jobs are known
 
     # --- what routers are told --------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from proving.load import MIXED
 from proving.longjob import long_job
 from proving.releases import BROKEN
 from proving.round import Round
+from proving.upgrades import upgrade
 
 # --- the scenarios
 
@@ -279,6 +280,7 @@ SCENARIOS: dict[str, Scenario] = {
     "broken": broken,
     "kill": kill,
     "adoption": adoption,
+    "upgrade": upgrade,
     "blocked": blocked,
     "steal": steal,
     "old-code": old_code,

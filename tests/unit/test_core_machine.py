@@ -6,6 +6,7 @@ module says what may happen. REUSEPORT_EXAMPLES=2000 in the environment looks lo
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from dataclasses import replace
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from reuseport.core import events as ev
-from reuseport.core import machine
+from reuseport.core import machine, record
 from reuseport.core.model import (
     ACCEPTING,
     DRAINING,
@@ -215,6 +216,13 @@ class AnyStory(RuleBasedStateMachine):
         """If nobody is left who accepts, the next master begins with a release as the first one did."""
         self.asked += 1
         self.world.lose_master(self._made({**release, "canary": None}))
+
+    @rule()
+    def master_is_upgraded(self) -> None:
+        """The next one goes on from the very same state, whatever it is at."""
+        before = self.world.cluster
+        self.world.cluster = record.cluster_of(json.loads(json.dumps(record.to_json(before))))
+        assert self.world.cluster == before
 
     @rule()
     def every_worker_is_killed(self) -> None:

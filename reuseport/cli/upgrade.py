@@ -1,0 +1,30 @@
+"""`reuseport upgrade`: the master becomes, in place, the version of reuseport and of Python that is installed now."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from reuseport.cli import place
+from reuseport.cli.release import JSON, follow
+from reuseport.options.manual import manual
+
+ABOUT = """\
+Replaces the running master by the version of reuseport, or of Python, that its command line stands for now; the \
+same as SIGUSR2. The new version is tried out first, in a process of its own. Then the master execs it: the process, \
+the addresses, the workers and what they do stay, and requests, jobs and releases under way go on. Running generations \
+keep the version that they were loaded with; the next release brings the new one.
+
+Exit status: 0 the new version runs; 1 nothing has changed, and standard error says why; 2 wrong usage; 3 no master \
+there."""
+
+
+def help_text() -> str:
+    usage = "reuseport upgrade [--json] [-n NAME | --run-dir DIR | -c FILE]"
+    return manual((JSON, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Upgrade and return the exit status. Raises OptionError and Failure."""
+    values, words = place.read(argv, (JSON,))
+    return follow(words, {"do": "upgrade"}, "upgrade", values["json"])
