@@ -1,7 +1,7 @@
 """One client connection, from the accepted fd to its close.
 
 Everything here but `request_done` runs in the loop's own callbacks. While a connection waits for a request it is this
-object, a socket and a watcher: no greenlet and no buffer. When a head is complete the application gets it in a pooled
+object, a socket and its reader: no greenlet and no buffer. When a head is complete the application gets it in a pooled
 greenlet. One request of a connection runs at a time, and the loop does not read on behind it: what the client sends
 meanwhile stays in the kernel, or in `unread`, at most one piece. What the greenlet reads and writes is in `stream`.
 

@@ -7,15 +7,13 @@ from the list then, and comes last again, so that a few of many busy clients wai
 With an edge a descriptor enters the list when bytes arrive, in the order in which they do. Between two requests of a
 connection there is no system call for it, and all that are ready cost the loop one callback.
 
-An edge is told once. So these are the rules:
+An edge is told once (epoll(7), question 9). So these are the rules:
 
 - Whoever is called reads, or stops the reader. `start` looks again by itself, whatever has come in between.
-- A read that may have left something behind is followed by `again`. It has when it got as much as it had room for, and
-  never (TCP) when it got less, but for what `full` says.
+- A read of `Reader.full` bytes or more may have left something behind, and is followed by `again`. That puts the
+  descriptor at the end of the list, so a client that sends without end has its turn like any other.
 - To be called with nothing to read must be harmless: a number in what the kernel reports can be that of a connection
   which was closed a moment ago, and another's by now.
-
-What is left behind goes to the end of the list. So a client that sends without end has its turn like any other.
 """
 
 from __future__ import annotations

@@ -81,37 +81,44 @@ def crowd(port: int, kind: str, count: int) -> Iterator[list[int]]:
 # --- large bodies
 
 
-def large(peers: list[Peer], tell: Tell, rounds: int = 2) -> Table:
-    """1 GB down (sendfile where the server has it) and up, one stream each: seconds, and CPU that the server used."""
+def large(peers: list[Peer], tell: Tell, rounds: int = 5) -> Table:
+    """1 GB down (sendfile where the server has it) and up, one stream each: seconds, and CPU that the server used.
+
+    Medians of rounds in which each server has its turn, for what a copy costs changes with what else the machine does.
+    """
     curl = shutil.which("curl")
     if curl is None:
         raise ServerTrouble("curl is not installed, and it takes the downloads")
+    took: dict[str, list[tuple[float, ...]]] = {peer.name: [] for peer in peers}
+    bare = []
     with tempfile.NamedTemporaryFile(prefix="bench-") as file:
         block = os.urandom(1 << 20)
         for _ in range(GIGABYTE >> 20):
             file.write(block)
         file.flush()
-
-        def measure(peer: Peer) -> list[str]:
-            with Running(peer, cores=SERVER_CORES, env={"BENCH_FILE": file.name}) as running:
-                down = [_took(running, lambda: _download(curl, running.port)) for _ in range(rounds)]
-                up = [_took(running, lambda: _upload(running.port)) for _ in range(rounds)]
-            return [f"{median(one[at] for one in way):.2f} s" for way in (down, up) for at in (0, 1)]
-
-        rows = each(peers, tell, measure, 4)
-        bare = [_loopback(file.name) for _ in range(rounds)]
-        rows["no server: a bare socket"] = [
-            f"{median(one[0] for one in bare):.2f} s",
-            "",
-            f"{median(one[1] for one in bare):.2f} s",
-            "",
-        ]
+        os.fsync(file.fileno())  # else the first downloads would share the cores with its writing
+        for number in range(rounds):
+            for peer in peers[number % len(peers) :] + peers[: number % len(peers)]:
+                try:
+                    with Running(peer, cores=SERVER_CORES, env={"BENCH_FILE": file.name}) as running:
+                        down = _took(running, _download, curl, running.port)
+                        took[peer.name].append((*down, *_took(running, _upload, running.port)))
+                except (ServerTrouble, OSError, subprocess.SubprocessError) as trouble:
+                    tell(f"{peer.name}: {trouble}")
+            bare.append(_loopback(file.name))
+    rows = {name: _medians(runs) if len(runs) == rounds else ["failed", "", "", ""] for name, runs in took.items()}
+    down, up = _medians(bare)
+    rows["no server: a bare socket"] = [down, "", up, ""]
     return "1 GB in one stream", ["download", "its CPU", "upload", "its CPU"], rows
 
 
-def _took(running: Running, transfer: Callable[[], None]) -> tuple[float, float]:
+def _medians(runs: list[tuple[float, ...]]) -> list[str]:
+    return [f"{median(figures):.2f} s" for figures in zip(*runs, strict=True)]
+
+
+def _took(running: Running, transfer: Callable[..., None], *arguments: object) -> tuple[float, float]:
     cpu, began = running.cpu(), time.monotonic()
-    transfer()
+    transfer(*arguments)
     return time.monotonic() - began, running.cpu() - cpu
 
 
@@ -275,32 +282,43 @@ def slow_clients(peers: list[Peer], tell: Tell, rounds: int = 2) -> Table:
 # --- the price of care
 
 
+ENGINES = 3  # of each kind: two processes of the same code differ by some percent
+
+
 def care(tell: Tell, rounds: int = 7) -> Table:
-    """Every deadline, every counter and the hook at a request's end, against the same engine with no-ops instead."""
-    ports, engines = {}, {}
-    rates: dict[str, list[float]] = {"whole": [], "bare": []}
+    """Every deadline, every counter and the hook at a request's end, against the same engine with no-ops instead.
+
+    CPU per request, of three processes of each kind; the share is the median of the rounds, each compared with itself.
+    """
+    kinds = ("whole", "bare")
+    engines: list[tuple[str, subprocess.Popen[str], int]] = []
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    costs: dict[str, list[float]] = {kind: [] for kind in kinds}  # seconds per request, one for each round
     try:
-        for kind in rates:
+        for kind in kinds * ENGINES:
             words = [str(PYTHON), str(HERE / "careless.py"), kind]
-            engines[kind] = subprocess.Popen(
+            engine = subprocess.Popen(
                 words, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, SERVER_CORES)
             )
-            ports[kind] = int(engines[kind].stdout.readline() or 0)  # type: ignore[union-attr]
-            if not ports[kind]:
+            engines.append((kind, engine, int(engine.stdout.readline() or 0)))  # type: ignore[union-attr]
+            if not engines[-1][2]:
                 raise ServerTrouble("an engine of its own did not start")
-        costs: dict[str, list[float]] = {"whole": [], "bare": []}
-        for _ in range(rounds):
-            for kind, port in ports.items():
-                used = cpu_seconds(engines[kind].pid)
+        for number in range(rounds):
+            used, requests = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0)
+            for kind, engine, port in engines[number % len(engines) :] + engines[: number % len(engines)]:
+                before = cpu_seconds(engine.pid)
                 run = drive(HEADLINE, port, seconds=1, cores=CLIENT_CORES)
-                costs[kind].append((cpu_seconds(engines[kind].pid) - used) / run.rate)
+                used[kind] += cpu_seconds(engine.pid) - before
+                requests[kind] += run.requests
                 rates[kind].append(run.rate)
+            for kind in kinds:
+                costs[kind].append(used[kind] / requests[kind])
     finally:
-        for engine in engines.values():
+        for _, engine, _ in engines:
             engine.kill()
             engine.communicate()
-    share = 1 - median(costs["bare"]) / median(costs["whole"])
-    rows = {kind: [f"{median(rates[kind]):,.0f}/s", f"{median(costs[kind]) * 1e6:.2f} µs"] for kind in rates}
-    rows["their share"] = ["", f"{share:.1%}"]
-    tell(f"deadlines, counters and hooks: {share:.1%} of a request's CPU")
+    shares = [1 - bare / whole for whole, bare in zip(costs["whole"], costs["bare"], strict=True)]
+    rows = {kind: [f"{median(rates[kind]):,.0f}/s", f"{median(costs[kind]) * 1e6:.2f} µs"] for kind in kinds}
+    rows["their share"] = ["", f"{median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"]
+    tell(f"deadlines, counters and hooks: {median(shares):.1%} of a request's CPU")
     return "the price of deadlines, counters and hooks", ["hello world", "CPU per request"], rows

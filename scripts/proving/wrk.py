@@ -78,6 +78,7 @@ class Case:
 class Run:
     """One run's figures: latencies in seconds; `failed`: answers with an error status; `broken`: connections."""
 
+    requests: int
     rate: float
     p50: float
     p99: float
@@ -112,7 +113,7 @@ def drive(case: Case, port: int, *, seconds: float, cores: set[int]) -> Run:
             said = json.loads(line.removeprefix(MARK))
             rate = said["requests"] / (said["micros"] / 1e6)
             p50, p99, worst = (said[name] / 1e6 for name in ("p50", "p99", "worst"))
-            return Run(rate, p50, p99, worst, said["status"], said["broken"])
+            return Run(said["requests"], rate, p50, p99, worst, said["status"], said["broken"])
     raise ServerTrouble(f"wrk said nothing that could be read: {(done.stderr or done.stdout).strip()[-200:]}")
 
 

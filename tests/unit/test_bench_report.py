@@ -20,7 +20,7 @@ OURS, GUNICORN, GTHREAD = PEERS[:3]
 
 
 def measured(*rates, failed=0, broken=0):
-    return Measured([Run(rate, 0.001, 0.002, 0.003, failed, broken) for rate in rates])
+    return Measured([Run(1000, rate, 0.001, 0.002, 0.003, failed, broken) for rate in rates])
 
 
 @pytest.fixture
