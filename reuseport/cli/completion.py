@@ -19,15 +19,15 @@ from reuseport.options.table import FLAG
 TARGETS = ("bash", "zsh", "fish")
 
 ABOUT = """\
-Prints what completes reuseport's commands, options and their values in a shell. To have it always:
+Prints what completes reuseport's commands, options and their values in a shell. To have it always, one of:
 
-bash: echo 'source <(reuseport completion bash)' >> ~/.bashrc
+    echo 'source <(reuseport completion bash)' >> ~/.bashrc
 
-zsh: reuseport completion zsh > DIR/_reuseport, where DIR is one of $fpath
+    reuseport completion zsh > ~/.zfunc/_reuseport  # a directory of $fpath
 
-fish: reuseport completion fish > ~/.config/fish/completions/reuseport.fish
+    reuseport completion fish > ~/.config/fish/completions/reuseport.fish
 
-Exit status: 0; 2 wrong usage."""
+Exit status: 0 it was printed; 2 wrong usage."""
 
 TAKES: tuple[Option, ...] = ()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -77,7 +78,7 @@ def usage() -> str:
         "Usage: reuseport COMMAND [OPTIONS]\n\n"
         "A WSGI server that releases on SIGHUP and never interrupts running work.\n\n"
         + "\n\n".join(groups)
-        + "\n\nreuseport help COMMAND explains a command and its options; reuseport --version is the version.\n"
+        + "\n\nreuseport help COMMAND explains a command; reuseport help serve WORD the options with that word.\n"
     )
 
 
@@ -99,19 +100,38 @@ def _command(argv: list[str]) -> int:
     if name in ("-V", "-v", "--version"):
         print(f"reuseport {__version__}")
         return 0
-    if name in ("-h", "--help") or (name == "help" and not rest):
-        sys.stdout.write(usage())
-        return 0
+    if name in ("-h", "--help"):
+        return _explain(usage())
     if name == "help":
-        sys.stdout.write(module_of(rest[0]).help_text())
-        return 0
+        return _help(rest)
     command = module_of(name)
     options_end = rest.index("--") if "--" in rest else len(rest)
     if {"-h", "--help"} & set(rest[:options_end]):
-        sys.stdout.write(command.help_text())
-        return 0
+        return _explain(command.help_text())
     status: int = command.run(rest)
     return status
+
+
+def _help(words: Sequence[str]) -> int:
+    """`help`, `help COMMAND`, and `help COMMAND WORD`: only the options with this word in their name."""
+    if not words:
+        return _explain(usage())
+    text = module_of(words[0]).help_text()
+    if len(words) == 1:
+        return _explain(text)
+    word = words[1].lstrip("-").replace("_", "-")
+    entries = [block for block in text.split("\n\n") if block.startswith("  -") and word in block.splitlines()[0]]
+    if len(words) > 2 or not entries:
+        raise OptionError(f"help: {words[0]} has no option with {' '.join(words[1:])!r} in its name")
+    return _explain("\n\n".join(entries).rstrip() + "\n")
+
+
+def _explain(text: str) -> int:
+    """Print a help; on a terminal with its titles, commands and flags in bold type."""
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        text = re.sub(r"(?m)^([A-Z][\w ]+:$|Usage:|  -[^\n]*|  [a-z]+(?=  ))", "\033[1m\\1\033[0m", text)
+    sys.stdout.write(text)
+    return 0
 
 
 def _fail(message: str, status: int) -> int:

@@ -20,6 +20,10 @@ ABOUT = """\
 Serves a WSGI application, and releases its new version without an interruption when it gets SIGHUP or `reuseport \
 release` asks for it.
 
+    reuseport serve shop:app -b 0.0.0.0:8000
+
+    reuseport serve -c /etc/shop.toml --check-config
+
 Each option may also be said by an environment variable or by a key of a TOML file. A flag wins over a variable, that \
 over the file, that over the default. Times are in seconds unless a unit follows (500ms, 90s, 15m, 2h), sizes in \
 bytes (64K, 512M, 2G; powers of 1024). A switch is turned off by --no-NAME. Relative paths lie in the working \
@@ -29,7 +33,9 @@ Signals: HUP releases. TERM stops after requests and jobs have ended, a second T
 and TTOU make it one worker more or less. USR1 opens the log again. USR2 replaces the master in place by a new \
 version of reuseport or of Python (reuseport upgrade).
 
-Exit status: 0 it was stopped; 1 it could not start, or what it started with could not serve; 2 wrong usage."""
+Exit status: 0 it was stopped; 1 it could not start, or what it started with could not serve; 2 wrong usage.
+
+See also: reuseport doctor (what will hurt), init (a unit for systemd), translate (from Gunicorn's configuration)."""
 
 TAKES = OPTIONS
 

@@ -79,7 +79,7 @@ class Asked:
     told: Mapping[str, Any] | None = None
     lines: str = ""
     why: str = ""
-    sent: int = field(default_factory=time.monotonic_ns)
+    since: int = field(default_factory=time.monotonic_ns)  # an answer that was taken before is an old one
 
     def as_json(self) -> dict[str, Any]:
         return {"id": self.id, "pid": self.pid, "error": self.why, "lines": self.lines, **(self.told or {})}
@@ -150,6 +150,9 @@ def ask(run_dir: RunDir, asked: list[Asked]) -> list[Asked]:
     while time.monotonic() < deadline and any(_size(run_dir.lines(one.id)) == begun[one.id] for one in silent):
         time.sleep(LOOK)
     for one in silent:
+        one.told = _answer(run_dir.snapshot(one.id), one)  # it may have come to it after all
+        if one.told is not None:
+            continue
         one.lines = _read(run_dir.lines(one.id), begun[one.id]).decode(errors="replace").strip()
         state = _state(one.pid)
         one.why = f"it runs, or waits in, code in C; the kernel says {state}" if state else "it has gone"
@@ -169,7 +172,6 @@ def _send(one: Asked, number: int) -> bool:
         if not _catches(one.pid, number):
             one.why = "it cannot say: it is not ready yet, or of an older version of reuseport"
             return False
-        one.sent = time.monotonic_ns()
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         one.why = "it has gone"
@@ -204,7 +206,7 @@ def _answer(path: str, one: Asked) -> dict[str, Any] | None:
         told = json.loads(_read(path, 0))
     except ValueError:
         return None
-    fresh = isinstance(told, dict) and told.get("pid") == one.pid and told.get("taken", 0) >= one.sent
+    fresh = isinstance(told, dict) and told.get("pid") == one.pid and told.get("taken", 0) >= one.since
     return told if fresh else None
 
 
@@ -320,8 +322,8 @@ def _lines(stack: Sequence[Sequence[Any]]) -> list[str]:
     for path, number, function in stack[first:]:
         lines.append(f"    {path}:{number} in {function}")
         # The file as it is now; an old generation's may have gone, and with it the line.
-        if source := linecache.getline(path, number).strip():
-            lines.append(f"      {source}")
+        source = linecache.getline(path, number).strip() if path.endswith(".py") and os.path.isfile(path) else ""
+        lines += [f"      {source}"] if source else []
     return [one_line(line) for line in lines] or ["    it has not begun yet"]
 
 

@@ -15,9 +15,13 @@ from reuseport.options.table import ENVIRONMENT, FILE, FLAG, OPTIONS, Option
 
 
 def manual(options: Sequence[Option], usage: str, about: str, width: int = 80) -> str:
-    """The whole help of a command: its usage, what it is about, and each group of options."""
+    """The whole help of a command: its usage, what it is about, and each group of options.
+
+    Paragraphs of `about` are filled, but for those that are indented: they are commands, to be copied.
+    """
     width = max(40, min(width, 100))
-    blocks = [f"Usage: {usage}", *(_wrap(part, width, "") for part in about.split("\n\n"))]
+    parts = about.split("\n\n")
+    blocks = [f"Usage: {usage}", *(part if part.startswith("    ") else _wrap(part, width, "") for part in parts)]
     for group in dict.fromkeys(option.group for option in options):
         blocks.append(f"{group}:")
         blocks += [_entry(option, width) for option in options if option.group == group]
@@ -66,7 +70,7 @@ def _facts(option: Option) -> str:
         default = "on" if option.default else "off"
     else:
         default = str(option.kind.show(option.default))
-    facts = [f"Default: {default}" + (f" ({option.unit})." if option.unit else ".")]
+    facts = [f"Default: {_with_unit(default, option)}."]
     if option.where != {FLAG}:
         names = []
         if ENVIRONMENT in option.where:
@@ -77,6 +81,20 @@ def _facts(option: Option) -> str:
     if option.effect == "start":
         facts.append("Takes effect at a start only.")
     return " ".join(facts)
+
+
+def _with_unit(default: str, option: Option) -> str:
+    """A default with its unit, and in words where 0 means something else: "no limit (0 requests)"."""
+    unit, _, zero = option.unit.partition("; 0: ")
+    if option.default_text or not unit:
+        return default + (f" ({option.unit})" if option.unit else "")
+    noun = re.fullmatch(r"[a-z ]+", unit)  # that can follow a figure
+    if zero and default == "0":
+        return f"{zero} (0 {unit})" if noun else f"{zero} (0; {unit})"
+    more = f"; 0: {zero}" if zero else ""
+    if not noun:
+        return f"{default} ({unit}{more})"
+    return f"{default} {unit.removesuffix('s') if default == '1' else unit}" + (f" (0: {zero})" if zero else "")
 
 
 def _wrap(text: str, width: int, indent: str) -> str:

@@ -189,4 +189,5 @@ def _stack(top: FrameType | None, taken: int) -> Told:
 
 
 def _job(one: jobs.Job) -> Told:
-    return {"name": one.name, "tenant": one.tenant, "age": time.time() - one.started, "progress": one.fraction}
+    tenant = None if one.tenant is None else str(one.tenant)
+    return {"name": str(one.name), "tenant": tenant, "age": time.time() - one.started, "progress": one.fraction}

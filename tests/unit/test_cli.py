@@ -361,6 +361,54 @@ def test_each_command_explains_itself(command: str, capsys) -> None:
     assert capsys.readouterr() == (out, "")
 
 
+def test_help_of_the_options_with_a_word(capsys) -> None:
+    assert main(["help", "serve", "keep"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("  --keep-alive TIME\n") and out.endswith("key keep_alive.\n")
+    assert main(["help", "serve", "--max_requests"]) == 0
+    assert capsys.readouterr().out.count("\n\n") == 1, "--max-requests and its jitter"
+    for words in (["nope"], ["keep", "alive"]):
+        assert main(["help", "serve", *words]) == 2
+        said = " ".join(words)
+        assert capsys.readouterr() == ("", f"reuseport: help: serve has no option with {said!r} in its name\n")
+
+
+def test_defaults_are_told_with_their_units(capsys) -> None:
+    assert main(["serve", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "Default: no limit (0 requests).",
+        "Default: greenlets (0 native threads).",
+        "Default: 30 seconds (0: off).",
+        "Default: 1 second.",
+        "Default: no limit (0; bytes, or 512M).",
+        "Default: 0.05 (0 to 1, or 5%).",
+        "Default: unchanged (octal digits, in quotes in a file).",
+    ):
+        assert text in out, text
+
+
+def test_a_terminal_gets_bold_type_and_a_pipe_does_not(monkeypatch, capsys) -> None:
+    assert main(["help", "stop"]) == 0
+    plain = capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert main(["help", "stop"]) == 0
+    bold = capsys.readouterr().out
+    assert "\033[1m  --now\033[0m\n" in bold and "\033[1mOptions:\033[0m\n" in bold
+    assert bold.replace("\033[1m", "").replace("\033[0m", "") == plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["help", "stop"]) == 0
+    assert capsys.readouterr().out == plain
+
+
+def test_commands_in_a_help_are_not_broken(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["help", "translate"]) == 0
+    line = "    reuseport translate -- gunicorn -c conf/gunicorn.py -w 4 shop:app > reuseport.toml"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 def test_serve_prints_and_checks_its_configuration(capsys) -> None:
     assert main(["serve", "--print-config", "-k", "gevent", "shop:app"]) == 0
     out, err = capsys.readouterr()

@@ -144,7 +144,7 @@ ROWS = [
     (machine.run_directory, facts(run_dir=HERE), facts(run_dir=replace(HERE, mode=0o755)), None, ""),
     (machine.run_directory, facts(run_dir=HERE), facts(run_dir=replace(HERE, mode=0o770)), "problem", "0770"),
     (machine.run_directory, facts(run_dir=HERE), facts(run_dir=replace(HERE, free=4096)), "problem", "4K"),
-    (machine.run_directory, facts(run_dir=HERE), facts(run_dir=HERE, lingers=False, user="ann"), "warning", "session"),
+    (machine.run_directory, facts(run_dir=HERE), facts(run_dir=HERE, session="ann"), "warning", "ann"),
     (
         machine.run_directory,
         facts(run_dir=replace(HERE, parent_mode=0o1777)),
@@ -255,9 +255,9 @@ ROWS = [
         "job 'export'",
     ),
     (serving.losses, facts(status=STATUS), facts(status={"lost": {"jobs": [{}]}}), "warning", "1 job"),
-    (serving.overflows, facts(overflows=0), facts(overflows=3), "warning", "3 connections"),
+    (machine.overflows, facts(overflows=0), facts(overflows=3), "warning", "3 connections"),
     (
-        serving.overflows,
+        serving.queues,
         facts(queues=[("port 8000", 5)]),
         facts(queues=[("port 8000", 1500)]),
         "problem",
@@ -398,7 +398,7 @@ def test_the_exit_status_says_whether_there_is_a_problem(monkeypatch, capsys, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     known = facts(kernel=(6, 1))
-    monkeypatch.setattr(gathering, "gather", lambda *args, **how: known)
+    monkeypatch.setattr(gathering, "gather", lambda *args: known)
     assert main(["doctor", "--json", "shop:app"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {"about": "The machine", "grade": "fine", "text": "Linux 6.1", "remedy": "", "detail": ""} in found
@@ -407,6 +407,6 @@ def test_the_exit_status_says_whether_there_is_a_problem(monkeypatch, capsys, tm
     assert main(["doctor", "--workes", "3"]) == 2
     (tmp_path / "reuseport.toml").write_text("workes = 3")
     told = []
-    monkeypatch.setattr(gathering, "gather", lambda settings, refused, status, **how: told.append(refused) or known)
+    monkeypatch.setattr(gathering, "gather", lambda settings, refused, status: told.append(refused) or known)
     assert main(["doctor"]) == 1
     assert "unknown key 'workes'" in told[0][0]

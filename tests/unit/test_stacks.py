@@ -98,7 +98,7 @@ def test_a_process_that_does_not_catch_the_signal_never_gets_it() -> None:
 
 
 def test_an_answer_that_is_old_broken_or_a_link_is_none(tmp_path: Path) -> None:
-    path, one = tmp_path / "snapshot", Asked("7.1", 7, sent=100)
+    path, one = tmp_path / "snapshot", Asked("7.1", 7, since=100)
     assert stacks._answer(str(path), one) is None
     for data in ("", "{", "[]", '{"pid": 7, "taken": 99}', '{"pid": 8, "taken": 101}'):
         path.write_text(data)

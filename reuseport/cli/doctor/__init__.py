@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
     as_json = any(name == "json" and word.value for name, word in from_flags(argv, TAKES, [], FOREIGN))
     words = [word for word in argv if word not in ("--json", "--no-json")]
     settings, refused = _configuration(words)
-    facts = gather(settings, refused, _status(words), look_at_application=True)
+    facts = gather(settings, refused, _status(words))
     found = [(title, [f for check in checks for f in check(facts)]) for title, checks in CHECKS]
     if as_json:
         print(json.dumps([{"about": title, **asdict(one)} for title, some in found for one in some]))

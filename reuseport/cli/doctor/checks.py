@@ -22,6 +22,7 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
             machine.descriptors,
             machine.tasks,
             machine.accept_queues,
+            machine.overflows,
             machine.migration,
         ),
     ),
@@ -29,5 +30,5 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
     ("systemd", (surroundings.unit,)),
     ("nginx", (surroundings.proxies,)),
     ("The application", (serving.loading, serving.fork_safety, serving.patch_order, serving.clients)),
-    ("The running server", (serving.running, serving.drains, serving.losses, serving.overflows)),
+    ("The running server", (serving.running, serving.drains, serving.losses, serving.queues)),
 )

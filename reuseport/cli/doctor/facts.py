@@ -34,7 +34,7 @@ SYSCTLS = (
     "kernel.threads-max",
 )
 UNIT = (
-    *("Id", "Type", "NotifyAccess", "KillMode", "OOMPolicy", "TimeoutStopUSec", "Restart", "ExecReload"),
+    *("Id", "Type", "NotifyAccess", "KillMode", "OOMPolicy", "TimeoutStopUSec", "Restart", "ExecStart", "ExecReload"),
     *("RuntimeDirectory", "RuntimeDirectoryPreserve", "PrivateTmp"),
 )
 SYSTEMCTL = 10  # seconds
@@ -43,18 +43,16 @@ LAST_WORDS = 2  # seconds for an import that hangs to say where
 TRACEBACK = 4000  # characters of what an import printed
 
 
-def gather(
-    settings: Settings, refused: list[str], status: Mapping[str, Any] | None, *, look_at_application: bool
-) -> Facts:
+def gather(settings: Settings, refused: list[str], status: Mapping[str, Any] | None) -> Facts:
+    """`refused`: what is wrong with the configuration; `status`: the running master's. It may take --boot-timeout."""
     master = int((status or {}).get("master", {}).get("pid") or 0)
     process = master or os.getpid()
-    user = settings.user or str(os.geteuid())
+    run_dir = str((status or {}).get("master", {}).get("run_dir") or settings.run_dir)
     return Facts(
         settings,
         refused=[*refused, *([] if refused else check(settings, needs_app=False))],
         remarks=settings.remarks,
         uid=os.geteuid(),
-        user=pwd.getpwuid(int(user)).pw_name if user.isdecimal() and _known(int(user)) else user,
         kernel=_kernel(platform.release()),
         sysctls={name: text for name in SYSCTLS if (text := _read("/proc/sys/" + name.replace(".", "/")).strip())},
         limits=_limits(_read(f"/proc/{process}/limits")),
@@ -62,12 +60,12 @@ def gather(
         cores=usable_cores(),
         free_memory=free_memory(pid=process),
         oom_group=any(_read(os.path.join(path, "memory.oom.group")).strip() == "1" for path in _cgroups(process)[-1:]),
-        run_dir=_place(settings.run_dir),
+        run_dir=_place(run_dir),
         state_dir=_place(settings.state_dir),
-        lingers=_lingers(settings.run_dir),
-        unit=_unit(process) if master or "INVOCATION_ID" in os.environ else None,
+        session=_session(run_dir),
+        unit=_unit(process, is_ours=bool(master)) if master or "INVOCATION_ID" in os.environ else None,
         proxies=nginx.locations(nginx.load(), [_as_nginx(address) for address in settings.bind]),
-        application=_probe(settings) if look_at_application and settings.app and not refused else None,
+        application=_probe(settings) if settings.app and not refused else None,
         status=status,
         overflows=_overflows(_read(f"/proc/{process}/net/netstat")),
         queues=_queues(process, settings),
@@ -80,14 +78,6 @@ def _read(path: str) -> str:
         return Path(path).read_text(errors="replace")
     except OSError:
         return ""
-
-
-def _known(uid: int) -> bool:
-    try:
-        pwd.getpwuid(uid)
-    except KeyError:
-        return False
-    return True
 
 
 def _kernel(release: str) -> tuple[int, int] | None:
@@ -158,15 +148,19 @@ def _filesystem(path: str, mountinfo: str) -> str:
     return kind
 
 
-def _lingers(path: str) -> bool:
+def _session(path: str) -> str:
+    """The user whose last session takes this directory along when it ends (pam_systemd(8)); "" for nobody."""
     found = re.match(r"/run/user/(\d+)(/|$)", path)
-    if found is None or not _known(int(found[1])):
-        return True
-    return os.path.exists(f"/var/lib/systemd/linger/{pwd.getpwuid(int(found[1])).pw_name}")
+    try:
+        user = pwd.getpwuid(int(found[1])).pw_name if found else ""
+    except KeyError:
+        return ""
+    return "" if os.path.exists(f"/var/lib/systemd/linger/{user}") else user
 
 
-def _unit(pid: int) -> dict[str, str] | None:
-    """What systemd says of the service that a process belongs to; None without one."""
+def _unit(pid: int, is_ours: bool) -> dict[str, str] | None:
+    """What systemd says of the service that a process belongs to; None without one. It may be that of a terminal,
+    if it `is_ours` is not known."""
     names = [part for part in _cgroups(pid)[-1].split("/") if part.endswith(".service")]
     names = [name for name in names if not name.startswith("user@")]
     if not names:
@@ -178,7 +172,7 @@ def _unit(pid: int) -> dict[str, str] | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    return found if found.get("Type") else None
+    return found if found.get("Type") and (is_ours or "reuseport" in found.get("ExecStart", "")) else None
 
 
 def _as_nginx(address: str) -> str:

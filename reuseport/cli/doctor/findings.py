@@ -65,7 +65,6 @@ class Facts:
     refused: Sequence[str] = ()  # what is wrong with the configuration
     remarks: Sequence[str] = ()
     uid: int = 0
-    user: str = ""
     kernel: tuple[int, int] | None = None
     sysctls: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
@@ -75,7 +74,7 @@ class Facts:
     oom_group: bool = False
     run_dir: Place | None = None
     state_dir: Place | None = None
-    lingers: bool = True  # its user's runtime directory outlives the last session
+    session: str = ""  # the user whose last session takes the run directory along
     unit: Mapping[str, str] | None = None
     proxies: Sequence[Mapping[str, Any]] = ()
     application: Mapping[str, Any] | None = None

@@ -151,6 +151,16 @@ def workers(facts: Facts) -> Iterator[Finding]:
         yield fine(f"{count} workers on {cores} usable cores (affinity and CPU quota counted)")
 
 
+def overflows(facts: Facts) -> Iterator[Finding]:
+    if facts.overflows:
+        yield warning(
+            f"{facts.overflows} connections have found a full queue since boot, at any server of this machine",
+            "a larger --backlog and net.core.somaxconn, if the number grows (nstat -az TcpExtListenOverflows)",
+        )
+    elif facts.overflows == 0:
+        yield fine("no connection has found a full queue since boot")
+
+
 def run_directory(facts: Facts) -> Iterator[Finding]:
     place = facts.run_dir
     if place is None:
@@ -165,10 +175,10 @@ def _where(place: Place, facts: Facts) -> Iterator[Finding]:
             f"the run directory {place.path} is on {place.filesystem}: locks and shared memory do not hold there",
             "--run-dir below /run",
         )
-    if not facts.lingers:
+    if facts.session:
         yield warning(
-            f"the run directory {place.path} goes when the last session of its user ends",
-            f"loginctl enable-linger {facts.user}, a system's unit (reuseport init systemd), or --run-dir elsewhere",
+            f"the run directory {place.path} goes with the last session of {facts.session}",
+            f"loginctl enable-linger {facts.session}, a system's unit (reuseport init systemd), or --run-dir elsewhere",
         )
     if place.free is not None and place.free < RUN_DIR_BYTES:
         yield problem(

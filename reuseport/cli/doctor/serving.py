@@ -123,7 +123,7 @@ def losses(facts: Facts) -> Iterator[Finding]:
         yield warning(f"{len(lost)} jobs were lost within the last hour", "reuseport status tells which, and how")
 
 
-def overflows(facts: Facts) -> Iterator[Finding]:
+def queues(facts: Facts) -> Iterator[Finding]:
     full = facts.settings.backlog
     if (most := number(facts.sysctls.get("net.core.somaxconn"))) is not None:
         full = min(full, most)
@@ -132,10 +132,3 @@ def overflows(facts: Facts) -> Iterator[Finding]:
             yield problem(
                 f"{length} connections wait in a queue of {full} ({address})", "more --workers, or see what blocks"
             )
-    if facts.overflows:
-        yield warning(
-            f"{facts.overflows} connections have found a full queue since boot, at any server of this machine",
-            "a larger --backlog and net.core.somaxconn, if the number grows (nstat -az TcpExtListenOverflows)",
-        )
-    elif facts.overflows == 0:
-        yield fine("no connection has found a full queue since boot")

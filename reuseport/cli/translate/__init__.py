@@ -36,7 +36,7 @@ named. What GUNICORN_CMD_ARGS says counts more, and a command line behind -- the
 
     reuseport translate -- gunicorn -c conf/gunicorn.py -w 4 shop:app > reuseport.toml
 
-Exit status: 0; 1 the file cannot be run, or the application could not be served; 2 wrong usage."""
+Exit status: 0 it was printed; 1 the file cannot be run, or the application could not be served; 2 wrong usage."""
 
 TAKES = (
     Option(
