@@ -10,6 +10,7 @@ directories themselves in any case: one that was replaced by another is no longe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -75,8 +76,10 @@ class Reload:
             for path in others:
                 directory = path if os.path.isdir(path) else os.path.dirname(path)
                 self._known[directory] = self._see(directory)
-        for directory, before in list(self._known.items()):
-            now = self._see(directory) if self._inotify is None or not before else self._identity(directory)
+        for directory in list(self._known):
+            watched = self._inotify is not None and self._known[directory]
+            now = self._identity(directory) if watched else self._see(directory)
+            before = self._known[directory]  # looked up now: inotify may just have been given up
             if now != before:
                 self._known[directory] = self._see(directory)
                 name = min(now.items() ^ before.items())[0]
@@ -111,18 +114,23 @@ class Reload:
         return {"": (info.st_dev, info.st_ino)}
 
     def _stamps(self, directory: str) -> Stamps:
+        found = {}
         try:
-            with os.scandir(directory) as entries:
-                files = {entry.name: entry.stat() for entry in entries if self._counts(directory, entry.name)}
+            names = os.listdir(directory)
         except OSError:
-            return {}  # one of them has gone while we looked: the next look sees it
-        return {name: (info.st_mtime_ns, info.st_size, info.st_ino) for name, info in files.items()}
+            return {}
+        for name in names:
+            if self._counts(directory, name):
+                with contextlib.suppress(FileNotFoundError):  # gone while we looked, or a link to nowhere
+                    info = os.stat(os.path.join(directory, name))
+                    found[name] = (info.st_mtime_ns, info.st_size, info.st_ino)
+        return found
 
     def _hear(self) -> None:
         assert self._inotify is not None
         for watch, mask, name in self._inotify.events():
             if mask & OVERFLOW:
-                self._note("too much to tell")
+                self._note("more than inotify can tell of")
             elif (directory := self._watches.get(watch)) is None:
                 continue
             elif mask & IGNORED:

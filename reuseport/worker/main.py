@@ -266,9 +266,8 @@ class Worker:
                 self.acceptor.own(message["own"])
             if self.state == "ready":
                 self.receiver.start()
-            if message.get("farewell"):  # an older master never says so
-                self.farewell = True
-                self.engine.closing = True
+            # A next master may not know of the stop that its predecessor announced: then there is none any more.
+            self.farewell = self.engine.closing = bool(message.get("farewell"))
             self.state = "serving"
             self.link.say("accepting")
         elif kind == "attend" and self.state in ("ready", "serving"):

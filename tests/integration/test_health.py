@@ -70,3 +70,13 @@ def test_a_release_is_no_reason_to_leave(serve):
         assert server.get("/healthz").status == 200
         load.more(5)
     assert load.failures == []
+
+
+def test_a_next_master_knows_of_no_stop(delayed):
+    delayed.signal(signal.SIGTERM)
+    wait_for(lambda: all(is_leaving(delayed) for _ in range(20)), "health is down")
+    delayed.process.kill()
+    delayed.process.wait()
+    delayed.start()
+    wait_for(lambda: not any(is_leaving(delayed) for _ in range(20)), "the workers take it back")
+    assert "connection" not in ask(delayed.client(), "/").headers

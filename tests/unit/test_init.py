@@ -256,6 +256,8 @@ def test_a_name_that_kubernetes_does_not_take():
         (["logrotate", "shop:app"], "there is nothing to rotate"),
         (["nginx", "shop:app", "-b", "127.0.0.1:0"], "nginx must know the port"),
         (["nginx", "shop:app", "--proxy-protocol", "v2"], "leave out --proxy-protocol"),
+        (["docker", "shop:app", "--user", "nobody"], "the image has a user of its own"),
+        (["kubernetes", "shop:app", "--group", "nobody"], "the image has a user of its own"),
         (["docker", "shop:app", "--run-dir", "/run/a\nb"], "a line break, which a Dockerfile cannot hold"),
         (["systemd"], "init: which application?"),
         (["systemd", "shop:app", "--workres", "3"], "did you mean --workers"),

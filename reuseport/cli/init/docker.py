@@ -6,6 +6,7 @@ import os
 import sys
 
 from reuseport.cli.init.described import MARGIN, Described, one_line_only, quoted, sequence
+from reuseport.options import OptionError
 from reuseport.options.address import Address
 from reuseport.version import __version__
 
@@ -57,7 +58,9 @@ CMD {sequence(command(app))}
 
 
 def command(app: Described, *more: str) -> tuple[str, ...]:
-    """What the container runs. 127.0.0.1, the default, would be the container's own."""
+    """What the container runs. 127.0.0.1, the default, would be the container's own. OptionError for --user."""
+    if app.settings.user or app.settings.group:
+        raise OptionError("init: leave out --user and --group: the image has a user of its own")
     bind = () if app.says("bind") else ("-b", f"{OUTSIDE.host}:{OUTSIDE.port}")
     return ("reuseport", "serve", *app.words, *bind, *more)
 
