@@ -117,6 +117,9 @@ class Master:
         remains = self.roster.read()
         if remains is None:
             self.slots.bind()
+            for path in (self.run_dir.scoreboard, self.run_dir.latencies):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)  # of a master whose workers have died with it: this one counts anew
         self._write_pid_file()
         become_subreaper()
         _raise_descriptor_limit()
@@ -168,7 +171,6 @@ class Master:
         if remains is not None:
             self._adopt(remains, release)
         else:
-            self.numbers.begin()
             self.events.append(ev.ReleaseAsked(release))
 
     def run(self) -> int:
@@ -263,7 +265,7 @@ class Master:
         for one in remains.adopted.survivors:
             process = self.processes.expect(one.key, remains.rows[one.key])
             self.processes.is_running(process, one.pid)
-        self.numbers.begin()
+        self.numbers.adopt()
         wanted = set(remains.slots)
         deadline = time.monotonic() + ADOPTION
         while missing := wanted - {(slot.address, slot.index) for slot in self.slots.slots}:
