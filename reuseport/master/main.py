@@ -30,7 +30,7 @@ from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import Scoreboard
-from reuseport.master import exposition, metrics, passed, status
+from reuseport.master import passed, status
 from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.control import Client, Control
@@ -38,6 +38,7 @@ from reuseport.master.history import History
 from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
+from reuseport.master.metrics import Facts, overflows
 from reuseport.master.notify import Notifier, status_line
 from reuseport.master.numbers import Numbers
 from reuseport.master.processes import Process, Processes, become_subreaper, end
@@ -46,11 +47,10 @@ from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
 from reuseport.master.roster import Remains, Roster
 from reuseport.master.samples import Samples
-from reuseport.master.scrape import Scrape
 from reuseport.master.slots import SlotError, Slots
-from reuseport.master.statsd import Statsd
 from reuseport.master.switchboard import Switchboard
 from reuseport.master.tally import Tally
+from reuseport.master.telling import Telling
 from reuseport.master.tenants import Tenants
 from reuseport.master.touched import Touched
 from reuseport.master.watch import Watch
@@ -110,10 +110,7 @@ class Master:
         self.slots = Slots(addresses, settings.backlog, umask, given)
         self.roster = Roster(self.run_dir.roster)
         self.loop = Loop()
-        self.statsd = Statsd(settings) if settings.statsd_host else None
-        self.scrape: Scrape | None = None
-        if settings.metrics:
-            self.scrape = Scrape(settings.metrics, settings.where("metrics"), umask, self.loop, self._tell_metrics)
+        self.telling = Telling(settings, umask, self.loop, self._facts)
         remains = self.roster.read()
         if remains is None:
             self.slots.bind()
@@ -178,8 +175,8 @@ class Master:
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
         self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
-        if self.scrape is not None:
-            self.log.write("info", f"metrics at {self.scrape.address}")
+        if self.telling.address:
+            self.log.write("info", f"metrics at {self.telling.address}")
         self.notifier.store(slot.socket for slot in self.slots.storable())
         self._look_around()
         self._count()
@@ -339,15 +336,10 @@ class Master:
     def _count(self) -> None:
         self.loop.later(1.0, self._count)
         look = self.numbers.look(self.cluster.generations)
-        if self.scrape is not None:
-            self.scrape.look()
-        if self.statsd is not None:
-            self.statsd.look(look, sum(len(g.having(ACCEPTING)) for g in self.cluster.generations.values()))
+        self.telling.tell(look, sum(len(g.having(ACCEPTING)) for g in self.cluster.generations.values()))
 
-    def _tell_metrics(self, accept: str) -> tuple[str, bytes]:
-        facts = metrics.Facts(whole_status(self), self.numbers.now(), self.tally, metrics.overflows())
-        content_type = exposition.wanted(accept)
-        return content_type, exposition.render(metrics.METRICS, facts, content_type)
+    def _facts(self) -> Facts:
+        return Facts(whole_status(self), self.numbers.now(), self.tally, overflows())
 
     def _notify(self, *, fully: bool = False) -> None:
         self.notifier.look(
@@ -407,18 +399,15 @@ class Master:
         self.log.write("info", "stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
-        if self.statsd is not None:
-            self.statsd.look(self.numbers.now(), 0)
+        self.telling.close(self.numbers.now())
         self.roster.remove()
         self.tenants.remove()
         self.control.close()
-        if self.scrape is not None:
-            self.scrape.close()
         self.switchboard.close()
         self.slots.close()
         self.boot_logs.remove()
-        run_dir = self.run_dir
-        for path in (run_dir.hello, run_dir.scoreboard, run_dir.latencies, run_dir.pid, self.first.pid):
+        shared = self.run_dir.scoreboard, self.run_dir.latencies
+        for path in (*shared, self.run_dir.hello, self.run_dir.pid, self.first.pid):
             if path:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
