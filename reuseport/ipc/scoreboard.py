@@ -82,8 +82,11 @@ class Scoreboard:
 
 
 def settle(row: memoryview) -> None:
-    """Work out the successes. Only for whose row it is, or when that one is dead: others may see half of a count."""
-    row[SUCCESSES] = row[REQUESTS] - sum(row[UNFINISHED:SUCCESSES])
+    """Work out the successes. Only for whose row it is, or when that one is dead: others may see half of a count.
+
+    One that was killed between the halves must not take a success back.
+    """
+    row[SUCCESSES] = max(row[SUCCESSES], row[REQUESTS] - sum(row[UNFINISHED:SUCCESSES]))
 
 
 def mapped(path: str, size: int, *, create: bool) -> memoryview:

@@ -80,7 +80,7 @@ class Estate:
 
     def scraped_at(self) -> tuple[socket.socket, str] | None:
         """The socket at which the metrics are asked for, and its path; None where there was none."""
-        said = self.parts.get("scrape")
+        said = self.parts.get("telling")
         return (socket.socket(fileno=said["socket"]), said["path"]) if said else None
 
     def enter(self, master: Master) -> None:
@@ -198,7 +198,7 @@ def _parts(master: Master) -> Iterator[tuple[str, Heritable]]:
         "release_file": release_file,
         "stop_file": stop_file,
         "tally": master.tally,
-        "scrape": master.scrape,
+        "telling": master.telling,
         "reload": master.reload,
     }
     yield from ((name, part) for name, part in parts.items() if part is not None)

@@ -31,12 +31,13 @@ from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
 from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import Scoreboard
-from reuseport.master import control, estate, exposition, metrics, passed, status, upgrade
+from reuseport.master import control, estate, passed, status, upgrade
 from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.control import Client, Control
 from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
+from reuseport.master.metrics import Facts, overflows
 from reuseport.master.notify import Notifier, status_line
 from reuseport.master.numbers import Numbers
 from reuseport.master.processes import Process, Processes, become_subreaper, end
@@ -45,11 +46,10 @@ from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
 from reuseport.master.reload import Reload
 from reuseport.master.roster import Remains, Roster
-from reuseport.master.scrape import Scrape, listen
 from reuseport.master.slots import SlotError, Slots
-from reuseport.master.statsd import Statsd
 from reuseport.master.switchboard import Switchboard
 from reuseport.master.tally import Tally
+from reuseport.master.telling import Telling
 from reuseport.master.tenants import Tenants
 from reuseport.master.touched import Touched
 from reuseport.master.watch import Watch
@@ -129,17 +129,15 @@ class Master:
         self.slots = Slots(addresses, settings.backlog, umask, given)
         self.roster = Roster(self.run_dir.roster)
         self.loop = Loop()
-        self.statsd = Statsd(settings) if settings.statsd_host else None
-        self.scrape: Scrape | None = None
-        if settings.metrics:
-            scraped_at = left.scraped_at() if left else None
-            scraped_at = scraped_at or listen(settings.metrics, settings.where("metrics"), umask)
-            self.scrape = Scrape(*scraped_at, self.loop, self._tell_metrics)
+        self.telling = Telling(settings, umask, self.loop, self._facts, left.scraped_at() if left else None)
         remains = None
         if left is None:
             remains = self.roster.read()
             if remains is None:
                 self.slots.bind()
+                for path in (self.run_dir.scoreboard, self.run_dir.latencies):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)  # of a master whose workers have died with it: this one counts anew
             self._write_pid_file()
         become_subreaper()
         _raise_descriptor_limit()
@@ -201,11 +199,10 @@ class Master:
         self.upgrade = upgrade.Upgrade(self)
         if left is not None:
             left.enter(self)
-            self.numbers.begin()
+            self.numbers.adopt()
         elif release is not None and remains is not None:
             self._adopt(remains, release)
         elif release is not None:
-            self.numbers.begin()
             self.events.append(ev.ReleaseAsked(release))
 
     def run(self) -> int:
@@ -216,8 +213,8 @@ class Master:
             self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
         else:
             self._tell_of_upgrade(self.left)
-        if self.scrape is not None:
-            self.log.write("info", f"metrics at {self.scrape.address}")
+        if self.telling.address:
+            self.log.write("info", f"metrics at {self.telling.address}")
         self.notifier.store(slot.socket for slot in self.slots.storable())
         self._look_around()
         self._count()
@@ -310,7 +307,7 @@ class Master:
         for one in remains.adopted.survivors:
             process = self.processes.expect(one.key, remains.rows[one.key])
             self.processes.is_running(process, one.pid)
-        self.numbers.begin()
+        self.numbers.adopt()
         wanted = set(remains.slots)
         deadline = time.monotonic() + ADOPTION
         while missing := wanted - {(slot.address, slot.index) for slot in self.slots.slots}:
@@ -386,15 +383,10 @@ class Master:
     def _count(self) -> None:
         self.loop.later(1.0, self._count)
         look = self.numbers.look(self.cluster.generations)
-        if self.scrape is not None:
-            self.scrape.look()
-        if self.statsd is not None:
-            self.statsd.look(look, sum(len(g.having(ACCEPTING)) for g in self.cluster.generations.values()))
+        self.telling.tell(look, sum(len(g.having(ACCEPTING)) for g in self.cluster.generations.values()))
 
-    def _tell_metrics(self, accept: str) -> tuple[str, bytes]:
-        facts = metrics.Facts(whole_status(self), self.numbers.now(), self.tally, metrics.overflows())
-        content_type = exposition.wanted(accept)
-        return content_type, exposition.render(metrics.METRICS, facts, content_type)
+    def _facts(self) -> Facts:
+        return Facts(whole_status(self), self.numbers.now(), self.tally, overflows())
 
     def _notify(self, *, fully: bool = False) -> None:
         self.notifier.look(
@@ -456,18 +448,15 @@ class Master:
         self.log.write("info", "stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
-        if self.statsd is not None:
-            self.statsd.look(self.numbers.now(), 0)
+        self.telling.close(self.numbers.now())
         self.roster.remove()
         self.tenants.remove()
         self.control.close()
-        if self.scrape is not None:
-            self.scrape.close()
         self.switchboard.close()
         self.slots.close()
         self.boot_logs.remove()
-        run_dir = self.run_dir
-        for path in (run_dir.hello, run_dir.scoreboard, run_dir.latencies, run_dir.pid, self.first.pid):
+        shared = self.run_dir.scoreboard, self.run_dir.latencies
+        for path in (*shared, self.run_dir.hello, self.run_dir.pid, self.first.pid):
             if path:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)

@@ -21,6 +21,7 @@ from reuseport.master.samples import Samples, rounded
 WORKER_ROWS = ROWS - 128  # those behind are sums
 SERVER = ROWS - 1  # the row of all generations that have gone
 WINDOW = 10  # looks, a second apart, that rates and quantiles are of
+MOST = (1 << 64) - 1
 LINGERING = 120.0  # seconds for which a generation that has gone is still told of: a last scrape comes within that time
 
 
@@ -34,9 +35,9 @@ class Numbers:
         self.samples = samples
         self._sums: dict[int, int] = {}  # the row of a generation's dead
         self._gone: dict[int, tuple[float, Figures]] = {}  # when, and with what; for the last scrape
-        self._looks: deque[Look] = deque(maxlen=WINDOW + 1)
+        self._looks = deque([Look(time.monotonic(), NOTHING, {})], maxlen=WINDOW + 1)
 
-    def begin(self) -> None:
+    def adopt(self) -> None:
         """Take over the files as an earlier master left them; the processes that there are have survived it."""
         survivors = {process.row for process in self._with_rows()}
         owners = self._latencies.owners()
@@ -49,7 +50,7 @@ class Numbers:
         for row, generation in enumerate(owners[:WORKER_ROWS]):
             if generation and row not in survivors:
                 self._move(row, self._sum_of(generation) if generation in living else SERVER)
-        self._looks.append(self._now(time.monotonic()))
+        self._looks = deque([self.now()], maxlen=WINDOW + 1)  # what was served before is no traffic of this moment
 
     def is_dead(self, process: Process) -> None:
         """Its row is free when this returns."""
@@ -127,20 +128,21 @@ class Numbers:
         return row
 
     def _move(self, row: int, to: int) -> None:
-        """Add a row of nobody's to a sum, and empty it. Who is killed in between counts one field twice."""
-        source, target = self._latencies.row(row), self._latencies.row(to)
-        target[LAYOUT] = THIS
-        if source[LAYOUT] == THIS:
-            for field in (*range(BUCKETS), NANOSECONDS):
-                if source[field]:
-                    target[field] += source[field]
-                    source[field] = 0
+        """Add a row of nobody's to a sum, and empty it. A master that is killed over it counts one field twice."""
         source, target = self._board.row(row), self._board.row(to)
         if row < WORKER_ROWS:
             settle(source)
-        for field in range(FIELDS):
-            if source[field] and field not in GAUGES:
-                target[field] += source[field]
-                source[field] = 0
+        _pour(source, target, [field for field in range(FIELDS) if field not in GAUGES])
+        source, target = self._latencies.row(row), self._latencies.row(to)
+        target[LAYOUT] = THIS
+        if source[LAYOUT] == THIS:
+            _pour(source, target, [*range(BUCKETS), NANOSECONDS])
         self._latencies.give(row, 0)
         self._board.clear(row)
+
+
+def _pour(source: memoryview, target: memoryview, fields: Iterable[int]) -> None:
+    for field in fields:
+        if source[field]:
+            target[field] = (target[field] + source[field]) & MOST  # whatever is in it, the master must get over it
+            source[field] = 0

@@ -12,7 +12,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any
 
@@ -74,6 +74,9 @@ class Client:
             self._server.clients.remove(self)
 
 
+ScrapedAt = tuple[socket.socket, str]  # the listening socket, and its path if it has one
+
+
 class Scrape:
     """Answers whoever comes to the listening socket; `path` is a unix socket's, removed at the end."""
 
@@ -96,9 +99,6 @@ class Scrape:
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec. Whoever scrapes at that moment tries again."""
         return {"socket": lend(self._socket.fileno()), "path": self._path}
-
-    def inherit(self, left: Mapping[str, Any]) -> None:
-        """It was made with that (`Estate.scraped_at`)."""
 
     def look(self) -> None:
         """Let go of those who have had their time. To be called each second."""
@@ -156,7 +156,7 @@ def response(
     return head.encode() + (b"" if silent else body)
 
 
-def listen(address: str, where: str, umask: int) -> tuple[socket.socket, str]:
+def listen(address: str, where: str, umask: int) -> ScrapedAt:
     """The socket for an address, which the option `where` has said, and its path if it has one. OptionError."""
     parsed = parse_address(address)
     shown = address.removeprefix("tcp:")

@@ -158,6 +158,7 @@ class Worker:
             os.dup2(STDERR_COPY, 2)
             speak_through(self.log)
         self._dump_stacks_on_signal()
+        self._put_down()
         self.state = "ready"
         self.link.say("ready")
         early, self.early = self.early, []
@@ -383,7 +384,9 @@ class Worker:
                 self.sender.give(free)
 
     def _put_down(self) -> None:
-        """What requests leave to be counted later."""
+        """What requests leave to be counted later. How long a warm-up takes is no client's latency."""
+        if self.state == "starting":
+            self.engine.latencies.clear()
         count(self.latencies, self.engine.latencies)
         settle(self.board)
 

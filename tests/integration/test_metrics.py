@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from reuseport.master.scrape import CLIENTS
 
 ANYWHERE = "127.0.0.1:0"
+COUNT = ("reuseport_request_duration_seconds_count", ("generation", "1"))
 
 
 def metrics_of(server: Server) -> str:
@@ -221,6 +222,15 @@ def test_status_has_rates_quantiles_and_queues(serve, options):
     assert all(slot["limit"] > 0 for slot in status["slots"])
     gate.open()
     assert waits.result().status == 200
+
+
+def test_a_warm_up_is_no_latency(serve):
+    server = serve("--metrics", ANYWHERE, "--warmup", "/", workers=1).start()
+    server.get()
+    found = wait_for(
+        lambda: found if (found := scrape(server))[COUNT] else None, "the latency of the one request that a client made"
+    )
+    assert (found[COUNT], requests(found)) == (1, 2)
 
 
 def test_a_queue_that_nobody_takes_from_is_seen(serve, tmp_path):

@@ -113,7 +113,7 @@ class World:
     def master(self) -> None:
         """Another one, which finds the files and the processes."""
         self.numbers = Numbers(self.board, self.latencies, self, SimpleNamespace(look=lambda look: None))
-        self.numbers.begin()
+        self.numbers.adopt()
 
     def fork(self, generation: int, number: int) -> Key:
         row = next(row for row in range(WORKER_ROWS) if row not in {p.row for p in self.all()})
@@ -318,6 +318,31 @@ class Deaths(RuleBasedStateMachine):
 
 TestDeaths = Deaths.TestCase
 TestDeaths.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+def test_a_row_full_of_rubbish_is_no_trouble(world):
+    for generation in (1, 2):
+        row = world.processes[world.fork(generation, 1)].row
+        world.board.row(row)[:] = memoryview(b"\xff" * scoreboard.ROW_BYTES).cast("Q")
+        world.latencies.row(row)[:BUCKETS] = memoryview(b"\xff" * BUCKETS * 8).cast("Q")
+        world.numbers.look(world.generations)
+        world.numbers.shown()
+    for generation in (1, 2):
+        world.end(generation)
+    world.numbers.look(world.generations)
+    world.numbers.shown()
+
+
+def test_one_that_is_killed_in_the_middle_of_counting_takes_no_success_back():
+    row = memoryview(bytearray(scoreboard.ROW_BYTES)).cast("Q")
+    row[CLIENT_ERRORS] = 1  # and its request is not among REQUESTS yet
+    settle(row)
+    assert row[SUCCESSES] == 0
+    row[REQUESTS] = 5
+    settle(row)
+    row[CLIENT_ERRORS] = 2
+    settle(row)
+    assert row[SUCCESSES] == 4
 
 
 def test_successes_are_what_is_left():
