@@ -90,6 +90,8 @@ class Zygote:
         self.orders: list[tuple[dict[str, Any], list[int]]] = []
         self.masterless = True
         self.orphaned = 0.0  # when the last master went, monotonic seconds
+        # It upgrades a master, and `systemctl kill -s USR2` reaches everybody. The application may have it for itself.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self._take_signals()
         self.channel = self._say_hello()
 

@@ -83,9 +83,10 @@ def _promote_asked(t: Turn, event: ev.PromoteAsked) -> None:
         # A boot whose workers have all died has failed; this one still has its tenants, and new workers on their way.
         t.answer(askers, False, 0, f"generation {g.number} has no worker that serves just now; nothing has changed")
     else:
-        release = replace(g.release, canary=None)
+        trial, release = g.release.canary, replace(g.release, canary=None)
         deadline = t.now + release.boot_timeout
-        g = t.move(g, "promoted", release=release, askers=g.askers + askers, success="", deadline=deadline)
+        everybody = g.askers + askers
+        g = t.move(g, "promoted", release=release, trial=trial, askers=everybody, success="", deadline=deadline)
         for number, w in g.having(READY, TOLD, ACCEPTING).items():
             t.accept(Key(g.number, number), w)
 
@@ -181,6 +182,7 @@ def _ready(t: Turn, event: ev.Ready) -> None:
 def _accepting(t: Turn, event: ev.Accepting) -> None:
     found = t.worker(event.key)
     if found and found[1].state == TOLD:
+        t.put(replace(found[0], trial=None))
         t.put_worker(event.key, state=ACCEPTING)
 
 
@@ -307,7 +309,7 @@ def _stop_asked(t: Turn, event: ev.StopAsked) -> None:
 
 
 def _adopted(t: Turn, event: ev.Adopted) -> None:
-    t.change(last=event.last, slots=event.slots)
+    t.change(last=max(t.state.last, event.last), slots=event.slots)
     for one in event.survivors:
         number = one.key.generation
         g = t.generation(number) or Generation(
@@ -335,6 +337,7 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
         if trials and trials[-1].number > newest.number:
             t.put(replace(trials[-1], state=CANARY))
         t.note("info", f"generation {newest.number} of an earlier master is adopted, and serves on")
+        t.need_slots(newest.wanted)  # an address may be new, or have lost some
         t.assign()
     elif event.otherwise is not None:
         t.begin(event.otherwise, ())

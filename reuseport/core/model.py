@@ -172,6 +172,7 @@ class Generation:
     crashes: int = 0  # workers that crashed while it was on probation
     verdict: str = ""  # why it is to be taken back, or was
     pinned: bool = False  # somebody is kept here: while it drains, some of its workers attend
+    trial: Mapping[str, Any] | None = None  # its canary, while it is promoted and nobody has said that it accepts
 
     @property
     def origin(self) -> int:
@@ -180,6 +181,18 @@ class Generation:
 
     def on_probation(self, now: float) -> bool:
         return self.state == SERVING and now < self.since + self.release.probation
+
+    @property
+    def on_record(self) -> Generation:
+        """As the next master should take it for, if this one dies now.
+
+        A canary that is being promoted is one until a worker has said that it accepts: those who were told to may never
+        have heard it, and the tenants who have moved to it must not go back.
+        """
+        release = replace(self.release, workers=self.wanted, canary=self.release.canary or self.trial)
+        told = self.having(TOLD) if self.trial else {}
+        workers = {n: replace(w, state=ACCEPTING) if n in told else w for n, w in self.workers.items()}
+        return replace(self, release=release, workers=workers)
 
     def having(self, *states: str) -> dict[int, Worker]:
         """The workers in one of these states, by number."""

@@ -70,18 +70,13 @@ class RunDir:
         """Where its handler in C does, if its interpreter cannot."""
         return os.path.join(self.work, f"lines-{process}.txt")
 
-    def own(self, uid: int | None, gid: int | None) -> int:
+    def own(self) -> int:
         """Create what is missing, take the lock and return its descriptor, which must stay open.
 
-        `uid` and `gid` are those of the workers, where they are not the master's own. RunDirError where another
-        master owns it, where it belongs to somebody else, or where it is open to others.
+        RunDirError where another master owns it, to whom nothing is done then, or where it belongs to somebody else.
         """
-        other = uid is not None and uid != os.geteuid()
-        for path, mode in ((self.path, 0o711 if other else 0o700), (self.work, 0o700)):
-            self._make(path, mode)
-        if other:
-            assert uid is not None
-            os.chown(self.work, uid, -1 if gid is None else gid)
+        for path in (self.path, self.work):
+            self._make(path)
         try:
             fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
@@ -100,6 +95,14 @@ class RunDir:
         self.keep()
         return fd
 
+    def share(self, uid: int | None, gid: int | None) -> None:
+        """Let in the workers' user, where it is not the master's own, and nobody else."""
+        other = uid is not None and uid != os.geteuid()
+        for path, mode in ((self.path, 0o711 if other else 0o700), (self.work, 0o700)):
+            os.chmod(path, mode)
+        if uid is not None and other:
+            os.chown(self.work, uid, -1 if gid is None else gid)
+
     def keep(self) -> None:
         """Cleaners of /tmp leave a directory alone that somebody holds a BSD lock on (tmpfiles.d(5), "Age")."""
         self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -112,7 +115,7 @@ class RunDir:
         except (OSError, ValueError):
             return None
 
-    def _make(self, path: str, mode: int) -> None:
+    def _make(self, path: str) -> None:
         try:
             parent = os.path.dirname(path)
             if not os.path.isdir(parent):
@@ -120,18 +123,15 @@ class RunDir:
             elif os.stat(parent).st_uid not in (0, os.geteuid()):
                 # Its owner could put another directory in the place of ours.
                 raise RunDirError(f"--run-dir: {parent} belongs to another user (uid {os.stat(parent).st_uid})")
-            os.mkdir(path, mode)
-            os.chmod(path, mode)
+            os.mkdir(path, 0o700)
         except FileExistsError:
-            self._check(path, mode)
+            self._check(path)
         except OSError as error:
             raise RunDirError(f"--run-dir: cannot create {path}: {error.strerror}") from None
 
-    def _check(self, path: str, mode: int) -> None:
+    def _check(self, path: str) -> None:
         info = os.lstat(path)
         if not stat.S_ISDIR(info.st_mode):
             raise RunDirError(f"--run-dir: {path} is not a directory")
         if path == self.path and info.st_uid != os.geteuid():
             raise RunDirError(f"--run-dir: {path} belongs to uid {info.st_uid}, not to {os.geteuid()}, who runs this")
-        if info.st_uid == os.geteuid() and stat.S_IMODE(info.st_mode) != mode:
-            os.chmod(path, mode)

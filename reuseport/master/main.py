@@ -110,8 +110,14 @@ class Master:
         release = complete(release_of(settings), extra) if left is None else None
         ids = find_user(settings)
         self.run_dir = RunDir(settings.run_dir)
+        self.roster = Roster(self.run_dir.roster)
+        remains = None
         if left is None:
-            self.lock = self.run_dir.own(*(ids or (None, None)))
+            self.lock = self.run_dir.own()
+            remains = self.roster.read()
+            if remains is not None and (odds := remains.at_odds(settings, ids)):
+                raise RunDirError(odds)
+            self.run_dir.share(*(ids or (None, None)))
         else:
             self.lock = left.lock
             self.run_dir.keep()
@@ -127,12 +133,9 @@ class Master:
         addresses = units if units and settings.sources["bind"] == DEFAULT else settings.bind
         umask = 0 if settings.umask is None else settings.umask
         self.slots = Slots(addresses, settings.backlog, umask, given)
-        self.roster = Roster(self.run_dir.roster)
         self.loop = Loop()
         self.telling = Telling(settings, umask, self.loop, self._facts, left.scraped_at() if left else None)
-        remains = None
         if left is None:
-            remains = self.roster.read()
             if remains is None:
                 self.slots.bind()
                 for path in (self.run_dir.scoreboard, self.run_dir.latencies):
@@ -308,18 +311,30 @@ class Master:
             process = self.processes.expect(one.key, remains.rows[one.key])
             self.processes.is_running(process, one.pid)
         self.numbers.adopt()
-        wanted = set(remains.slots)
         deadline = time.monotonic() + ADOPTION
-        while missing := wanted - {(slot.address, slot.index) for slot in self.slots.slots}:
+        while missing := set(remains.slots) - {(slot.address, slot.index) for slot in self.slots.slots}:
+            silent = [one.pid for one in remains.adopted.survivors if not self.switchboard.has_heard(one.key)]
+            if not silent and not missing & self.switchboard.promised:
+                break  # whoever had them has died, or has let go of them to drain
             if time.monotonic() > deadline:
                 names = ", ".join(sorted({address for address, _ in missing}))
+                pids = ", ".join(map(str, silent))
                 raise SlotError(
-                    f"{names}: no process of the earlier master has handed it over within {ADOPTION:g} s; end them: "
-                    + ", ".join(str(one.pid) for one in remains.adopted.survivors)
+                    f"{names}: no process of the earlier master has handed it over within {ADOPTION:g} s; end those "
+                    f"who are silent: {pids}"
                 )
             self.loop.wait(deadline)
+        adopted = list(self.slots.slots)
+        unwanted = [address for address in self.slots.addresses if not self.slots.is_wanted(address)]
         # A master that died while it stopped had let go of them; and the addresses may be others by now.
         self.slots.bind()
+        self.switchboard.announce_slots([slot for slot in self.slots.slots if slot not in adopted])
+        if unwanted:
+            self.log.write(
+                "warning",
+                f"{', '.join(unwanted)} is served on, as under the earlier master, though --bind does not name it any "
+                "more: a stop and a new start let go of it",
+            )
         self.events.appendleft(replace(remains.adopted, slots=self.slots.count, otherwise=otherwise))
 
     # --- decide -----------------------------------------------------------------------------------------------------

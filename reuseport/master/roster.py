@@ -20,8 +20,10 @@ from reuseport.core.events import Adopted, Survivor
 from reuseport.core.model import ACCEPTING, ATTENDING, LEAVING, TOLD, WORKING, ZYGOTE, Cluster, Key
 from reuseport.core.record import release_of
 from reuseport.ipc.rundir import RunDirError
+from reuseport.options import Settings
 
 VERSION = 1
+TENANCY = ("tenant", "tenant_isolation")  # what workers of one run directory must have in common
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,27 @@ class Remains:
     slots: tuple[tuple[str, int], ...]
     strays: tuple[int, ...]
 
+    def at_odds(self, settings: Settings, ids: tuple[int, int] | None) -> str:
+        """Why a master with these settings cannot have those who survive; "" if it can. `ids` are the workers' own.
+
+        They know tenants as they were told to, and would break what this master promises; and nobody can be told to
+        become another user.
+        """
+        for one in self.adopted.survivors:
+            recipe = one.release.recipe
+            theirs = Settings.from_json(recipe["settings"])
+            names = [name for name in TENANCY if getattr(theirs, name) != getattr(settings, name)]
+            if tuple(recipe.get("ids") or ()) != (ids or ()):
+                names.append("group" if theirs.user == settings.user and settings.group else "user")
+            for name in names:
+                was, now = (getattr(these, name) or "nothing" for these in (theirs, settings))
+                return (
+                    f"{settings.where(name)}: generation {one.key.generation}, which an earlier master left in "
+                    f"{settings.run_dir}, was begun with {was}, and this master says {now}; to change that, start it "
+                    f"as it was, stop it (reuseport stop), and start it anew"
+                )
+        return ""
+
 
 class Roster:
     def __init__(self, path: str) -> None:
@@ -41,14 +64,15 @@ class Roster:
 
     def write(self, cluster: Cluster, rows: Mapping[Key, int], slots: tuple[tuple[str, int], ...]) -> None:
         """Write down who there is, if that has changed."""
+        generations = [g.on_record for g in cluster.generations.values()]
         people = [
             (g.number, number, pid, state, place, rows.get(Key(g.number, number), -1))
-            for g in cluster.generations.values()
+            for g in generations
             for number, pid, state, place in _people(g)
             if pid
         ]
-        forked = {g.number: g.forked for g in cluster.generations.values()}
-        now = (people, forked, cluster.last, slots)
+        forked = {g.number: g.forked for g in generations}
+        now = (people, forked, [g.wanted for g in generations], cluster.last, slots)
         if now == self._written:
             return
         data = {
@@ -56,7 +80,7 @@ class Roster:
             "last": cluster.last,
             "forked": forked,
             "slots": slots,
-            "releases": {g.number: {**asdict(g.release), "workers": g.wanted} for g in cluster.generations.values()},
+            "releases": {g.number: asdict(g.release) for g in generations},
             "processes": [
                 dict(zip(("generation", "number", "pid", "state", "place", "row"), one, strict=True))
                 | {"start": start_time(one[2])}
@@ -81,9 +105,24 @@ class Roster:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise RunDirError(f"--run-dir: {self._path} is damaged ({error}); remove it if no worker is left") from None
+            raise self._damaged(error) from None
+        if not isinstance(data, dict) or "v" not in data:
+            raise self._damaged("it is no roster")
         if data["v"] != VERSION:
-            raise RunDirError(f"--run-dir: {self._path} is of another version of reuseport ({data['v']})")
+            raise RunDirError(
+                f"--run-dir: {self._path} is of another version of reuseport: its number is {data['v']}, and this one "
+                f"reads {VERSION}; start and stop that version, or remove the file if no worker is left"
+            )
+        try:
+            return self._remains(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._damaged(f"{type(error).__name__}: {error}") from None
+
+    def _damaged(self, why: object) -> RunDirError:
+        return RunDirError(f"--run-dir: {self._path} is damaged ({why}); remove it if no worker is left")
+
+    @staticmethod
+    def _remains(data: Mapping[str, Any]) -> Remains | None:
         living = [p for p in data["processes"] if p["start"] and start_time(p["pid"]) == p["start"]]
         releases = {int(n): release_of(r) for n, r in data["releases"].items()}
         survivors, rows, strays = [], {}, []

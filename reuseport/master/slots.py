@@ -74,7 +74,11 @@ class Slots:
         return [name for _, name, _ in self._bound]
 
     def bind(self) -> None:
-        """Bind every address that is not bound yet. SlotError where one is not to be had; then none stays bound."""
+        """Bind every address that is not bound yet. SlotError where one is not to be had; then none stays bound.
+
+        Those that were bound before belong to processes that serve on: their paths stay.
+        """
+        before = set(self.addresses)
         have = {address.path or where[1] for address, _, where in self._bound}
         try:
             for name in self.addresses:
@@ -86,8 +90,16 @@ class Slots:
                     self._bind_inet(address)
             self._refuse_the_rest()
         except SlotError:
+            self._theirs.update(before)
             self.close()
             raise
+
+    def is_wanted(self, name: str) -> bool:
+        """Whether an address that is bound is one of those that were asked for."""
+        address = parse_address(name)
+        if address.family == "unix":
+            return any(one.path == address.path for one in self._wanted)
+        return any(one.family != "unix" and one.port in (0, address.port) for one in self._wanted)
 
     def adopt(self, address: str, index: int, shared: bool, fd: int) -> None:
         """Take over the slot that an earlier master opened, from a process that has it. A second copy is closed."""

@@ -68,6 +68,7 @@ class Switchboard:
         self.on_stay: Callable[[str, int, float], None] = lambda tenant, generation, seconds: None
         self.on_hello: Callable[[Key], None] = lambda key: None  # a worker can be spoken to from now on
         self.on_import: Callable[[str], None] = lambda directory: None
+        self.promised: set[tuple[str, int]] = set()  # slots that somebody has: they come behind the hello
         self._queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
         loop.watch(hellos.fileno(), self._on_hello)
 
@@ -104,6 +105,11 @@ class Switchboard:
         """Tell a worker whose its connections will be: generation `heir`, with so many workers."""
         if heir in self._queues:
             self.send(key, "heir", (self._queues[heir][1].fileno(),), generation=heir, workers=workers)
+
+    def has_heard(self, key: Key) -> bool:
+        """Whether a process has said hello, or will not any more."""
+        process = self._processes.get(key)
+        return process is None or process.channel is not None
 
     @property
     def queues(self) -> frozenset[int]:
@@ -197,6 +203,7 @@ class Switchboard:
         if hello.get("queue"):
             self._adopt_queue(key.generation, fds[:2])
             del fds[:2]
+        self.promised.update((address, index) for address, index, _ in hello["slots"])
         self._adopt_slots(hello["slots"], fds)
         if not channel.closed:
             process.channel = channel

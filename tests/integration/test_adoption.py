@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import stat
 
-from harness import ask, wait_for
+import pytest
+from harness import ask, is_gone, wait_for
 
 
 def lose_master(server) -> None:
@@ -121,3 +124,145 @@ def test_a_damaged_roster_is_one_clear_line(server):
     outcome = server.run()
     assert outcome.exit == 1
     assert "roster.json is damaged" in outcome.err
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"v": 1}', '{"v": 1, "processes": [{}], "releases": {}}'])
+def test_a_roster_of_the_wrong_shape_is_one_clear_line(serve, content):
+    server = serve()
+    server.run_dir.mkdir(mode=0o700)
+    (server.run_dir / "roster.json").write_text(content)
+    outcome = server.run()
+    assert outcome.exit == 1
+    assert len(outcome.err.splitlines()) == 1 and "roster.json is damaged" in outcome.err
+
+
+def test_a_roster_of_another_version_says_what_to_do(server):
+    lose_master(server)
+    path = server.run_dir / "roster.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "v": 99}))
+    outcome = server.run()
+    assert outcome.exit == 1 and "its number is 99" in outcome.err
+
+
+def test_another_address_is_bound_beside_those_that_are_served_on(serve, tmp_path):
+    server = serve().start()
+    before, old = server.status(), server.address
+    lose_master(server)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        new = f"127.0.0.1:{free.getsockname()[1]}"
+    path = f"unix:{tmp_path}/web.sock"
+    server.bind = (new, path)
+    server.start()
+    status = server.status()
+    assert status.pids() == before.pids()
+    assert status["master"]["addresses"] == [old, new, path]
+    assert f"{old} is served on" in server.log_end()
+    for address in (old, new, path):
+        assert {server.get(address=address).pid for _ in range(20)} <= before.pids()
+    assert [worker["slots"] for worker in status.workers()] == [[0], [1]], "each slot has an owner"
+
+
+def test_an_address_that_cannot_be_had_costs_the_orphans_nothing(serve, tmp_path):
+    path = f"unix:{tmp_path}/web.sock"
+    server = serve(bind=(path,)).start()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        lose_master(server)
+        server.bind = (path, f"127.0.0.1:{other.getsockname()[1]}")
+        outcome = server.run()
+    assert outcome.exit == 1 and "is in use by another server" in outcome.err
+    assert server.get(address=path).status == 200
+    server.bind = (path,)
+    server.start()
+    assert server.get(address=path).status == 200
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ((), ("--tenant", "host"), "--tenant: generation 1"),
+        (("--tenant", "host"), (), "--tenant: generation 1"),
+        (("--tenant", "host"), ("--tenant", "host", "--tenant-isolation", "strict"), "--tenant-isolation: gen"),
+        ((), ("--user", "nobody"), "--user: generation 1"),
+    ],
+)
+def test_who_was_begun_for_other_tenants_or_as_another_user_is_not_adopted(serve, before, after, says):
+    if "--user" in after and os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    server = serve(*before).start()
+    pids, address = server.status().pids(), server.address
+    lose_master(server)
+    server.options = after
+    outcome = server.run()
+    assert outcome.exit == 1
+    line = outcome.err.splitlines()[-1]
+    assert says in line and "start it as it was, stop it (reuseport stop), and start it anew" in line
+    assert (server.run_dir / "work").stat().st_uid == os.geteuid()
+    assert server.get(address=address).pid in pids, "they serve on"
+    server.options = before
+    server.start()
+    assert server.status().pids() == pids
+    assert server.cli("stop").exit == 0
+    server.options = after
+    if "--user" not in after:  # whose interpreter may lie where that user cannot go
+        server.start()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_second_master_that_is_refused_has_changed_nothing_in_the_run_directory(server, serve):
+    second = serve("--user", "nobody", run_dir=server.run_dir)
+    outcome = second.run()
+    assert outcome.exit == 1 and "belongs to a running master" in outcome.err
+    assert (server.run_dir / "work").stat().st_uid == 0
+    assert stat.S_IMODE(server.run_dir.stat().st_mode) == 0o700
+
+
+def test_a_job_is_adopted_although_nobody_is_left_who_has_a_slot(serve):
+    server = serve()
+    server.write("one", whole="import jobbing\napplication = jobbing.make('one')\n")
+    server.start()
+    job = server.get("/begin?name=job").json
+    assert job
+    (pid,) = server.gate("job").await_entered()
+    status = server.status()
+    lose_master(server)
+    for other in (*status.pids(), status.current["zygote"]["pid"]):
+        os.kill(other, signal.SIGKILL)
+        wait_for(lambda other=other: is_gone(other), "its end")
+    server.write("two")
+    server.launch()
+    server.wait(lambda s: s.serving == 2 and s.draining == [1])
+    assert not is_gone(pid)
+    assert server.get(address=server.status()["master"]["addresses"][0]).version == "two"
+    server.gate("job").open()
+    wait_for(lambda: is_gone(pid), "the job's own end")
+    assert server.gate("job-ended").entered() == [pid]
+    server.settle(2)
+
+
+def test_a_canary_whose_promotion_nobody_has_heard_is_still_a_canary(serve):
+    """Its tenants have moved to it, and must not go back."""
+    server = serve("--tenant", "header:X-Tenant").start()
+    server.write("two")
+    assert server.release("--canary", "acme").exit == 0
+    workers = [w["pid"] for w in server.status().generation(2)["workers"]]
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        assert server.cli("promote", "--wait", "none").exit == 0
+        server.wait(lambda s: s.generation(2)["stage"] == "opening", "the order to accept")
+        lose_master(server)
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+    server.launch()
+    status = server.wait(lambda s: s.serving == 1 and len(s["generations"]) == 2, "the next master")
+    assert status.generation(2)["state"] == "canary"
+    assert {w["pid"] for w in status.generation(2)["workers"]} == set(workers)
+    connection = server.client(status["master"]["addresses"][0])
+    connection.request("GET", "/", headers={"X-Tenant": "acme"})
+    assert json.loads(connection.getresponse().read())["version"] == "two"
+    assert server.cli("promote", "--wait", "drained").exit == 0
+    server.settle(2)

@@ -67,7 +67,7 @@ def test_usr1_opens_the_log_again(serve):
 def test_signals_of_a_terminal_do_not_reach_zygotes_and_workers(server):
     status = server.status()
     pids = [*status.pids(), status.current["zygote"]["pid"]]
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR2):
         for pid in pids:
             os.kill(pid, number)
     assert {server.get().pid for _ in range(20)} <= set(pids)

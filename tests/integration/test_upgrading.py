@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, Server, ask, make_venv, parent_of, title_of, wait_for
+from harness import PATIENCE, Background, Server, ask, make_venv, parent_of, title_of, wait_for
 from test_embedding import SCRIPT
 from test_supervision import supervisor  # noqa: F401
 
@@ -116,6 +116,94 @@ def test_usr2_does_the_same(installed):
     installed.server.signal(signal.SIGUSR2)
     wait_for(lambda: installed.version == "0.2.0", "the new version")
     assert "upgraded from 0.1.1" in installed.server.log_end()
+    server = installed.server
+    words = [*server.command, "--run-dir", str(server.run_dir)]
+    other = subprocess.run(words, env=server.environment, cwd=server.root, capture_output=True, text=True)
+    assert other.returncode == 1 and "belongs to a running master" in other.stderr, "it has kept the lock"
+
+
+AWAY = """\
+__version__ = "0.2.0"
+import os, time
+said = os.environ.get("REUSEPORT_UPGRADE", "answer")
+gates = os.environ["TEST_GATES"]
+if "answer" not in said:  # not the trial: between the exec and the master
+    open(f"{gates}/exec.{os.getpid()}.0.entered", "w").close()
+    while not os.path.exists(f"{gates}/exec.open"):
+        time.sleep(0.01)
+"""
+
+
+def test_what_happens_between_the_exec_and_the_new_master_is_not_lost(serve):
+    installed = Installed(serve, "--release-file", "restart.txt")
+    server = installed.server
+    server.write("one", whole=JOBBING.format(version="one"))
+    server.start()
+    before, address = server.status(), server.address
+    server.get("/begin?name=ended")
+    server.gate("ended").await_entered()
+    installed.install("0.2.0", version=('__version__ = "0.2.0"\n', AWAY))
+    asker = server.begin("upgrade")
+    server.gate("exec").await_entered()
+    victim = min(before.pids())
+    os.kill(victim, signal.SIGKILL)
+    server.signal(signal.SIGTTIN)
+    server.gate("ended").open()
+    curious = server.begin("status", "--json")
+    told = Background(lambda: server.get("/begin?name=begun&wait=1", address=address))
+    (server.current / "restart.txt").touch()
+    assert {server.get(address=address).status for _ in range(10)} == {200}
+    server.gate("begun").open()
+    server.gate("exec").open()
+    assert server.end(asker).exit == 0
+    assert server.end(curious).json["master"]["version"] == "0.2.0"
+    assert told.result().json["result"].startswith("one in "), "the job has been made known, and run"
+    status = server.settle(2)
+    assert status["master"]["workers_wanted"] == 3, "the signal"
+    assert server.question(do="history")["history"][0]["number"] == 1
+    assert f"worker 1.{[w['pid'] for w in before.workers()].index(victim) + 1} was killed" in server.log_end()
+
+
+MEDDLING = """\
+__version__ = "0.2.0"
+import os
+if "answer" in os.environ.get("REUSEPORT_UPGRADE", ""):
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("meddle", "reason"),
+    [
+        ("os.unlink({link!r} + '/bin/python')", "cannot execute {link}/bin/python: No such file or directory"),
+        ("os.unlink({link!r}); os.symlink({other!r}, {link!r})", "leads elsewhere by now than when it was tried out"),
+    ],
+)
+def test_what_changes_between_the_trial_and_the_exec_changes_nothing_else(serve, meddle, reason):
+    installed = Installed(serve)
+    server, link = installed.server, installed.server.root / "venv"
+    for name in ("venv-1", "venv-2"):
+        make_venv(server.root / name)
+    link.symlink_to(server.root / "venv-1")
+    server.python = str(link / "bin" / "python")
+    before = server.start().status()
+    names = {"link": str(link), "other": str(server.root / "venv-2")}
+    installed.install("0.2.0", version=('__version__ = "0.2.0"\n', MEDDLING.format(meddle.format(**names))))
+    opened, first = descriptors(server), opened_by(before.current["zygote"]["pid"]).total()
+    command = subprocess.run(
+        [sys.executable, "-m", "reuseport", "upgrade"], env=server.environment, cwd=server.root, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert command.returncode == 1 and reason.format(**names) in command.stderr, command.stderr
+    assert descriptors(server) == opened
+    make_venv(server.root / "venv-1")
+    link.unlink()
+    link.symlink_to(server.root / "venv-1")
+    installed.install("0.3.0")
+    assert server.renew() == 2
+    assert opened_by(server.status().current["zygote"]["pid"]).total() == first, "nothing is inherited"
+    installed.upgrade()
+    assert installed.version == "0.3.0"
 
 
 def test_jobs_and_drains_go_on_and_their_askers_are_told(serve):

@@ -876,7 +876,7 @@ class World:
         left, last, slots = [], self.cluster.last, self.cluster.slots
         roster = {
             Key(g.number, number): (g, state, place)
-            for g in self.cluster.generations.values()
+            for g in (one.on_record for one in self.cluster.generations.values())
             for number, pid, state, place in (
                 *((n, w.pid, w.state, w.place) for n, w in g.workers.items()),
                 *((ZYGOTE, z.pid, "loaded" if z.loaded else "loading", 0) for z in (g.zygote,) if z),
@@ -894,13 +894,13 @@ class World:
                 p.known = p.heard = bool(g)
                 p.says.append(ev.Born(p.key, p.pid))
                 if g:
-                    left.append(ev.Survivor(p.key, p.pid, replace(g.release, workers=g.wanted), state, place))
+                    left.append(ev.Survivor(p.key, p.pid, g.release, state, place))
             elif p.dead or (not g and p.key.number != ZYGOTE):
                 p.known = p.heard = False
             elif state in (ACCEPTING, ATTENDING, LEAVING, TOLD, "loaded"):
                 p.known = p.heard = True
                 p.says.append(ev.Loaded(p.key) if p.key.number == ZYGOTE else ev.Forked(p.key, p.pid))
-                left.append(ev.Survivor(p.key, p.pid, replace(g.release, workers=g.wanted), state, place))
+                left.append(ev.Survivor(p.key, p.pid, g.release, state, place))
             else:
                 p.die()
                 p.reaped = True

@@ -607,6 +607,22 @@ def test_a_generation_that_outlived_its_master_serves_on(story):
     assert forked(story.exit((7, 1))) == [(7, 3)], "from its own zygote"
 
 
+def test_an_address_that_has_too_few_slots_gets_the_others_and_each_has_an_owner(story):
+    """A new --bind, or one whose slots died with those who had them."""
+    release = Release(recipe={"id": 0}, workers=2)
+    left = tuple(ev.Survivor(Key(7, n), 7000 + n, release, ACCEPTING, n - 1) for n in (1, 2))
+    commands = story.tell(ev.Adopted(left, last=7, slots=1))
+    assert only(commands, ev.OpenSlots) == [ev.OpenSlots(2)]
+    assert {c.key.number: c.slots for c in only(commands, ev.Accept)} == {1: (0,), 2: (1,)}
+
+
+def test_numbers_go_on_from_the_highest_that_anybody_knows(story):
+    story.cluster = Cluster(last=9)  # as the history says
+    adopt(story, (7, 0, "loaded"), (7, 1, ACCEPTING), (7, 2, ACCEPTING))
+    story.release()
+    assert story.states == {7: SERVING, 10: LOADING}
+
+
 def test_who_has_died_in_between_is_replaced(story):
     assert not forked(adopt(story, (7, 0, "loaded"), (7, 2, ACCEPTING))), "nothing can be asked of it before its hello"
     assert forked(story.tell(ev.Loaded(Key(7, 0)))) == [(7, 3)]
@@ -765,6 +781,18 @@ def test_a_promotion_gives_it_the_slots_and_only_then_the_old_one_drains(trial):
     assert {c.key.number: c.slots for c in only(commands, ev.Accept)} == {1: (0,), 2: (1,)} and not drained(commands)
     assert drained(trial.accept((2, 1), (2, 2))) == {(1, 1), (1, 2)}
     assert answers(trial.let_go()) == {"operator": (True, 2)} and trial.states == {1: DRAINING, 2: SERVING}
+
+
+def test_a_promotion_goes_on_record_when_a_worker_has_said_that_it_accepts(trial):
+    """Until then a next master takes it for the canary that it was, with the workers that served as one."""
+    trial.tell(ev.PromoteAsked())
+    recorded = trial[2].on_record
+    assert trial[2].release.canary is None and recorded.release.canary == {"tenants": ["acme"]}
+    assert {w.state for w in recorded.workers.values()} == {ACCEPTING}
+    trial.tell(ev.Accepting(Key(2, 1)))
+    recorded = trial[2].on_record
+    assert recorded.release.canary is None
+    assert {n: w.state for n, w in recorded.workers.items()} == {1: ACCEPTING, 2: TOLD}
 
 
 def test_there_is_nothing_to_promote(serving):
