@@ -10,7 +10,9 @@ from typing import Any
 
 from reuseport.cli import place
 from reuseport.cli.failure import Failure
-from reuseport.cli.status import ANSWER_SECONDS, duration, table
+from reuseport.cli.frame import ANSWER_SECONDS
+from reuseport.cli.ink import Column, table
+from reuseport.cli.words import duration
 from reuseport.options import Option, kinds
 from reuseport.options.arguments import one_line
 from reuseport.options.manual import manual
@@ -59,7 +61,8 @@ def run(argv: Sequence[str]) -> int:
         print("no release yet")
         return 0
     head = ("GENERATION", "WHEN", "VERSION", "OUTCOME", "TOOK", "DRAINED IN", "WAITED FOR")
-    print("\n".join(table(head, shown, frozenset(head) - {"GENERATION", "TOOK", "DRAINED IN"})))
+    columns = [Column(name, left=name not in ("GENERATION", "TOOK", "DRAINED IN")) for name in head]
+    print("\n".join(table(columns, shown)))
     return 0
 
 

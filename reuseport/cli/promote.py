@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
-from reuseport.cli import place
+from reuseport.cli import frame, place
 from reuseport.cli.release import FOLLOWING, follow
-from reuseport.options.manual import manual
 
 ABOUT = """\
 Lets the generation that is on trial (release --canary) serve everybody; the one that served the others drains.
@@ -17,8 +15,7 @@ there."""
 
 
 def help_text() -> str:
-    usage = "reuseport promote [--wait ready|drained] [--json] [-n NAME | --run-dir DIR | -c FILE]"
-    return manual((*FOLLOWING, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+    return frame.help_of("promote [--wait UNTIL] [--json]", ABOUT, FOLLOWING)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -35,6 +35,7 @@ class Client:
         self._out = b""
         self._last = False
         self.watching = False  # whether it is told the stages of the release under way
+        self.told: Any = None  # the progress that it has heard of last
 
     def say(self, **fields: Any) -> None:
         self._out += json.dumps({"v": VERSION, **fields}).encode() + b"\n"

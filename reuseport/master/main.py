@@ -39,6 +39,7 @@ from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
 from reuseport.master.notify import Notifier, status_line
 from reuseport.master.processes import Process, Processes, become_subreaper, end
+from reuseport.master.progress import Progress
 from reuseport.master.questions import QUESTIONS
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
@@ -141,7 +142,12 @@ class Master:
         )
         self.tenants = Tenants(settings, self.run_dir, ids, remains is not None, self.processes, self.switchboard)
         self.tenants.tell, self.tenants.log = self.events.append, self.log.write
+        adopted = sorted({one.key.generation for one in remains.adopted.survivors}) if remains is not None else []
+        self.releases.note("started", pid=os.getpid(), adopted=adopted)
         self.control = Control(self.run_dir.control, self.loop, self._on_question)
+        self.progress = Progress(
+            lambda: list(self.control.clients.values()), lambda g: status.work_of(g, self.processes, self.board)
+        )
         self.touched = (
             Touched(lambda: self._in_directory("release_file"), self._release_by, self.log.write),
             Touched(lambda: self._in_directory("stop_file"), self._stop_by, self.log.write),
@@ -278,6 +284,7 @@ class Master:
         if self.exit_status is None:
             self._write_roster()
         self._notify()
+        self.progress.look(self.cluster, time.monotonic())
 
     def _act(self, command: ev.Command) -> None:
         try:
@@ -303,6 +310,7 @@ class Master:
         for file in self.touched:
             file.look()
         self._notify(fully=True)
+        self.progress.look(self.cluster, time.monotonic(), fully=True)
         self.releases.judge()
         timeout = self.releases.settings.timeout
         if timeout:
@@ -366,6 +374,7 @@ class Master:
         """The last acts: whoever waits for the stop is told, and the files go."""
         self.boot_logs.copy_news()
         self.log.write("info", "stopped")
+        self.releases.note("stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
         self.roster.remove()
