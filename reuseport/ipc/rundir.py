@@ -8,6 +8,7 @@
       boot-7.log        what generation 7 printed until it was ready
       hello.sock        every process of every generation says hello to the master here
       scoreboard        one row of counters per worker
+      latencies         and one histogram
       pins              locked bytes say which tenant has jobs where (--tenant)
       marks             how far each tenant has moved
       work/             belongs to the workers' user, who alone writes to it: a root master follows no link in it
@@ -45,6 +46,7 @@ class RunDir:
         self.hello = os.path.join(path, "hello.sock")
         self._directory = -1
         self.scoreboard = os.path.join(path, "scoreboard")
+        self.latencies = os.path.join(path, "latencies")
         self.pins = os.path.join(path, "pins")
         self.marks = os.path.join(path, "marks")
 

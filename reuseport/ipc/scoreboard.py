@@ -30,7 +30,12 @@ BYTES_OUT = 10  # response bytes handed to the kernel
 LOOKS = 11  # looks at siblings' slots
 TAKEN = 12  # connections handed over to this worker
 WAITING = 13  # gauge: requests that wait for a thread (--threads); they are among the active ones
-# Fields 14 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
+UNFINISHED = 14  # requests that ended before there was a status
+UPGRADED = 15  # connections that the application took over (1xx)
+REDIRECTIONS = 16  # responses with a 3xx status
+CLIENT_ERRORS = 17  # responses with a 4xx status
+SERVER_ERRORS = 18  # responses with a 5xx status
+# Fields 19 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
 
 NAMES = {
     "requests_total": REQUESTS,
@@ -46,21 +51,22 @@ NAMES = {
     "looks": LOOKS,
     "taken": TAKEN,
     "requests_waiting": WAITING,
+    "unfinished": UNFINISHED,
+    "upgraded": UPGRADED,
+    "redirections": REDIRECTIONS,
+    "client_errors": CLIENT_ERRORS,
+    "server_errors": SERVER_ERRORS,
 }
+GAUGES = frozenset({TURNED, ACTIVE, CONNECTIONS, RSS, PSS, JOBS, WAITING})
+# By a status's first digit. Successes, the most, have no counter of their own: they are what is left of REQUESTS.
+CLASSES = (UNFINISHED, UPGRADED, None, REDIRECTIONS, CLIENT_ERRORS, *(SERVER_ERRORS,) * 5)
 
 
 class Scoreboard:
     """The mapped file. `row(i)` is a writable view of row i: index it with the field numbers above."""
 
     def __init__(self, path: str, *, create: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-        fd = os.open(path, flags, 0o600)
-        try:
-            if os.fstat(fd).st_size < ROWS * ROW_BYTES:
-                os.ftruncate(fd, ROWS * ROW_BYTES)
-            self._view = memoryview(mmap.mmap(fd, ROWS * ROW_BYTES)).cast("Q")
-        finally:
-            os.close(fd)
+        self._view = mapped(path, ROWS * ROW_BYTES, create=create)
 
     def row(self, index: int) -> memoryview:
         """The counters of row `index`, shared with every process that maps the file. IndexError if there is none."""
@@ -71,3 +77,15 @@ class Scoreboard:
     def clear(self, index: int) -> None:
         """Zero a row before a new worker gets it."""
         self.row(index)[:] = memoryview(bytes(ROW_BYTES)).cast("Q")
+
+
+def mapped(path: str, size: int, *, create: bool) -> memoryview:
+    """A file of at least `size` bytes as unsigned 64-bit numbers that every process that maps it shares."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+    fd = os.open(path, flags, 0o600)
+    try:
+        if os.fstat(fd).st_size < size:
+            os.ftruncate(fd, size)
+        return memoryview(mmap.mmap(fd, size)).cast("Q")
+    finally:
+        os.close(fd)

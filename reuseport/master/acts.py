@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from reuseport.core import events as ev
 from reuseport.core.model import BOOTING, ZYGOTE, Key
-from reuseport.ipc.scoreboard import ROWS
 from reuseport.ipc.stacks import STACK_SIGNAL
+from reuseport.master.numbers import WORKER_ROWS
 
 if TYPE_CHECKING:
     from reuseport.master.main import Master
@@ -62,8 +62,9 @@ def _copy_zygote(master: Master, command: ev.CopyZygote) -> None:
 
 def _fork(master: Master, command: ev.Fork) -> None:
     taken = {process.row for process in master.processes.all()}
-    row = next(row for row in range(ROWS) if row not in taken)
+    row = next(row for row in range(WORKER_ROWS) if row not in taken)
     master.board.clear(row)
+    master.latencies.give(row, command.key.generation)
     master.processes.expect(command.key, row)
     g = master.cluster.generations.get(command.key.generation)
     booting = g is not None and g.state in BOOTING

@@ -10,8 +10,9 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 from reuseport.master.loop import READ, WRITE, Loop
@@ -37,17 +38,20 @@ class Client:
         self.watching = False  # whether it is told the stages of the release under way
         self.told: Any = None  # the progress that it has heard of last
 
-    def say(self, **fields: Any) -> None:
-        self._out += json.dumps({"v": VERSION, **fields}).encode() + b"\n"
+    def say(self, encoded: Mapping[str, bytes] = MappingProxyType({}), /, **fields: Any) -> None:
+        """`encoded`: more fields, whose values are JSON already."""
+        parts = [json.dumps({"v": VERSION, **fields}).encode()[:-1]]
+        parts.extend(b'"%b": %b' % (name.encode(), value) for name, value in encoded.items())
+        self._out += b", ".join(parts) + b"}\n"
         if len(self._out) > UNREAD:
             self.close()
         else:
             self.flush()
 
-    def done(self, ok: bool, **fields: Any) -> None:
+    def done(self, ok: bool, encoded: Mapping[str, bytes] = MappingProxyType({}), /, **fields: Any) -> None:
         """The last answer; the connection closes behind it."""
         self._last = True
-        self.say(event="done", ok=ok, **fields)
+        self.say(encoded, event="done", ok=ok, **fields)
 
     def readable(self) -> None:
         try:

@@ -27,6 +27,7 @@ from reuseport.core import machine
 from reuseport.core.model import STANDBY, ZYGOTE, Cluster, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import SIGNALS
+from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import Scoreboard
 from reuseport.master import passed, status
@@ -38,12 +39,14 @@ from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
 from reuseport.master.notify import Notifier, status_line
+from reuseport.master.numbers import Numbers
 from reuseport.master.processes import Process, Processes, become_subreaper, end
 from reuseport.master.progress import Progress
 from reuseport.master.questions import QUESTIONS
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
 from reuseport.master.roster import Remains, Roster
+from reuseport.master.samples import Samples
 from reuseport.master.slots import SlotError, Slots
 from reuseport.master.switchboard import Switchboard
 from reuseport.master.tenants import Tenants
@@ -91,7 +94,7 @@ class Master:
         self.run_dir = RunDir(settings.run_dir)
         self.lock = self.run_dir.own(*(ids or (None, None)))
         self.log = self._open_log(settings)
-        history = self._open_history(settings)
+        history, samples = self._open_state(settings)
         self.cluster = Cluster(last=history.last)
         if settings.umask is not None:
             os.umask(settings.umask)
@@ -113,10 +116,13 @@ class Master:
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.raw)
         self.processes = Processes(self.loop, self._on_exit)
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
+        self.latencies = Latencies(self.run_dir.latencies, create=True)
+        self.numbers = Numbers(self.board, self.latencies, self.processes, samples)
         hellos = channels.listen(self.run_dir.hello)
         if ids:
-            # Both lie where only the master's own user can put anything else in their place.
+            # They lie where only the master's own user can put anything else in their place.
             os.chown(self.run_dir.scoreboard, *ids, follow_symlinks=False)
+            os.chown(self.run_dir.latencies, *ids, follow_symlinks=False)
             os.chown(self.run_dir.hello, *ids, follow_symlinks=False)
         self.switchboard = Switchboard(
             hellos,
@@ -155,6 +161,7 @@ class Master:
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
+        self.numbers.begin({row for row in remains.rows.values() if row >= 0} if remains else set())
         if remains is not None:
             self._adopt(remains, release)
         else:
@@ -167,6 +174,7 @@ class Master:
         self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
         self.notifier.store(slot.socket for slot in self.slots.storable())
         self._look_around()
+        self._count()
         gc.freeze()
         self._decide()
         while self.exit_status is None:
@@ -215,6 +223,7 @@ class Master:
 
     def _on_exit(self, process: Process, how: str) -> None:
         self.switchboard.last_words(process)
+        self.numbers.is_dead(process)
         for lost in status.jobs_of(process):
             self.log.write("error", self.losses.add(str(process.key), process.pid, how, lost))
         for job in process.jobs.values():
@@ -317,6 +326,10 @@ class Master:
             self.watch.look(self.cluster, timeout)
         self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._look_around)
 
+    def _count(self) -> None:
+        self.numbers.look(self.cluster.generations)
+        self.loop.later(1.0, self._count)
+
     def _notify(self, *, fully: bool = False) -> None:
         self.notifier.look(
             self.cluster,
@@ -345,10 +358,9 @@ class Master:
         except OSError as error:
             raise OptionError(f"{settings.where('log_file')}: cannot open {error.filename}: {error.strerror}") from None
 
-    @staticmethod
-    def _open_history(settings: Settings) -> History:
+    def _open_state(self, settings: Settings) -> tuple[History, Samples]:
         try:
-            return History(settings.state_dir)
+            return History(settings.state_dir), Samples(settings.state_dir, self.log.write)
         except OSError as error:
             where = settings.where("state_dir")
             raise OptionError(f"{where}: {error.filename}: {(error.strerror or str(error)).lower()}") from None
@@ -383,7 +395,8 @@ class Master:
         self.switchboard.close()
         self.slots.close()
         self.boot_logs.remove()
-        for path in (self.run_dir.hello, self.run_dir.scoreboard, self.run_dir.pid, self.first.pid):
+        run_dir = self.run_dir
+        for path in (run_dir.hello, run_dir.scoreboard, run_dir.latencies, run_dir.pid, self.first.pid):
             if path:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)

@@ -40,7 +40,8 @@ def _rollback(master: Master, client: Client, question: Question) -> None:
 
 
 def _history(master: Master, client: Client, question: Question) -> None:
-    client.done(True, history=master.releases.history.shown())
+    samples = {"samples": master.numbers.samples.encoded()} if question.get("samples") else {}
+    client.done(True, samples, history=master.releases.history.shown())
 
 
 def _stop(master: Master, client: Client, question: Question) -> None:
@@ -72,6 +73,9 @@ def whole_status(master: Master) -> dict[str, Any]:
         "addresses": master.slots.addresses,
     }
     whole = status.of(master.cluster, master.processes, master.board, about, time.monotonic())
+    for g in whole["generations"]:
+        g["numbers"] = master.numbers.shown(g["number"])
+    whole |= {"numbers": master.numbers.shown(), "slots": master.slots.shown()}
     return {**whole, "releases": master.releases.shown(), "lost": master.losses.shown()}
 
 

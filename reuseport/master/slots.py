@@ -12,8 +12,10 @@ import errno
 import os
 import socket
 import stat
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from reuseport.options import Address, parse_address
 
@@ -30,6 +32,17 @@ class Slot:
     index: int
     shared: bool
     socket: socket.socket
+
+    def queue(self) -> tuple[int, int] | None:
+        """How many connections wait to be accepted, and how many may; None for a unix socket, of which nobody knows.
+
+        Of a listening socket tcp_info has them as tcpi_unacked and tcpi_sacked (tcp_get_info in net/ipv4/tcp.c).
+        """
+        if self.shared:
+            return None
+        info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+        waiting, limit = struct.unpack_from("2I", info, 24)
+        return waiting, limit
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,14 @@ class Slots:
         """How many slots each address has."""
         counts = [sum(s.address == name for s in self.slots) for a, name, _ in self._bound if a.family != "unix"]
         return min(counts, default=0)
+
+    def shown(self) -> list[dict[str, Any]]:
+        """Each slot with the length of its queue, for `status`."""
+        queues = [(slot, slot.queue() or (None, None)) for slot in self.slots]
+        return [
+            {"address": slot.address, "index": slot.index, "queue": waiting, "limit": limit}
+            for slot, (waiting, limit) in queues
+        ]
 
     def storable(self) -> list[Slot]:
         """What a supervisor may keep for the next master: no socket unit's, which comes anyway; none with a path."""

@@ -196,12 +196,10 @@ def compile_format(form: str) -> Form:
 class Recorded(Response):
     """A response that remembers what its line in the access log needs."""
 
-    __slots__ = ("began", "ended", "headers", "request", "sent", "told")
+    __slots__ = ("headers", "request", "sent", "told")
 
     def __init__(self, connection: Connection, environ: dict[str, Any], keep_alive: bool, body: Any) -> None:
         super().__init__(connection, environ, keep_alive, body)
-        self.began = time.monotonic()
-        self.ended = 0.0
         self.request = environ
         self.headers: Iterable[tuple[str, str]] = ()
         self.sent = 0  # bytes of the body, without its framing
@@ -253,7 +251,6 @@ class Recorded(Response):
     def finish(self) -> None:
         super().finish()
         self.told = True
-        self.ended = time.monotonic()
 
 
 class AccessLog:

@@ -15,11 +15,12 @@ import ssl
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from time import monotonic
 from typing import Any
 
 import gevent
 
-from ..ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS
+from ..ipc.scoreboard import ACTIVE, CLASSES, CONNECTIONS, ERRORS, REQUESTS
 from ..options.networks import Peers
 from .access import AccessLog, Recorded
 from .access import wrap as record
@@ -86,6 +87,7 @@ class Engine:
         self._idle: list[Connection] = []
         self.wheel = Wheel(self.loop)
         self.board = board
+        self.latencies: list[float] = []  # seconds; whoever counts them takes them out
         self._open: set[Connection] = set()
         self.tls = tls
         self.proxy_protocol = settings.proxy_protocol
@@ -244,9 +246,14 @@ class Engine:
     def request_done(self, response: Response, failed: bool) -> None:
         """The application has answered, or `failed`."""
         board = self.board
+        status = response.status
+        if not 200 <= status < 300:
+            board[CLASSES[status // 100]] += 1
         board[REQUESTS] += 1
         if failed:
             board[ERRORS] += 1
+        if status != 101:  # how long a connection stays taken over is no latency
+            self.latencies.append((response.ended or monotonic()) - response.began)
         self.requests -= 1
         board[ACTIVE] = self.requests
         if self.on_request_end is not None:
@@ -256,6 +263,7 @@ class Engine:
 
     def refused(self, connection: Connection, error: RequestError, head: bytes | bytearray) -> None:
         """A request ended before the application could get it; `head`: what there was of it."""
+        self.board[CLASSES[error.status // 100]] += 1
         self.board[REQUESTS] += 1
         if error.status >= 500:
             self.board[ERRORS] += 1

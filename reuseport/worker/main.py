@@ -27,6 +27,7 @@ from reuseport import hooks, jobs
 from reuseport.core.routing import Table
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
+from reuseport.ipc.latencies import count, my_row
 from reuseport.ipc.logline import LEVELS, form_of
 from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
@@ -59,6 +60,7 @@ class Worker:
         self.id = f"{birth.generation}.{birth.number}"
         self.state = "starting"
         self.board = Scoreboard(birth.run_dir.scoreboard).row(birth.row)
+        self.latencies = my_row(birth.run_dir.latencies, birth.row)
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
         self.ended = gevent.event.Event()
@@ -386,6 +388,7 @@ class Worker:
 
     def _turn(self) -> None:
         self.vitals.beat()
+        count(self.latencies, self.engine.latencies)
         limit = self.settings.max_worker_memory
         if limit and self.board[RSS] > limit and not self.retiring and self.state == "serving":
             self._retire(f"it uses {self.board[RSS] >> 20} MiB (--max-worker-memory)")
@@ -474,6 +477,7 @@ class Worker:
         """Leave now: in the main greenlet, where exit handlers are called."""
         if self.engine is not None:
             self.reporter.report()
+            count(self.latencies, self.engine.latencies)
             self.receiver.stop(self.loop_set)
         self.ended.set()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .body import NO_BODY, Body, NoBody
@@ -93,7 +94,8 @@ def refusal(status: int, text: str, date: bytes) -> bytes:
 class Response:
     """The answer to one request. `environ` is set back to None when it is over.
 
-    `head_sent`: the status can no longer change. `complete`: the client has, or will get, all of it.
+    `head_sent`: the status can no longer change. `complete`: the client has, or will get, all of it. `began`: when the
+    request's head had come, in seconds of the monotonic clock; `ended`: when the last byte was out, 0 until then.
     """
 
     __slots__ = (
@@ -106,9 +108,11 @@ class Response:
         "_lines",
         "_silent",
         "_since_turn",
+        "began",
         "body",
         "complete",
         "connection",
+        "ended",
         "environ",
         "head_sent",
         "keep_alive",
@@ -116,6 +120,8 @@ class Response:
     )
 
     def __init__(self, connection: Connection, environ: dict[str, Any], keep_alive: bool, body: Body | NoBody) -> None:
+        self.began = monotonic()
+        self.ended = 0.0
         self.environ: dict[str, Any] | None = environ
         self.body = body
         self.keep_alive = keep_alive
@@ -234,6 +240,7 @@ class Response:
         elif self._left and not self._silent:
             raise ValueError(f"the body is {self._left} bytes shorter than its Content-Length")
         self.complete = True
+        self.ended = monotonic()
 
     def fail(self, status: int, text: str) -> None:
         """Answer with an error of the server's own, whatever start_response was told. Not after the head."""

@@ -1,0 +1,102 @@
+"""Latencies: one histogram for each worker, in memory that all processes map, beside the scoreboard.
+
+Row i belongs to whom row i of the scoreboard belongs to, and only that worker counts in it, under the same rule: an
+aligned 64-bit store is atomic. The bounds are those that people ask for (1, 2.5, 5, 10 ms) with so many between them
+that each is at most an eighth more than the one before, so a quantile is wrong by less than that. Sums of histograms
+are histograms: nothing is lost in a sum over workers.
+
+A request only notes its latency in a list. Once in a while the list is sorted and counted, at a third of what it costs
+to find each latency's bucket when it comes; a worker that is killed takes its last list along.
+
+Which bounds a row was counted by is written into it: a worker of a version with other bounds counts for everything but
+latencies.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import MutableSequence, Sequence
+
+from reuseport.ipc.scoreboard import ROWS, mapped
+
+_STEPS = (
+    *(100, 110, 120, 130, 140, 155, 170, 185, 200, 225, 250, 275),
+    *(300, 330, 360, 400, 450, 500, 550, 600, 660, 730, 800, 900),
+)
+# Seconds, from 10 us to an hour. Bucket i has what is more than bound i-1 and at most bound i; the last all else.
+BOUNDS = (
+    *(step * 10**power / 1e9 for power in range(2, 10) for step in _STEPS),
+    *(1000.0, 1100.0, 1200.0, 1350.0, 1500.0, 1650.0, 1800.0, 2000.0, 2250.0, 2500.0, 2750.0, 3000.0, 3300.0, 3600.0),
+)
+BUCKETS = len(BOUNDS) + 1
+
+FIELDS = 256
+ROW_BYTES = FIELDS * 8
+# Fields 0 to BUCKETS - 1 are the buckets.
+NANOSECONDS = 248  # the sum of all latencies
+LAYOUT = 249  # which bounds these are: written by the worker
+GENERATION = 250  # whose row it is; 0 for nobody's: written by the master
+
+THIS = 1  # the layout of this version
+
+
+class Latencies:
+    """The mapped file. `row(i)` is a writable view of row i. FileNotFoundError where no master has made it."""
+
+    def __init__(self, path: str, *, create: bool = False) -> None:
+        self._view = mapped(path, ROWS * ROW_BYTES, create=create)
+
+    def row(self, index: int) -> memoryview:
+        """IndexError if there is none."""
+        if not 0 <= index < ROWS:
+            raise IndexError(f"there are {ROWS} rows, not {index + 1}")
+        return self._view[index * FIELDS : (index + 1) * FIELDS]
+
+    def give(self, index: int, generation: int) -> None:
+        """Zero a row: from now on it is a worker's of that generation, or nobody's (0)."""
+        row = self.row(index)
+        row[:] = memoryview(bytes(ROW_BYTES)).cast("Q")
+        row[GENERATION] = generation
+
+
+def my_row(path: str, index: int) -> memoryview:
+    """A worker's own row; one that nobody else sees if its master is too old to have the file."""
+    try:
+        row = Latencies(path).row(index)
+    except FileNotFoundError:
+        return memoryview(bytearray(ROW_BYTES)).cast("Q")
+    row[LAYOUT] = THIS
+    return row
+
+
+def count(row: MutableSequence[int] | memoryview, latencies: list[float]) -> None:
+    """Take the latencies (seconds) out of the list and into the row."""
+    row[NANOSECONDS] += int(sum(latencies) * 1e9)
+    latencies.sort()
+    done = 0
+    while done < len(latencies):
+        bucket = bisect_left(BOUNDS, latencies[done])
+        end = bisect_right(latencies, BOUNDS[bucket], done) if bucket < len(BOUNDS) else len(latencies)
+        row[bucket] += end - done
+        done = end
+    latencies.clear()
+
+
+def quantile(buckets: Sequence[int], share: float) -> float | None:
+    """The latency in seconds that `share` (0 to 1) of the counted ones do not exceed; None if there are none.
+
+    Within its bucket latencies are taken to lie evenly. Of what exceeds the last bound that is all that is known.
+    """
+    total = sum(buckets)
+    if not total:
+        return None
+    rank = share * total
+    below = 0
+    for index, count in enumerate(buckets):
+        if count and below + count >= rank:
+            if index == len(BOUNDS):
+                break
+            low = BOUNDS[index - 1] if index else 0.0
+            return low + (BOUNDS[index] - low) * (rank - below) / count
+        below += count
+    return BOUNDS[-1]

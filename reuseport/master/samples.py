@@ -1,0 +1,138 @@
+"""Samples: how much was served when, on disk, for the picture that `reuseport history` draws.
+
+A line of JSON every ten seconds, kept for a day, and one every minute, kept for a week. Each of the two is a file that
+is only ever appended to; a full one is renamed, in place of the one that was renamed before. So nothing is read or
+written at length while the master runs: a start reads all of it, and an answer joins the lines as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from reuseport.ipc.latencies import BUCKETS, quantile
+from reuseport.ipc.scoreboard import ERRORS, REQUESTS
+from reuseport.master.figures import COUNTERS, NOTHING, Look, between
+
+# file, seconds between two lines, lines kept
+FINE = ("samples.jsonl", 10.0, 8640)
+COARSE = ("samples-by-minute.jsonl", 60.0, 10080)
+
+
+class Series:
+    """Lines one after another, in a file that is renamed to FILE.1 when it has `kept` of them."""
+
+    def __init__(self, path: str, every: float, kept: int) -> None:
+        """Read what is there. OSError where the file cannot be written."""
+        self.path = path
+        self.every = every
+        self._kept = kept
+        self.lines: deque[tuple[float, bytes]] = deque(maxlen=kept)  # with the Unix time of their end
+        for name in (path + ".1", path):
+            read = _read(name)
+            self.lines.extend(read)
+        self._written = len(read)
+        self._file = self._open()
+        self.since: Look | None = None
+
+    def add(self, at: float, sample: dict[str, Any]) -> None:
+        """OSError where it could not be written down; it is remembered all the same."""
+        line = json.dumps(sample, separators=(",", ":")).encode()
+        self.lines.append((at, line))
+        if self._written >= self._kept:
+            os.replace(self.path, self.path + ".1")
+            os.close(self._file)
+            self._file = self._open()
+            self._written = 0
+        os.write(self._file, line + b"\n")
+        self._written += 1
+
+    def _open(self) -> int:
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            os.write(fd, b"\n")  # the last line was torn; the next one must not be lost with it
+        return fd
+
+
+class Samples:
+    """`log(level, text)` hears of trouble with the disk, once."""
+
+    def __init__(self, directory: str, log: Callable[[str, str], None]) -> None:
+        """OSError where the directory cannot be written."""
+        self._series = [Series(os.path.join(directory, name), every, kept) for name, every, kept in (FINE, COARSE)]
+        self._log = log
+        self._trouble = ""
+
+    def begin(self, look: Look) -> None:
+        """What is sampled is what is served from now on."""
+        for series in self._series:
+            series.since = look
+
+    def look(self, look: Look) -> None:
+        """Write down what has become due."""
+        for series in self._series:
+            assert series.since is not None
+            if look.time - series.since.time < series.every - 0.5:
+                continue
+            at = round(time.time(), 3)
+            sample = {"at": at, **sample_of(series.since, look)}
+            series.since = look
+            try:
+                series.add(at, sample)
+                self._trouble = ""
+            except OSError as error:
+                if error.strerror != self._trouble:
+                    self._trouble = error.strerror or str(error)
+                    self._log("error", f"samples could not be written to {series.path}: {self._trouble}")
+
+    def encoded(self) -> bytes:
+        """All of them, oldest first, as one list of JSON: by the minute, then by ten seconds."""
+        fine, coarse = (series.lines for series in self._series)
+        begin = fine[0][0] if fine else float("inf")
+        lines = [line for at, line in coarse if at < begin]
+        lines.extend(line for _, line in fine)
+        return b"[" + b",".join(lines) + b"]"
+
+
+def sample_of(first: Look, last: Look) -> dict[str, Any]:
+    """What was served between two looks."""
+    server = between(first.server, last.server)
+    served = {}
+    for generation, figures in sorted(last.generations.items()):
+        before = first.generations.get(generation, NOTHING)
+        if requests := figures[COUNTERS + REQUESTS] - before[COUNTERS + REQUESTS]:
+            served[str(generation)] = requests
+    return {
+        "seconds": round(last.time - first.time, 3),
+        "requests": server[COUNTERS + REQUESTS],
+        "errors": server[COUNTERS + ERRORS],
+        "p50": _rounded(quantile(server[:BUCKETS], 0.5)),
+        "p99": _rounded(quantile(server[:BUCKETS], 0.99)),
+        "generations": served,
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
+
+
+def _read(path: str) -> list[tuple[float, bytes]]:
+    """The lines of a file that may not be there, or be torn."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            sample = json.loads(line)
+            found.append((float(sample["at"]), line))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
