@@ -117,7 +117,7 @@ def clip_start(text: str, width: int) -> str:
 
 class Column(NamedTuple):
     """`left`: words, and no figures that end in a line. `spare`: where there is no room those with the highest go
-    first; 0 stays. `shrinks`: what its cells can be cut down to, from the left. `usual`: stays even if nothing is in it."""
+    first; 0 stays. `shrinks`: what its cells can be cut down to, from the left. `usual`: stays even if it is empty."""
 
     head: str
     left: bool = False
