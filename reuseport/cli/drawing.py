@@ -15,15 +15,18 @@ from reuseport.cli import style, words
 from reuseport.cli import timeline as tl
 from reuseport.cli.ink import columns
 from reuseport.cli.telling import escaped, moment, period, told, told_job
-from reuseport.cli.timeline import Bar, Place, Scale, Timeline
+from reuseport.cli.timeline import Bar, Job, Place, Scale, Timeline
 from reuseport.cli.words import duration, latency, rate
 
 WIDTHS = (1120, 1680, 2240, 3360, 4480)
 LANES = 12  # more of them, and a wider picture is tried
 LEFT, RIGHT = 56, 56
-LANE, BAR, SHORTEST = 44, 18, 3.0
-JOB_ROWS, JOB_ROW = 3, 6
+BAR, SHORTEST = 18, 3.0
+JOB_ROWS, JOB_ROW = 4, 9
+APART = 14  # between two lanes
+NAMED = 12  # jobs of a generation up to which their tenants are named
 CHART, CHART_GAP = 96, 34
+SMALL = 0.86  # of that: a tenant's name
 LETTER = 6.8  # the width of a letter of a label, about
 COLOURS = 5
 
@@ -62,12 +65,41 @@ class _Picture:
     ) -> None:
         self.line, self.name, self.width, self.scale, self.places = line, name, width, scale, places
         self.samples = tl.merge(samples, scale, 2.5)
-        self.top = 64
-        lanes = max((place.lane for place in places), default=0) + 1
-        self.floor = self.top + lanes * LANE + 4  # below the lanes
+        self.jobs = [self._rows(bar) for bar in line.bars]
+        self.lanes, self.floor = self._lanes(64)
         charts = 2 * (CHART + CHART_GAP) if self.samples else 0
         self.bottom = self.floor + charts
         self.height = self.bottom + 34
+
+    def _lanes(self, top: float) -> tuple[list[float], float]:
+        """Where each lane begins, and where the last one ends: each is as high as its jobs need."""
+        rows = [0] * (max((place.lane for place in self.places), default=0) + 1)
+        for place, jobs in zip(self.places, self.jobs, strict=True):
+            rows[place.lane] = max([rows[place.lane], *(row + 1 for _, row, _ in jobs)])
+        lanes = []
+        for count in rows:
+            lanes.append(top)
+            top += BAR + (4 + count * JOB_ROW if count else 0) + APART
+        return lanes, top
+
+    def _rows(self, bar: Bar) -> list[tuple[Job, int, str]]:
+        """The jobs of a bar, each with its row and where its tenant's name stands: "on" its line, "behind" it or ""."""
+        rows: list[float] = []
+        found = []
+        for job in sorted(bar.jobs, key=lambda job: job.begin):
+            x0, x1 = self.scale(job.begin), self.scale(job.end)
+            wide = _wide(job.tenant) * SMALL + 10
+            name = "" if not job.tenant or len(bar.jobs) > NAMED else "on" if x1 - x0 > wide + 8 else "behind"
+            if name == "behind" and (x1 + wide > self.scale(bar.end) or job.lost):
+                name = ""
+            row = next((index for index, taken in enumerate(rows) if taken <= x0), len(rows))
+            if row >= JOB_ROWS:
+                # They are too many: some lie on others, without a name.
+                row, name = min(range(JOB_ROWS), key=rows.__getitem__), ""
+            end = max(x1 + (wide if name == "behind" else 0) + 3, rows[row] if row < len(rows) else 0.0)
+            rows[row:row + 1] = [end]  # fmt: skip
+            found.append((job, row, name))
+        return found
 
     def whole(self, alone: bool) -> str:
         failed = sum(bar.outcome == tl.FAILED for bar in self.line.bars)
@@ -87,8 +119,8 @@ class _Picture:
         if self.samples:
             parts += self._traffic(self.floor + CHART_GAP) + self._latencies(self.floor + CHART + 2 * CHART_GAP)
             parts += self._told_samples()
-        for bar, place in zip(self.line.bars, self.places, strict=True):
-            parts += self._bar(bar, place)
+        for bar, place, jobs in zip(self.line.bars, self.places, self.jobs, strict=True):
+            parts += self._bar(bar, place, jobs)
         return "\n".join([*parts, "</svg>"]) + "\n"
 
     def _legend(self) -> list[str]:
@@ -111,11 +143,11 @@ class _Picture:
             if x1 - x0 >= 1:
                 title = f"<title>no server for {duration(end - begin)}</title>"
                 parts.append(
-                    f'<rect class="idle" x="{x0:.1f}" y="{self.top - 10}" width="{x1 - x0:.1f}" '
-                    f'height="{self.bottom - self.top + 10}">{title}</rect>'
+                    f'<rect class="idle" x="{x0:.1f}" y="{self.lanes[0] - 10}" width="{x1 - x0:.1f}" '
+                    f'height="{self.bottom - self.lanes[0] + 10}">{title}</rect>'
                 )
                 if x1 - x0 > _wide("no server") + 12:
-                    parts.append(_text((x0 + x1) / 2, self.top - 16, "no server", anchor="middle"))
+                    parts.append(_text((x0 + x1) / 2, self.lanes[0] - 16, "no server", anchor="middle"))
         for begin, end in self.scale.cuts:
             x0, x1 = self.scale(begin), self.scale(end)
             said = f"{duration(end - begin)}, not to scale"
@@ -124,7 +156,7 @@ class _Picture:
                 parts.append(_text((x0 + x1) / 2, self.bottom + 22, said, anchor="middle"))
         for at, said in tl.ticks(self.scale, 84):
             x = self.scale(at)
-            parts.append(f'<path class="grid" d="M{x:.1f} {self.top - 10}V{self.bottom + 4}"/>')
+            parts.append(f'<path class="grid" d="M{x:.1f} {self.lanes[0] - 10}V{self.bottom + 4}"/>')
             if not any(self.scale(low) - 40 < x < self.scale(high) + 40 for low, high in self.scale.cuts):
                 anchor = "end" if x > self.width - RIGHT - 24 else "middle"
                 parts.append(_text(x, self.bottom + 22, said, anchor=anchor))
@@ -136,12 +168,12 @@ class _Picture:
         for bar, place in zip(self.line.bars, self.places, strict=True):
             at = bar.serve if bar.serve is not None else bar.trial
             if at is not None and self.samples:
-                y = self.top + place.lane * LANE + BAR
+                y = self.lanes[place.lane] + BAR
                 parts.append(f'<path class="mark {_colour(bar)}" d="M{self.scale(at):.1f} {y}V{self.bottom}"/>')
         return parts
 
-    def _bar(self, bar: Bar, place: Place) -> list[str]:
-        y = self.top + place.lane * LANE
+    def _bar(self, bar: Bar, place: Place, jobs: Sequence[tuple[Job, int, str]]) -> list[str]:
+        y = self.lanes[place.lane]
         failed = bar.outcome == tl.FAILED and bar.serve is None
         parts = [f'<g class="{"failed" if failed else _colour(bar)}"><title>{escaped(told(bar))}</title>']
         for phase, begin, end in bar.phases():
@@ -158,7 +190,7 @@ class _Picture:
         elif bar.unknown:
             parts.append(f'<path class="edge" d="M{place.x1:.1f} {y}l-3 4.5l3 4.5l-3 4.5l3 4.5"/>')
         parts += self._label(bar, place, y)
-        parts += self._jobs(bar, y + BAR + 3)
+        parts += self._jobs(jobs, y + BAR + 4)
         return [*parts, "</g>"]
 
     def _label(self, bar: Bar, place: Place, y: float) -> list[str]:
@@ -177,27 +209,22 @@ class _Picture:
         x = place.x0 - 5
         return [_text(x - badge, middle + 4, text, "name", "end"), *([_cross(x - 6, middle)] if badge else [])]
 
-    def _jobs(self, bar: Bar, y: float) -> list[str]:
+    def _jobs(self, jobs: Sequence[tuple[Job, int, str]], y: float) -> list[str]:
         parts = []
-        rows: list[float] = []
-        for job in sorted(bar.jobs, key=lambda job: job.begin):
-            x0, x1 = self.scale(job.begin), self.scale(job.end)
-            row = next((index for index, taken in enumerate(rows) if taken <= x0), len(rows))
-            if row >= JOB_ROWS:
-                row = min(range(JOB_ROWS), key=rows.__getitem__)  # they are too many: some lie on others
-            rows[row:row + 1] = [max(x1 + 3, rows[row] if row < len(rows) else 0.0)]  # fmt: skip
-            at = y + row * JOB_ROW + 3
+        for job, row, name in jobs:
+            x0, x1, at = self.scale(job.begin), self.scale(job.end), y + row * JOB_ROW + 4
             css = "lost" if job.lost else "tick"
             end = "" if job.runs else f'<path class="{css}" d="M{x1:.1f} {at - 3:.1f}v6"/>'
             whole = f'<path class="job" d="M{x0:.1f} {at:.1f}H{max(x1, x0 + 1):.1f}"/>{end}'
             parts.append(f"<g><title>{escaped(told_job(job))}</title>{whole}</g>")
-            if job.tenant and row == 0 and len(bar.jobs) <= JOB_ROWS and x1 - x0 > _wide(job.tenant) + 8:
+            if name == "on":
                 # It stands in the middle of its line, on paper, so that it can be read.
-                wide = _wide(job.tenant) * 0.88 + 6
-                middle = (x0 + x1) / 2
-                paper = f'x="{middle - wide / 2:.1f}" y="{at - 3}" width="{wide:.1f}" height="7"'
+                wide = _wide(job.tenant) * SMALL + 6
+                paper = f'x="{(x0 + x1 - wide) / 2:.1f}" y="{at - 4}" width="{wide:.1f}" height="8"'
                 parts.append(f'<rect class="paper" {paper}/>')
-                parts.append(_text(middle, at + 3.5, job.tenant, "tenant", "middle"))
+                parts.append(_text((x0 + x1) / 2, at + 3.5, job.tenant, "tenant", "middle"))
+            elif name == "behind":
+                parts.append(_text(x1 + 4, at + 3.5, job.tenant, "tenant"))
         return parts
 
     # --- below ------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
         print(json.dumps(source.lines))
         return 0
     wanted = (IN_PICTURE if pictures else IN_TABLE) if values["last"] is None else values["last"]
-    shown = rows(source.lines)
+    shown = rows(source.lines, None if pictures else 60)
     shown = shown[:wanted] if wanted else shown
     for kind, path in pictures.items():
         line = timeline(source.lines, source.status, time.time(), wanted)
@@ -126,7 +126,8 @@ def _left(words: Words, failure: Failure) -> Source:
     except OSError as error:
         raise Failure(f"{path}: {(error.strerror or str(error)).lower()}") from error
     sys.stderr.write(f"reuseport: no master lives here; this is what {one_line(path)} holds\n")
-    return Source(os.path.basename(directory), lines, kept, None)
+    started = [line for line in lines if line["event"] == "started" and line.get("name")]
+    return Source(text(started[-1]["name"]) if started else os.path.basename(directory), lines, kept, None)
 
 
 def _write(path: str, kind: str, drawn: str) -> None:
@@ -138,15 +139,18 @@ def _write(path: str, kind: str, drawn: str) -> None:
     print(f"written to {one_line(path)}")
 
 
-def rows(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """One row for each release, newest first."""
+def rows(lines: Sequence[Mapping[str, Any]], longest: int | None = None) -> list[tuple[str, ...]]:
+    """One row for each release, newest first; errors are cut to so many letters."""
     drains = {line["number"]: line for line in lines if line["event"] == "drained"}
     doubts = {line["number"]: line for line in lines if line["event"] == "taken back"}
-    return [_row(line, drains, doubts) for line in reversed(lines) if line["event"] == "release"]
+    return [_row(line, drains, doubts, longest) for line in reversed(lines) if line["event"] == "release"]
 
 
 def _row(
-    line: Mapping[str, Any], drains: Mapping[int, Mapping[str, Any]], doubts: Mapping[int, Mapping[str, Any]]
+    line: Mapping[str, Any],
+    drains: Mapping[int, Mapping[str, Any]],
+    doubts: Mapping[int, Mapping[str, Any]],
+    longest: int | None,
 ) -> tuple[str, ...]:
     number = line.get("number")
     version = text(line.get("label"))
@@ -157,7 +161,7 @@ def _row(
     if number in doubts:
         outcome, error = "taken back", str(doubts[number].get("error", ""))
     if error:
-        outcome += f": {_short(one_line(error), 60)}"
+        outcome += f": {_short(one_line(error), longest)}"
     drain = drains.get(number) if number is not None else None
     return (
         "-" if number is None else str(number),
@@ -180,5 +184,5 @@ def _waited(jobs: Sequence[Mapping[str, Any]]) -> str:
     return f"{text(longest['name'])}{whose} ({duration(longest['seconds'])}{lost}){more}"
 
 
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _short(error: str, length: int | None) -> str:
+    return error if length is None or len(error) <= length else error[: length - 1] + "…"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -32,6 +33,8 @@ KEYS = {
     b"j": "down", b"\x1b[B": "down", b"\x1bOB": "down", b"k": "up", b"\x1b[A": "up", b"\x1bOA": "up",
     b" ": "page down", b"\x1b[6~": "page down", b"b": "page up", b"\x1b[5~": "page up", b"g": "top", b"\x1b[H": "top",
 }  # fmt: skip
+
+_KEY = re.compile(rb"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)  # ECMA-48: one key may be several bytes
 
 
 def size_of(stream: TextIO) -> os.terminal_size:
@@ -95,10 +98,10 @@ class Screen:
                 pressed = os.read(self._keys, 32)
                 if not pressed:
                     return "quit"  # the terminal has gone
-                key = KEYS.get(pressed) or KEYS.get(pressed[:1], "")
-                if key == "quit":
-                    return key
-                self._scroll(key)
+                for key in (KEYS.get(one, "") for one in _KEY.findall(pressed)):
+                    if key == "quit":
+                        return key
+                    self._scroll(key)
 
     def _scroll(self, key: str) -> None:
         page = max(1, size_of(self._out).lines - 2)

@@ -52,7 +52,7 @@ dd small{font-size:12px;font-weight:400;color:var(--soft)}
 dd.bad{color:var(--bad)}
 figure{margin:0 0 28px;overflow-x:auto;border:1px solid var(--line);border-radius:10px}
 figure{direction:rtl}  /* so that a wide picture is first seen at its end, which is now */
-figure svg{display:block;direction:ltr}
+figure svg{display:block;direction:ltr;margin:0 auto}
 .table{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:13px}
 th{font-weight:500;color:var(--soft);text-align:left;border-bottom:1px solid var(--line);padding:6px 12px 6px 0;

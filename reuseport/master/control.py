@@ -20,7 +20,7 @@ from reuseport.master.loop import READ, WRITE, Loop
 VERSION = 1
 QUESTION = 65536  # bytes: the longest
 NO_DESCRIPTORS = 0.1  # seconds to wait when there are none left
-UNREAD = 4 << 20  # bytes that a client may leave unread
+UNREAD = 4 << 20  # bytes that a client may leave unread, but for the last answer
 
 Answer = Callable[["Client", dict[str, Any]], None]
 
@@ -43,7 +43,7 @@ class Client:
         parts = [json.dumps({"v": VERSION, **fields}).encode()[:-1]]
         parts.extend(b'"%b": %b' % (name.encode(), value) for name, value in encoded.items())
         self._out += b", ".join(parts) + b"}\n"
-        if len(self._out) > UNREAD:
+        if len(self._out) > UNREAD and not self._last:
             self.close()
         else:
             self.flush()

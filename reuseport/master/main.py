@@ -149,7 +149,7 @@ class Master:
         self.tenants = Tenants(settings, self.run_dir, ids, remains is not None, self.processes, self.switchboard)
         self.tenants.tell, self.tenants.log = self.events.append, self.log.write
         adopted = sorted({one.key.generation for one in remains.adopted.survivors}) if remains is not None else []
-        self.releases.note("started", pid=os.getpid(), adopted=adopted)
+        self.releases.note("started", pid=os.getpid(), name=settings.name, adopted=adopted)
         self.control = Control(self.run_dir.control, self.loop, self._on_question)
         self.progress = Progress(
             lambda: list(self.control.clients.values()), lambda g: status.work_of(g, self.processes, self.board)

@@ -21,7 +21,9 @@ NOW = 1_795_600_000.0
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def release(number: int | None, at: float, outcome: str = "serving", seconds: float = 2.0, **more: Any) -> dict[str, Any]:
+def release(
+    number: int | None, at: float, outcome: str = "serving", seconds: float = 2.0, **more: Any
+) -> dict[str, Any]:
     return {"event": "release", "number": number, "at": at, "outcome": outcome, "seconds": seconds, **more}
 
 
@@ -184,7 +186,7 @@ def test_a_long_silence_is_drawn_shorter() -> None:
     assert not Scale(0.0, 300.0, [10.0, 20.0, 200.0], 0.0, 1000.0).cuts
 
 
-@given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 9)), min_size=1, max_size=80, unique_by=lambda one: one[0]))
+@given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 9)), min_size=1, unique_by=lambda one: one[0]))
 def test_samples_that_are_drawn_together_lose_no_request(found: list[tuple[int, int]]) -> None:
     samples = [
         {"at": at * 10.0 + 10.0, "seconds": 10.0, "requests": n, "errors": n % 2, "p50": 0.01 * n, "p99": 0.1 * n,
@@ -210,9 +212,9 @@ def titles(root: ElementTree.Element) -> str:
     return "\n".join(one.text or "" for one in root.iter(SVG + "title"))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.text(), st.text(), st.text())
-def test_whatever_is_said_the_picture_is_well_formed_and_the_page_has_no_script(name: str, tenant: str, error: str) -> None:
+def test_whatever_is_said_it_is_well_formed_and_has_no_script(name: str, tenant: str, error: str) -> None:
     lines = [
         release(1, NOW - 500, label=name),
         release(2, NOW - 400, "failed", 3.0, error=error),
@@ -241,8 +243,10 @@ def test_the_picture_says_what_happened() -> None:
     ]
     root = picture(lines)
     said = titles(root)
-    for fact in ("generation 1, one", "drained for 1m", "its drain waited for 2 jobs", "failed: ImportError: no",
-                 "back to the version of 1", "job export of acme: took 2m", "of globex: was lost after 9.0s"):  # fmt: skip
+    for fact in (
+        "generation 1, one", "drained for 1m", "its drain waited for 2 jobs", "failed: ImportError: no",
+        "back to the version of 1", "job export of acme: took 2m", "of globex: was lost after 9.0s",
+    ):  # fmt: skip
         assert fact in said
     assert root.find(SVG + "desc").text.startswith("3 releases, 1 failed")
     assert {"acme"} <= {one.text for one in root.iter(SVG + "text")}
@@ -296,8 +300,9 @@ def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("words", [[], ["-n", "shop"], ["--state-dir", "reuseport/shop"], ["--run-dir", "reuseport/shop"]])
-def test_a_history_outlives_its_master(words: list[str], left: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("said", ["", "-n shop", "--state-dir reuseport/shop", "--run-dir reuseport/shop"])
+def test_a_history_outlives_its_master(said: str, left: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = said.split()
     assert main(["history", *words]) == 0
     out, err = capsys.readouterr()
     assert "one" in out and "serving" in out

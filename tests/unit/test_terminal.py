@@ -1,4 +1,4 @@
-"""What commands show: text in any script, tables in any width, states that may miss anything, the steps of a release."""
+"""What commands show: text in any script, tables in any width, states that may miss anything, a release's steps."""
 
 from __future__ import annotations
 
@@ -110,8 +110,9 @@ def test_a_terminal_that_has_only_ascii_gets_only_that() -> None:
 
 
 def test_figures() -> None:
-    assert [latency(s) for s in (None, 0.0004, 0.012, 0.9996, 1.26, 150)] == ["-", "0.4ms", "12ms", "1.0s", "1.3s", "2m"]
-    assert [rate(n) for n in (None, 0, 0.42, 12.4, 999.9, 3210, 64000)] == ["-", "0", "0.4", "12", "1.0k", "3.2k", "64k"]
+    seconds, numbers = (None, 0.0004, 0.012, 0.9996, 1.26, 150), (None, 0, 0.42, 12.4, 999.9, 3210, 64000)
+    assert [latency(s) for s in seconds] == ["-", "0.4ms", "12ms", "1.0s", "1.3s", "2m"]
+    assert [rate(n) for n in numbers] == ["-", "0", "0.4", "12", "1.0k", "3.2k", "64k"]
 
 
 # --- status -----------------------------------------------------------------------------------------------------------
