@@ -96,10 +96,10 @@ def _traffic(numbers: Mapping[str, Any], ink: Ink) -> str:
 
 
 _GENERATION = (
-    Column("GEN", left=True), Column("STATE", left=True), Column("AGE"), Column("WORKERS"), Column("ACTIVE", spare=5),
-    Column("REQ/S", usual=False), Column("P50", spare=4, usual=False), Column("P99", spare=1, usual=False),
-    Column("ERR/S", spare=2, usual=False), Column("JOBS"), Column("MEMORY", spare=3),
-    Column("DIRECTORY", left=True, shrinks=12, spare=6),
+    Column("GEN", left=True), Column("STATE", left=True), Column("AGE"), Column("WORKERS"), Column("ACTIVE", spare=6),
+    Column("REQ/S", usual=False), Column("P50", spare=5, usual=False), Column("P99", spare=1, usual=False),
+    Column("ERR/S", spare=2, usual=False), Column("JOBS"), Column("MEMORY", spare=4),
+    Column("DIRECTORY", left=True, shrinks=12, spare=3),
 )  # fmt: skip
 
 
