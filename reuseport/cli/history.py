@@ -10,19 +10,18 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from reuseport.cli import drawing, frame, page, place
 from reuseport.cli.failure import NO_MASTER, Failure
-from reuseport.cli.ink import Column, ink_for, table
+from reuseport.cli.ink import Column, Ink, columns, fit, ink_for, table
+from reuseport.cli.live import size_of
 from reuseport.cli.timeline import timeline
 from reuseport.cli.words import duration, objects, text
 from reuseport.master import history, samples
 from reuseport.options import OptionError, kinds
 from reuseport.options.arguments import one_line
 from reuseport.options.reading import Words
-from reuseport.options.table import BY_NAME
 
 IN_TABLE, IN_PICTURE = 20, 100  # releases that are shown
 
@@ -45,14 +44,18 @@ OPTIONS = (
         default_text=f"{IN_TABLE}, or {IN_PICTURE} in a picture",
     ),
     frame.json_option("all lines as one JSON array"),
-    frame.option("html", kinds.PATH, "", "Write a page with a picture of it; it needs nothing else.",
-                 metavar="FILE", default_text="none"),
-    frame.option("svg", kinds.PATH, "", "Write the picture alone.", metavar="FILE", default_text="none"),
-    replace(BY_NAME["state_dir"], group="Options", effect="always"),
+    frame.option("html", kinds.PATH, "", "Write a page with a picture of it, which needs nothing else; - is standard "
+                 "output.", metavar="FILE", default_text="none"),
+    frame.option("svg", kinds.PATH, "", "Write the picture alone, likewise.", metavar="FILE", default_text="none"),
+    frame.option("state_dir", kinds.PATH, "", "Ask no master, and read the history that is in there.",
+                 metavar="DIR", default_text="that of the server, if it does not live"),
 )  # fmt: skip
 
-_HEAD = ("GENERATION", "WHEN", "VERSION", "OUTCOME", "TOOK", "DRAINED IN", "WAITED FOR")
-_FIGURES = ("GENERATION", "TOOK", "DRAINED IN")
+_COLUMNS = (
+    Column("GENERATION"), Column("WHEN", left=True, spare=1), Column("VERSION", left=True),
+    Column("OUTCOME", left=True), Column("TOOK", spare=2), Column("DRAINED IN", spare=3), Column("WAITED FOR", left=True, spare=4),
+)  # fmt: skip
+_ERRORS = (60, 40, 24)  # letters of an error that are shown, as there is room
 
 
 class Source(NamedTuple):
@@ -74,28 +77,37 @@ def run(argv: Sequence[str]) -> int:
     pictures = {kind: values[kind] for kind in ("html", "svg") if values[kind]}
     if len(pictures) + values["json"] > 1:
         raise OptionError("--json, --html and --svg: one of them")
-    source = _source(words, bool(pictures))
+    source = _left(words) if values["state_dir"] else _source(words, bool(pictures))
     if values["json"]:
         print(json.dumps(source.lines))
         return 0
     wanted = (IN_PICTURE if pictures else IN_TABLE) if values["last"] is None else values["last"]
-    shown = rows(source.lines, None if pictures else 60)
-    shown = shown[:wanted] if wanted else shown
     for kind, path in pictures.items():
-        line = timeline(source.lines, source.status, time.time(), wanted)
-        drawn = (
-            page.html(line, source.samples, source.name, shown, [word.capitalize() for word in _HEAD])
-            if kind == "html"
-            else drawing.svg(line, source.samples, source.name)
-        )
-        _write(path, kind, drawn)
-        return 0
-    if not shown:
-        print("no release yet")
-        return 0
-    columns = [Column(name, left=name not in _FIGURES) for name in _HEAD]
-    print("\n".join(table(columns, shown, ink=ink_for(sys.stdout))))
+        _write(path, kind, _drawn(source, kind, wanted))
+    if not pictures:
+        width = size_of(sys.stdout).columns if sys.stdout.isatty() else None
+        print("\n".join(_in_table(source.lines, wanted, width, ink_for(sys.stdout))))
     return 0
+
+
+def _in_table(lines: Sequence[Mapping[str, Any]], wanted: int, width: int | None, ink: Ink) -> list[str]:
+    for letters in _ERRORS:
+        shown = rows(lines, letters)
+        whole = table(_COLUMNS, shown[:wanted] if wanted else shown, None, ink)
+        if not shown:
+            return ["no release yet"]
+        if width is None or max(map(columns, whole)) <= width:
+            return whole
+    return fit(table(_COLUMNS, shown[:wanted] if wanted else shown, width, ink), width)
+
+
+def _drawn(source: Source, kind: str, wanted: int) -> str:
+    line = timeline(source.lines, source.status, time.time(), wanted)
+    if kind == "svg":
+        return drawing.svg(line, source.samples, source.name)
+    shown = rows(source.lines)
+    head = [column.head.capitalize() for column in _COLUMNS]
+    return page.html(line, source.samples, source.name, shown[:wanted] if wanted else shown, head)
 
 
 def _source(words: Words, with_samples: bool) -> Source:
@@ -115,22 +127,28 @@ def _source(words: Words, with_samples: bool) -> Source:
     return Source(name, objects(done, "history"), objects(done, "samples"), status)
 
 
-def _left(words: Words, failure: Failure) -> Source:
-    """What the last master left. Raises the failure to find one that lives if there is nothing."""
+def _left(words: Words, failure: Failure | None = None) -> Source:
+    """What the last master left, or the one that lives has written. Raises Failure if there is nothing; `failure` is
+    why no master was asked."""
     directory = place.state_dir(words, history.FILE)
     path = os.path.join(directory, history.FILE) if directory else ""
     if not os.path.exists(path):
-        raise Failure(f"{failure}; nor is there a history{f' in {directory}' if directory else ''}", NO_MASTER)
+        none = f"there is no history{f' in {directory}' if directory else ''}"
+        raise Failure(f"{failure}, and {none}" if failure else none, NO_MASTER)
     try:
         lines, kept = history.shown(history.read(path)), samples.read(directory)
     except OSError as error:
         raise Failure(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    sys.stderr.write(f"reuseport: no master lives here; this is what {one_line(path)} holds\n")
+    if failure:
+        sys.stderr.write(f"reuseport: no master lives here; this is what {one_line(path)} holds\n")
     started = [line for line in lines if line["event"] == "started" and line.get("name")]
     return Source(text(started[-1]["name"]) if started else os.path.basename(directory), lines, kept, None)
 
 
 def _write(path: str, kind: str, drawn: str) -> None:
+    if path == "-":
+        sys.stdout.write(drawn)
+        return
     try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(drawn)

@@ -82,7 +82,7 @@ class Screen:
         self._draw()
 
     def wait(self, seconds: float) -> str:
-        """Until a key that means something is pressed, its meaning; "" when the time is over."""
+        """"quit" if that is what is pressed meanwhile; "" when the time is over, or another picture is due before."""
         until = time.monotonic() + seconds
         while True:
             watched = [self._woken, *([] if self._keys is None else [self._keys])]
@@ -93,7 +93,7 @@ class Screen:
             if self._woken in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._woken, 4096)
-                self._draw()  # the terminal has another size, or is ours again
+                return ""  # the terminal has another size, or is ours again
             if self._keys in ready:
                 pressed = os.read(self._keys, 32)
                 if not pressed:

@@ -20,9 +20,15 @@ from reuseport.cli.words import duration, objects
 
 TICK = 0.1  # seconds between two pictures while nothing is heard
 AGAIN = 30.0  # seconds after which a plain line says once more what is waited for
-STEPS = ("waiting", "loading", "warming", "opening", "letting go", "probation", "draining", "stopping")
 _SPINNER, _PLAIN_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
 _WORDS = 26  # columns for what a step is called
+_NAMES = {
+    "loading": ("loading", "loaded"),
+    "letting go": ("old workers let go", "old workers have let go"),
+    "probation": ("on probation", "probation passed"),
+    "draining": ("draining", "drained"),
+    "stopping": ("stopping", "stopped"),
+}
 
 
 class Steps:
@@ -46,6 +52,10 @@ class Steps:
         self._facts[stage] = dict(facts)
         self._heard = now
 
+    def has(self, stage: str) -> bool:
+        """Whether it has been heard of."""
+        return stage in self._facts
+
     def end(self, ok: bool, now: float) -> None:
         """Nothing more is to come."""
         self._ended = (ok, now)
@@ -68,43 +78,21 @@ class Steps:
             last = index == len(came) - 1
             until = self._entered[came[index + 1]] if not last else self._ended[1] if self._ended else now
             facts, took = self._facts[stage], max(0.0, until - self._entered[stage])
-            over = not last or self._ended is not None
-            mark = ink.mark("failed" if last and self._ended and not self._ended[0] else "done")
-            if not over:
+            goes_on = last and self._ended is None
+            done = not last or (self._ended is not None and self._ended[0])
+            mark = ink.mark("done" if done else "failed")
+            if goes_on:
                 signs = _SPINNER if ink.fancy else _PLAIN_SPINNER
                 mark = ink.paint("busy", signs[int(now / TICK) % len(signs)])
-            line = f"  {mark} {self._name(stage, facts, over):<{_WORDS}} {_exactly(took):>6}"
-            remark = "" if over else self._remark(facts, now)
+            line = f"  {mark} {_name(stage, facts, done):<{_WORDS}} {_exactly(took):>6}"
+            remark = self._remark(facts, now) if goes_on else ""
             lines.append(f"{line}  {ink.paint('faint', remark)}".rstrip())
-            if last and not over:
+            if goes_on:
                 lines += self._below(facts, width, ink)
         return lines
 
     def _generation(self) -> Any:
         return list(self._facts.values())[-1].get("generation")
-
-    def _name(self, stage: str, facts: Mapping[str, Any], over: bool) -> str:
-        of, ready, accepting = facts.get("of", "?"), facts.get("ready"), facts.get("accepting")
-        if stage == "waiting":
-            return f"waiting for generation {facts['for']}" if facts.get("for") else "waiting for another release"
-        if stage == "loading" and facts.get("from_standby"):
-            return "taken from standby" if over else "taking it from standby"
-        if stage == "warming":
-            return f"workers ready {of if over and not self._failed else ready}/{of}"
-        if stage == "opening":
-            return f"accepting {of if over and not self._failed else accepting}/{of}"
-        doing, done = {
-            "loading": ("loading", "loaded"),
-            "letting go": ("old workers let go", "old workers have let go"),
-            "probation": ("on probation", "probation passed"),
-            "draining": ("draining", "drained"),
-            "stopping": ("stopping", "stopped"),
-        }.get(stage, (stage, stage))
-        return done if over and not (self._failed and stage == list(self._facts)[-1]) else doing
-
-    @property
-    def _failed(self) -> bool:
-        return self._ended is not None and not self._ended[0]
 
     def _remark(self, facts: Mapping[str, Any], now: float) -> str:
         passed = now - self._heard
@@ -125,6 +113,21 @@ class Steps:
             if one.get("more"):
                 lines.append(f"      and {one['more']} more")
         return lines
+
+
+def _name(stage: str, facts: Mapping[str, Any], done: bool) -> str:
+    """What a step is called while it goes on, or has failed, and when it is `done`."""
+    of = facts.get("of", "?")
+    if stage == "waiting":
+        return f"waiting for generation {facts['for']}" if facts.get("for") else "waiting for another release"
+    if stage == "warming":
+        return f"workers ready {of if done else facts.get('ready')}/{of}"
+    if stage == "opening":
+        return f"accepting {of if done else facts.get('accepting')}/{of}"
+    if stage == "loading" and facts.get("from_standby"):
+        return "taken from standby" if done else "taking it from standby"
+    going, over = _NAMES.get(stage, (stage, stage))
+    return over if done else going
 
 
 class Quiet:
@@ -155,6 +158,8 @@ class Lines(Quiet):
             self._say(words.text(message.get("text")))
         elif message.get("event") == "progress":
             now = time.monotonic()
+            if message.get("stage") == "probation" and not self._steps.has("probation"):
+                self._say(f"generation {message.get('generation')} is on probation for {duration(message.get('left'))}")
             self._steps.hear(message, now)
             waits = self._steps.waits()
             if waits and (waits != self._waited[0] or now - self._waited[1] >= AGAIN):
@@ -177,7 +182,7 @@ class Drawn(Quiet):
 
     def hear(self, message: Mapping[str, Any]) -> None:
         above: list[str] = []
-        if message.get("event") == "stage":
+        if message.get("event") == "stage" and message.get("level") != "debug":  # the steps say it
             above.append(words.text(message.get("text")))
         elif message.get("event") == "progress":
             self._steps.hear(message, time.monotonic())

@@ -13,12 +13,14 @@ Lets the generation that is on trial (release --canary) serve everybody; the one
 Exit status: 0 it serves everybody; 1 nothing has changed, and standard error says why; 2 wrong usage; 3 no master \
 there."""
 
+OPTIONS = FOLLOWING
+
 
 def help_text() -> str:
-    return frame.help_of("promote [--wait UNTIL] [--json]", ABOUT, FOLLOWING)
+    return frame.help_of("promote [--wait UNTIL] [--json]", ABOUT, OPTIONS)
 
 
 def run(argv: Sequence[str]) -> int:
     """Promote and return the exit status. Raises OptionError and Failure."""
-    values, words = place.read(argv, FOLLOWING)
+    values, words = place.read(argv, OPTIONS)
     return follow(words, {"do": "promote", "wait": values["wait"]}, "promotion", values["json"])

@@ -28,14 +28,15 @@ NUMBER = frame.option(
     metavar="N",
     default_text="the version before",
 )
+OPTIONS = (NUMBER, *FOLLOWING)
 
 
 def help_text() -> str:
-    return frame.help_of("rollback [N] [--wait UNTIL] [--json]", ABOUT, (NUMBER, *FOLLOWING))
+    return frame.help_of("rollback [N] [--wait UNTIL] [--json]", ABOUT, OPTIONS)
 
 
 def run(argv: Sequence[str]) -> int:
     """Roll back and return the exit status. Raises OptionError and Failure."""
-    values, words = place.read(argv, (NUMBER, *FOLLOWING))
+    values, words = place.read(argv, OPTIONS)
     question = {"do": "rollback", "wait": values["wait"], "generation": values["generation"]}
     return follow(words, question, "rollback", values["json"])

@@ -126,11 +126,11 @@ class Control:
         self._socket.listen(64)
         loop.watch(self._socket.fileno(), self._accept)
 
-    def stages(self, text: str) -> None:
+    def stages(self, text: str, level: str = "info") -> None:
         """Tell everybody who waits for a release how it goes."""
         for client in list(self.clients.values()):
             if client.watching:
-                client.say(event="stage", text=text)
+                client.say(event="stage", text=text, level=level)
 
     def close(self) -> None:
         for client in list(self.clients.values()):
