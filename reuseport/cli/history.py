@@ -53,7 +53,8 @@ OPTIONS = (
 
 _COLUMNS = (
     Column("GENERATION"), Column("WHEN", left=True, spare=1), Column("VERSION", left=True),
-    Column("OUTCOME", left=True), Column("TOOK", spare=2), Column("DRAINED IN", spare=3), Column("WAITED FOR", left=True, spare=4),
+    Column("OUTCOME", left=True), Column("TOOK", spare=2), Column("DRAINED IN", spare=3),
+    Column("WAITED FOR", left=True, spare=4),
 )  # fmt: skip
 _ERRORS = (60, 40, 24)  # letters of an error that are shown, as there is room
 
