@@ -28,10 +28,10 @@ def json_option(what: str) -> Option:
 JSON = json_option("the master's answer as one JSON object")
 
 
-def help_of(usage: str, about: str, options: Sequence[Option]) -> str:
+def help_of(usage: str, about: str, takes: Sequence[Option]) -> str:
     """The help of a command that finds its master as all of them do."""
     whole = f"reuseport {usage} [-n NAME | --run-dir DIR | -c FILE]"
-    return manual((*options, *place.WHERE), whole, about, shutil.get_terminal_size().columns)
+    return manual(takes, whole, about, shutil.get_terminal_size().columns)
 
 
 def ask(words: Words, question: dict[str, Any], what: str = "", **how: Any) -> dict[str, Any]:

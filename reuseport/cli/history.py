@@ -66,10 +66,11 @@ class Source(NamedTuple):
     lines: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     status: dict[str, Any] | None
+TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    return frame.help_of("history [--last N] [--json | --html FILE | --svg FILE] [--state-dir DIR]", ABOUT, OPTIONS)
+    return frame.help_of("history [--last N] [--json | --html FILE | --svg FILE] [--state-dir DIR]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -25,9 +25,11 @@ nobody has heard of yet is kept in the generation that serves now.
 
 Exit status: 0 it is held; 1 it is not; 2 wrong usage; 3 no master there."""
 
+TAKES = (*OPTIONS, *place.WHERE)
+
 
 def help_text() -> str:
-    return frame.help_of("hold TENANT [--json]", ABOUT, OPTIONS)
+    return frame.help_of("hold TENANT [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -12,11 +12,11 @@ request if none of its jobs keeps it.
 
 Exit status: 0 the master heard it; 1 it did not; 2 wrong usage; 3 no master there."""
 
-OPTIONS = hold.OPTIONS
+TAKES = hold.TAKES
 
 
 def help_text() -> str:
-    return frame.help_of("move TENANT [--json]", ABOUT, OPTIONS)
+    return frame.help_of("move TENANT [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -29,7 +29,12 @@ def render(status: Mapping[str, Any], now: float, width: int | None = WIDTH, ink
     workers = [worker for one in generations for worker in objects(one, "workers")]
     if workers:
         blocks.append(_workers(workers, width, ink))
-    companions = [(one, companion) for one in generations for companion in objects(one, "companions")]
+    companions = [
+        companion
+        for one in generations
+        for companion in objects(one, "companions")
+        if companion.get("pid") or one.get("state") in ("booting", "serving", "canary")
+    ]
     if companions:
         blocks.append(_companions(companions, width, ink))
     blocks += [block for one in generations if (block := _waits_for(one, width, ink))]
@@ -161,24 +166,22 @@ def _workers(workers: Sequence[Mapping[str, Any]], width: int | None, ink: Ink) 
 
 
 _COMPANION = (
-    Column("COMPANION", left=True), Column("GEN"), Column("PID", spare=2), Column("STATE", left=True),
-    Column("AGE", spare=1), Column("RESTARTS"),
+    Column("COMPANION", left=True), Column("PID", spare=2), Column("STATE", left=True), Column("AGE", spare=1),
+    Column("RESTARTS"), Column("WHY", left=True, spare=3, usual=False),
 )  # fmt: skip
 
 
-def _companions(
-    companions: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], width: int | None, ink: Ink
-) -> list[str]:
+def _companions(companions: Sequence[Mapping[str, Any]], width: int | None, ink: Ink) -> list[str]:
     rows = [
         (
-            words.text(one.get("name")),
-            str(generation.get("number", ABSENT)),
+            words.text(one.get("id") or one.get("name")),
             str(one.get("pid") or ABSENT),
             ink.state(words.text(one.get("state"))),
-            duration(one.get("age")),
+            duration(one.get("age")) if one.get("pid") else ABSENT,
             str(one.get("restarts", ABSENT)),
+            ABSENT if one.get("pid") else words.text(one.get("why")),
         )
-        for generation, one in companions
+        for one in companions
     ]
     return table(_COMPANION, rows, width, ink)
 
@@ -198,6 +201,7 @@ def _waits_for(generation: Mapping[str, Any], width: int | None, ink: Ink) -> li
         begin = f"generation {number} runs {words.count(len(jobs), 'job')}"
         jobs, more = jobs[:SHOWN], len(jobs) - SHOWN
     lines = [begin, *job_table(jobs, width, ink)]
+    lines += [f"  companion {words.text(one)}" for one in a_list(waits, "companions") if drains]
     return lines if drains or more <= 0 else [*lines, f"  and {more} more"]
 
 

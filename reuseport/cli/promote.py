@@ -14,10 +14,11 @@ Exit status: 0 it serves everybody; 1 nothing has changed, and standard error sa
 there."""
 
 OPTIONS = FOLLOWING
+TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    return frame.help_of("promote [--wait UNTIL] [--json]", ABOUT, OPTIONS)
+    return frame.help_of("promote [--wait UNTIL] [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:

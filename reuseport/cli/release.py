@@ -52,10 +52,11 @@ CANARY = frame.option(
     default_text="everybody",
 )
 OPTIONS = (*FOLLOWING, LABEL, CANARY)
+TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    return frame.help_of("release [--wait UNTIL] [--label TEXT] [--canary WHO] [--json]", ABOUT, OPTIONS)
+    return frame.help_of("release [--wait UNTIL] [--label TEXT] [--canary WHO] [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -29,10 +29,11 @@ NUMBER = frame.option(
     default_text="the version before",
 )
 OPTIONS = (NUMBER, *FOLLOWING)
+TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    return frame.help_of("rollback [N] [--wait UNTIL] [--json]", ABOUT, OPTIONS)
+    return frame.help_of("rollback [N] [--wait UNTIL] [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:

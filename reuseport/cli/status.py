@@ -45,10 +45,11 @@ OPTIONS = (
         bare=("1", "a bare --watch stands for --watch 1s"),
     ),
 )
+TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    return frame.help_of("status [--watch [TIME]] [--json]", ABOUT, OPTIONS)
+    return frame.help_of("status [--watch [TIME]] [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:

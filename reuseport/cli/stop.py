@@ -26,10 +26,11 @@ OPTIONS = (
     ),
     frame.json_option("the outcome as one JSON object, and no stages"),
 )
+TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    return frame.help_of("stop [--now] [--json]", ABOUT, OPTIONS)
+    return frame.help_of("stop [--now] [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:

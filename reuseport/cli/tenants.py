@@ -19,10 +19,11 @@ Exit status: 0 the master answered; 1 it did not, or it knows no tenants; 2 wron
 
 OPTIONS = (frame.json_option("the answer as one JSON object"),)
 _HEAD = (Column("TENANT", left=True), Column("GENERATION"), Column("WHY", left=True))
+TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    return frame.help_of("tenants [--json]", ABOUT, OPTIONS)
+    return frame.help_of("tenants [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:

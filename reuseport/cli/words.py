@@ -99,5 +99,6 @@ def waiting_for(waits: Mapping[str, Any], jobs: Sequence[Any]) -> str:
         count(waits.get("requests"), "request"),
         count(waits.get("connections"), "connection"),
         count(len(jobs) + (waits.get("more") or 0), "job"),
+        count(len(a_list(waits, "companions")), "companion"),
     ]
     return ", ".join(part for part in parts if part) or "its processes to end"

@@ -165,10 +165,18 @@ def test_what_a_drain_waits_for() -> None:
 
 
 def test_companions_and_what_is_lost_are_shown() -> None:
-    companions = [{"name": "huey", "pid": 9, "state": "running", "age": 5, "restarts": 2}]
+    companions = [
+        {"id": "3.huey", "name": "huey", "pid": 9, "state": "running", "age": 5, "restarts": 2},
+        {"name": "beat", "pid": 0, "state": "waiting", "age": 0, "restarts": 0, "why": "for 2.beat"},
+    ]
+    waits = {"requests": 0, "jobs": [], "companions": ["3.huey"]}
     lost = {"jobs": [{"name": "export", "tenant": "acme", "age": 9, "at": 90.0, "pid": 7, "how": "was killed"}]}
-    shown = render({"generations": [generation(3, companions=companions)], "lost": lost}, 100.0)
-    assert facts_of(next(line for line in shown.splitlines() if "huey" in line))[:2] == ["huey", "3"]
+    one = generation(3, "serving", companions=companions)
+    shown = render({"generations": [one], "lost": lost}, 100.0)
+    assert facts_of(next(line for line in shown.splitlines() if "huey" in line))[:3] == ["3.huey", "9", "running"]
+    assert "for 2.beat" in shown
+    drains = render({"generations": [{**one, "state": "draining", "waits_for": waits}]}, 100.0)
+    assert "waits for 1 companion" in drains and "for 2.beat" not in drains
     assert "1 job lost" in shown and "acme" in shown
 
 
