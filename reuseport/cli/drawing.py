@@ -119,6 +119,8 @@ class _Picture:
         if self.samples:
             parts += self._traffic(self.floor + CHART_GAP) + self._latencies(self.floor + CHART + 2 * CHART_GAP)
             parts += self._told_samples()
+        if not self.line.bars:
+            parts.append(_text(LEFT, self.lanes[0] + BAR / 2 + 4, "no release yet"))
         for bar, place, jobs in zip(self.line.bars, self.places, self.jobs, strict=True):
             parts += self._bar(bar, place, jobs)
         return "\n".join([*parts, "</svg>"]) + "\n"

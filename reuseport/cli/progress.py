@@ -159,7 +159,9 @@ class Lines(Quiet):
         elif message.get("event") == "progress":
             now = time.monotonic()
             if message.get("stage") == "probation" and not self._steps.has("probation"):
-                self._say(f"generation {message.get('generation')} is on probation for {duration(message.get('left'))}")
+                left = message.get("left")
+                lasts = f" for {duration(left + 0.5)}" if isinstance(left, int | float) else ""
+                self._say(f"generation {message.get('generation')} is on probation{lasts}")
             self._steps.hear(message, now)
             waits = self._steps.waits()
             if waits and (waits != self._waited[0] or now - self._waited[1] >= AGAIN):
