@@ -13,7 +13,8 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from reuseport.cli.failure import NO_MASTER, Failure
@@ -28,16 +29,18 @@ def ask(
     run_dir: str,
     request: dict[str, Any],
     *,
-    on_stage: Callable[[str], None] = lambda text: None,
+    on_event: Callable[[Mapping[str, Any]], None] = lambda message: None,
+    tick: tuple[float, Callable[[], None]] | None = None,
     timeout: float | None = None,
     gone_within: float | None = None,
     of_any_user: bool = False,
 ) -> dict[str, Any]:
     """Send one request to the master of `run_dir` and return its "done".
 
-    `on_stage` gets the text of each stage before it. `timeout` is the longest silence in seconds, None for any: a
-    release takes as long as its application's import. With `gone_within` the call returns only when the master's
-    process has ended, so many seconds after "done" at the latest. Raises Failure.
+    `on_event` gets each message before it. `tick`: after so many seconds in which nothing was heard its function is
+    called, again and again. `timeout` is the longest silence in seconds, None for any: a release takes as long as its
+    application's import. With `gone_within` the call returns only when the master's process has ended, so many seconds
+    after "done" at the latest. Raises Failure.
     """
     with connect(run_dir, of_any_user=of_any_user) as connection, contextlib.ExitStack() as stack:
         master = _pidfd(connection) if gone_within is not None else None
@@ -46,7 +49,7 @@ def ask(
         connection.settimeout(timeout)
         try:
             _send(connection, request, run_dir)
-            done = _done(connection, run_dir, on_stage)
+            done = _done(_lines(connection, timeout, tick), run_dir, on_event)
             if gone_within is not None and done.get("ok"):
                 _await_end(connection, master, gone_within, run_dir)
         except TimeoutError as error:
@@ -125,21 +128,39 @@ def _send(connection: socket.socket, request: dict[str, Any], run_dir: str) -> N
         raise _died(run_dir) from error
 
 
-def _done(connection: socket.socket, run_dir: str, on_stage: Callable[[str], None]) -> dict[str, Any]:
-    with connection.makefile("rb") as lines:
-        for line in lines:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                message = json.loads(line)
-            except ValueError as error:
-                raise Failure(f"the master in {run_dir} sent what is not JSON: {line[:60]!r}") from error
-            if not isinstance(message, dict):
-                raise Failure(f"the master in {run_dir} sent what is no message: {line[:60]!r}")
-            if message.get("event") == "done":
-                return message
-            if message.get("event") == "stage":
-                on_stage(str(message.get("text", "")))
+def _lines(
+    connection: socket.socket, timeout: float | None, tick: tuple[float, Callable[[], None]] | None
+) -> Iterator[bytes]:
+    """Whole lines until the end of the stream. TimeoutError."""
+    pending, heard = b"", time.monotonic()
+    every, call = tick or (timeout, None)
+    while True:
+        connection.settimeout(every)
+        try:
+            data = connection.recv(65536)
+        except TimeoutError:
+            if call is None or (timeout is not None and time.monotonic() - heard >= timeout):
+                raise
+            call()
+            continue
+        if not data:
+            return
+        heard = time.monotonic()
+        *lines, pending = (pending + data).split(b"\n")
+        yield from lines
+
+
+def _done(lines: Iterator[bytes], run_dir: str, on_event: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    for line in lines:
+        try:
+            message = json.loads(line)
+        except ValueError as error:
+            raise Failure(f"the master in {run_dir} sent what is not JSON: {line[:60]!r}") from error
+        if not isinstance(message, dict):
+            raise Failure(f"the master in {run_dir} sent what is no message: {line[:60]!r}")
+        if message.get("event") == "done":
+            return message
+        on_event(message)
     raise _died(run_dir)
 
 

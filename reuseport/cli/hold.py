@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Sequence
 
-from reuseport.cli import place
-from reuseport.cli.failure import Failure
-from reuseport.cli.status import ANSWER_SECONDS
-from reuseport.options import Option, kinds
-from reuseport.options.manual import manual
-from reuseport.options.table import FLAG
+from reuseport.cli import frame, place
+from reuseport.cli.failure import USAGE, Failure
+from reuseport.options import kinds
 
-TENANT = Option(
+TENANT = frame.option(
     "tenant",
     kinds.Kind("TENANT", str),
     "",
-    group="Options",
+    "The tenant's name, as --tenant finds it in requests.",
     positional=True,
-    where=frozenset({FLAG}),
     default_text="none: it must be said",
-    help="The tenant's name, as --tenant finds it in requests.",
 )
+OPTIONS = (TENANT, frame.JSON)
 
 ABOUT = """\
 Keeps a tenant in the generation that serves it now, whatever is released, until `reuseport move TENANT`. One that \
@@ -29,12 +25,11 @@ nobody has heard of yet is kept in the generation that serves now.
 
 Exit status: 0 it is held; 1 it is not; 2 wrong usage; 3 no master there."""
 
-TAKES = (TENANT, *place.WHERE)
+TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    usage = "reuseport hold TENANT [-n NAME | --run-dir DIR | -c FILE]"
-    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
+    return frame.help_of("hold TENANT [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -43,13 +38,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def ask(do: str, argv: Sequence[str]) -> int:
-    values, words = place.read(argv, (TENANT,))
+    values, words = place.read(argv, OPTIONS)
     if not values["tenant"]:
-        raise Failure(f"which tenant? reuseport {do} TENANT", 2)
+        raise Failure(f"which tenant? reuseport {do} TENANT", USAGE)
     # The tenant's name says nothing about the place of the master.
     typed = [word for word in words if word[0] != "tenant"]
-    done = place.find(typed).ask({"do": do, "tenant": values["tenant"]}, timeout=ANSWER_SECONDS)
-    if not done.get("ok"):
-        raise Failure(f"{do}: {done.get('error') or 'the master gave no reason'}")
-    print(done.get("text", ""))
+    done = frame.ask(typed, {"do": do, "tenant": values["tenant"]}, do)
+    print(json.dumps(done) if values["json"] else done.get("text", ""))
     return 0

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
-from reuseport.cli import hold, place
-from reuseport.options.manual import manual
+from reuseport.cli import frame, hold
 
 ABOUT = """\
 Lets go of a tenant that is held: it moves to the generation that serves when it is next free, which is at its next \
@@ -14,12 +12,11 @@ request if none of its jobs keeps it.
 
 Exit status: 0 the master heard it; 1 it did not; 2 wrong usage; 3 no master there."""
 
-TAKES = (hold.TENANT, *place.WHERE)
+TAKES = hold.TAKES
 
 
 def help_text() -> str:
-    usage = "reuseport move TENANT [-n NAME | --run-dir DIR | -c FILE]"
-    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
+    return frame.help_of("move TENANT [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -25,7 +25,7 @@ WHERE = tuple(
     replace(BY_NAME[name], group="Which server (as was said to serve; else the only one that lives)", effect="always")
     for name in ("name", "run_dir", "config")
 )
-_DECIDING = tuple(BY_NAME[name] for name in ("app", "name", "run_dir", "config"))
+_DECIDING = tuple(BY_NAME[name] for name in ("app", "name", "run_dir", "state_dir", "config"))
 
 
 class Master(NamedTuple):
@@ -65,14 +65,35 @@ def find(typed: Words, environ: Mapping[str, str] | None = None, cwd: str | None
     """The master that is meant. Raises OptionError, and Failure if it takes more to be said."""
     environ = os.environ if environ is None else environ
     cwd = working_directory(environ) if cwd is None else cwd
+    return _named(*_said(typed, "run_dir", environ, cwd), environ) or _only_one(environ, os.getuid())
+
+
+def state_dir(typed: Words, holding: str, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> str:
+    """The state directory of the master that is meant, which need not live: one that is said, or holds the file
+    `holding`; "" where there is none. Raises OptionError, and Failure if there are several."""
+    environ = os.environ if environ is None else environ
+    cwd = working_directory(environ) if cwd is None else cwd
+    values, places = _said(typed, "state_dir", environ, cwd)
+    if found := values.get("state_dir") or environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        return found
+    if master := _named(values, places, environ):
+        return master.run_dir
+    home = Path(run_dirs(environ, os.getuid()))
+    holders = sorted(path.parent for path in home.glob(f"*/{holding}"))
+    if len(holders) > 1:
+        raise Failure(f"no master lives in {home}; which of its past? {_names(path.name for path in holders)}", USAGE)
+    return str(holders[0]) if holders else ""
+
+
+def _said(typed: Words, enough: str, environ: Mapping[str, str], cwd: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What decides about places, and where each was said. No file is read if the option `enough` was said without."""
     said = from_environment(environ, _DECIDING) + [word for word in typed if word[0] in BY_NAME]
-    if not any(name == "run_dir" for name, _ in said):
+    if not any(name == enough for name, _ in said):
         # A file with mistakes elsewhere must not keep anyone from stopping the server: only what decides is read.
         path, place = config_file(typed, said, cwd)
         deciding = {option.name for option in _DECIDING}
         table = read_toml(path, place) if path else {}
         said = from_table({key: table[key] for key in table if key.replace("-", "_") in deciding}, path, []) + said
-    uid = os.getuid()
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
     for option in _DECIDING:
@@ -80,6 +101,12 @@ def find(typed: Words, environ: Mapping[str, str] | None = None, cwd: str | None
         if mine:
             values[option.name] = merge(option, mine, cwd)
             places[option.name] = mine[-1].place
+    return values, places
+
+
+def _named(values: Mapping[str, Any], places: Mapping[str, str], environ: Mapping[str, str]) -> Master | None:
+    """The master that these words stand for."""
+    uid = os.getuid()
     if "run_dir" in values:
         return Master(values["run_dir"], places["run_dir"], environ, named=True)
     if "name" in values:
@@ -87,7 +114,7 @@ def find(typed: Words, environ: Mapping[str, str] | None = None, cwd: str | None
     if "app" in values or environ.get("RUNTIME_DIRECTORY"):
         name = default_name(values.get("app"))
         return Master(default_run_dir(name, environ, uid), places.get("app", "RUNTIME_DIRECTORY"), environ)
-    return _only_one(environ, uid)
+    return None
 
 
 def _only_one(environ: Mapping[str, str], uid: int) -> Master:

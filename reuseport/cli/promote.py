@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
-from reuseport.cli import place
+from reuseport.cli import frame, place
 from reuseport.cli.release import FOLLOWING, follow
-from reuseport.options.manual import manual
 
 ABOUT = """\
 Lets the generation that is on trial (release --canary) serve everybody; the one that served the others drains.
@@ -15,15 +13,15 @@ Lets the generation that is on trial (release --canary) serve everybody; the one
 Exit status: 0 it serves everybody; 1 nothing has changed, and standard error says why; 2 wrong usage; 3 no master \
 there."""
 
-TAKES = (*FOLLOWING, *place.WHERE)
+OPTIONS = FOLLOWING
+TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    usage = "reuseport promote [--wait ready|drained] [--json] [-n NAME | --run-dir DIR | -c FILE]"
-    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
+    return frame.help_of("promote [--wait UNTIL] [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:
     """Promote and return the exit status. Raises OptionError and Failure."""
-    values, words = place.read(argv, FOLLOWING)
+    values, words = place.read(argv, OPTIONS)
     return follow(words, {"do": "promote", "wait": values["wait"]}, "promotion", values["json"])

@@ -7,18 +7,15 @@ shows what the application said.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from reuseport.cli import place
+from reuseport.cli import frame, place, progress
 from reuseport.cli.failure import FAILED, INTERRUPTED, Failure
-from reuseport.options import Option, OptionError, kinds
+from reuseport.options import OptionError, kinds
 from reuseport.options.arguments import one_line
-from reuseport.options.manual import manual
 from reuseport.options.reading import Words
-from reuseport.options.table import FLAG
 
 ABOUT = """\
 Reads the configuration again, loads the application's new version, and lets it take over as soon as it is ready. If \
@@ -27,57 +24,39 @@ anything fails, the old version serves on.
 Exit status: 0 the new generation serves; 1 the release failed, and what the application said is on standard error; \
 2 wrong usage; 3 no master there."""
 
-LABEL = Option(
+LABEL = frame.option(
     "label",
     kinds.TEXT,
     "",
-    group="Options",
-    where=frozenset({FLAG}),
+    "What this version is called in `reuseport status` and `reuseport history`: a tag, a commit.",
     default_text="--label of serve",
-    help="What this version is called in `reuseport status` and `reuseport history`: a tag, a commit.",
-)
-JSON = Option(
-    "json",
-    kinds.SWITCH,
-    False,
-    group="Options",
-    where=frozenset({FLAG}),
-    help="Print the outcome as one JSON object, and no stages.",
 )
 FOLLOWING = (
-    Option(
+    frame.option(
         "wait",
         kinds.choice("ready", "drained", "none"),
         "ready",
-        group="Options",
+        "ready: return when the new generation serves. drained: when the old ones have ended too. none: when the "
+        "release has begun.",
         metavar="UNTIL",
-        where=frozenset({FLAG}),
-        help="ready: return when the new generation serves. drained: when the old ones have ended too. none: when "
-        "the release has begun.",
     ),
-    JSON,
+    frame.json_option("the outcome as one JSON object, and no stages"),
 )
-CANARY = Option(
+CANARY = frame.option(
     "canary",
     kinds.TEXT,
     "",
-    group="Options",
-    metavar="WHO",
-    where=frozenset({FLAG}),
-    default_text="everybody",
-    help="Let only these tenants try the new version, with commas between their names, or a share of all such as 10%; "
+    "Let only these tenants try the new version, with commas between their names, or a share of all such as 10%; "
     "or both. `reuseport promote` then gives it to everybody, `reuseport rollback` to nobody.",
+    metavar="WHO",
+    default_text="everybody",
 )
 OPTIONS = (*FOLLOWING, LABEL, CANARY)
-
 TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    usage = (
-        "reuseport release [--wait UNTIL] [--label TEXT] [--canary WHO] [--json] [-n NAME | --run-dir DIR | -c FILE]"
-    )
-    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
+    return frame.help_of("release [--wait UNTIL] [--label TEXT] [--canary WHO] [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -105,23 +84,18 @@ def _canary(text: str) -> dict[str, Any]:
 def follow(words: Words, question: dict[str, Any], what: str, as_json: bool) -> int:
     """Ask for a release of some kind, show its stages, and return the exit status. Raises OptionError and Failure."""
     master = place.find(words)
-    stages: list[str] = []
-
-    def on_stage(text: str) -> None:
-        stages.append(text)
-        if not as_json:
-            print(one_line(text), flush=True)
-
     try:
-        done = master.ask(question, on_stage=on_stage)
+        with progress.shown(as_json) as shown:
+            done = master.ask(question, on_event=shown.hear, tick=(progress.TICK, shown.tick))
+            shown.end(bool(done.get("ok")))
     except KeyboardInterrupt:
         raise Failure(f"no longer waiting; the {what} goes on (reuseport status shows it)", INTERRUPTED) from None
     if as_json:
         print(json.dumps(done), flush=True)
     if done.get("ok"):
-        text = done.get("text") or f"generation {done.get('generation')} serves"
+        text = one_line(str(done.get("text") or f"generation {done.get('generation')} serves"))
         # The last stage is often the outcome itself.
-        if not as_json and stages[-1:] != [text]:
+        if not as_json and shown.last != text:
             print(text)
         return 0
     sys.stdout.flush()

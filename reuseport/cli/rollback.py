@@ -6,13 +6,11 @@ stands by nothing has to be loaded, and it takes a moment.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
-from reuseport.cli import place
+from reuseport.cli import frame, place
 from reuseport.cli.release import FOLLOWING, follow
-from reuseport.options import Option, kinds
-from reuseport.options.manual import manual
+from reuseport.options import kinds
 
 ABOUT = """\
 Brings back the version before the one that serves, or that of generation N, as a new generation. Within --standby \
@@ -21,27 +19,25 @@ Brings back the version before the one that serves, or that of generation N, as 
 Exit status: 0 the earlier version serves; 1 nothing has changed, and standard error says why; 2 wrong usage; 3 no \
 master there."""
 
-NUMBER = Option(
+NUMBER = frame.option(
     "generation",
     kinds.WHOLE,
     None,
+    "The number of a generation that has served (reuseport history).",
     positional=True,
-    group="Options",
     metavar="N",
     default_text="the version before",
-    help="The number of a generation that has served (reuseport history).",
 )
-
-TAKES = (NUMBER, *FOLLOWING, *place.WHERE)
+OPTIONS = (NUMBER, *FOLLOWING)
+TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    usage = "reuseport rollback [N] [--wait ready|drained] [--json] [-n NAME | --run-dir DIR | -c FILE]"
-    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
+    return frame.help_of("rollback [N] [--wait UNTIL] [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:
     """Roll back and return the exit status. Raises OptionError and Failure."""
-    values, words = place.read(argv, (NUMBER, *FOLLOWING))
+    values, words = place.read(argv, OPTIONS)
     question = {"do": "rollback", "wait": values["wait"], "generation": values["generation"]}
     return follow(words, question, "rollback", values["json"])

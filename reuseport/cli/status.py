@@ -1,322 +1,141 @@
 """`reuseport status`: what lives, what serves, and what each old generation still waits for.
 
-The text fits into 80 columns and is for a person; scripts take --json, whose object only ever gains fields. A master of
-another version may leave fields out, so nothing here insists on one.
+The text fits into the terminal and is for a person; scripts take --json, whose object only ever gains fields.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reuseport.cli import place
+from reuseport.cli import frame, place
 from reuseport.cli.failure import Failure
-from reuseport.options import Option, kinds
-from reuseport.options.manual import manual
-from reuseport.options.table import FLAG
+from reuseport.cli.ink import Ink, ink_for, is_terminal
+from reuseport.cli.live import Screen, size_of
+from reuseport.cli.overview import WIDTH, render
+from reuseport.cli.words import duration
+from reuseport.options import OptionError, kinds
+from reuseport.options.arguments import one_line
 
-ANSWER_SECONDS = 10.0  # a master's loop never blocks, so a longer silence is a fault worth reporting
-WIDTH = 80
-SHOWN = 20  # jobs of a generation that serves that are shown
-LOST = 5  # lost jobs that are shown
-ABSENT = "-"
+SOON = 3.0  # seconds for an answer while watching: a key that is pressed meanwhile waits
+SHORTEST = 0.1  # seconds between two pictures
 
 ABOUT = """\
 Shows the generations, newest first, their workers, what each drain waits for, and how the last release ended.
+
+With --watch it goes on: on a terminal in place, until q; else, for a file or a pipe, one block after the other, and \
+with --json one line each. It survives the master, and waits for the next one.
 
 Exit status: 0 the master answered; 1 it did not; 2 wrong usage; 3 no master there. With --check, 1 also says that \
 nothing serves yet, or that the server was told to stop."""
 
 OPTIONS = (
-    Option(
-        "json",
-        kinds.SWITCH,
-        False,
-        group="Options",
-        where=frozenset({FLAG}),
-        help="Print the state as one JSON object.",
+    frame.json_option("the state as one JSON object"),
+    frame.option(
+        "watch",
+        kinds.SECONDS,
+        None,
+        "Show it again and again.",
+        metavar="[TIME]",
+        unit="time between two looks; 1s if none is said",
+        default_text="once",
+        bare=("1", "a bare --watch stands for --watch 1s"),
     ),
-    Option(
+    frame.option(
         "check",
         kinds.SWITCH,
         False,
-        group="Options",
-        where=frozenset({FLAG}),
-        help='Print one word, and exit with 1 unless it is "running": for health checks of containers.',
+        'Print one word, and exit with 1 unless it is "running": for health checks of containers.',
     ),
 )
-
 TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    usage = "reuseport status [--json | --check] [-n NAME | --run-dir DIR | -c FILE]"
-    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
+    return frame.help_of("status [--watch [TIME]] [--json | --check]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:
     """Print the state and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
     master = place.find(words)
-    done = master.ask(
-        {"do": "status"},
-        timeout=ANSWER_SECONDS,
-    )
-    if not done.get("ok") or not isinstance(done.get("status"), dict):
-        raise Failure(f"no status: {done.get('error') or 'the master gave no reason'}")
-    status = done["status"]
+    if values["watch"] is not None:
+        if values["watch"] < SHORTEST:
+            raise OptionError(f"--watch: {values['watch']:g} s is too often, {SHORTEST:g} s is the least")
+        return _watch(master, values["watch"], values["json"])
+    state = _ask(master, frame.ANSWER_SECONDS)
     if values["check"]:
-        state = _dict(status, "master").get("state")
-        print(state)
-        return 0 if state == "running" else 1
-    if values["json"]:
-        print(json.dumps(status))
-        return 0
-    # A pipe has no width, and what reads it wants whole paths.
-    width = shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else None
-    _print(render(status, time.time(), width))
+        word = state.get("master", {}).get("state")
+        print(word)
+        return 0 if word == "running" else 1
+    _print(state, values["json"])
     return 0
 
 
-def render(status: Mapping[str, Any], now: float, width: int | None = WIDTH) -> str:
-    """The state as text. `now` is in seconds of the epoch; `width` in columns, None for as wide as it takes."""
-    generations = sorted(_list(status, "generations"), key=lambda one: one.get("number") or 0, reverse=True)
-    blocks = [_master(_dict(status, "master"), status.get("serving")), _generations(generations, width)]
-    workers = [worker for one in generations for worker in _list(one, "workers")]
-    if workers:
-        blocks.append(_workers(workers))
-    waiting = [line for one in generations for line in _waits_for(one)]
-    if waiting:
-        blocks.append(waiting)
-    if lost := _list(_dict(status, "lost"), "jobs"):
-        blocks.append(_lost(lost, now))
-    releases = _list(status, "releases")
-    if releases:
-        blocks.append(_last_release(releases[-1], now, width))
-    return "\n\n".join("\n".join(block) for block in blocks)
+def _ask(master: place.Master, timeout: float) -> dict[str, Any]:
+    done = frame.checked(master.ask({"do": "status"}, timeout=timeout), "no status")
+    if not isinstance(done.get("status"), dict):
+        raise Failure("no status: the master gave none")
+    return done["status"]
 
 
-def duration(seconds: Any) -> str:
-    """Seconds as a person says them: 42s, 12m, 3h 5m, 4d 2h."""
-    if not isinstance(seconds, int | float):
-        return ABSENT
-    whole = max(0, int(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m"
-    if whole < 86400:
-        return f"{whole // 3600}h {whole % 3600 // 60}m"
-    return f"{whole // 86400}d {whole % 86400 // 3600}h"
+def _print(status: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(status), flush=True)
+        return
+    # A pipe has no width, and what reads it wants whole paths.
+    width = shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else None
+    print(render(status, time.time(), width, ink_for(sys.stdout)), flush=True)
 
 
-def size(count: Any) -> str:
-    """Bytes as a person says them: 0, 512K, 53M, 1.2G (powers of 1024)."""
-    if not isinstance(count, int | float):
-        return ABSENT
-    for unit, suffix in ((1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")):
-        if count >= unit:
-            number = count / unit
-            return f"{number:.1f}{suffix}" if suffix == "G" and number < 10 else f"{number:.0f}{suffix}"
-    return str(int(count))
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Numbers with runs drawn together: 0-3,7."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs) or ABSENT
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: frozenset[str]) -> list[str]:
-    """Lines of columns as wide as their cells; those in `left` are words, the others figures that end in a line."""
-    lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
-    return [
-        "  ".join(
-            cell.ljust(width) if name in left else cell.rjust(width)
-            for cell, width, name in zip(line, widths, head, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
-
-
-def _master(master: Mapping[str, Any], serving: Any) -> list[str]:
-    serves = f"serving generation {serving}" if serving else "serving no generation yet"
-    addresses = ", ".join(map(str, _list(master, "addresses"))) or "nothing"
-    return [
-        f"{master.get('name', 'master')}: {master.get('state', 'unknown')}, {serves}",
-        f"  master   pid {master.get('pid', ABSENT)}, up {duration(master.get('uptime'))}, "
-        f"reuseport {master.get('version', ABSENT)}",
-        f"  listens  {addresses}",
-        f"  run dir  {master.get('run_dir', ABSENT)}",
-        f"  workers  {master.get('workers_wanted', ABSENT)} wanted",
-    ]
-
-
-def _generations(generations: Sequence[Mapping[str, Any]], width: int | None) -> list[str]:
-    rows = []
-    for one in generations:
-        workers = _list(one, "workers")
-        rows.append(
-            (
-                str(one.get("number", ABSENT)),
-                str(one.get("state", ABSENT)),
-                duration(one.get("age")),
-                str(len(workers)),
-                str(sum(_dict(worker, "requests").get("active") or 0 for worker in workers)),
-                str(sum(worker.get("jobs") or 0 for worker in workers)),
-                size(one.get("memory")),
-                str(one.get("directory") or ABSENT),
-            )
-        )
-    head = ("GENERATION", "STATE", "AGE", "WORKERS", "ACTIVE", "JOBS", "MEMORY", "DIRECTORY")
-    words = frozenset({"GENERATION", "STATE", "DIRECTORY"})
-    if width is not None:
-        # Releases differ in the end of their path, so that is what stays.
-        room = max(12, width - max(len(line) for line in table(head[:-1], [row[:-1] for row in rows], words)) - 2)
-        rows = [(*row[:-1], _end(row[-1], room)) for row in rows]
-    lines = table(head, rows, words)
-    interpreters = {one.get("number"): one.get("interpreter") for one in generations if one.get("interpreter")}
-    if len(set(interpreters.values())) > 1:
-        lines += [f"generation {number} runs {interpreter}" for number, interpreter in interpreters.items()]
-    return lines
-
-
-def _workers(workers: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = []
-    for one in workers:
-        requests, memory = _dict(one, "requests"), _dict(one, "memory")
-        waiting = f" ({requests['waiting']} waiting)" if requests.get("waiting") else ""  # for a thread
-        rows.append(
-            (
-                str(one.get("id", ABSENT)),
-                str(one.get("pid", ABSENT)),
-                str(one.get("state", ABSENT)),
-                ranges(_list(one, "slots")),
-                duration(one.get("age")),
-                f"{requests.get('active', ABSENT)}{waiting}",
-                str(requests.get("total", ABSENT)),
-                str(one.get("connections", ABSENT)),
-                str(one.get("jobs", ABSENT)),
-                size(memory.get("pss") or memory.get("rss")),
-            )
-        )
-    head = ("WORKER", "PID", "STATE", "SLOTS", "AGE", "ACTIVE", "TOTAL", "CONNS", "JOBS", "MEMORY")
-    return table(head, rows, frozenset({"WORKER", "STATE"}))
-
-
-def _waits_for(generation: Mapping[str, Any]) -> list[str]:
-    """What a drain waits for, one line and one more for each job; of a generation that does not drain, its jobs."""
-    waits = _dict(generation, "waits_for")
-    jobs = _list(waits, "jobs")
-    if generation.get("state") not in ("draining", "ending"):
-        if not jobs:
-            return []
-        more = [f"  and {len(jobs) - SHOWN} more"] if len(jobs) > SHOWN else []
-        begin = f"generation {generation.get('number')} runs {_count(len(jobs), 'job')}"
-        return [begin, *(f"  job {_job(job)}" for job in jobs[:SHOWN]), *more]
-    parts = [
-        _count(waits.get("requests"), "request"),
-        _count(waits.get("connections"), "connection"),
-        _count(len(jobs), "job"),
-    ]
-    said = ", ".join(part for part in parts if part) or "its processes to end"
-    begin = f"generation {generation.get('number')} waits for "
-    return [begin + said, *(f"  job {_job(job)}" for job in jobs)]
-
-
-def _job(job: Any) -> str:
-    if not isinstance(job, dict):
-        return str(job)
-    facts = [str(job.get("name", "?"))]
-    if job.get("tenant"):
-        facts.append(f"tenant {job['tenant']}")
-    if job.get("age") is not None:
-        facts.append(duration(job["age"]))
-    if job.get("where") == "process":
-        facts.append(f"process {job.get('pid')}")
-    if isinstance(job.get("progress"), int | float):
-        facts.append(f"{job['progress']:.0%}" + (f" {job['text']}" if job.get("text") else ""))
-    if isinstance(job.get("left"), int | float):
-        facts.append(f"{duration(job['left'])} to its deadline" if job["left"] > 0 else "past its deadline")
-    return ", ".join(facts)
-
-
-def _lost(jobs: Sequence[Any], now: float) -> list[str]:
-    """The newest of the jobs that ended with their process."""
-    lines = ["1 job lost within the last hour" if len(jobs) == 1 else f"{len(jobs)} jobs lost within the last hour"]
-    for job in reversed(jobs[-LOST:]):
-        facts = [str(job.get("name", "?")), *([f"tenant {job['tenant']}"] if job.get("tenant") else [])]
-        facts += [f"{duration(job.get('age'))} old", f"{duration(now - job.get('at', now))} ago"]
-        lines.append(f"  job {', '.join(facts)}: its process {job.get('pid', ABSENT)} {job.get('how', '')}")
-    return lines
-
-
-def _last_release(release: Mapping[str, Any], now: float, width: int | None) -> list[str]:
-    at, seconds = release.get("at"), release.get("seconds")
-    when = f", {duration(now - at)} ago" if isinstance(at, int | float) else ""
-    took = f", took {seconds:.1f}s" if isinstance(seconds, int | float) else ""
-    # A release whose configuration could not be read never got a number.
-    number = release.get("number")
-    which = "" if number is None else f"generation {number}, "
-    lines = [f"last release: {which}{release.get('outcome', 'ended')}{when}{took}"]
-    if release.get("error"):
-        lines += textwrap.wrap(str(release["error"]), (width or sys.maxsize) - 2, break_on_hyphens=False)
-    return [lines[0], *("  " + line for line in lines[1:])]
-
-
-def _end(path: str, room: int) -> str:
-    return path if len(path) <= room else "…" + path[len(path) - room + 1 :]
-
-
-def _count(number: Any, what: str) -> str:
-    if not number:
-        return ""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _list(data: Mapping[str, Any], key: str) -> list[Any]:
-    value = data.get(key)
-    return value if isinstance(value, list) else []
-
-
-def _dict(data: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = data.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _print(text: str) -> None:
-    """With colours for the states where there is a terminal and rich; the same text without."""
-    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+def _watch(master: place.Master, every: float, as_json: bool) -> int:
+    status = _ask(master, frame.ANSWER_SECONDS)  # a wrong name is told before anything is drawn
+    if as_json or not is_terminal(sys.stdout):
+        return _repeat(master, status, every, as_json)
+    ink = ink_for(sys.stdout)
+    failure, answered = "", time.monotonic()
+    with Screen(sys.stdout, sys.stdin).open() as screen:
         try:
-            from rich.console import Console
-            from rich.highlighter import RegexHighlighter
-            from rich.theme import Theme
-        except ImportError:
-            # An optional extra: the text says everything without it.
-            pass
-        else:
+            while True:
+                gone = time.monotonic() - answered if failure else 0.0
+                screen.show(picture(status, time.time(), size_of(sys.stdout).columns, ink, every, failure, gone))
+                if screen.wait(every) == "quit":
+                    return 0
+                try:
+                    status, failure, answered = _ask(master, SOON), "", time.monotonic()
+                except Failure as error:
+                    failure = one_line(str(error))
+        except KeyboardInterrupt:
+            return 0  # that is how one leaves it
 
-            class States(RegexHighlighter):
-                highlights = (
-                    r"\b(?P<good>running|serving|ready|serves)\b",
-                    r"\b(?P<going>draining|ending|stopping|booting|starting)\b",
-                    r"\b(?P<bad>blocked|failed)\b",
-                    r"(?m)^(?P<head>(GENERATION|WORKER) .*)$",
-                )
 
-            theme = Theme({"good": "green", "going": "yellow", "bad": "bold red", "head": "dim"})
-            Console(theme=theme, highlighter=States(), soft_wrap=True, markup=False, emoji=False).print(text)
-            return
-    print(text)
+def picture(
+    status: Mapping[str, Any], now: float, width: int, ink: Ink, every: float, failure: str = "", gone: float = 0.0
+) -> list[str]:
+    """The lines of one picture. With a `failure` it is an old one, of `gone` seconds ago."""
+    head = f"{time.strftime('%H:%M:%S', time.localtime(now))}  every {every:g}s, q quits"
+    lines = [ink.paint("faint", head)]
+    if failure:
+        lines.append(ink.paint("bad", f"{failure}; this is what it was {duration(gone)} ago"))
+    return [*lines, "", *render(status, now, width, ink).splitlines()]
+
+
+def _repeat(master: place.Master, status: Mapping[str, Any] | None, every: float, as_json: bool) -> int:
+    """For a file or a pipe: block after block, or line after line. Ends with its reader, or by ctrl-c."""
+    while True:
+        if status is not None:
+            if not as_json:
+                print(time.strftime("--- %Y-%m-%d %H:%M:%S"))
+            _print(status, as_json)
+            if not as_json:
+                print(flush=True)
+        time.sleep(every)
+        try:
+            status = _ask(master, SOON)
+        except Failure as error:
+            status = None
+            sys.stderr.write(f"reuseport: {one_line(str(error))}\n")

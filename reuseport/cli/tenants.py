@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from reuseport.cli import place
-from reuseport.cli.failure import Failure
-from reuseport.cli.status import ANSWER_SECONDS, duration, table
-from reuseport.options import Option, kinds
-from reuseport.options.manual import manual
-from reuseport.options.table import FLAG
+from reuseport.cli import frame, place
+from reuseport.cli.ink import Column, ink_for, table
+from reuseport.cli.words import duration, text
 
 ABOUT = """\
 Shows the tenants that have jobs or are held: the generation that serves each, and what keeps it there. All others are \
@@ -20,37 +17,25 @@ served by the generation that serves everybody.
 
 Exit status: 0 the master answered; 1 it did not, or it knows no tenants; 2 wrong usage; 3 no master there."""
 
-OPTIONS = (
-    Option(
-        "json",
-        kinds.SWITCH,
-        False,
-        group="Options",
-        where=frozenset({FLAG}),
-        help="Print the answer as one JSON object.",
-    ),
-)
-
+OPTIONS = (frame.json_option("the answer as one JSON object"),)
+_HEAD = (Column("TENANT", left=True), Column("GENERATION"), Column("WHY", left=True))
 TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    usage = "reuseport tenants [--json] [-n NAME | --run-dir DIR | -c FILE]"
-    return manual(TAKES, usage, ABOUT, shutil.get_terminal_size().columns)
+    return frame.help_of("tenants [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:
     """Print who is where and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
-    done = place.find(words).ask({"do": "tenants"}, timeout=ANSWER_SECONDS)
-    if not done.get("ok"):
-        raise Failure(str(done.get("error") or "the master gave no reason"))
+    done = frame.ask(words, {"do": "tenants"})
     if values["json"]:
         print(json.dumps({"serving": done.get("serving"), "tenants": done.get("tenants", [])}))
         return 0
-    rows = [(str(one["tenant"]), str(one["generation"]), _why(one)) for one in done.get("tenants", [])]
+    rows = [(text(one["tenant"]), str(one["generation"]), _why(one)) for one in done.get("tenants", [])]
     if rows:
-        print("\n".join(table(("TENANT", "GENERATION", "WHY"), rows, frozenset({"TENANT", "WHY"}))))
+        print("\n".join(table(_HEAD, rows, ink=ink_for(sys.stdout))))
     others = "all others" if rows else "all tenants"
     print(f"{others}: generation {done.get('serving') or 'none yet'}")
     return 0
@@ -64,5 +49,5 @@ def _why(one: dict[str, Any]) -> str:
         reasons.append(f"its requests did not end in time; next attempt in {duration(one['next_attempt'])}")
     for job in one.get("jobs", []):
         where = "" if job["generation"] == one["generation"] else f" in generation {job['generation']}"
-        reasons.append(f"job {job['name']}{where}, {duration(job['age'])}")
+        reasons.append(f"job {text(job['name'])}{where}, {duration(job['age'])}")
     return "; ".join(reasons) or str(one.get("why", ""))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
-from reuseport.cli import place
-from reuseport.cli.release import JSON, follow
-from reuseport.options.manual import manual
+from reuseport.cli import frame, place
+from reuseport.cli.release import follow
 
 ABOUT = """\
 Replaces the running master by the version of reuseport, or of Python, that its command line stands for now; the \
@@ -18,13 +16,15 @@ keep the version that they were loaded with; the next release brings the new one
 Exit status: 0 the new version runs; 1 nothing has changed, and standard error says why; 2 wrong usage; 3 no master \
 there."""
 
+OPTIONS = (frame.json_option("the outcome as one JSON object, and no stages"),)
+TAKES = (*OPTIONS, *place.WHERE)
+
 
 def help_text() -> str:
-    usage = "reuseport upgrade [--json] [-n NAME | --run-dir DIR | -c FILE]"
-    return manual((JSON, *place.WHERE), usage, ABOUT, shutil.get_terminal_size().columns)
+    return frame.help_of("upgrade [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:
     """Upgrade and return the exit status. Raises OptionError and Failure."""
-    values, words = place.read(argv, (JSON,))
+    values, words = place.read(argv, OPTIONS)
     return follow(words, {"do": "upgrade"}, "upgrade", values["json"])

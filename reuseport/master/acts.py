@@ -139,7 +139,7 @@ def _drained(master: Master, command: ev.Drained) -> None:
 def _note(master: Master, command: ev.Note) -> None:
     master.log.write(command.level, command.text)
     if not command.silent:
-        master.control.stages(command.text)
+        master.control.stages(command.text, command.level)
 
 
 def _finish(master: Master, command: ev.Finish) -> None:

@@ -19,7 +19,7 @@ from reuseport.master.loop import READ, WRITE, Loop
 VERSION = 1
 QUESTION = 65536  # bytes: the longest
 NO_DESCRIPTORS = 0.1  # seconds to wait when there are none left
-UNREAD = 4 << 20  # bytes that a client may leave unread
+UNREAD = 4 << 20  # bytes that a client may leave unread, but for the last answer
 
 Answer = Callable[["Client", dict[str, Any]], None]
 
@@ -35,13 +35,14 @@ class Client:
         self._out = b""
         self._last = False
         self.watching = False  # whether it is told the stages of the release under way
+        self.told: Any = None  # the progress that it has heard of last
 
     def say(self, encoded: Mapping[str, bytes] = MappingProxyType({}), /, **fields: Any) -> None:
         """`encoded`: more fields, whose values are JSON already."""
         parts = [json.dumps({"v": VERSION, **fields}).encode()[:-1]]
         parts.extend(b'"%b": %b' % (name.encode(), value) for name, value in encoded.items())
         self._out += b", ".join(parts) + b"}\n"
-        if len(self._out) > UNREAD:
+        if len(self._out) > UNREAD and not self._last:
             self.close()
         else:
             self.flush()
@@ -155,11 +156,11 @@ class Control:
         for one in left["clients"]:
             self._add(one["name"], socket.socket(fileno=one["fd"])).inherit(one)
 
-    def stages(self, text: str) -> None:
+    def stages(self, text: str, level: str = "info") -> None:
         """Tell everybody who waits for a release how it goes."""
         for client in list(self.clients.values()):
             if client.watching:
-                client.say(event="stage", text=text)
+                client.say(event="stage", text=text, level=level)
 
     def close(self) -> None:
         for client in list(self.clients.values()):

@@ -4,9 +4,11 @@ It outlives the master, so that generation numbers go on where they were and `ro
 was. A line is only ever added; a reader passes over one that it does not understand, such as the last one after a
 power failure.
 
-Three kinds of lines, told apart by `event`: "release" (a release ended: `outcome` serving, failed or superseded),
-"drained" (an old generation's last worker has left: `seconds` it took, `jobs` it waited for) and "taken back" (it
-failed its probation). `at` is Unix time in seconds.
+Five kinds of lines, told apart by `event`: "release" (a release ended: `outcome` serving, canary, failed or
+superseded; `seconds` since it was begun), "drained" (an old generation's last worker has left: `seconds` since its
+drain began, `jobs` it waited for, `jobs_before` those that had ended by then, the longest of each), "taken back" (it
+failed its probation), and of the master itself "started" (`adopted`: the generations that an earlier one left to it)
+and "stopped". `at` is Unix time in seconds.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 FILE = "history.jsonl"
+EVENTS = frozenset({"release", "drained", "taken back", "started", "stopped"})
 KEPT = 2000  # lines; a longer file is cut to half of that when a master starts
 
 
@@ -56,8 +59,7 @@ class History:
         return found
 
     def shown(self) -> list[dict[str, Any]]:
-        """All of it, but for the recipes, which nobody wants to read."""
-        return [{name: value for name, value in line.items() if name != "release"} for line in self.lines]
+        return shown(self.lines)
 
     def _shorten(self) -> None:
         for _ in range(KEPT // 2):
@@ -65,6 +67,11 @@ class History:
         with open(self.path + ".new", "w", encoding="utf-8", opener=_private) as file:
             file.writelines(json.dumps(line, separators=(",", ":")) + "\n" for line in self.lines)
         os.replace(self.path + ".new", self.path)
+
+
+def shown(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """All of it, but for the recipes, which nobody wants to read."""
+    return [{name: value for name, value in line.items() if name != "release"} for line in lines]
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -82,8 +89,7 @@ def _parsed(text: str) -> dict[str, Any] | None:
         line = json.loads(text)
     except ValueError:
         return None
-    known = isinstance(line, Mapping) and line.get("event") in ("release", "drained", "taken back")
-    return dict(line) if known else None
+    return dict(line) if isinstance(line, Mapping) and line.get("event") in EVENTS else None
 
 
 def _private(path: str, flags: int) -> int:

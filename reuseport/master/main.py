@@ -41,6 +41,7 @@ from reuseport.master.metrics import Facts, overflows
 from reuseport.master.notify import Notifier, status_line
 from reuseport.master.numbers import Numbers
 from reuseport.master.processes import Process, Processes, become_subreaper, end
+from reuseport.master.progress import Progress
 from reuseport.master.questions import QUESTIONS, whole_status
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
@@ -185,7 +186,13 @@ class Master:
         adopting = remains is not None or left is not None
         self.tenants = Tenants(settings, self.run_dir, ids, adopting, self.processes, self.switchboard)
         self.tenants.tell, self.tenants.log = self.events.append, self.log.write
+        adopted = sorted({one.key.generation for one in remains.adopted.survivors}) if remains is not None else []
+        if left is None:
+            self.releases.note("started", pid=os.getpid(), name=settings.name, adopted=adopted)
         self.control = Control(questions, self.loop, self._on_question)
+        self.progress = Progress(
+            lambda: list(self.control.clients.values()), lambda g: status.work_of(g, self.processes, self.board)
+        )
         self.touched = (
             Touched(lambda: self._in_directory("release_file"), self._release_by, self.log.write),
             Touched(lambda: self._in_directory("stop_file"), self._stop_by, self.log.write),
@@ -361,6 +368,7 @@ class Master:
         if self.exit_status is None:
             self._write_roster()
         self._notify()
+        self.progress.look(self.cluster, time.monotonic())
 
     def _act(self, command: ev.Command) -> None:
         try:
@@ -389,6 +397,7 @@ class Master:
         if self.reload is not None:
             self.reload.look()
         self._notify(fully=True)
+        self.progress.look(self.cluster, time.monotonic(), fully=True)
         self.releases.judge()
         timeout = self.releases.settings.timeout
         if timeout:
@@ -461,6 +470,7 @@ class Master:
         self.boot_logs.copy_news()
         self.upgrade.cancel()
         self.log.write("info", "stopped")
+        self.releases.note("stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
         self.telling.close(self.numbers.now())

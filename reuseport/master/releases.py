@@ -16,7 +16,7 @@ from typing import Any
 from reuseport import options
 from reuseport.core import events as ev
 from reuseport.core import record
-from reuseport.core.model import Asker, Cluster, Generation, Key, Release
+from reuseport.core.model import DRAINING, ENDING, Asker, Cluster, Generation, Key, Release
 from reuseport.ipc.scoreboard import ERRORS, PSS, REQUESTS, RSS, Scoreboard
 from reuseport.master import room
 from reuseport.master.control import Client
@@ -30,6 +30,7 @@ from reuseport.options import OptionError, Settings
 
 ENOUGH = 20  # answers without which a share of errors says nothing
 SHOWN = 50  # ended releases that `status` shows
+JOBS = 20  # jobs of each generation that the history keeps, the longest, of those before its drain and of those in it
 
 
 class Releases:
@@ -59,7 +60,7 @@ class Releases:
         self._log = log
         self._tally = tally
         self._begun: dict[int, Release] = {}
-        self._waited_for: dict[int, list[dict[str, Any]]] = {}  # jobs that drains have seen the end of
+        self._jobs: dict[tuple[int, bool], list[dict[str, Any]]] = {}  # ended: by generation, whether in its drain
         self._before = (0, 0)  # answers and errors of the generation before the one that serves
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class Releases:
             "settings": self.settings.to_json(),
             "asked": self.asked,
             "begun": {number: asdict(release) for number, release in self._begun.items()},
-            "waited_for": self._waited_for,
+            "jobs": [[*of, jobs] for of, jobs in self._jobs.items()],
             "before": self._before,
         }
 
@@ -76,7 +77,7 @@ class Releases:
         self.settings = Settings.from_json(left["settings"])
         self.asked = left["asked"]
         self._begun = {int(number): record.release_of(release) for number, release in left["begun"].items()}
-        self._waited_for = {int(number): jobs for number, jobs in left["waited_for"].items()}
+        self._jobs = {(number, draining): jobs for number, draining, jobs in left["jobs"]}
         answers, errors = left["before"]
         self._before = answers, errors
 
@@ -251,15 +252,29 @@ class Releases:
         """The last worker of an old generation has left. An adopted zygote that stands by says so once more."""
         if any(line["event"] == "drained" and line["number"] == command.generation for line in self.history.lines):
             return
-        jobs = self._waited_for.pop(command.generation, [])
-        self._add("drained", number=command.generation, seconds=round(command.seconds, 3), jobs=jobs)
+        self._add(
+            "drained",
+            number=command.generation,
+            seconds=round(command.seconds, 3),
+            jobs=_longest(self._jobs.pop((command.generation, True), [])),
+            jobs_before=_longest(self._jobs.pop((command.generation, False), [])),
+        )
+        living = self._cluster().generations
+        self._jobs = {key: jobs for key, jobs in self._jobs.items() if key[0] in living}
 
     def job_ended(self, key: Key, job: Mapping[str, Any], lost: bool = False) -> None:
         """A worker's job is over. Those of a draining generation are what it waited for."""
-        serving = self._cluster().serving
-        if serving is not None and key.generation < serving.number:
-            facts = {"name": job["name"], "tenant": job["tenant"], "seconds": round(time.time() - job["started"], 3)}
-            self._waited_for.setdefault(key.generation, []).append({**facts, "lost": lost})
+        g = self._cluster().generations.get(key.generation)
+        now = time.time()
+        facts = {"name": job["name"], "tenant": job["tenant"], "seconds": round(now - job["started"], 3)}
+        jobs = self._jobs.setdefault((key.generation, g is None or g.state in (DRAINING, ENDING)), [])
+        jobs.append({**facts, "at": round(now, 3), "lost": lost})
+        if len(jobs) > 2 * JOBS:
+            jobs[:] = _longest(jobs)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """The master itself has "started" or "stopped"."""
+        self._add(event, number=None, **fields)
 
     def shown(self) -> list[dict[str, Any]]:
         """The ended releases, for `status`."""
@@ -286,6 +301,10 @@ class Releases:
     def _answers(self, g: Generation) -> tuple[int, int]:
         rows = self._rows(g)
         return sum(row[REQUESTS] for row in rows), sum(row[ERRORS] for row in rows)
+
+
+def _longest(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(jobs, key=lambda one: -one["seconds"])[:JOBS]
 
 
 def _recorded(line: Mapping[str, Any]) -> Release:

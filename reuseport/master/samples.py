@@ -95,6 +95,14 @@ class Samples:
         return b"[" + b",".join(lines) + b"]"
 
 
+def read(directory: str) -> list[dict[str, Any]]:
+    """All samples that a master has left in its state directory, oldest first, as `Samples.encoded` has them."""
+    paths = [os.path.join(directory, name) for name, _, _ in (FINE, COARSE)]
+    fine, coarse = ([*_read(path + ".1"), *_read(path)] for path in paths)
+    begin = fine[0][0] if fine else float("inf")
+    return [json.loads(line) for at, line in [*(one for one in coarse if one[0] < begin), *fine]]
+
+
 def sample_of(first: Look, last: Look) -> dict[str, Any]:
     """What was served between two looks."""
     server = between(first.server, last.server)

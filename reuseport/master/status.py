@@ -96,11 +96,18 @@ def waits_for(
     cluster: Cluster, number: int, processes: Processes, board: scoreboard.Scoreboard
 ) -> tuple[int, list[str]]:
     """How many requests and which jobs a drain waits for, in words that do not change while nothing ends."""
-    found = [p for worker in cluster.generations[number].workers if (p := processes.get(Key(number, worker)))]
-    jobs = [
-        f"job {job['name']!r}" + (f" of {job['tenant']}" if job["tenant"] else "") for p in found for job in jobs_of(p)
-    ]
-    return sum(figures(p, board)["requests_active"] for p in found), jobs
+    work = work_of(cluster.generations[number], processes, board)
+    jobs = [f"job {job['name']!r}" + (f" of {job['tenant']}" if job["tenant"] else "") for job in work["jobs"]]
+    return work["requests"], jobs
+
+
+def work_of(g: Generation, processes: Processes, board: scoreboard.Scoreboard) -> dict[str, Any]:
+    """The `requests` that a generation has, and its `jobs`."""
+    found = [p for worker in g.workers if (p := processes.get(Key(g.number, worker)))]
+    return {
+        "requests": sum(figures(p, board)["requests_active"] for p in found),
+        "jobs": [job for p in found for job in jobs_of(p)],
+    }
 
 
 def jobs_of(process: Process) -> list[dict[str, Any]]:

@@ -57,8 +57,7 @@ def scan(argv: Sequence[str], options: Iterable[Option], foreign: Iterable[Forei
             value = "false" if flag.startswith("--no-") and isinstance(entry, Option) else None
         elif value is None:
             if isinstance(entry, Option) and entry.bare:
-                fits = words and words[0] in entry.kind.metavar.split("|")
-                value = words.pop(0) if fits else None
+                value = words.pop(0) if words and _fits(entry, words[0]) else None
             elif not words or _cut(words[0], known)[0] in known:
                 raise OptionError(f"{flag}: wants a value, {flag} {_metavar(entry)}")
             else:
@@ -94,6 +93,15 @@ def _cut(word: str, known: dict[str, Option | Foreign]) -> tuple[str, str | None
     if len(word) > 2 and word[:2] in known:
         return word[:2], word[2:]
     return word, None
+
+
+def _fits(option: Option, word: str) -> bool:
+    """Whether the word behind a flag that may stand alone is its value."""
+    try:
+        option.kind.parse(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _wants_value(entry: Option | Foreign) -> bool:

@@ -44,12 +44,11 @@ OTHERS = {
     "worker": {"gevent", "greenlet", "setproctitle"},
     "zygote": {"gevent", "greenlet", "setproctitle"},
     "probe": {"gevent"},
-    "cli": {"rich"},
     "jobs": {"gevent"},
 }
 
 # Those that must work without what they import from elsewhere: it is imported inside functions, where it is used.
-SPARING = {"cli", "jobs"}
+SPARING = {"jobs"}
 
 # The core has no I/O and no clock: of the standard library it takes only what makes data and types.
 PURE = {"__future__", "collections", "dataclasses", "typing"}
@@ -165,10 +164,9 @@ def test_a_master_never_has_gevent_or_a_parser_or_the_worker_in_it():
 
 
 def test_serve_becomes_the_master_without_what_only_a_terminal_needs():
-    assert not {m for m in reached("reuseport.cli.serve", lazily=True) if m.partition(".")[0] == "rich"}
+    assert not {"reuseport.cli.ink", "reuseport.cli.live"} & reached("reuseport.cli.serve", lazily=True)
     for command in ("main", "release", "status", "stop"):
         found = reached(f"reuseport.cli.{command}", lazily=False)
-        assert not {m for m in found if m.partition(".")[0] == "rich"}, "rich is an extra: imported where it is used"
         assert not {m for m in found if m.startswith("reuseport.master")}, "a client is no master"
 
 

@@ -1,0 +1,48 @@
+"""What all commands that ask a master share: their help, `--json`, the question and how its failure is told."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from reuseport.cli import place
+from reuseport.cli.failure import Failure
+from reuseport.options import Option, kinds
+from reuseport.options.manual import manual
+from reuseport.options.reading import Words
+from reuseport.options.table import FLAG
+
+ANSWER_SECONDS = 10.0  # a master's loop never blocks, so a longer silence is a fault worth reporting
+
+
+def option(name: str, kind: kinds.Kind, default: Any, help_text: str, **more: Any) -> Option:
+    """An option of a command: typed, and nowhere else."""
+    return Option(name, kind, default, help=help_text, group="Options", where=frozenset({FLAG}), **more)
+
+
+def json_option(what: str) -> Option:
+    return option("json", kinds.SWITCH, False, f"Print {what}.")
+
+
+JSON = json_option("the master's answer as one JSON object")
+
+
+def help_of(usage: str, about: str, takes: Sequence[Option]) -> str:
+    """The help of a command that finds its master as all of them do."""
+    whole = f"reuseport {usage} [-n NAME | --run-dir DIR | -c FILE]"
+    return manual(takes, whole, about, shutil.get_terminal_size().columns)
+
+
+def ask(words: Words, question: dict[str, Any], what: str = "", **how: Any) -> dict[str, Any]:
+    """The master's answer, which must come soon. Raises Failure if it is no; `what` begins the message."""
+    done = place.find(words).ask(question, **{"timeout": ANSWER_SECONDS, **how})
+    return checked(done, what)
+
+
+def checked(done: dict[str, Any], what: str = "") -> dict[str, Any]:
+    """The answer, unless it is no. Raises Failure."""
+    if done.get("ok"):
+        return done
+    reason = str(done.get("error") or "the master gave no reason")
+    raise Failure(f"{what}: {reason}" if what else reason)
