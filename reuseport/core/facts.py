@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from reuseport.core import companions
 from reuseport.core import events as ev
 from reuseport.core.model import (
     ACCEPTING,
@@ -91,6 +92,9 @@ def _promote_asked(t: Turn, event: ev.PromoteAsked) -> None:
 
 
 def _started(t: Turn, event: ev.Started) -> None:
+    if event.key.is_companion:
+        companions.started(t, event)
+        return
     g = t.generation(event.key.generation)
     if g is None or g.zygote is None:
         if not event.error:
@@ -219,6 +223,9 @@ def _pinned(t: Turn, event: ev.Pinned) -> None:
 
 
 def _exited(t: Turn, event: ev.Exited) -> None:
+    if event.key.is_companion:
+        companions.exited(t, event)
+        return
     g = t.generation(event.key.generation)
     if g is None:
         return
@@ -312,9 +319,17 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
     for one in event.survivors:
         number = one.key.generation
         g = t.generation(number) or Generation(
-            number, one.release, one.release.workers, DRAINING, since=t.now, born=t.now
+            number,
+            one.release,
+            one.release.workers,
+            DRAINING,
+            since=t.now,
+            born=t.now,
+            companions=companions.seats_left(one.release, number, event.ended),
         )
-        if one.key.number == ZYGOTE:
+        if one.key.is_companion:
+            g = companions.adopt(g, one, t.now)
+        elif one.key.number == ZYGOTE:
             # It counts as loaded when it has said hello: before that nothing can be asked of it.
             g = replace(g, zygote=Zygote(one.pid), deadline=t.now + one.release.boot_timeout)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from reuseport.core import companions
 from reuseport.core import events as ev
 from reuseport.core.model import (
     ACCEPTING,
@@ -43,6 +44,7 @@ from reuseport.core.turn import (
     Turn,
     attendance,
     missing,
+    ready,
 )
 
 
@@ -105,8 +107,11 @@ def _boot_overdue(t: Turn, g: Generation) -> None:
     if g.state == LOADING:
         t.fail(g, f"the application was not imported within {limit}", ev.Abort)
     elif g.state == WARMING:
-        late = ", ".join(f"{g.number}.{n}" for n in sorted(g.having(FORKING, STARTING)))
-        t.fail(g, f"not every worker was ready within {limit}: {late}", ev.Abort)
+        late = [f"{g.number}.{n}" for n in sorted(g.having(FORKING, STARTING))]
+        text = f"not every worker was ready within {limit}: {', '.join(late)}"
+        if not late:
+            text = f"not every companion had started within {limit}: {', '.join(companions.late(g))}"
+        t.fail(g, text, ev.Abort)
     elif g.state == OPENING and not g.having(ACCEPTING):
         t.fail(g, f"no worker accepted within {limit}", ev.Abort)
     elif g.state == OPENING:
@@ -121,8 +126,7 @@ def _boot(t: Turn) -> None:
     g = t.state.booting
     if g is None or t.state.stopping:
         return
-    staff = [w for w in g.workers.values() if not w.is_job]
-    if g.state == WARMING and all(w.state == READY for w in staff) and not missing(g):
+    if g.state == WARMING and ready(g) and companions.settled(g):
         g = t.move(g, "all ready")
         for number, w in g.having(READY).items():
             t.accept(Key(g.number, number), w)
@@ -205,7 +209,7 @@ def _judge(t: Turn) -> None:
     if g is None or t.state.stopping or not g.release.probation:
         return
     if not g.verdict and g.on_probation(t.now) and g.crashes >= CRASHES:
-        g = t.put(replace(g, verdict=f"{g.crashes} of its workers have crashed"))
+        g = t.put(replace(g, verdict=f"{g.crashes} of its processes have crashed"))
     if not g.verdict or t.state.booting is not None:
         return
     old = predecessor(t, g)
@@ -286,7 +290,7 @@ def _leave(t: Turn) -> None:
         for number in g.having(*LIVELY, ATTENDING):
             t.drain(Key(g.number, number))
         g = t.state.generations[g.number]
-        if g.workers:
+        if g.workers or g.company:
             continue
         if _stands_by(t, g):
             t.move(g, "drained")
@@ -298,6 +302,9 @@ def _leave(t: Turn) -> None:
             t.move(g, "expired")
     for g in t.state.having(ENDING):
         t.quit_all(g)
+        g = t.state.generations[g.number]
+        if g.failure and not g.reported and g.zygote is None and not g.workers:
+            _report(t, g)  # what its companions still finish is nothing to wait for
     for g in t.state.having(DRAINING, ENDING):
         if g.empty:
             _forget(t, g)
@@ -331,10 +338,17 @@ def _attend(t: Turn, g: Generation) -> None:
 
 def _forget(t: Turn, g: Generation) -> None:
     t.change(generations={n: other for n, other in t.state.generations.items() if n != g.number})
+    if g.state == DRAINING:
+        _drained(t, g)
+
+
+def _report(t: Turn, g: Generation) -> None:
+    """Tell of a boot that has failed, once what it had begun is ended."""
+    t.put(replace(g, reported=True, askers=()))
     took = t.now - g.born
     if g.failure == SUPERSEDED and not g.askers:
         t.do(ev.Record(g.number, "superseded", "replaced by a newer release", took))
-    elif g.failure:
+    else:
         serving = t.state.serving
         after = f"; generation {serving.number} serves on" if serving else ""
         text = f"generation {g.number} failed: {g.failure}{after}"
@@ -342,8 +356,6 @@ def _forget(t: Turn, g: Generation) -> None:
         t.do(ev.Note("error", text, silent=True))
         t.answer(g.askers, False, g.number, text)
         t.change(replaced=0 if t.state.booting is None else t.state.replaced)
-    elif g.state == DRAINING:
-        _drained(t, g)
 
 
 def _drained(t: Turn, g: Generation) -> None:
@@ -363,4 +375,14 @@ def _next(t: Turn) -> None:
         t.do(ev.Finish(0 if t.state.stopping else 1))
 
 
-POLICIES: tuple[Callable[[Turn], None], ...] = (_stop, _overdue, _boot, _judge, _staff, _leave, _confirm, _next)
+POLICIES: tuple[Callable[[Turn], None], ...] = (
+    _stop,
+    _overdue,
+    _boot,
+    _judge,
+    _staff,
+    companions.accompany,
+    _leave,
+    _confirm,
+    _next,
+)

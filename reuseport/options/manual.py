@@ -52,9 +52,17 @@ def _entry(option: Option, width: int) -> str:
     metavar = option.metavar or option.kind.metavar
     if option.positional:
         head = metavar
+    elif option.where == {FILE}:
+        head = f"[[{option.name}]]"
     else:
         head = ", ".join((*option.flags, option.flag)) + (f" {metavar}" if metavar else "")
-    return f"  {head}\n{_wrap(option.help, width, '      ')}\n{_wrap(_facts(option), width, '      ')}"
+    entry = f"  {head}\n{_wrap(option.help, width, '      ')}\n{_wrap(_facts(option), width, '      ')}"
+    return "\n".join([entry, *(_key(key, width) for key in option.keys)])
+
+
+def _key(key: Option, width: int) -> str:
+    text = _wrap(f"{key.help} {_facts(key)}", width, "          ")
+    return f"      {key.name} = {key.kind.metavar or 'true|false'}\n{text}"
 
 
 def _facts(option: Option) -> str:
@@ -67,7 +75,7 @@ def _facts(option: Option) -> str:
     else:
         default = str(option.kind.show(option.default))
     facts = [f"Default: {default}" + (f" ({option.unit})." if option.unit else ".")]
-    if option.where != {FLAG}:
+    if option.where & {ENVIRONMENT} or option.where > {FILE}:
         names = []
         if ENVIRONMENT in option.where:
             names.append(f"Variable {' or '.join((option.variable, *option.fallbacks))}")
