@@ -76,6 +76,14 @@ def render(status: Mapping[str, Any], now: float, width: int | None = WIDTH) -> 
     workers = [worker for one in generations for worker in _list(one, "workers")]
     if workers:
         blocks.append(_workers(workers))
+    companions = [
+        companion
+        for one in generations
+        for companion in _list(one, "companions")
+        if companion.get("pid") or one.get("state") in ("booting", "serving", "canary")
+    ]
+    if companions:
+        blocks.append(_companions(companions))
     waiting = [line for one in generations for line in _waits_for(one)]
     if waiting:
         blocks.append(waiting)
@@ -201,6 +209,21 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> list[str]:
     return table(head, rows, frozenset({"WORKER", "STATE"}))
 
 
+def _companions(companions: Sequence[Mapping[str, Any]]) -> list[str]:
+    head = ("COMPANION", "PID", "STATE", "AGE", "RESTARTS")
+    rows = []
+    for one in companions:
+        process = (str(one["pid"]), duration(one.get("age"))) if one.get("pid") else (ABSENT, ABSENT)
+        state = str(one.get("state", ABSENT))
+        rows.append((str(one.get("id", ABSENT)), process[0], state, process[1], str(one.get("restarts", ABSENT))))
+    why = [
+        f"companion {one.get('id')} {'ended: it' if one.get('state') == 'ended' else 'waits:'} {one['why']}"
+        for one in companions
+        if one.get("why") and not one.get("pid")
+    ]
+    return [*table(head, rows, frozenset({"COMPANION", "STATE"})), *why]
+
+
 def _waits_for(generation: Mapping[str, Any]) -> list[str]:
     """What a drain waits for, one line and one more for each job; of a generation that does not drain, its jobs."""
     waits = _dict(generation, "waits_for")
@@ -216,9 +239,12 @@ def _waits_for(generation: Mapping[str, Any]) -> list[str]:
         _count(waits.get("connections"), "connection"),
         _count(len(jobs), "job"),
     ]
+    companions = _list(waits, "companions")
+    parts.append(_count(len(companions), "companion"))
     said = ", ".join(part for part in parts if part) or "its processes to end"
     begin = f"generation {generation.get('number')} waits for "
-    return [begin + said, *(f"  job {_job(job)}" for job in jobs)]
+    lines = [*(f"  job {_job(job)}" for job in jobs), *(f"  companion {one}" for one in companions)]
+    return [begin + said, *lines]
 
 
 def _job(job: Any) -> str:
@@ -298,7 +324,7 @@ def _print(text: str) -> None:
                     r"\b(?P<good>running|serving|ready|serves)\b",
                     r"\b(?P<going>draining|ending|stopping|booting|starting)\b",
                     r"\b(?P<bad>blocked|failed)\b",
-                    r"(?m)^(?P<head>(GENERATION|WORKER) .*)$",
+                    r"(?m)^(?P<head>(GENERATION|WORKER|COMPANION) .*)$",
                 )
 
             theme = Theme({"good": "green", "going": "yellow", "bad": "bold red", "head": "dim"})

@@ -86,7 +86,8 @@ def _leave(t: Turn, key: Key, c: Companion) -> None:
     if c.kill_at is not None and t.now >= c.kill_at:
         t.put_companion(key, state=KILLED, kill_at=None)
         t.do(ev.Kill(key))
-        t.note("warning", f"{_name(key, c)} did not end within {t.now - c.since:.1f} s of its stop signal: it is killed")
+        late = f"{t.now - c.since:.1f} s after its stop signal"
+        t.note("warning", f"{_name(key, c)} is killed: it had not ended {late}")
 
 
 def _may_run(state: Cluster, g: Generation, c: Companion) -> bool:

@@ -49,6 +49,7 @@ class Process:
     channel: Channel | None = None
     row: int = -1
     started: float = 0.0  # monotonic seconds
+    clean: bool = False  # it has exited with status 0
     asked_again: int = 0  # how often its exit status was not to be had yet
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
 
@@ -212,6 +213,7 @@ class Processes:
         if process.pidfd != -1:
             os.close(process.pidfd)
             process.pidfd = -1
+        process.clean = info is not None and info.si_code == os.CLD_EXITED and info.si_status == 0
         how = in_words(info)
         # What it said before it died counts before its death does.
         self._on_exit(process, how)

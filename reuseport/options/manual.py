@@ -11,7 +11,7 @@ from typing import Any
 from reuseport.options import kinds
 from reuseport.options.arguments import one_line
 from reuseport.options.settings import DEFAULT, Settings
-from reuseport.options.table import ENVIRONMENT, FILE, FLAG, OPTIONS, Option
+from reuseport.options.table import ENVIRONMENT, FILE, OPTIONS, Option
 
 
 def manual(options: Sequence[Option], usage: str, about: str, width: int = 80) -> str:

@@ -516,7 +516,7 @@ class Audit:
         assert key not in self.company and g.release.canary is None and not after.stopping
         assert g.state in ((SERVING,) if terms.exclusive else (WARMING, OPENING, SERVING))
         places = {w.place for n, w in g.workers.items() if Key(g.number, n) in self.ready - self.gone}
-        assert g.state != WARMING or places >= set(range(g.wanted)), f"{key} was started before its generation was ready"
+        assert g.state != WARMING or places >= set(range(g.wanted)), f"{key} began before its generation was ready"
         twins = [other for other, its in self.company.items() if its.name == terms.name and its.processes == 1]
         assert not terms.exclusive or not twins, f"{key} was started beside {twins}"
         self.company[key] = terms
