@@ -4,8 +4,8 @@ One begins when its generation is ready, before the old one is told to go, so th
 start can still fail and change nothing. It gets its one stop signal when its generation begins to drain, which ends
 only when it has. In between it is started again when it ends by itself, as far as its terms say so.
 
-An exclusive one begins later: when its generation serves, and the last of its name has ended. A canary has none: what
-they take from a queue would be everybody's.
+An exclusive one begins later: when its generation serves, and the last of its name has ended. A canary has none until
+it is promoted: what they take from a queue would be everybody's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import replace
 from reuseport.core import events as ev
 from reuseport.core.model import (
     ALIVE,
+    CANARY,
     DRAINING,
     ENDED,
     ENDING,
@@ -45,8 +46,7 @@ LEAVING_STATES = frozenset({DRAINING, STANDBY, ENDING})
 
 def settled(g: Generation) -> bool:
     """Whether the companions hold up the release no longer."""
-    waited_for = [c for c in g.companions.values() if not c.terms.exclusive]
-    return g.release.canary is not None or all(c.state in (RUNNING, ENDED) for c in waited_for)
+    return all(c.state in (RUNNING, ENDED) for c in g.companions.values() if not c.terms.exclusive)
 
 
 def late(g: Generation) -> list[str]:
@@ -63,7 +63,7 @@ def accompany(t: Turn) -> None:
     for g in list(t.state.generations.values()):
         for number, c in g.companions.items():
             key = Key(g.number, number)
-            if g.state in LEAVING_STATES:
+            if _goes(g) or c.state == STOPPING:
                 _leave(t, key, c)
             elif c.state == YOUTH and t.now >= c.since + c.terms.ready_after:
                 t.put_companion(key, state=RUNNING)
@@ -73,7 +73,7 @@ def accompany(t: Turn) -> None:
 
 
 def _leave(t: Turn, key: Key, c: Companion) -> None:
-    if c.state == WAITING:
+    if c.state == WAITING and t.state.generations[key.generation].state != CANARY:
         c = t.put_companion(key, state=ENDED)
     elif c.state in (YOUTH, RUNNING):
         limit = c.terms.stop_timeout
@@ -90,12 +90,25 @@ def _leave(t: Turn, key: Key, c: Companion) -> None:
         t.note("warning", f"{_name(key, c)} is killed: it had not ended {late}")
 
 
+def _goes(g: Generation) -> bool:
+    """Whether it has no companions any more: it leaves, or is a canary that is not promoted after all."""
+    return g.state in LEAVING_STATES or (g.state == CANARY and g.promote_by is None)
+
+
+def not_promoted(t: Turn, g: Generation, why: str) -> None:
+    """The canary stays one; whoever asked hears why."""
+    text = f"generation {g.number} was not promoted: {why}"
+    t.answer(g.askers, False, g.number, text)
+    t.put(replace(g, askers=(), promote_by=None))
+    t.do(ev.Note("error", text, silent=True))
+
+
 def _may_run(state: Cluster, g: Generation, c: Companion) -> bool:
     """Whether it may be started, but for the time at which it may."""
-    if g.release.canary is not None:
+    if g.release.canary is not None and g.promote_by is None:
         return False
     if not c.terms.exclusive:
-        return g.state in (OPENING, SERVING) or (g.state == WARMING and ready(g))
+        return g.state in (CANARY, OPENING, SERVING) or (g.state == WARMING and ready(g))
     others = (o for n, other in state.generations.items() if n != g.number for o in other.companions.values())
     return g.state == SERVING and not any(o.terms.name == c.terms.name and o.state in ALIVE for o in others)
 
@@ -126,7 +139,7 @@ def started(t: Turn, event: ev.Started) -> None:
         if event.error != c.why:
             t.note("warning", f"{_name(key, c)} is not started yet: {event.error}")
         t.put_companion(key, state=WAITING, why=event.error, start_after=t.now + AGAIN)
-    elif g.state in LEAVING_STATES:
+    elif _goes(g):
         # It has not executed anything: there is nothing to finish, and nobody who would hear a signal.
         t.put_companion(key, state=KILLED, pid=event.pid, since=t.now, why="")
         t.do(ev.Kill(key))
@@ -144,8 +157,8 @@ def exited(t: Turn, event: ev.Exited) -> None:
         return
     ran = t.now - c.since
     gone = {"pid": 0, "kill_at": None, "why": event.how}
-    if g.state in LEAVING_STATES:
-        t.put_companion(key, state=ENDED, **gone)
+    if _goes(g) or c.state in (STOPPING, KILLED):
+        t.put_companion(key, state=WAITING if g.state == CANARY else ENDED, **gone)
         after = f", {ran:.1f} s after its stop signal" if c.state == STOPPING else ""
         t.note("info", f"{_name(key, c)} {event.how}{after}")
         return
@@ -155,6 +168,9 @@ def exited(t: Turn, event: ev.Exited) -> None:
     if g.state == WARMING and level == "error":
         t.put_companion(key, state=ENDED, **gone)
         t.fail(t.state.generations[g.number], text)
+    elif g.state == CANARY and level == "error":
+        t.put_companion(key, state=WAITING, **gone)
+        not_promoted(t, t.state.generations[g.number], text)
     elif not again:
         t.put_companion(key, state=ENDED, **gone)
         t.note(level, f"{text}; it is not started again (restart = {c.terms.restart!r})")

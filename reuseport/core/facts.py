@@ -84,11 +84,7 @@ def _promote_asked(t: Turn, event: ev.PromoteAsked) -> None:
         # A boot whose workers have all died has failed; this one still has its tenants, and new workers on their way.
         t.answer(askers, False, 0, f"generation {g.number} has no worker that serves just now; nothing has changed")
     else:
-        release = replace(g.release, canary=None)
-        deadline = t.now + release.boot_timeout
-        g = t.move(g, "promoted", release=release, askers=g.askers + askers, success="", deadline=deadline)
-        for number, w in g.having(READY, TOLD, ACCEPTING).items():
-            t.accept(Key(g.number, number), w)
+        t.put(replace(g, askers=g.askers + askers, success="", promote_by=t.now + g.release.boot_timeout))
 
 
 def _started(t: Turn, event: ev.Started) -> None:

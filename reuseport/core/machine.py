@@ -60,6 +60,7 @@ def wake_at(state: Cluster) -> float | None:
             if g.pinned and not state.stopping and g.zygote and g.zygote.loaded and not g.zygote.leaving:
                 times += [g.fork_after] if attendance(g).short else []
             times += [w.since + g.release.boot_timeout for w in g.having(FORKING, STARTING, READY).values()]
+        times += [] if g.promote_by is None else [g.promote_by]
         times += companions.due(state, g)
         times += [w.kill_at for w in g.workers.values() if w.kill_at is not None]
         if g.zygote is not None and g.zygote.kill_at is not None:

@@ -242,6 +242,7 @@ class Generation:
     donor: int = 0  # the generation whose zygote its own is a copy of, until that has begun
     crashes: int = 0  # workers and companions that crashed while it was on probation
     verdict: str = ""  # why it is to be taken back, or was
+    promote_by: float | None = None  # a canary is being promoted: by then its companions have to have begun
     pinned: bool = False  # somebody is kept here: while it drains, some of its workers attend
 
     @property

@@ -121,12 +121,33 @@ def _boot_overdue(t: Turn, g: Generation) -> None:
         t.quit(Key(g.number, ZYGOTE), ev.Abort)
 
 
+def _promote(t: Turn) -> None:
+    """A canary's companions begin before everybody gets it; if they do not, nobody does, and it is tried out further."""
+    for g in list(t.state.generations.values()):
+        by = g.promote_by
+        if by is None:
+            continue
+        if t.state.stopping:
+            companions.not_promoted(t, g, "the server is stopping")
+        elif t.state.booting is not None or g.state != CANARY:
+            companions.not_promoted(t, g, "a newer release is on its way")
+        elif companions.settled(g) and g.having(READY, TOLD, ACCEPTING):
+            release = replace(g.release, canary=None)
+            g = t.move(g, "promoted", release=release, deadline=t.now + release.boot_timeout, promote_by=None)
+            for number, w in g.having(READY, TOLD, ACCEPTING).items():
+                t.accept(Key(g.number, number), w)
+        elif t.now >= by:
+            late = companions.late(g) or ["no worker of it serves"]
+            limit = f"{g.release.boot_timeout:g} s (--boot-timeout)"
+            companions.not_promoted(t, g, f"not everything had started within {limit}: {', '.join(late)}")
+
+
 def _boot(t: Turn) -> None:
     """From loaded to serving, one gate after the other."""
     g = t.state.booting
     if g is None or t.state.stopping:
         return
-    if g.state == WARMING and ready(g) and companions.settled(g):
+    if g.state == WARMING and ready(g) and (g.release.canary is not None or companions.settled(g)):
         g = t.move(g, "all ready")
         for number, w in g.having(READY).items():
             t.accept(Key(g.number, number), w)
@@ -376,6 +397,7 @@ def _next(t: Turn) -> None:
 
 
 POLICIES: tuple[Callable[[Turn], None], ...] = (
+    _promote,
     _stop,
     _overdue,
     _boot,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 from collections import deque
 
@@ -31,6 +32,10 @@ def _find_fallocate() -> ctypes._NamedFuncPointer:  # type: ignore[name-defined]
 _fallocate = _find_fallocate()
 
 
+def _text(line: bytes) -> str:
+    return line.decode(errors="backslashreplace")
+
+
 class Output:
     """`path` is created if it is not there, for the user `uid` where that is not None. OSError where it cannot be."""
 
@@ -41,10 +46,12 @@ class Output:
         if uid is not None:
             os.fchown(self._fd, uid, -1)
         self._rest = b""  # of a line whose end has not been printed yet
+        self._offset = 0
         try:
             self._offset = os.lseek(self._fd, 0, os.SEEK_DATA)
-        except OSError:
-            self._offset = os.fstat(self._fd).st_size  # ENXIO: nothing but a hole
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole
+                self._offset = os.fstat(self._fd).st_size
         self._resumed = True  # what is left of a page that was cut in its middle reads as NULs
 
     def writer(self) -> int:
@@ -52,8 +59,21 @@ class Output:
         return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     def news(self, *, end: bool = False) -> list[str]:
-        """The lines that have been printed since the last call. `end`: nothing more comes, so the last line is one."""
+        """The lines that have been printed since the last call, as far as they are copied at once.
+
+        `end`: nothing more comes, so all of it is, and what has no end of its own is a line.
+        """
         lines: list[str] = []
+        while self._read(lines) and end:
+            pass
+        if end and self._rest:
+            lines.append(_text(self._rest))
+            self._rest = b""
+        self.last.extend(lines)
+        return lines
+
+    def _read(self, lines: list[str]) -> bool:
+        """Read once; False if there is nothing more."""
         size = os.fstat(self._fd).st_size
         if size < self._offset:
             self._offset = 0  # somebody has truncated it
@@ -66,12 +86,11 @@ class Output:
         if self._resumed and data:
             data, self._resumed = data.lstrip(b"\0"), False
         *whole, self._rest = (self._rest + data).split(b"\n")
-        if self._rest and (end or len(self._rest) > LONGEST):
+        if len(self._rest) > LONGEST:
             whole.append(self._rest)
             self._rest = b""
-        lines += [line.decode(errors="backslashreplace") for line in whole]
-        self.last.extend(lines)
-        return lines
+        lines += map(_text, whole)
+        return bool(data)
 
     def _cut(self, offset: int, size: int) -> None:
         """What lies before `offset` has been read."""

@@ -126,7 +126,6 @@ def companions(tell: Tell, seconds: float = 60.0, releases: int = 3) -> Result:
             30,
             "end the old generations",
         )
-        drained = time.monotonic()
         account = rounds.finish()
         log = Path(rounds.server.log).read_text(errors="replace")
         beats, ends = rounds.lines("beats"), rounds.lines("beat no more")
@@ -150,8 +149,6 @@ def companions(tell: Tell, seconds: float = 60.0, releases: int = 3) -> Result:
     signals = log.count(".huey got its INT")
     heard = log.count("Received SIGINT")
     result.add("stop signals", f"{signals} sent, {heard} heard", str(releases), signals == heard == releases)
-    after = drained - max(task.ended[0]["at"] for task in long[:-1] if task.ended)
-    result.add("drained after the last old task", f"within {max(0.0, after):.1f} s", "told", True)
     twice = [beat for beat, end in zip(beats[1:], ends, strict=False) if beat["at"] < end["at"]]
     gaps = [beat["at"] - end["at"] for beat, end in zip(beats[1:], ends, strict=False)]
     figure = f"{len(beats)} in turn, gaps up to {max(gaps, default=0):.1f} s"

@@ -218,9 +218,21 @@ def test_a_canary_has_none_until_everybody_gets_it(serve):
     start(server, mail="")
     assert server.release("--canary", "acme").exit == 0
     assert companion(server, "2.mail")["state"] == "waiting"
+    assert not events(server, generation=2)
     assert server.cli("promote").exit == 0
     await_event(server, what="begins", generation=2)
     await_event(server, what="signalled", generation=1)
+
+
+def test_a_canary_whose_companion_does_not_begin_is_not_promoted(serve):
+    server = start(serve("--tenant", "header:X-Tenant"), mail="")
+    declare(server, mail="command = 'celry'; ready_after = 10")
+    assert server.release("--canary", "acme").exit == 0
+    outcome = server.cli("promote")
+    assert outcome.exit == 1
+    assert "generation 2 was not promoted: companion 2.mail cannot execute 'celry'" in outcome.err
+    assert [g["state"] for g in server.status()["generations"]] == ["serving", "canary"]
+    assert not events(server, what="signalled")
 
 
 # --- only once --------------------------------------------------------------------------------------------------------

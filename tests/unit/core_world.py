@@ -313,6 +313,8 @@ class Audit:
                 assert fit >= set(range(g.wanted)), f"generation {number} opened before all its workers were ready"
                 self._check_accompanied(g, now)
                 self.opened.add(number)
+            if was == CANARY and g.state in (OPENING, SERVING):
+                self._check_accompanied(g, now)
             if was != SERVING and g.state == SERVING:
                 assert any(key.generation == number for key in self.accepting), "it serves, and nobody accepts"
                 assert number not in self.served and number > max(self.served, default=0)
@@ -513,8 +515,9 @@ class Audit:
         """Only for a generation that is ready, and stays; an exclusive one only when no other of its name lives."""
         g = after.generations[key.generation]
         terms = g.companions[key.number].terms
-        assert key not in self.company and g.release.canary is None and not after.stopping
-        assert g.state in ((SERVING,) if terms.exclusive else (WARMING, OPENING, SERVING))
+        assert key not in self.company and not after.stopping
+        assert g.release.canary is None or g.promote_by is not None, f"{key} belongs to a canary"
+        assert g.state in ((SERVING,) if terms.exclusive else (WARMING, CANARY, OPENING, SERVING))
         places = {w.place for n, w in g.workers.items() if Key(g.number, n) in self.ready - self.gone}
         assert g.state != WARMING or places >= set(range(g.wanted)), f"{key} began before its generation was ready"
         twins = [other for other, its in self.company.items() if its.name == terms.name and its.processes == 1]
@@ -532,7 +535,9 @@ class Audit:
         """One stop signal for each process, when its generation leaves."""
         assert key in self.went, f"{key} has not begun"
         assert key not in self.stopped, f"{key} was signalled twice"
-        assert after.generations[key.generation].state in (DRAINING, ENDING), f"{key} has no reason to stop"
+        g = after.generations[key.generation]
+        given_up = g.state == CANARY and g.promote_by is None
+        assert g.state in (DRAINING, ENDING) or given_up, f"{key} has no reason to stop"
 
     def _check_kill(self, key: Key, event: ev.Event, after: Cluster, now: float) -> None:
         """SIGKILL is for who has had the time that was set, for a quick stop, and for who has not begun."""

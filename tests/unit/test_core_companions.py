@@ -302,8 +302,48 @@ def test_a_canary_has_none_until_it_is_promoted(serving):
     serving.accept((2, 1))
     assert serving.states == {1: SERVING, 2: CANARY} and state(serving, first(2)) == WAITING
     assert serving.after(3600) == []
-    assert ev.Launch(first(2)) in serving.tell(ev.PromoteAsked())
+    assert serving.tell(ev.PromoteAsked()) == [ev.Launch(first(2))]
+    begin(serving, first(2))
+    assert serving.after(1.0) == [ev.Accept(Key(2, 1), (0,))]
     assert ev.Stop(MAIL) in serving.accept((2, 1))
+
+
+@pytest.fixture
+def trial(serving) -> Story:
+    """Generation 2 is on trial beside 1."""
+    serving.release(canary={"tenants": ["acme"]})
+    staffed(serving, 2)
+    serving.accept((2, 1))
+    return serving
+
+
+def test_a_canary_whose_companion_does_not_begin_stays_one(trial):
+    trial.tell(ev.PromoteAsked(Asker("me")))
+    begin(trial, first(2))
+    trial.tell(ev.Exited(first(2), "exited with status 1"))
+    assert trial.states == {1: SERVING, 2: CANARY}
+    assert trial.audit.answers["me"].text == (
+        "generation 2 was not promoted: companion 2.mail exited with status 1 0.0 s after its start"
+    )
+    assert trial.after(3600) == [] and state(trial, MAIL) == RUNNING
+    assert trial.tell(ev.PromoteAsked()) == [ev.Launch(first(2))], "once more"
+
+
+def test_a_promotion_that_a_release_overtakes_is_none_and_its_companions_go(trial):
+    trial.tell(ev.PromoteAsked(Asker("me")))
+    begin(trial, first(2))
+    assert ev.Stop(first(2)) in trial.release()
+    assert not trial.audit.answers["me"].ok
+    trial.tell(ev.Exited(first(2), "exited", clean=True))
+    assert state(trial, first(2)) == WAITING
+
+
+def test_a_promotion_ends_at_its_deadline(trial):
+    trial.tell(ev.PromoteAsked(Asker("me")))
+    while "me" not in trial.audit.answers:
+        trial.tell(ev.Started(first(2), error="no process for it"))
+        trial.sleep()
+    assert trial.audit.answers["me"].text.endswith("within 120 s (--boot-timeout): 2.mail (no process for it)")
 
 
 def test_a_rollback_brings_back_the_companions_of_that_version(serving):

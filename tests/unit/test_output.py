@@ -53,6 +53,12 @@ def test_what_was_copied_takes_no_room(path: str) -> None:
     assert Path(path).stat().st_blocks * 512 <= 2 * PAGE
 
 
+def test_in_the_end_all_of_it_is_copied(path: str) -> None:
+    one = Output(path)
+    write(one, b"line\n" * (NEWS // 2) + b"last")
+    assert one.news(end=True) == ["line"] * (NEWS // 2) + ["last"]
+
+
 def test_too_much_at_once_is_given_up_and_said(path: str) -> None:
     one = Output(path)
     write(one, b"old\n" * (BACKLOG // 4 + 1))
