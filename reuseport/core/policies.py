@@ -122,7 +122,7 @@ def _boot_overdue(t: Turn, g: Generation) -> None:
 
 
 def _promote(t: Turn) -> None:
-    """A canary's companions begin before everybody gets it; if they do not, nobody does, and it is tried out further."""
+    """A canary's companions begin before everybody gets it; if they do not, it stays a canary."""
     for g in list(t.state.generations.values()):
         by = g.promote_by
         if by is None:
