@@ -291,7 +291,7 @@ class Abort:
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL; a companion's whole process group gets it."""
+    """SIGKILL; whomever a companion has started gets it, too."""
 
     key: Key
 

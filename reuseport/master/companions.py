@@ -29,6 +29,7 @@ from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.output import Output
 from reuseport.master.processes import Process, Processes
+from reuseport.master.roster import start_time
 
 FOLLOW = 0.2  # seconds between two looks at what they print
 WORDS = 4096  # bytes that a fork may say of why it could not execute its command
@@ -88,15 +89,15 @@ class Companions:
         self._log.write("info", f"companion {key.generation}.{companion.label} got its {name}, and is waited for")
 
     def kill(self, key: Key) -> None:
-        """End it with everybody whom it has started."""
+        """End it with everybody whom it has started; who comes between the two is ended when it has."""
         process = self._processes.get(key)
         if process is not None and self._processes.signal(key, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _end_session(process.pid)
 
     def ended(self, process: Process) -> str:
         """Clear up after it. Returns why its command was not executed, "" if it was."""
-        self._end_the_rest(process.pid)
+        if not start_time(process.pid):  # else the number is another process's by now
+            _end_session(process.pid)
         self._copy_news(process.key, end=True)
         if (lock := self._locks.pop(process.key, -1)) != -1:
             os.close(lock)
@@ -170,17 +171,15 @@ class Companions:
             raise LockTaken from None
         return fd
 
-    def _end_the_rest(self, pid: int) -> None:
-        """Whom it has left behind in its process group.
 
-        They are this process's children by now, its subreaper's, so waitid(2) knows whether there are any; the number
-        alone could by now be that of another group.
-        """
-        if any(process.pid == pid for process in self._processes.all() if process.pidfd != -1):
-            return
-        with contextlib.suppress(ChildProcessError, ProcessLookupError):
-            os.waitid(os.P_PGID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            os.killpg(pid, signal.SIGKILL)
+def _end_session(leader: int) -> None:
+    """SIGKILL to everybody in the session but its leader. Not by process group: RQ gives each job one of its own."""
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == leader:
+            continue
+        with contextlib.suppress(OSError):  # it has gone meanwhile
+            if os.getsid(int(entry)) == leader:
+                os.kill(int(entry), signal.SIGKILL)
 
 
 def declaration(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:

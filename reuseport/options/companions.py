@@ -92,7 +92,7 @@ KEYS: tuple[Option, ...] = (
     ),
     Option(
         "stop_timeout", kinds.SECONDS, 0.0, group="", where=frozenset(), unit="seconds", default_text="0, no limit",
-        help="SIGKILL follows then, to its whole process group.",
+        help="SIGKILL follows then, to it and to all that it has started.",
     ),
     Option(
         "env", Kind("TABLE", _environment, dict), {}, group="", where=frozenset(), default_text="none",

@@ -39,7 +39,8 @@ def main(stop: str = "TERM", status: str = "0") -> None:
         signal.signal(number, hear)
     child = None
     if os.environ.get("CHILD"):
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]).pid
+        # In a group of its own, as RQ does it.
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], process_group=0).pid
     tell(
         "begins",
         directory=os.getcwd(),

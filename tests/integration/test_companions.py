@@ -308,7 +308,7 @@ def test_a_stop_waits_for_it_and_a_second_one_does_not(serve):
     assert events(server, what="signalled")[-1]["times"] == 1, "one signal, and then SIGKILL"
 
 
-def test_after_stop_timeout_its_whole_group_is_killed(serve):
+def test_after_stop_timeout_it_is_killed_with_all_that_it_has_started(serve):
     server = start(serve(), mail="env = {CHILD = '1'}; stop_timeout = 0.3")
     (one,) = events(server, what="begins")
     release(server, "--wait", "drained")

@@ -182,6 +182,8 @@ def test_one_that_drains_is_not_started_again_however_it_ended(serving):
     assert serving.tell(ev.Exited(MAIL, "was killed by SIGSEGV")) == []
     assert state(serving, MAIL) == ENDED
     assert serving.after(3600) == []
+    assert "companion 1.mail was killed by SIGSEGV, 0.0 s after its stop signal" in serving.notes
+    assert not any("started again" in text for text in serving.notes)
 
 
 def test_after_stop_timeout_it_is_killed_and_the_log_says_so():
