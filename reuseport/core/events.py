@@ -34,7 +34,7 @@ class PromoteAsked:
 
 @dataclass(frozen=True)
 class Started:
-    """The zygote runs (its pid); or it could not even be started (`error`)."""
+    """The zygote or companion runs (its pid); or it could not even be started (`error`)."""
 
     key: Key
     pid: int = 0
@@ -126,10 +126,11 @@ class Pinned:
 
 @dataclass(frozen=True)
 class Exited:
-    """A process is gone. `how` says it in words, as in "was killed by SIGKILL"."""
+    """A process is gone. `how` says it in words, as in "was killed by SIGKILL"; `clean`: with status 0."""
 
     key: Key
     how: str = "exited"
+    clean: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class StopAsked:
 
 @dataclass(frozen=True)
 class Survivor:
-    """A process that outlived its master: a worker in `state` at `place`, or a loaded zygote."""
+    """A process that outlived its master: a worker in `state` at `place`, a loaded zygote, or a companion."""
 
     key: Key
     pid: int
@@ -175,6 +176,7 @@ class Adopted:
     slots: int
     forked: Mapping[int, int] = field(default_factory=dict)  # generation -> the highest worker number given out
     otherwise: Release | None = None
+    ended: tuple[Key, ...] = ()  # companions that had ended for good
 
 
 Event = (
@@ -258,6 +260,27 @@ class Bequeath:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """Prepare a companion's process, which executes nothing before it is told to go."""
+
+    key: Key
+
+
+@dataclass(frozen=True)
+class Go:
+    """Its process is known, to a next master too: let it execute its command."""
+
+    key: Key
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Give a companion its stop signal. It gets no second one."""
+
+    key: Key
+
+
+@dataclass(frozen=True)
 class Quit:
     """End at once, in an orderly way if it can."""
 
@@ -273,6 +296,8 @@ class Abort:
 
 @dataclass(frozen=True)
 class Kill:
+    """SIGKILL; whomever a companion has started gets it, too."""
+
     key: Key
 
 
@@ -330,6 +355,9 @@ Command = (
     | Attend
     | Drain
     | Bequeath
+    | Launch
+    | Go
+    | Stop
     | Quit
     | Abort
     | Kill

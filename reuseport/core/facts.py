@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from reuseport.core import companions
 from reuseport.core import events as ev
 from reuseport.core.model import (
     ACCEPTING,
@@ -33,7 +34,6 @@ from reuseport.core.model import (
     WORKING,
     ZYGOTE,
     Generation,
-    Key,
     Worker,
     Zygote,
 )
@@ -83,15 +83,13 @@ def _promote_asked(t: Turn, event: ev.PromoteAsked) -> None:
         # A boot whose workers have all died has failed; this one still has its tenants, and new workers on their way.
         t.answer(askers, False, 0, f"generation {g.number} has no worker that serves just now; nothing has changed")
     else:
-        trial, release = g.release.canary, replace(g.release, canary=None)
-        deadline = t.now + release.boot_timeout
-        everybody = g.askers + askers
-        g = t.move(g, "promoted", release=release, trial=trial, askers=everybody, success="", deadline=deadline)
-        for number, w in g.having(READY, TOLD, ACCEPTING).items():
-            t.accept(Key(g.number, number), w)
+        t.put(replace(g, askers=g.askers + askers, success="", promote_by=t.now + g.release.boot_timeout))
 
 
 def _started(t: Turn, event: ev.Started) -> None:
+    if event.key.is_companion:
+        companions.started(t, event)
+        return
     g = t.generation(event.key.generation)
     if g is None or g.zygote is None:
         if not event.error:
@@ -221,6 +219,9 @@ def _pinned(t: Turn, event: ev.Pinned) -> None:
 
 
 def _exited(t: Turn, event: ev.Exited) -> None:
+    if event.key.is_companion:
+        companions.exited(t, event)
+        return
     g = t.generation(event.key.generation)
     if g is None:
         return
@@ -313,9 +314,17 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
     for one in event.survivors:
         number = one.key.generation
         g = t.generation(number) or Generation(
-            number, one.release, one.release.workers, DRAINING, since=t.now, born=t.now
+            number,
+            one.release,
+            one.release.workers,
+            DRAINING,
+            since=t.now,
+            born=t.now,
+            companions=companions.seats_left(one.release, number, event.ended),
         )
-        if one.key.number == ZYGOTE:
+        if one.key.is_companion:
+            g = companions.adopt(g, one, t.now)
+        elif one.key.number == ZYGOTE:
             # It counts as loaded when it has said hello: before that nothing can be asked of it.
             g = replace(g, zygote=Zygote(one.pid), deadline=t.now + one.release.boot_timeout)
         else:

@@ -10,11 +10,13 @@ The rules that must hold whatever happens, and which the tests drive through arb
 - a slot with a serving generation always has an acceptor, or one on its way;
 - no old worker gets SIGTERM because of a release before every worker of the new generation is ready;
 - a failed release changes nothing about the generations that served before it;
+- a companion gets one stop signal, when its generation leaves, and an exclusive one never runs beside another;
 - every release ends, and every drain ends when its workers have.
 """
 
 from __future__ import annotations
 
+from reuseport.core import companions
 from reuseport.core import events as ev
 from reuseport.core.facts import HANDLERS
 from reuseport.core.model import DRAINING, FORKING, READY, SERVING, STAFFED, STANDBY, STARTING, Cluster
@@ -58,6 +60,8 @@ def wake_at(state: Cluster) -> float | None:
             if g.pinned and not state.stopping and g.zygote and g.zygote.loaded and not g.zygote.leaving:
                 times += [g.fork_after] if attendance(g).short else []
             times += [w.since + g.release.boot_timeout for w in g.having(FORKING, STARTING, READY).values()]
+        times += [] if g.promote_by is None else [g.promote_by]
+        times += companions.due(state, g)
         times += [w.kill_at for w in g.workers.values() if w.kill_at is not None]
         if g.zygote is not None and g.zygote.kill_at is not None:
             times.append(g.zygote.kill_at)

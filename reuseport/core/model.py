@@ -32,12 +32,15 @@ ZYGOTE = 0
 # Numbers from here on are those of jobs' processes: this and the pid. No worker ever gets so far, and nobody has to
 # count them, so a zygote that starts again, or a master that comes later, gives none out twice.
 FIRST_JOB = 1 << 32
+# And from here on those of companions, in the order in which they were declared.
+FIRST_COMPANION = 1 << 33
 
 
 class Key(NamedTuple):
     """Names a process: worker 2 of generation 7 is (7, 2), shown as 7.2. Number 0 is the generation's zygote.
 
-    The process of a job whose pid is 4711 is (7, FIRST_JOB + 4711), shown as 7.j4711.
+    The process of a job whose pid is 4711 is (7, FIRST_JOB + 4711), shown as 7.j4711; the first companion's is
+    (7, FIRST_COMPANION), shown as 7.c0.
     """
 
     generation: int
@@ -45,9 +48,15 @@ class Key(NamedTuple):
 
     @property
     def is_job(self) -> bool:
-        return self.number >= FIRST_JOB
+        return FIRST_JOB <= self.number < FIRST_COMPANION
+
+    @property
+    def is_companion(self) -> bool:
+        return self.number >= FIRST_COMPANION
 
     def __str__(self) -> str:
+        if self.is_companion:
+            return f"{self.generation}.c{self.number - FIRST_COMPANION}"
         return f"{self.generation}.{f'j{self.number - FIRST_JOB}' if self.is_job else self.number}"
 
 
@@ -93,6 +102,55 @@ NOWHERE = -1  # the place of a job's process: it owns no slot, and nobody replac
 YOUNG = frozenset({FORKING, STARTING, READY, TOLD})
 LIVELY = YOUNG | {ACCEPTING}
 
+# States of a companion.
+WAITING = "waiting"  # it has no process, and gets one when it may run
+LAUNCHED = "launched"  # a process was asked for
+YOUTH = "beginning"  # it runs, and has not run for long enough to count as started
+RUNNING = "running"
+STOPPING = "stopping"  # it has had its one stop signal
+KILLED = "killed"  # it has had its SIGKILL
+ENDED = "ended"  # it has no process, and gets none any more
+
+ALIVE = frozenset({LAUNCHED, YOUTH, RUNNING, STOPPING, KILLED})
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a companion keeps a generation company: what is decided by of all that was declared.
+
+    `restart`: after which ends it is started again, "always", "on-failure" or "never". `exclusive`: never beside
+    another of the same name. `stop_timeout`: seconds from the stop signal to SIGKILL, 0 for no limit. `ready_after`:
+    seconds that it must have run to count as started.
+    """
+
+    name: str
+    processes: int = 1
+    exclusive: bool = False
+    restart: str = "always"
+    stop_timeout: float = 0.0
+    ready_after: float = 1.0
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A command that belongs to a generation, or one of several processes of it. `copy` counts these from 1."""
+
+    terms: Terms
+    copy: int = 1
+    state: str = WAITING
+    pid: int = 0
+    since: float = 0.0  # when its process was started, or was told to stop
+    start_after: float = 0.0  # not before this time is it started
+    kill_at: float | None = None  # when SIGKILL follows
+    losses: int = 0  # ends in a row that came soon after a start
+    restarts: int = 0
+    why: str = ""  # why it waits, or how it ended
+
+    @property
+    def label(self) -> str:
+        """Its name, and which of several it is. No name has a colon in it."""
+        return self.terms.name if self.terms.processes == 1 else f"{self.terms.name}:{self.copy}"
+
 
 @dataclass(frozen=True)
 class Release:
@@ -112,6 +170,17 @@ class Release:
     probation: float = 0.0
     source: int = 0
     canary: Mapping[str, Any] | None = None
+    companions: tuple[Terms, ...] = ()
+
+    def __post_init__(self) -> None:
+        # What a roster or a history tells of is JSON.
+        terms = tuple(one if isinstance(one, Terms) else Terms(**one) for one in self.companions)
+        object.__setattr__(self, "companions", terms)
+
+    def seats(self) -> dict[int, Companion]:
+        """The companions of a generation that begins, by number: none of them has been started."""
+        each = (Companion(terms, copy) for terms in self.companions for copy in range(1, terms.processes + 1))
+        return {FIRST_COMPANION + index: companion for index, companion in enumerate(each)}
 
 
 @dataclass(frozen=True)
@@ -162,15 +231,18 @@ class Generation:
     zygote_after: float = 0.0  # not before this time is a lost zygote replaced
     zygote_losses: int = 0
     workers: Mapping[int, Worker] = field(default_factory=dict)
+    companions: Mapping[int, Companion] = field(default_factory=dict)
     forked: int = 0  # the highest worker number given out
     deaths: int = 0  # workers in a row that died young
     fork_after: float = 0.0  # not before this time is another one forked
     askers: tuple[Asker, ...] = ()
     failure: str = ""
+    reported: bool = False  # its failure has been recorded, and told to its askers
     success: str = ""  # what its askers will be told
     donor: int = 0  # the generation whose zygote its own is a copy of, until that has begun
-    crashes: int = 0  # workers that crashed while it was on probation
+    crashes: int = 0  # workers and companions that crashed while it was on probation
     verdict: str = ""  # why it is to be taken back, or was
+    promote_by: float | None = None  # a canary is being promoted: by then its companions have to have begun
     pinned: bool = False  # somebody is kept here: while it drains, some of its workers attend
     trial: Mapping[str, Any] | None = None  # its canary, while it is promoted and nobody has said that it accepts
 
@@ -199,12 +271,20 @@ class Generation:
         return {number: worker for number, worker in self.workers.items() if worker.state in states}
 
     @property
+    def company(self) -> dict[int, Companion]:
+        """The companions that have a process, by number."""
+        return {number: c for number, c in self.companions.items() if c.state in ALIVE}
+
+    @property
     def empty(self) -> bool:
-        return self.zygote is None and not self.workers
+        return self.zygote is None and not self.workers and not self.company
 
     def place_taken(self, place: int) -> bool:
         """Whether a worker stands, or is on its way, at this place and is not about to be replaced."""
         return any(w.place == place and w.state in LIVELY and not w.retiring for w in self.workers.values())
+
+    def with_companion(self, number: int, companion: Companion) -> Generation:
+        return replace(self, companions={**self.companions, number: companion})
 
     def with_worker(self, number: int, worker: Worker | None) -> Generation:
         workers = dict(self.workers)

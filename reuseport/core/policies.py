@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from reuseport.core import companions
 from reuseport.core import events as ev
 from reuseport.core.model import (
     ACCEPTING,
@@ -43,6 +44,7 @@ from reuseport.core.turn import (
     Turn,
     attendance,
     missing,
+    ready,
 )
 
 
@@ -107,8 +109,11 @@ def _boot_overdue(t: Turn, g: Generation) -> None:
     if g.state == LOADING:
         t.fail(g, f"the application was not imported within {limit}", ev.Abort)
     elif g.state == WARMING:
-        late = ", ".join(f"{g.number}.{n}" for n in sorted(g.having(FORKING, STARTING)))
-        t.fail(g, f"not every worker was ready within {limit}: {late}", ev.Abort)
+        late = [f"{g.number}.{n}" for n in sorted(g.having(FORKING, STARTING))]
+        text = f"not every worker was ready within {limit}: {', '.join(late)}"
+        if not late:
+            text = f"not every companion had started within {limit}: {', '.join(companions.late(g))}"
+        t.fail(g, text, ev.Abort)
     elif g.state == OPENING and not g.having(ACCEPTING):
         t.fail(g, f"no worker accepted within {limit}", ev.Abort)
     elif g.state == OPENING:
@@ -118,13 +123,34 @@ def _boot_overdue(t: Turn, g: Generation) -> None:
         t.quit(Key(g.number, ZYGOTE), ev.Abort)
 
 
+def _promote(t: Turn) -> None:
+    """A canary's companions begin before everybody gets it; if they do not, it stays a canary."""
+    for g in list(t.state.generations.values()):
+        by = g.promote_by
+        if by is None:
+            continue
+        if t.state.leaving:
+            companions.not_promoted(t, g, "the server is stopping")
+        elif t.state.booting is not None or g.state != CANARY:
+            companions.not_promoted(t, g, "a newer release is on its way")
+        elif companions.settled(g) and g.having(READY, TOLD, ACCEPTING):
+            trial, release = g.release.canary, replace(g.release, canary=None)
+            deadline = t.now + release.boot_timeout
+            g = t.move(g, "promoted", release=release, trial=trial, deadline=deadline, promote_by=None)
+            for number, w in g.having(READY, TOLD, ACCEPTING).items():
+                t.accept(Key(g.number, number), w)
+        elif t.now >= by:
+            late = companions.late(g) or ["no worker of it serves"]
+            limit = f"{g.release.boot_timeout:g} s (--boot-timeout)"
+            companions.not_promoted(t, g, f"not everything had started within {limit}: {', '.join(late)}")
+
+
 def _boot(t: Turn) -> None:
     """From loaded to serving, one gate after the other."""
     g = t.state.booting
     if g is None or t.state.stopping:
         return
-    staff = [w for w in g.workers.values() if not w.is_job]
-    if g.state == WARMING and all(w.state == READY for w in staff) and not missing(g):
+    if g.state == WARMING and ready(g) and (g.release.canary is not None or companions.settled(g)):
         g = t.move(g, "all ready")
         for number, w in g.having(READY).items():
             t.accept(Key(g.number, number), w)
@@ -207,7 +233,7 @@ def _judge(t: Turn) -> None:
     if g is None or t.state.stopping or not g.release.probation:
         return
     if not g.verdict and g.on_probation(t.now) and g.crashes >= CRASHES:
-        g = t.put(replace(g, verdict=f"{g.crashes} of its workers have crashed"))
+        g = t.put(replace(g, verdict=f"{g.crashes} of its processes have crashed"))
     if not g.verdict or t.state.booting is not None:
         return
     old = predecessor(t, g)
@@ -288,7 +314,7 @@ def _leave(t: Turn) -> None:
         for number in g.having(*LIVELY, ATTENDING):
             t.drain(Key(g.number, number))
         g = t.state.generations[g.number]
-        if g.workers:
+        if g.workers or g.company:
             continue
         if _stands_by(t, g):
             t.move(g, "drained")
@@ -300,6 +326,9 @@ def _leave(t: Turn) -> None:
             t.move(g, "expired")
     for g in t.state.having(ENDING):
         t.quit_all(g)
+        g = t.state.generations[g.number]
+        if g.failure and not g.reported and g.zygote is None and not g.workers:
+            _report(t, g)  # what its companions still finish is nothing to wait for
     for g in t.state.having(DRAINING, ENDING):
         if g.empty:
             _forget(t, g)
@@ -333,10 +362,17 @@ def _attend(t: Turn, g: Generation) -> None:
 
 def _forget(t: Turn, g: Generation) -> None:
     t.change(generations={n: other for n, other in t.state.generations.items() if n != g.number})
+    if g.state == DRAINING:
+        _drained(t, g)
+
+
+def _report(t: Turn, g: Generation) -> None:
+    """Tell of a boot that has failed, once what it had begun is ended."""
+    t.put(replace(g, reported=True, askers=()))
     took = t.now - g.born
     if g.failure == SUPERSEDED and not g.askers:
         t.do(ev.Record(g.number, "superseded", "replaced by a newer release", took))
-    elif g.failure:
+    else:
         serving = t.state.serving
         after = f"; generation {serving.number} serves on" if serving else ""
         text = f"generation {g.number} failed: {g.failure}{after}"
@@ -344,8 +380,6 @@ def _forget(t: Turn, g: Generation) -> None:
         t.do(ev.Note("error", text, silent=True))
         t.answer(g.askers, False, g.number, text)
         t.change(replaced=0 if t.state.booting is None else t.state.replaced)
-    elif g.state == DRAINING:
-        _drained(t, g)
 
 
 def _drained(t: Turn, g: Generation) -> None:
@@ -365,4 +399,15 @@ def _next(t: Turn) -> None:
         t.do(ev.Finish(0 if t.state.stopping else 1))
 
 
-POLICIES: tuple[Callable[[Turn], None], ...] = (_stop, _overdue, _boot, _judge, _staff, _leave, _confirm, _next)
+POLICIES: tuple[Callable[[Turn], None], ...] = (
+    _promote,
+    _stop,
+    _overdue,
+    _boot,
+    _judge,
+    _staff,
+    companions.accompany,
+    _leave,
+    _confirm,
+    _next,
+)

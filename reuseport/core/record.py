@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
-from reuseport.core.model import Asker, Cluster, Generation, Release, Worker, Zygote
+from reuseport.core.model import Asker, Cluster, Companion, Generation, Release, Terms, Worker, Zygote
 
-Record = TypeVar("Record", Asker, Cluster, Generation, Release, Worker, Zygote)
+Record = TypeVar("Record", Asker, Cluster, Companion, Generation, Release, Terms, Worker, Zygote)
 
 
 def to_json(cluster: Cluster) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def cluster_of(data: Mapping[str, Any]) -> Cluster:
 
 def release_of(data: Mapping[str, Any]) -> Release:
     """A release, as `dataclasses.asdict` wrote it down."""
-    return _made(Release, data)
+    return _made(Release, data, companions=tuple(_made(Terms, terms) for terms in data.get("companions", ())))
 
 
 def _generation(data: Mapping[str, Any]) -> Generation:
@@ -43,8 +43,13 @@ def _generation(data: Mapping[str, Any]) -> Generation:
         release=release_of(data["release"]),
         zygote=_made(Zygote, data["zygote"]) if data.get("zygote") else None,
         workers={int(number): _made(Worker, worker) for number, worker in data.get("workers", {}).items()},
+        companions={int(number): _companion(one) for number, one in data.get("companions", {}).items()},
         askers=_askers(data.get("askers", ())),
     )
+
+
+def _companion(data: Mapping[str, Any]) -> Companion:
+    return _made(Companion, data, terms=_made(Terms, data["terms"]))
 
 
 def _askers(data: Sequence[Mapping[str, Any]]) -> tuple[Asker, ...]:

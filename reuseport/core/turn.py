@@ -25,6 +25,7 @@ from reuseport.core.model import (
     ZYGOTE,
     Asker,
     Cluster,
+    Companion,
     Generation,
     Key,
     Release,
@@ -36,7 +37,7 @@ from reuseport.core.model import (
 QUIT_GRACE = 2.0  # seconds from being told to end at once until SIGKILL
 YOUNG_DEATH = 1.0  # a worker that lived for less than these seconds died young
 COPYING = 5.0  # seconds for a zygote to fork a copy of itself; one that takes longer hangs, and is ended
-CRASHES = 2  # workers that may not crash while a generation is on probation
+CRASHES = 2  # processes that may not crash while a generation is on probation
 LETTING_GO = 1.0  # seconds for the old workers to close the slots, before a release is called done all the same
 LONGEST_BACKOFF = 30.0  # seconds between two attempts at something that keeps failing
 SUPERSEDED = "superseded by a newer release"
@@ -50,6 +51,11 @@ class IllegalTransition(Exception):
 
 def missing(g: Generation) -> list[int]:
     return [place for place in range(g.wanted) if not g.place_taken(place)]
+
+
+def ready(g: Generation) -> bool:
+    """Whether every worker that is wanted could accept now. A start hook's jobs hold up nothing."""
+    return not missing(g) and all(w.state == READY for w in g.workers.values() if not w.is_job)
 
 
 class Attendance(NamedTuple):
@@ -118,6 +124,12 @@ class Turn:
             fields.setdefault("since", self.now)
         self.put(g.with_worker(key.number, replace(w, **fields)))
 
+    def put_companion(self, key: Key, **fields: Any) -> Companion:
+        g = self.state.generations[key.generation]
+        companion = replace(g.companions[key.number], **fields)
+        self.put(g.with_companion(key.number, companion))
+        return companion
+
     def move(self, g: Generation, trigger: str, **fields: Any) -> Generation:
         target = TRANSITIONS[g.state].get(trigger)
         if target is None:
@@ -139,6 +151,7 @@ class Turn:
                 born=self.now,
                 deadline=self.now + release.boot_timeout,
                 zygote=Zygote(),
+                companions=release.seats(),
                 askers=askers,
                 donor=donor,
             )

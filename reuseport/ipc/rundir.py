@@ -6,6 +6,8 @@
       roster.json       who belongs to this run directory, for the master that comes after this one
       control.sock      the command line talks to the master here
       boot-7.log        what generation 7 printed until it was ready
+      companion-7.mail.log  what a companion prints, until it has been copied into the log
+      companion-cron.lock   a BSD lock, held by whichever process of this exclusive companion runs
       hello.sock        every process of every generation says hello to the master here
       scoreboard        one row of counters per worker
       latencies         and one histogram
@@ -17,8 +19,9 @@
         snapshot-7.2.json, lines-7.2.txt  what a worker was at when `reuseport stacks` asked
 
 POSIX record locks die with the process and only with it; flock and OFD locks would live on in any forked child that
-holds the description (fcntl(2)). The price is that the lock is gone as soon as the process closes any descriptor of
-the file, so the lock file is opened once and never again. An exec, which keeps the process, keeps the lock.
+holds the description (fcntl(2)), which is what an exclusive companion's is chosen for. The price is that the lock is
+gone as soon as the process closes any descriptor of the file, so the lock file is opened once and never again. An
+exec, which keeps the process, keeps the lock.
 """
 
 from __future__ import annotations
@@ -53,6 +56,14 @@ class RunDir:
 
     def boot_log(self, generation: int) -> str:
         return os.path.join(self.path, f"boot-{generation}.log")
+
+    def companion_log(self, who: str) -> str:
+        """What the companion "7.mail" prints."""
+        return os.path.join(self.path, f"companion-{who}.log")
+
+    def companion_lock(self, name: str) -> str:
+        """Held while an exclusive companion of this name runs, whosever it is."""
+        return os.path.join(self.path, f"companion-{name}.lock")
 
     def door(self, generation: int) -> str:
         """Where a generation's zygote is asked for the processes of jobs."""

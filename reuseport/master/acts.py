@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from reuseport.core import events as ev
 from reuseport.core.model import BOOTING, ZYGOTE, Key
 from reuseport.ipc.stacks import STACK_SIGNAL
+from reuseport.master.companions import LockTaken
 from reuseport.master.numbers import WORKER_ROWS
 
 if TYPE_CHECKING:
@@ -110,7 +111,31 @@ def _abort(master: Master, command: ev.Abort) -> None:
     master.processes.signal(command.key, STACK_SIGNAL)
 
 
+def _launch(master: Master, command: ev.Launch) -> None:
+    g = master.cluster.generations[command.key.generation]
+    try:
+        pid = master.companions.launch(command.key, g.companions[command.key.number], g.release.recipe)
+    except LockTaken:
+        master.events.append(ev.Started(command.key, error="another one runs, and has the lock"))
+    except OSError as error:
+        master.events.append(ev.Started(command.key, error=f"no process for it: {error.strerror}"))
+    else:
+        master.events.append(ev.Started(command.key, pid))
+
+
+def _go(master: Master, command: ev.Go) -> None:
+    master.companions.go(command.key)
+
+
+def _stop(master: Master, command: ev.Stop) -> None:
+    g = master.cluster.generations[command.key.generation]
+    master.companions.stop(command.key, g.companions[command.key.number], g.release.recipe)
+
+
 def _kill(master: Master, command: ev.Kill) -> None:
+    if command.key.is_companion:
+        master.companions.kill(command.key)
+        return
     master.processes.signal(command.key, signal.SIGKILL)
 
 
@@ -121,7 +146,7 @@ def _answer(master: Master, command: ev.Answer) -> None:
     if command.ok:
         client.done(True, generation=command.generation, text=command.text)
         return
-    output = master.boot_logs.tail(command.generation)
+    output = master.boot_logs.tail(command.generation) + master.companions.tail(command.generation)
     client.done(False, generation=command.generation or None, error=command.text, output=output)
 
 
@@ -156,6 +181,9 @@ ACTS: dict[type[ev.Command], Callable[[Master, Any], None]] = {
     ev.Attend: _attend,
     ev.Drain: _drain,
     ev.Bequeath: _bequeath,
+    ev.Launch: _launch,
+    ev.Go: _go,
+    ev.Stop: _stop,
     ev.Quit: _quit,
     ev.Abort: _abort,
     ev.Kill: _kill,

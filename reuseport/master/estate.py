@@ -193,6 +193,7 @@ def _parts(master: Master) -> Iterator[tuple[str, Heritable]]:
         "releases": master.releases,
         "tenants": master.tenants,
         "boot_logs": master.boot_logs,
+        "companions": master.companions,
         "notifier": master.notifier,
         "control": master.control,
         "release_file": release_file,

@@ -34,6 +34,7 @@ from reuseport.ipc.scoreboard import Scoreboard
 from reuseport.master import control, estate, passed, status, upgrade
 from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
+from reuseport.master.companions import Companions
 from reuseport.master.control import Client, Control
 from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
@@ -59,6 +60,9 @@ from reuseport.options.checks import find_user
 from reuseport.options.settings import DEFAULT
 from reuseport.version import __version__
 
+# What the next master must know of, should this one die over it. Whoever may have begun to accept must not be taken for
+# a stray; a companion must not run unknown, nor get a second stop signal.
+WRITTEN_FIRST = ev.Fork | ev.Accept | ev.Attend | ev.Drain | ev.Go | ev.Stop
 ADOPTION = 10.0  # seconds for an earlier master's processes to hand over the slots
 
 
@@ -148,6 +152,8 @@ class Master:
         self.notifier = Notifier(supervision, self.loop, self.log.write)
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.printed)
         self.processes = Processes(self.loop, self._on_exit)
+        self.companions = Companions(self.run_dir, self.loop, self.processes, self.log)
+        self.companions.take_over(remains.adopted.survivors if remains else ())
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         self.latencies = Latencies(self.run_dir.latencies, create=True)
         self.numbers = Numbers(self.board, self.latencies, self.processes, samples)
@@ -281,6 +287,10 @@ class Master:
         self._decide()
 
     def _on_exit(self, process: Process, how: str) -> None:
+        if process.key.is_companion:
+            how = self.companions.ended(process) or how
+            self.events.append(ev.Exited(process.key, how, process.clean))
+            return
         self.switchboard.last_words(process)
         self.numbers.is_dead(process)
         self.tally.worker_ends(self.cluster, process.key)
@@ -358,13 +368,13 @@ class Master:
             self.cluster, commands = machine.step(self.cluster, event, time.monotonic())
             # Before anybody of a new generation accepts: its tenants must not go back.
             self.tenants.publish(self.cluster, self.releases.settings)
-            if any(isinstance(command, ev.Fork | ev.Accept | ev.Attend | ev.Drain) for command in commands):
-                # Written before it is done: whoever may have begun to accept must not be taken for a stray.
+            if any(isinstance(command, WRITTEN_FIRST) for command in commands):
                 self._write_roster()
             for command in commands:
                 self._act(command)
             self.tenants.look(self.cluster)
         self.switchboard.forget_queues(n for n, g in self.cluster.generations.items() if g.state != STANDBY)
+        self.companions.forget_all_but(self.cluster.generations)
         if self.exit_status is None:
             self._write_roster()
         self._notify()
@@ -480,6 +490,7 @@ class Master:
         self.switchboard.close()
         self.slots.close()
         self.boot_logs.remove()
+        self.companions.forget_all_but(())
         shared = self.run_dir.scoreboard, self.run_dir.latencies
         for path in (*shared, self.run_dir.hello, self.run_dir.pid, self.first.pid):
             if path:

@@ -49,6 +49,7 @@ class Process:
     channel: Channel | None = None
     row: int = -1
     started: float = 0.0  # monotonic seconds
+    clean: bool = False  # it has exited with status 0
     asked_again: int = 0  # how often its exit status was not to be had yet
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
 
@@ -76,10 +77,13 @@ def owner_of(pid: int) -> int | None:
         return None
 
 
+EXITED = "exited"  # with status 0
+
+
 def in_words(info: Any) -> str:
     """How a process ended, from what waitid(2) gives."""
     if info.si_code == os.CLD_EXITED:
-        return "exited" if info.si_status == 0 else f"exited with status {info.si_status}"
+        return EXITED if info.si_status == 0 else f"exited with status {info.si_status}"
     try:
         name = signal.Signals(info.si_status).name
     except ValueError:
@@ -244,6 +248,7 @@ class Processes:
         if process.pidfd != -1:
             os.close(process.pidfd)
             process.pidfd = -1
+        process.clean = how == EXITED
         # What it said before it died counts before its death does.
         self._on_exit(process, how or "has gone")
         del self._by_key[process.key]

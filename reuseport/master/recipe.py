@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-from reuseport.core.model import Release
+from reuseport.core.model import Release, Terms
 from reuseport.ipc.channel import PACKET
 from reuseport.options import OptionError, Settings
 from reuseport.options.checks import check_certificates, find_directory, find_interpreter, find_user
 
 LARGEST = PACKET - 8192  # bytes: it must fit into one message, with what else that holds
+_TERMS = tuple(field.name for field in fields(Terms))  # of all the keys of a [[companion]]
 
 
 def release_of(settings: Settings, label: str = "") -> Release:
@@ -33,7 +35,9 @@ def release_of(settings: Settings, label: str = "") -> Release:
         "label": label or settings.label or os.path.basename(directory),
     }
     if (size := len(json.dumps(recipe))) > LARGEST:
-        raise OptionError(f"the configuration is too large: {size} bytes, {LARGEST} at most; look at --env")
+        raise OptionError(
+            f"the configuration is too large: {size} bytes, {LARGEST} at most; look at --env and [[companion]]"
+        )
     return Release(
         recipe,
         settings.workers,
@@ -41,6 +45,7 @@ def release_of(settings: Settings, label: str = "") -> Release:
         settings.kill_blocked,
         settings.standby,
         settings.probation,
+        companions=tuple(Terms(**{key: one[key] for key in _TERMS}) for one in settings.companion),
     )
 
 

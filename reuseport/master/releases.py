@@ -158,7 +158,7 @@ class Releases:
 
     def _check_room(self, settings: Settings) -> None:
         cluster = self._cluster()
-        living = [g for g in cluster.generations.values() if g.workers]
+        living = [g for g in cluster.generations.values() if g.workers or g.company]
         needed = self._memory(cluster.serving) if settings.check_memory else 0
         words = [self._in_words(g) for g in living]
         if reason := room.refusal(words, settings.max_generations, needed, room.free_memory() if needed else None):
@@ -171,6 +171,7 @@ class Releases:
 
     def _in_words(self, g: Generation) -> str:
         jobs = [told(job) for key in g.workers if (p := self._processes.get(Key(g.number, key))) for job in jobs_of(p)]
+        jobs += [f"companion {c.label!r}" for c in g.company.values()]
         waits = f" ({', '.join(jobs[:3])}{', ...' if len(jobs) > 3 else ''})" if jobs else ""
         return f"generation {g.number} is {g.state}, {room.mebibytes(self._memory(g))}{waits}"
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reuseport.core.events import Adopted, Survivor
-from reuseport.core.model import ACCEPTING, ATTENDING, LEAVING, TOLD, WORKING, ZYGOTE, Cluster, Key
+from reuseport.core.model import ACCEPTING, ATTENDING, ENDED, LEAVING, TOLD, WORKING, ZYGOTE, Cluster, Key
 from reuseport.core.record import release_of
 from reuseport.ipc.rundir import RunDirError
 from reuseport.options import Settings
@@ -72,13 +72,15 @@ class Roster:
             if pid
         ]
         forked = {g.number: g.forked for g in generations}
-        now = (people, forked, [g.wanted for g in generations], cluster.last, slots)
+        ended = [(g.number, n) for g in generations for n, c in g.companions.items() if c.state == ENDED]
+        now = (people, forked, [g.wanted for g in generations], ended, cluster.last, slots)
         if now == self._written:
             return
         data = {
             "v": VERSION,
             "last": cluster.last,
             "forked": forked,
+            "ended": ended,
             "slots": slots,
             "releases": {g.number: asdict(g.release) for g in generations},
             "processes": [
@@ -128,7 +130,7 @@ class Roster:
         survivors, rows, strays = [], {}, []
         for p in living:
             key = Key(p["generation"], p["number"])
-            if p["state"] in (ACCEPTING, ATTENDING, LEAVING, TOLD, WORKING, "loaded"):
+            if key.is_companion or p["state"] in (ACCEPTING, ATTENDING, LEAVING, TOLD, WORKING, "loaded"):
                 survivors.append(Survivor(key, p["pid"], releases[key.generation], p["state"], p["place"]))
                 rows[key] = p["row"]
             else:
@@ -137,14 +139,17 @@ class Roster:
             return None
         slots = tuple((address, index) for address, index in data["slots"])
         forked = {int(n): highest for n, highest in data["forked"].items()}
-        # Nobody who survives has the slots that only strays held; they are bound anew.
+        ended = tuple(Key(*key) for key in data.get("ended", ()))
+        # Nobody who survives has the slots that only strays held; they are bound anew. A companion never had any.
+        held = any(not one.key.is_companion for one in survivors)
         return Remains(
-            Adopted(tuple(survivors), data["last"], 0, forked), rows, slots if survivors else (), tuple(strays)
+            Adopted(tuple(survivors), data["last"], 0, forked, ended=ended), rows, slots if held else (), tuple(strays)
         )
 
 
 def _people(g: Any) -> list[tuple[int, int, str, int]]:
     people = [(number, w.pid, w.state, w.place) for number, w in sorted(g.workers.items())]
+    people += [(number, c.pid, c.state, 0) for number, c in sorted(g.companions.items())]
     if g.zygote is not None:
         people.append((ZYGOTE, g.zygote.pid, "loaded" if g.zygote.loaded else "loading", 0))
     return people

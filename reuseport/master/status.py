@@ -6,7 +6,24 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from reuseport.core.model import ACCEPTING, BOOTING, LEAVING, TOLD, ZYGOTE, Cluster, Generation, Key, Worker, slots_of
+from reuseport.core.model import (
+    ACCEPTING,
+    ALIVE,
+    BOOTING,
+    KILLED,
+    LAUNCHED,
+    LEAVING,
+    STOPPING,
+    TOLD,
+    YOUTH,
+    ZYGOTE,
+    Cluster,
+    Companion,
+    Generation,
+    Key,
+    Worker,
+    slots_of,
+)
 from reuseport.ipc import scoreboard
 from reuseport.master.processes import Process, Processes
 
@@ -31,6 +48,7 @@ def _generation(
     g: Generation, processes: Processes, board: scoreboard.Scoreboard, slots: int, now: float
 ) -> dict[str, Any]:
     workers = [_worker(g, n, w, processes, board, slots, now) for n, w in sorted(g.workers.items())]
+    companions = [_companion(g, c, now) for _, c in sorted(g.companions.items())]
     zygote = processes.get(Key(g.number, ZYGOTE)) if g.zygote else None
     return {
         "number": g.number,
@@ -48,10 +66,12 @@ def _generation(
         "wanted": g.wanted,
         "memory": sum(w["memory"]["pss"] or w["memory"]["rss"] for w in workers),
         "workers": workers,
+        "companions": companions,
         "waits_for": {
             "requests": sum(w["requests"]["active"] for w in workers),
             "connections": sum(max(0, w["connections"] - w["requests"]["active"]) for w in workers),
             "jobs": [{**job, "worker": w["id"]} for w in workers for job in w["jobs_now"]],
+            "companions": [c["id"] for c in companions if c["pid"]],
         },
     }
 
@@ -92,13 +112,29 @@ def _worker(
     }
 
 
+def _companion(g: Generation, c: Companion, now: float) -> dict[str, Any]:
+    """`age` is in seconds, of its process or of its stop signal; `why`: why it waits, or how it ended last."""
+    return {
+        "id": f"{g.number}.{c.label}",
+        "name": c.terms.name,
+        "pid": c.pid,
+        "state": _COMPANION_STATES.get(c.state, c.state),
+        "exclusive": c.terms.exclusive,
+        "age": round(now - c.since, 3) if c.state in ALIVE else 0.0,
+        "restarts": c.restarts,
+        "why": c.why,
+    }
+
+
 def waits_for(
     cluster: Cluster, number: int, processes: Processes, board: scoreboard.Scoreboard
 ) -> tuple[int, list[str]]:
-    """How many requests and which jobs a drain waits for, in words that do not change while nothing ends."""
+    """How many requests, and which jobs and companions, a drain waits for, in words that do not change while nothing
+    ends."""
     work = work_of(cluster.generations[number], processes, board)
     jobs = [f"job {job['name']!r}" + (f" of {job['tenant']}" if job["tenant"] else "") for job in work["jobs"]]
-    return work["requests"], jobs
+    companions = [f"companion {c.label!r}" for c in cluster.generations[number].company.values()]
+    return work["requests"], jobs + companions
 
 
 def work_of(g: Generation, processes: Processes, board: scoreboard.Scoreboard) -> dict[str, Any]:
@@ -136,6 +172,7 @@ def told(job: Mapping[str, Any]) -> str:
     return f"job {job['name']!r}" + (f" of {job['tenant']}" if job["tenant"] else "") + f", {job['age']:.0f} s"
 
 
+_COMPANION_STATES = {LAUNCHED: "starting", YOUTH: "starting", STOPPING: "draining", KILLED: "ending"}
 _STATES = {ACCEPTING: "serving", LEAVING: "draining", TOLD: "ready", "forking": "starting", "quitting": "ending"}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
-from reuseport.options.table import FLAG, Foreign, Option
+from reuseport.options.option import FLAG, Foreign, Option
 
 
 def one_line(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from reuseport.options import kinds
 from reuseport.options.arguments import one_line
 from reuseport.options.settings import DEFAULT, Settings
-from reuseport.options.table import ENVIRONMENT, FILE, FLAG, OPTIONS, Option
+from reuseport.options.table import ENVIRONMENT, FILE, OPTIONS, Option
 
 
 def manual(options: Sequence[Option], usage: str, about: str, width: int = 80) -> str:
@@ -56,9 +56,17 @@ def _entry(option: Option, width: int) -> str:
     metavar = option.metavar or option.kind.metavar
     if option.positional:
         head = metavar
+    elif option.where == {FILE}:
+        head = f"[[{option.name}]]"
     else:
         head = ", ".join((*option.flags, option.flag)) + (f" {metavar}" if metavar else "")
-    return f"  {head}\n{_wrap(option.help, width, '      ')}\n{_wrap(_facts(option), width, '      ')}"
+    entry = f"  {head}\n{_wrap(option.help, width, '      ')}\n{_wrap(_facts(option), width, '      ')}"
+    return "\n".join([entry, *(_key(key, width) for key in option.keys)])
+
+
+def _key(key: Option, width: int) -> str:
+    text = _wrap(f"{key.help} {_facts(key)}", width, "          ")
+    return f"      {key.name} = {key.kind.metavar or 'true|false'}\n{text}"
 
 
 def _facts(option: Option) -> str:
@@ -71,7 +79,7 @@ def _facts(option: Option) -> str:
     else:
         default = str(option.kind.show(option.default))
     facts = [f"Default: {_with_unit(default, option)}."]
-    if option.where != {FLAG}:
+    if option.where & {ENVIRONMENT} or option.where > {FILE}:
         names = []
         if ENVIRONMENT in option.where:
             names.append(f"Variable {' or '.join((option.variable, *option.fallbacks))}")

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from reuseport.options import kinds, networks
 from reuseport.options.arguments import OptionError, did_you_mean, one_line, scan
+from reuseport.options.option import ENVIRONMENT, FILE, FLAG, PREFIX, Foreign, Option
 from reuseport.options.settings import Origin, Settings, anchored, make_origin
-from reuseport.options.table import BY_NAME, ENVIRONMENT, FILE, FLAG, FOREIGN, OPTIONS, PREFIX, Foreign, Option
+from reuseport.options.table import BY_NAME, FOREIGN, OPTIONS
 
 DEFAULT_FILE = "reuseport.toml"
 

@@ -11,100 +11,15 @@ generations that begin from then on, and "always" also for those that already li
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-from reuseport.options import accessformat, address, kinds, logplace, machine, networks, spec
-from reuseport.options.kinds import Kind
-
-FLAG, ENVIRONMENT, FILE = "flag", "environment", "file"
-PREFIX = "REUSEPORT_"  # of the environment variables
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option.
-
-    `default` is a value, or a function of (the values before it in the table, the origin). `flags` and `aliases` are
-    what is typed besides --NAME; only `flags` are shown in the help. `bare` is what the flag alone means, and a remark.
-    `check` sees the whole value, after every source, and raises ValueError like a kind.
-    """
-
-    name: str
-    kind: Kind
-    default: Any
-    help: str
-    group: str
-    flags: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-    metavar: str = ""
-    unit: str = ""
-    repeatable: bool = False
-    positional: bool = False
-    check: Callable[[Any], None] | None = None
-    effect: str = "release"
-    default_text: str = ""
-    fallbacks: tuple[str, ...] = ()
-    where: frozenset[str] = frozenset({FLAG, ENVIRONMENT, FILE})
-    bare: tuple[str, str] | None = None
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        return PREFIX + self.name.upper()
-
-    @property
-    def is_switch(self) -> bool:
-        return self.kind is kinds.SWITCH
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """A Gunicorn option that this server has no use for.
-
-    `says` is its one line of explanation. One that the user relies on, so that ignoring it would be wrong, is refused.
-    """
-
-    flags: tuple[str, ...]
-    says: str
-    takes_value: bool = True
-    refused: bool = False
-    refused_values: Mapping[str, str] | None = None
-
-    @property
-    def flag(self) -> str:
-        return self.flags[-1]
-
-    @property
-    def name(self) -> str:
-        return self.flag.removeprefix("--").replace("-", "_")
-
-
-def between(low: int, high: int) -> Callable[[Any], None]:
-    def check(value: Any) -> None:
-        if not low <= value <= high:
-            raise ValueError(f"{value} is not between {low} and {high}")
-
-    return check
-
-
-def positive(value: float) -> None:
-    if value <= 0:
-        raise ValueError(f"{value:g} is not more than 0")
+from reuseport.options import accessformat, address, companions, kinds, logplace, machine, networks, spec
+from reuseport.options.option import ENVIRONMENT, FILE, FLAG, Foreign, Option, between, filled, positive
 
 
 def without_query(value: str | None) -> None:
     if value is not None and "?" in value:
         raise ValueError(f"{value!r} has a query, of which no path consists")
-
-
-def filled(value: str) -> None:
-    if not value:
-        raise ValueError("'' is no path")
 
 
 def _filled_place(value: str) -> None:
@@ -121,7 +36,7 @@ _COUNT = between(0, 1_000_000_000)
 
 APPLICATION, PROCESSES, RELEASES, NETWORK = "The application", "Processes", "Releases and stops", "Network and HTTP"
 PROXY, TLS = "Behind a proxy", "TLS"
-TENANTS = "Tenants"
+TENANTS, COMPANIONS = "Tenants", "Companions"
 PLACE, LOG, METRICS, CONFIGURATION = "Identity and place", "Log", "Metrics", "Configuration"
 
 # fmt: off
@@ -501,6 +416,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "dogstatsd_tags", kinds.METRIC_TAGS, "", group=METRICS, effect="start", default_text="none",
         help="Tags for a statsd that knows them (DogStatsD), separated by commas: env:prod,shop.",
+    ),
+    Option(
+        "companion", companions.COMPANION, (), repeatable=True, group=COMPANIONS, where=frozenset({FILE}),
+        default_text="none", check=companions.check_names, keys=companions.KEYS,
+        help="A command that belongs to each generation: a queue worker, a scheduler. It begins in the generation's "
+        "directory when that is ready, gets one stop signal when it begins to drain, and is waited for. One table for "
+        "each, in a file only.",
     ),
     Option(
         "config", kinds.PATH, "", flags=("-c",), group=CONFIGURATION, where=frozenset({FLAG, ENVIRONMENT}),

@@ -19,6 +19,16 @@ VARIANTS = {
     "exits": 'raise SystemExit("release {version}: LICENSE_KEY is not set")',
     "syntax error": "def price(amount:\n    return amount",
     "kills its zygote": "os.kill(os.getpid(), 9)",
+    "with tasks": """\
+import tasks
+
+
+def ask_for(environ, query, start_response):
+    tasks.work(int(query["number"]), float(query["seconds"]))
+    return answer(environ, query, start_response)
+
+
+PAGES["/ask"] = ask_for""",
 }
 
 # The variants that must never serve, and a word that the asker must be shown.

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from proving.accounting import SHORT, percentile
+from proving.companions import companions
 from proving.costs import blocked, memory, steal
 from proving.environments import TwoEnvironments
 from proving.figures import Result, Scenario, Tell, ms, pause
@@ -287,4 +288,5 @@ SCENARIOS: dict[str, Scenario] = {
     "venv": virtual_environment,
     "memory": memory,
     "long-job": long_job,
+    "companions": companions,
 }

@@ -6,6 +6,7 @@ server's processes end with it, each by its own pid.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -121,6 +122,9 @@ class Server:
     def close(self, *, at_once: bool = False) -> None:
         """End it, gracefully unless it must be at once, and every process of its session in any case."""
         if self.process is not None:
+            with contextlib.suppress(OSError, ValueError):  # a master that does not answer any more
+                companions = (c for g in self.status()["generations"] for c in g["companions"])
+                self._sessions |= {companion["pid"] for companion in companions if companion["pid"]}
             for number in (signal.SIGQUIT,) if at_once else (signal.SIGTERM, signal.SIGQUIT):
                 if self.process.poll() is None:
                     self.process.send_signal(number)

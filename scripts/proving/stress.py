@@ -70,7 +70,11 @@ def main() -> int:
         help="with --tenants: which the server keeps (drawn by the seed)",
     )
     parser.add_argument(
-        "--job-seconds", type=float, default=60.0, metavar="S", help="--scenario long-job: how long the job is (60)"
+        "--job-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="--scenario long-job, companions: how long the job or task is (60)",
     )
     options = parser.parse_args()
     if options.tenants < 0 or (not options.tenants and (options.jobs or options.tenant_isolation)):
@@ -82,9 +86,12 @@ def main() -> int:
 
 def chosen(options: argparse.Namespace) -> Scenario:
     scenario = SCENARIOS[options.scenario]
-    if options.scenario != "long-job":
+    if options.scenario == "long-job":
+        more = {"seconds": options.job_seconds, "releases": options.releases or 20}
+    elif options.scenario == "companions":
+        more = {"seconds": options.job_seconds, "releases": options.releases or 3}
+    else:
         return scenario
-    more = {"seconds": options.job_seconds, "releases": options.releases or 20}
     return update_wrapper(partial(scenario, **more), scenario)
 
 

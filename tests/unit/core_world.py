@@ -25,16 +25,19 @@ from reuseport.core.model import (
     BOOTING,
     CANARY,
     DRAINING,
+    ENDED,
     ENDING,
     FIRST_JOB,
     FORKING,
     LEAVING,
     LOADING,
     OPENING,
+    RUNNING,
     SERVING,
     STAFFED,
     STANDBY,
     STARTING,
+    STOPPING,
     TOLD,
     TRANSITIONS,
     WARMING,
@@ -45,6 +48,7 @@ from reuseport.core.model import (
     Generation,
     Key,
     Release,
+    Terms,
     slots_of,
 )
 
@@ -83,6 +87,9 @@ class Audit:
         self.last: set[Key] = set()  # told that nobody accepts after it
         self.gone: set[Key] = set()
         self.jobs: set[Key] = set()  # jobs' processes that the cluster knows of
+        self.company: dict[Key, Terms] = {}  # companions' processes that were asked for, and have not gone
+        self.went: dict[Key, float] = {}  # those that execute something, and since when
+        self.stopped: dict[Key, float] = {}  # those that have had their stop signal, and when
         self.opened: set[int] = set()  # every worker was ready
         self.served: set[int] = set()
         self.slots = 0
@@ -116,6 +123,7 @@ class Audit:
         self._check_staffed(after, now)
         self._check_attended(after, now)
         self._check_last(after)
+        self._check_company(after)
         self._check_slots(after)
         self._check_clock(after, now)
 
@@ -141,9 +149,13 @@ class Audit:
                 if key.number == ZYGOTE:
                     self.loaded.discard(key.generation)
                     self.ended.pop(key, None)
+                elif key.is_companion:
+                    self._forget_companion(key)
                 else:
                     self.gone.add(key)
                     self.jobs.discard(key)
+            case ev.Started(key, error=error) if error and key.is_companion:
+                self._forget_companion(key)
             case ev.PromoteAsked(asker):
                 if asker:
                     self.asked[asker.name] = (asker, 0)
@@ -161,6 +173,10 @@ class Audit:
                 for one in survivors:
                     self._adopt(one, slots)
 
+    def _forget_companion(self, key: Key) -> None:
+        for books in (self.company, self.went, self.stopped):
+            books.pop(key, None)
+
     def _adopt(self, one: ev.Survivor, slots: int) -> None:
         self.begun[one.key.generation] = one.release.recipe["id"]
         if one.release.canary:
@@ -168,6 +184,11 @@ class Audit:
         else:
             self.records[one.key.generation] = "adopted"
         if one.key.number == ZYGOTE:
+            return
+        if one.key.is_companion:
+            self.company[one.key] = one.release.seats()[one.key.number].terms
+            self.went[one.key] = 0.0
+            self.stopped |= {one.key: 0.0} if one.state == STOPPING else {}
             return
         if one.key.is_job:
             self.jobs.add(one.key)
@@ -212,6 +233,16 @@ class Audit:
             case ev.Bequeath(key):
                 leaving = (self.left | self.attending) - self.gone
                 assert key in leaving and after.serving, f"{key} has nothing to bequeath, or no heir"
+            case ev.Launch(key):
+                self._check_launch(key, after)
+            case ev.Go(key):
+                assert event == ev.Started(key, getattr(event, "pid", 0)) and key in self.company.keys() - self.went
+                self.went[key] = now
+            case ev.Stop(key):
+                self._check_stop(key, after)
+                self.stopped[key] = now
+            case ev.Kill(key) if key.is_companion:
+                self._check_kill(key, event, after, now)
             case ev.Quit(key) | ev.Abort(key) | ev.Kill(key):
                 self._check_end(before, event, command, key, after, now)
             case ev.Answer():
@@ -229,10 +260,11 @@ class Audit:
             case ev.Drained(generation):
                 assert generation not in self.drained, f"generation {generation} drained twice"
                 assert not before.generations[generation].workers or isinstance(event, ev.Exited | ev.Adopted)
-                assert not [key for key in self.jobs if key.generation == generation], "a job still runs"
+                left = [key for key in (*self.jobs, *self.company) if key.generation == generation]
+                assert not left, "a job or a companion still runs"
                 self.drained.add(generation)
             case ev.Finish(status):
-                assert not after.generations, "the master leaves before its processes do"
+                assert not after.generations and not self.company, "the master leaves before its processes do"
                 assert status == (0 if self.stops else 1)
                 assert self.stops or not self.served, "the master gave up although something had served"
                 self.finish.append(status)
@@ -280,7 +312,10 @@ class Audit:
             if was in (LOADING, WARMING) and g.state in (OPENING, *STAFFED):
                 fit = {w.place for n, w in g.workers.items() if Key(number, n) in self.ready - self.gone}
                 assert fit >= set(range(g.wanted)), f"generation {number} opened before all its workers were ready"
+                self._check_accompanied(g, now)
                 self.opened.add(number)
+            if was == CANARY and g.state in (OPENING, SERVING):
+                self._check_accompanied(g, now)
             if was != SERVING and g.state == SERVING:
                 assert any(key.generation == number for key in self.accepting), "it serves, and nobody accepts"
                 assert number not in self.served and number > max(self.served, default=0)
@@ -475,6 +510,52 @@ class Audit:
             else:
                 assert g.fork_after > now, f"place {place} is empty and nobody does anything about it"
 
+    # Companions.
+
+    def _check_launch(self, key: Key, after: Cluster) -> None:
+        """Only for a generation that is ready, and stays; an exclusive one only when no other of its name lives."""
+        g = after.generations[key.generation]
+        terms = g.companions[key.number].terms
+        assert key not in self.company and not after.stopping
+        assert g.release.canary is None or g.promote_by is not None, f"{key} belongs to a canary"
+        assert g.state in ((SERVING,) if terms.exclusive else (WARMING, CANARY, OPENING, SERVING))
+        places = {w.place for n, w in g.workers.items() if Key(g.number, n) in self.ready - self.gone}
+        assert g.state != WARMING or places >= set(range(g.wanted)), f"{key} began before its generation was ready"
+        twins = [other for other, its in self.company.items() if its.name == terms.name and its.processes == 1]
+        assert not terms.exclusive or not twins, f"{key} was started beside {twins}"
+        self.company[key] = terms
+
+    def _check_accompanied(self, g: Generation, now: float) -> None:
+        """Nothing is switched before the new companions have run for as long as they must, or ended as they may."""
+        for number, c in g.companions.items() if g.release.canary is None else ():
+            key = Key(g.number, number)
+            if not c.terms.exclusive and c.state != ENDED:
+                assert now - self.went.get(key, now) >= c.terms.ready_after, f"{key} was not waited for"
+
+    def _check_stop(self, key: Key, after: Cluster) -> None:
+        """One stop signal for each process, when its generation leaves."""
+        assert key in self.went, f"{key} has not begun"
+        assert key not in self.stopped, f"{key} was signalled twice"
+        g = after.generations[key.generation]
+        given_up = g.state == CANARY and g.promote_by is None
+        assert g.state in (DRAINING, ENDING) or given_up, f"{key} has no reason to stop"
+
+    def _check_kill(self, key: Key, event: ev.Event, after: Cluster, now: float) -> None:
+        """SIGKILL is for who has had the time that was set, for a quick stop, and for who has not begun."""
+        if key not in self.went:
+            assert event == ev.Started(key, getattr(event, "pid", 0))
+            return
+        limit = self.company[key].stop_timeout
+        late = bool(limit) and now - self.stopped[key] >= limit
+        assert late or after.stopping == "quick", f"{key} was killed"
+
+    def _check_company(self, after: Cluster) -> None:
+        """Companions of a generation that leaves have their stop signal; it stays until they have ended."""
+        for key in self.company:
+            assert key.generation in after.generations, f"{key} was left behind"
+            state = after.generations[key.generation].state
+            assert state not in (DRAINING, STANDBY, ENDING) or key not in self.went or key in self.stopped
+
     def _check_last(self, after: Cluster) -> None:
         """Once the server stops, whoever drains knows that there is no heir: else it would keep idle connections."""
         for g in after.generations.values() if after.stopping else ():
@@ -602,7 +683,7 @@ class Story:
 @dataclass
 class Process:
     """A simulated process. Phases: loading, loaded (zygotes); born, starting, ready, serving, draining (workers);
-    working (jobs)."""
+    working (jobs); held, accompanying (companions)."""
 
     key: Key
     pid: int
@@ -616,6 +697,7 @@ class Process:
     stubborn: bool = False
     busy: bool = False  # has a job or a request, and drains only when that ends
     dead: bool = False
+    clean: bool = False  # it ended with status 0
     known: bool = False  # the master has its pid
     heard: bool = False  # the master has its channel
     reaped: bool = False
@@ -639,6 +721,7 @@ class World:
         self.zygotes: dict[int, Process] = {}
         self.workers: dict[Key, Process] = {}
         self.loose: deque[ev.Event] = deque()  # what the master tells itself
+        self.no_companion = False  # the next one that is asked for is not to be had
         self.sound = True  # no step has broken a rule yet
         self.story: list[str] = []  # what happened so far, for whoever has to find out why
         self._pids = count(1)
@@ -669,6 +752,12 @@ class World:
                 self._order(self.workers.get(key), "accept")
             case ev.Attend(key):
                 self._order(self.workers.get(key), "attend")
+            case ev.Launch(key):
+                self._launch(key)
+            case ev.Go(key) if not self.workers[key].dead:
+                self.workers[key].phase = "accompanying"
+            case ev.Stop(key):
+                self._signal(key, "TERM")
             case ev.Drain(key) if key.is_job:
                 self._order(self.workers.get(key), "drain")
             case ev.Drain(key, last):
@@ -694,6 +783,16 @@ class World:
         z.stuck = trouble == "hangs"
         z.says.append(ev.Started(key, z.pid))
         self.zygotes[key.generation] = z
+
+    def _launch(self, key: Key) -> None:
+        old = self.workers.get(key)
+        assert old is None or old.reaped, f"{key} was started beside itself"
+        if self.no_companion:
+            self.no_companion = False
+            self.loose.append(ev.Started(key, error="another one runs"))
+            return
+        self.workers[key] = Process(key, next(self._pids), "held", known=True, heard=True)
+        self.loose.append(ev.Started(key, self.workers[key].pid))
 
     def _order(self, process: Process | None, order: str, key: Key | None = None) -> bool:
         if process is None or process.dead or not process.heard:
@@ -759,9 +858,11 @@ class World:
 
     def _reap(self, p: Process) -> None:
         p.reaped = True
-        self.feed(ev.Exited(p.key))
+        self.feed(ev.Exited(p.key, clean=p.clean))
 
     def _has_to_do(self, p: Process) -> bool:
+        if p.phase in ("held", "accompanying"):
+            return p.phase == "accompanying" and p.term and not p.busy
         if p.phase == "working":
             return not p.busy or bool(p.orders) or p.term
         if p.phase == "draining":
@@ -772,6 +873,8 @@ class World:
         """One step in a process's life."""
         if p.key.number == ZYGOTE:
             self._live_zygote(p)
+        elif p.phase == "accompanying":
+            self.end_well(p)
         elif p.phase == "born":
             # Its first word is the hello, by which the master gets its channel.
             p.says.append(ev.Forked(p.key, p.pid))
@@ -857,6 +960,10 @@ class World:
             p.says.append(ev.Failed(p.key, f"{p.key} raised"))
         p.die()
 
+    def end_well(self, p: Process) -> None:
+        p.clean = True
+        p.die()
+
     def die_while_forking(self, z: Process) -> None:
         """The worker is born, and nobody is left to say so."""
         if z.phase == "loaded" and z.orders:
@@ -880,9 +987,16 @@ class World:
             for number, pid, state, place in (
                 *((n, w.pid, w.state, w.place) for n, w in g.workers.items()),
                 *((ZYGOTE, z.pid, "loaded" if z.loaded else "loading", 0) for z in (g.zygote,) if z),
+                *((n, c.pid, c.state, 0) for n, c in g.companions.items()),
             )
             if pid
         }
+        ended = tuple(
+            Key(g.number, n)
+            for g in self.cluster.generations.values()
+            for n, c in g.companions.items()
+            if c.state == ENDED
+        )
         forked = {g.number: g.forked for g in self.cluster.generations.values()}
         for p in self.processes:
             p.orders.clear()
@@ -895,8 +1009,13 @@ class World:
                 p.says.append(ev.Born(p.key, p.pid))
                 if g:
                     left.append(ev.Survivor(p.key, p.pid, g.release, state, place))
+            elif p.phase == "held":
+                p.die()  # what it waited for to tell it to go is dead
+                p.reaped = True
             elif p.dead or (not g and p.key.number != ZYGOTE):
                 p.known = p.heard = False
+            elif p.key.is_companion and g:
+                left.append(ev.Survivor(p.key, p.pid, g.release, state, place))
             elif state in (ACCEPTING, ATTENDING, LEAVING, TOLD, "loaded"):
                 p.known = p.heard = True
                 p.says.append(ev.Loaded(p.key) if p.key.number == ZYGOTE else ev.Forked(p.key, p.pid))
@@ -907,7 +1026,7 @@ class World:
         self.loose.clear()
         self.cluster, self.audit = Cluster(), Audit()
         self.story.append(f"{self.now:8.3f} the master dies")
-        self.feed(ev.Adopted(tuple(left), last, slots, forked, release))
+        self.feed(ev.Adopted(tuple(left), last, slots, forked, release, ended))
 
     # --- fairness ---------------------------------------------------------------------------------------------------
 
@@ -922,6 +1041,7 @@ class World:
         for _ in range(ROUNDS):
             for p in self.workers.values():
                 p.busy = False
+                p.stuck = p.stuck and not p.key.is_companion
                 g = self.cluster.generations.get(p.key.generation)
                 w = g.workers.get(p.key.number) if g else None
                 if g and w and w.state in (TOLD, ACCEPTING, ATTENDING, WORKING, LEAVING) and g.state not in BOOTING:
@@ -960,3 +1080,7 @@ class World:
                 p = self.workers[Key(n, number)]
                 assert w.state == ACCEPTING and w.pid == p.pid and p.phase == "serving" and not p.dead
             assert g.zygote is not None and g.zygote.loaded and not self.zygotes[n].dead
+            for number, c in g.companions.items() if n == newest else ():
+                ended = c.state == ENDED and c.terms.restart != "always"
+                there = self.workers.get(Key(n, number))
+                assert ended or (c.state == RUNNING and there and there.pid == c.pid and not there.dead)

@@ -266,7 +266,12 @@ STATUS: dict[str, Any] = {
                 {"id": "6.2", "pid": 402113, "slots": [], "state": "draining", "age": 3900, "jobs": 1,
                  "requests": {"active": 1, "total": 182340}, "connections": 3, "memory": {"rss": 1, "pss": 53 << 20}},
             ],
-            "waits_for": {"requests": 1, "connections": 3, "jobs": [{"name": "export", "tenant": "acme", "age": 660}]},
+            "companions": [
+                {"id": "6.mail:1", "pid": 402118, "state": "draining", "age": 61, "restarts": 0, "why": ""},
+                {"id": "6.mail:2", "pid": 0, "state": "ended", "age": 0, "restarts": 0, "why": "exited"},
+            ],
+            "waits_for": {"requests": 1, "connections": 3, "jobs": [{"name": "export", "tenant": "acme", "age": 660}],
+                          "companions": ["6.mail:1"]},
         },
         {
             "number": 7, "state": "serving", "directory": "/srv/customers/shop/releases/20261122-1",
@@ -276,6 +281,9 @@ STATUS: dict[str, Any] = {
                  "requests": {"active": 100, "total": 1823400}, "connections": 1200, "jobs": 0,
                  "memory": {"rss": 5 << 20, "pss": 0}}
                 for n in (1, 2)
+            ],
+            "companions": [
+                {"id": "7.cron", "pid": 0, "state": "waiting", "age": 0, "restarts": 2, "why": "exited with status 1"},
             ],
             "waits_for": {"requests": 200, "connections": 2400, "jobs": []},
         },
@@ -293,10 +301,12 @@ def test_status_reads_well_in_80_columns() -> None:
     lines = text.splitlines()
     assert lines[0] == "shop: running, serving generation 7"
     order = [line.split()[0] for line in lines if line[:2] in ("7 ", "6 ", "7.", "6.")]
-    assert order == ["7", "6", "7.1", "7.2", "6.2"]
+    assert order == ["7", "6", "7.1", "7.2", "6.2", "7.cron", "6.mail:1"]
     assert "/20261122-1" in text
-    assert "generation 6 waits for 1 request, 3 connections, 1 job\n" in text
+    assert "generation 6 waits for 1 request, 3 connections, 1 job, 1 companion\n" in text
     assert next(line.split() for line in lines if "acme" in line)[:3] == ["export", "acme", "11m"]
+    assert next(line.split() for line in lines if line.startswith("7.cron"))[2:] == ["waiting", "-", "2"]
+    assert next(line.split() for line in lines if line.startswith("6.mail:1"))[:3] == ["6.mail:1", "402118", "draining"]
     assert "generation 7 waits" not in text
     assert "last release: generation 8, failed, 5m ago, took 2.1s\n  ModuleNotFoundError" in text
     assert "/srv/customers/shop/releases/20261122-1" in render(STATUS, 1300, None)

@@ -29,6 +29,7 @@ from reuseport.core.model import (
     WARMING,
     Asker,
     Release,
+    Terms,
 )
 
 SEEDS = st.integers(0, 1 << 30)
@@ -43,22 +44,33 @@ RELEASES = st.fixed_dictionaries(
         "standby": st.sampled_from((0.0, 0.0, 20.0)),
         "probation": st.sampled_from((0.0, 0.0, 5.0)),
         "canary": st.sampled_from((None, None, {"tenants": ["acme"]})),
+        "companions": st.sampled_from(
+            (
+                (),
+                (),
+                (Terms("mail", processes=2, ready_after=0.0),),
+                (Terms("mail", stop_timeout=5.0), Terms("cron", exclusive=True, ready_after=0.0)),
+                (Terms("once", restart="never"), Terms("cron", exclusive=True, restart="on-failure")),
+            )
+        ),
     }
 )
 
 
 ALIVE = ("serving", "attending", "draining")
+COMPANION = ("held", "accompanying")
 PHASES = {
-    "dies": ("loading", "loaded", "born", "starting", "ready", "working", *ALIVE),
+    "dies": ("loading", "loaded", "born", "starting", "ready", "working", *ALIVE, *COMPANION),
     "says why and dies": ("loading", "starting", *ALIVE),
     "dies in a fork": ("loaded",),
     "cannot fork": ("loaded",),
     "hangs": ("loading", "loaded", "starting", "ready", *ALIVE),
-    "hangs for good": ("loading", "loaded", "starting", "ready", "working", *ALIVE),
+    "hangs for good": ("loading", "loaded", "starting", "ready", "working", "accompanying", *ALIVE),
     "blocks": ALIVE,
     "is looked at": ("ready", *ALIVE),
-    "gets work": ALIVE,
-    "ends its work": (*ALIVE, "working"),
+    "gets work": (*ALIVE, "accompanying"),
+    "ends its work": (*ALIVE, "working", "accompanying"),
+    "ends well": ("accompanying",),
     "spawns": ("starting", "ready", "working", *ALIVE),
     "retires": ("ready", "serving", "attending"),
 }
@@ -89,7 +101,7 @@ class AnyStory(RuleBasedStateMachine):
 
     def _made(self, drawn: dict) -> Release:
         recipe = {"id": self.asked, "trouble": drawn["trouble"], "workers": drawn["script_says"]}
-        fields = ("workers", "boot_timeout", "kill_blocked", "standby", "probation", "canary")
+        fields = ("workers", "boot_timeout", "kill_blocked", "standby", "probation", "canary", "companions")
         return Release(recipe, **{name: drawn[name] for name in fields})
 
     # --- what is asked for ------------------------------------------------------------------------------------------
@@ -198,6 +210,8 @@ class AnyStory(RuleBasedStateMachine):
                 p.busy = what == "gets work"
             case "spawns":
                 self.world.spawn(p)
+            case "ends well":
+                self.world.end_well(p)
             case "retires":
                 p.says.append(ev.Retire(p.key, "it has grown"))
             case "is looked at":
@@ -223,6 +237,10 @@ class AnyStory(RuleBasedStateMachine):
         before = self.world.cluster
         self.world.cluster = record.cluster_of(json.loads(json.dumps(record.to_json(before))))
         assert self.world.cluster == before
+
+    @rule()
+    def no_companion_is_to_be_had(self) -> None:
+        self.world.no_companion = True
 
     @rule()
     def every_worker_is_killed(self) -> None:

@@ -107,6 +107,9 @@ def test_keys_take_dashes_or_underscores_and_the_types_of_toml(cwd: str) -> None
     assert (read.bind, read.user, read.warmup) == (("tcp:0.0.0.0:80",), "1000", ("/",))
 
 
+MAIL = "[[companion]]\nname = 'mail'\ncommand = 'true'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -126,11 +129,35 @@ def test_keys_take_dashes_or_underscores_and_the_types_of_toml(cwd: str) -> None
         ("daemon = true", "{path}: daemon is refused: "),
         ("log_file = ''", "{path}: log_file: '' is no path"),
         ("bind = [8000]", "{path}: bind: 8000 is not text"),
+        ("companion = 3", "{path}: companion: 3 is not a table: it begins with [[companion]]"),
+        ("[[companion]]\nname = 'mail'", "{path}: companion: 'mail': has no command"),
+        ("[[companion]]\ncommand = 'true'", "{path}: companion: a table: has no name"),
+        ("[[companion]]\nname = 'a b'\ncommand = 'x'", "{path}: companion: 'a b': name: 'a b' is not a name"),
+        (MAIL + "stop_signl = 1", "{path}: companion: 'mail': unknown key 'stop_signl'; did you mean stop_signal?"),
+        (MAIL + "stop-signal = 'TERN'", "{path}: companion: 'mail': stop-signal: 'TERN' is not the name of a signal"),
+        (MAIL + "stop_signal = 'KILL'", "{path}: companion: 'mail': stop_signal: 'KILL' is not the name of a signal"),
+        (MAIL + "stop_timeout = -1", "{path}: companion: 'mail': stop_timeout: -1 is not a time"),
+        (MAIL + "restart = 'no'", "{path}: companion: 'mail': restart: 'no' is not one of always, on-failure, never"),
+        (MAIL + "processes = 0", "{path}: companion: 'mail': processes: 0 is not between 1 and 1000"),
+        (MAIL + "exclusive = true\nprocesses = 2", "{path}: companion: 'mail': exclusive: it never runs twice"),
+        (MAIL + "env = {A = true}", "{path}: companion: 'mail': env: the value of A is not text"),
+        (MAIL + MAIL, "{path}: companion: 'mail': two of this name"),
+        ("[[companion]]\nname = 'm'\ncommand = \"a 'b\"", "{path}: companion: 'm': command: \"a 'b\" cannot be split"),
+        ("[[companion]]\nname = 'm'\ncommand = []", "{path}: companion: 'm': command: [] names no program"),
+        ("[[companion]]\nname = 'm'\ncommand = ['a', 1]", "{path}: companion: 'm': command: ['a', 1] is neither"),
     ],
 )
 def test_a_mistake_in_the_file_names_the_file_and_the_key(text: str, message: str, cwd: str) -> None:
     path = write(cwd, text)
     assert mistake([], {}, cwd).startswith(message.format(path=path))
+
+
+def test_a_companion_has_every_key(cwd: str) -> None:
+    write(cwd, MAIL + "stop-signal = 'SIGINT'\nstop_timeout = '2m'\n[companion.env]\nN = 3\n")
+    (mail,) = load([], {}, cwd).companion
+    assert (mail["command"], mail["stop_signal"], mail["stop_timeout"]) == (("true",), "INT", 120)
+    assert (mail["restart"], mail["processes"], mail["exclusive"], mail["ready_after"]) == ("always", 1, False, 1)
+    assert dict(mail["env"]) == {"N": "3"}
 
 
 def test_a_file_that_cannot_be_read_names_what_asked_for_it(cwd: str) -> None:
@@ -333,7 +360,8 @@ def test_keywords_are_flags_for_an_embedding(tmp_path: Path, monkeypatch) -> Non
 
 
 def test_the_configuration_that_is_printed_can_be_read_again(cwd: str) -> None:
-    write(cwd, 'keep_alive = 2.5\n[env]\n"odd key" = "\\u007f\\"\\n"')
+    companion = "[[companion]]\nname = 'mail'\ncommand = \"sh -c 'a b'\"\nstop_timeout = '15m'\nenv = {A = 'b'}\n"
+    write(cwd, 'keep_alive = 2.5\n[env]\n"odd key" = "\\u007f\\"\\n"\n' + companion)
     argv = [
         "-e",
         "B=1",
@@ -393,7 +421,7 @@ def test_the_table_is_sound() -> None:
     assert not set(BY_NAME) & {one.name for one in FOREIGN}
     for one in OPTIONS:
         assert one.effect in ("start", "release", "always")
-        assert one.help.endswith(".")
+        assert one.help.endswith(".") and all(key.help.endswith(".") for key in one.keys)
         assert not one.repeatable or isinstance(one.default, tuple | dict)
         # An abbreviation that happens to be another option's flag would be a trap.
         assert one.name not in dir(Settings)
@@ -404,9 +432,10 @@ def test_the_manual_names_every_option_in_every_spelling() -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
     flat = " ".join(text.split())
     for one in OPTIONS:
-        assert one.positional or one.flag in flat
+        assert one.positional or (one.flag if FLAG in one.where else f"[[{one.name}]]") in flat
+        assert all(f"{key.name} = " in flat and key.help in flat for key in one.keys)
         assert ENVIRONMENT not in one.where or one.variable in flat
-        assert FILE not in one.where or f"key {one.name}." in flat
+        assert FILE not in one.where or one.where == {FILE} or f"key {one.name}." in flat
 
 
 def test_the_options_load_nothing_that_a_master_must_not_have() -> None:

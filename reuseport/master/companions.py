@@ -1,0 +1,275 @@
+"""The processes of companions: from a fork of the master to the command, and what is left when they end.
+
+The fork executes nothing before it is told to go, by when the roster knows it: a master that dies in between leaves
+nobody behind of whom the next one has not heard. Each leads a session of its own, so that the terminal's signals, and
+the one that asks it to stop, reach nobody but whom they are meant for.
+
+An exclusive one holds a lock (flock(2)) that goes through its exec, and lives on in whatever it forks: so it counts for
+a companion whose master has died, and for another master of the same run directory. The master holds the same lock
+beside it, because some programs begin with closing every descriptor that they do not know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+import signal
+import socket
+from collections.abc import Callable, Container, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from reuseport.core.events import Survivor
+from reuseport.core.model import Companion, Key
+from reuseport.ipc.inherited import SIGNALS
+from reuseport.ipc.rundir import RunDir
+from reuseport.master.log import Log
+from reuseport.master.loop import Loop
+from reuseport.master.output import Output
+from reuseport.master.processes import Process, Processes
+from reuseport.master.roster import start_time
+
+FOLLOW = 0.2  # seconds between two looks at what they print
+WORDS = 4096  # bytes that a fork may say of why it could not execute its command
+NOT_EXECUTED = 127  # its exit status then, as a shell's
+
+
+class LockTaken(Exception):
+    """An exclusive companion runs elsewhere: one that is not known here, or another master's."""
+
+
+class Companions:
+    def __init__(self, run_dir: RunDir, loop: Loop, processes: Processes, log: Log) -> None:
+        self._run_dir = run_dir
+        self._loop = loop
+        self._processes = processes
+        self._log = log
+        self._outputs: dict[Key, tuple[str, Output]] = {}  # with the name under which it goes into the log
+        self._wires: dict[Key, socket.socket] = {}  # to a fork: it goes when told, and says if it could not
+        self._locks: dict[Key, int] = {}
+        self._following = False
+
+    def launch(self, key: Key, companion: Companion, recipe: Mapping[str, Any]) -> int:
+        """Fork the process, and return its pid. OSError where that is not possible; LockTaken."""
+        declared = declaration(recipe, companion.terms.name)
+        ids = recipe.get("ids") if os.geteuid() == 0 else None
+        with contextlib.ExitStack() as failing, contextlib.ExitStack() as afterwards:
+            lock = -1
+            if companion.terms.exclusive:
+                lock = self._take_lock(companion.terms.name)
+                failing.callback(os.close, lock)
+            output = self._output(key, companion.label, ids[0] if ids else None).writer()
+            afterwards.callback(os.close, output)
+            mine, its = socket.socketpair()
+            failing.callback(mine.close)
+            afterwards.callback(its.close)
+            environment = environment_of(recipe, declared, self._run_dir.path, key.generation, companion.copy)
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)  # it is the master's loop that this would wake
+                mask = self._processes.original_mask
+                _become(its, declared["command"], recipe["directory"], environment, ids, output, lock, mask)
+            failing.pop_all()
+        self._wires[key] = mine
+        if lock != -1:
+            self._locks[key] = lock
+        self._processes.is_running(self._processes.expect(key), pid)
+        return pid
+
+    def go(self, key: Key) -> None:
+        with contextlib.suppress(ConnectionError):  # it has died; its exit follows
+            self._wires[key].send(b"g")
+
+    def stop(self, key: Key, companion: Companion, recipe: Mapping[str, Any]) -> None:
+        """Its main process alone gets the signal: what it has forked is its own business."""
+        name = declaration(recipe, companion.terms.name)["stop_signal"]
+        self._processes.signal(key, signal.Signals[f"SIG{name}"])
+        self._log.write("info", f"companion {key.generation}.{companion.label} got its {name}, and is waited for")
+
+    def kill(self, key: Key) -> None:
+        """End it with everybody whom it has started; who comes between the two is ended when it has."""
+        process = self._processes.get(key)
+        if process is not None and self._processes.signal(key, signal.SIGKILL):
+            _end_session(process.pid)
+
+    def ended(self, process: Process) -> str:
+        """Clear up after it. Returns why its command was not executed, "" if it was."""
+        if not start_time(process.pid):  # else the number is another process's by now
+            _end_session(process.pid)
+        self._copy_news(process.key, end=True)
+        if (lock := self._locks.pop(process.key, -1)) != -1:
+            os.close(lock)
+        wire = self._wires.pop(process.key, None)
+        if wire is None:
+            return ""  # an earlier master's
+        with wire:
+            wire.setblocking(False)
+            try:
+                return wire.recv(WORDS).decode(errors="replace")
+            except (BlockingIOError, ConnectionError):
+                return ""
+
+    def tail(self, generation: int) -> str:
+        """The last lines that a generation's companions have printed; "" where there are none."""
+        found = [(who, output) for key, (who, output) in self._outputs.items() if key.generation == generation]
+        return "".join(f"[{who}] {line}\n" for who, output in found for line in output.last)
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec."""
+        return {
+            "wires": [[*key, lend(wire.fileno())] for key, wire in self._wires.items()],
+            "locks": [[*key, lend(lock)] for key, lock in self._locks.items()],
+            "outputs": [[*key, who, output.estate()] for key, (who, output) in self._outputs.items()],
+        }
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        for *key, fd in left["wires"]:
+            self._wires[Key(*key)] = socket.socket(fileno=fd)
+        for *key, fd in left["locks"]:
+            self._locks[Key(*key)] = fd
+        for *key, who, output in left["outputs"]:
+            self._follow_output(Key(*key), who, None).inherit(output)
+
+    # --- what they print ----------------------------------------------------------------------------------------------
+
+    def take_over(self, survivors: Iterable[Survivor]) -> None:
+        """Go on where an earlier master stopped; what was printed by those who have ended is copied now."""
+        for one in survivors:
+            if one.key.is_companion:
+                self._output(one.key, one.release.seats()[one.key.number].label, None)
+        known = {output.path for _, output in self._outputs.values()}
+        for path in Path(self._run_dir.path).glob(self._run_dir.companion_log("*").rpartition("/")[2]):
+            if str(path) not in known:
+                left = Output(str(path))
+                self._say(path.name.removeprefix("companion-").removesuffix(".log"), left.news(end=True))
+                left.remove()
+
+    def forget_all_but(self, generations: Container[int]) -> None:
+        for key in [key for key in self._outputs if key.generation not in generations]:
+            self._copy_news(key, end=True)
+            self._outputs.pop(key)[1].remove()
+
+    def _output(self, key: Key, label: str, uid: int | None) -> Output:
+        return self._follow_output(key, f"{key.generation}.{label}", uid)
+
+    def _follow_output(self, key: Key, who: str, uid: int | None) -> Output:
+        if key not in self._outputs:
+            self._outputs[key] = who, Output(self._run_dir.companion_log(who), uid)
+        if not self._following:
+            self._following = True
+            self._loop.later(FOLLOW, self._follow)
+        return self._outputs[key][1]
+
+    def _follow(self) -> None:
+        for key in self._outputs:
+            self._copy_news(key)
+        self._following = bool(self._outputs)
+        if self._following:
+            self._loop.later(FOLLOW, self._follow)
+
+    def _copy_news(self, key: Key, *, end: bool = False) -> None:
+        if key in self._outputs:
+            who, output = self._outputs[key]
+            self._say(who, output.news(end=end))
+
+    def _say(self, who: str, lines: Iterable[str]) -> None:
+        for line in lines:
+            self._log.say(who, line)
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def _take_lock(self, name: str) -> int:
+        fd = os.open(self._run_dir.companion_lock(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise LockTaken from None
+        return fd
+
+
+def _end_session(leader: int) -> None:
+    """SIGKILL to everybody in the session but its leader. Not by process group: RQ gives each job one of its own."""
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == leader:
+            continue
+        with contextlib.suppress(OSError):  # it has gone meanwhile
+            if os.getsid(int(entry)) == leader:
+                os.kill(int(entry), signal.SIGKILL)
+
+
+def declaration(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The companion of this name as the release's configuration has it."""
+    declared: Mapping[str, Any] = next(c for c in recipe["settings"]["values"]["companion"] if c["name"] == name)
+    return declared
+
+
+def environment_of(
+    recipe: Mapping[str, Any], declared: Mapping[str, Any], run_dir: str, generation: int, copy: int
+) -> dict[str, str]:
+    """As a shell would have it that has activated the generation's virtual environment."""
+    environment = {"PYTHONUNBUFFERED": "1", **os.environ, **recipe["environment"], **declared["env"]}
+    head = os.path.dirname(recipe["interpreter"])
+    environment["PATH"] = f"{head}:{environment.get('PATH', os.defpath)}"
+    environment.pop("VIRTUAL_ENV", None)
+    if os.path.exists(os.path.join(head, "..", "pyvenv.cfg")):
+        environment["VIRTUAL_ENV"] = os.path.dirname(head)
+    paths = [os.path.join(recipe["directory"], path) for path in recipe["settings"]["values"].get("pythonpath", ())]
+    if paths:
+        environment["PYTHONPATH"] = ":".join(paths + [one for one in [environment.get("PYTHONPATH")] if one])
+    environment |= {
+        "REUSEPORT_RUN_DIR": run_dir,
+        "REUSEPORT_GENERATION": str(generation),
+        "REUSEPORT_COMPANION": declared["name"],
+        "REUSEPORT_COMPANION_NUMBER": str(copy),
+    }
+    return environment
+
+
+def _become(
+    wire: socket.socket,
+    command: list[str],
+    directory: str,
+    environment: dict[str, str],
+    ids: tuple[int, int] | None,
+    output: int,
+    lock: int,
+    mask: Iterable[int],
+) -> NoReturn:
+    """What a fork does until it is the command. What keeps it from that it says on the wire."""
+    doing = "could not be prepared"
+    try:
+        for number in (*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        os.setsid()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if not wire.recv(1):
+            os._exit(0)  # the master has died, or does not want it any more
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        for fd, standard in ((null, 0), (output, 1), (output, 2)):
+            os.dup2(fd, standard)
+        if lock != -1:
+            os.set_inheritable(lock, True)
+        if ids:
+            doing = f"cannot become user {ids[0]}"
+            _become_user(*ids)
+        doing = f"cannot enter {directory}"
+        os.chdir(directory)
+        doing = f"cannot execute {command[0]!r}"
+        os.execvpe(command[0], command, environment)
+    except BaseException as error:  # noqa: BLE001 nothing of the master's may run in this process
+        why = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+        wire.send(f"{doing}: {why[:1].lower()}{why[1:]}".encode()[:WORDS])
+    finally:
+        os._exit(NOT_EXECUTED)
+
+
+def _become_user(uid: int, gid: int) -> None:
+    os.setgid(gid)
+    try:
+        os.initgroups(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:
+        os.setgroups([gid])
+    os.setuid(uid)

@@ -1,0 +1,147 @@
+"""Companions as they are declared: the keys of a [[companion]] table, each with its kind, default, check and help.
+
+    [[companion]]
+    name = "mail"
+    command = "celery -A shop worker"
+    stop_timeout = "15m"
+
+A table is read whole, so that what reaches the rest of the server has every key.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from reuseport.options import kinds
+from reuseport.options.arguments import did_you_mean
+from reuseport.options.kinds import Kind
+from reuseport.options.option import Option, between
+
+NEVER_HEARD = frozenset({"KILL", "STOP"})  # no process can do anything about these (signal(7))
+
+
+def _command(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        try:
+            words = shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"{value!r} cannot be split into words: {str(error).lower()}") from error
+    elif isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
+        words = list(value)
+    else:
+        raise ValueError(f"{value!r} is neither a command nor an array of its words")
+    if not words or not words[0]:
+        raise ValueError(f"{value!r} names no program")
+    if any("\0" in word for word in words):
+        raise ValueError(f"{value!r} has a NUL character in it")
+    return tuple(words)
+
+
+def _signal(value: Any) -> str:
+    word = value.strip().upper().removeprefix("SIG") if isinstance(value, str) else ""
+    known = {one.name.removeprefix("SIG") for one in signal.Signals} - NEVER_HEARD
+    if word not in known:
+        more = "; nothing can be finished after it" if word in NEVER_HEARD else did_you_mean(word, known)
+        raise ValueError(f"{value!r} is not the name of a signal that a process can hear (TERM, INT){more}")
+    return word
+
+
+def _environment(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{value!r} is not a table of variables")
+    return dict(kinds.ASSIGNMENT.parse(item) for item in value.items())
+
+
+# fmt: off
+KEYS: tuple[Option, ...] = (
+    Option(
+        "name", kinds.NAME, "", group="", where=frozenset(), default_text="none, it must be given",
+        help="What it is called in the log, in `reuseport status` and in REUSEPORT_COMPANION.",
+    ),
+    Option(
+        "command", Kind("COMMAND", _command, list), "", group="", where=frozenset(),
+        default_text="none, it must be given",
+        help="What is executed, without a shell: one text that is split like a shell's words, or an array of them. It "
+        "has to stay in the foreground. PATH begins with the directory of the generation's interpreter.",
+    ),
+    Option(
+        "processes", kinds.WHOLE, 1, group="", where=frozenset(), check=between(1, 1000),
+        help="How many processes of it run.",
+    ),
+    Option(
+        "exclusive", kinds.SWITCH, False, group="", where=frozenset(),
+        help="It never runs twice at once (cron, beat): the new one starts when the old one has ended.",
+    ),
+    Option(
+        "restart", kinds.choice("always", "on-failure", "never"), "always", group="", where=frozenset(),
+        help="After which ends it is started again, while its generation serves: with on-failure not after an exit "
+        "with status 0.",
+    ),
+    Option(
+        "ready_after", kinds.SECONDS, 1.0, group="", where=frozenset(), unit="seconds", check=between(0, 3600),
+        help="A release waits until it has run for so long, and fails if it ends before that. Nobody waits for an "
+        "exclusive one.",
+    ),
+    Option(
+        "stop_signal", Kind("SIGNAL", _signal), "TERM", group="", where=frozenset(),
+        help="What its main process gets, once, when its generation begins to drain: the signal on which it finishes "
+        "what it has begun, and ends.",
+    ),
+    Option(
+        "stop_timeout", kinds.SECONDS, 0.0, group="", where=frozenset(), unit="seconds", default_text="0, no limit",
+        help="SIGKILL follows then, to it and to all that it has started.",
+    ),
+    Option(
+        "env", Kind("TABLE", _environment, dict), {}, group="", where=frozenset(), default_text="none",
+        help="Variables of its environment, beside those of --env.",
+    ),
+)
+# fmt: on
+
+BY_NAME = {key.name: key for key in KEYS}
+
+
+def _companion(value: Any) -> dict[str, Any]:
+    """One table with every key. ValueError that begins with its name and the key."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{value!r} is not a table: it begins with [[companion]]")
+    said: dict[str, Any] = {}
+    title = repr(value["name"]) if isinstance(value.get("name"), str) else "a table"
+    for word, item in value.items():
+        key = BY_NAME.get(str(word).replace("-", "_"))
+        if key is None:
+            raise ValueError(f"{title}: unknown key {word!r}{did_you_mean(str(word), BY_NAME)}")
+        if key.name in said:
+            raise ValueError(f"{title}: {word}: was said before")
+        try:
+            said[key.name] = key.kind.parse(item)
+            if key.check:
+                key.check(said[key.name])
+        except ValueError as error:
+            raise ValueError(f"{title}: {word}: {error}") from error
+    for name in ("name", "command"):
+        if name not in said:
+            raise ValueError(f"{title}: has no {name}")
+    whole = {key.name: said.get(key.name, key.default) for key in KEYS}
+    if whole["exclusive"] and whole["processes"] > 1:
+        raise ValueError(f"{title}: exclusive: it never runs twice at once, so it cannot have several processes")
+    return whole
+
+
+def _show(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.name: key.kind.show(value[key.name]) for key in KEYS}
+
+
+def check_names(companions: Iterable[Mapping[str, Any]]) -> None:
+    """Each has a name of its own. ValueError."""
+    seen: set[str] = set()
+    for one in companions:
+        if one["name"] in seen:
+            raise ValueError(f"{one['name']!r}: two of this name")
+        seen.add(one["name"])
+
+
+COMPANION = Kind("", _companion, _show)

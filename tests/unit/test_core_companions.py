@@ -1,0 +1,396 @@
+"""Stories of companions, as in `test_core_stories`. MAIL is one of generation 1; its process has pid 71."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from core_world import Story
+
+from reuseport.core import events as ev
+from reuseport.core.companions import AGAIN, STEADY
+from reuseport.core.model import (
+    CANARY,
+    DRAINING,
+    ENDED,
+    ENDING,
+    FIRST_COMPANION,
+    RUNNING,
+    SERVING,
+    STANDBY,
+    STOPPING,
+    WAITING,
+    WARMING,
+    Asker,
+    Key,
+    Release,
+    Terms,
+)
+from reuseport.core.turn import QUIT_GRACE
+
+
+def first(generation: int) -> Key:
+    return Key(generation, FIRST_COMPANION)
+
+
+def second(generation: int) -> Key:
+    return Key(generation, FIRST_COMPANION + 1)
+
+
+MAIL = first(1)
+
+
+def staffed(story: Story, number: int) -> list[ev.Command]:
+    """The generation's only worker is ready."""
+    story.loads(number)
+    return story.readies((number, 1))
+
+
+def begin(story: Story, *keys: Key) -> list[ev.Command]:
+    for key in keys:
+        story.tell(ev.Started(key, key.generation * 10 + 70 + key.number - FIRST_COMPANION))
+    return story.commands
+
+
+def serve(story: Story, number: int) -> list[ev.Command]:
+    """A release whose one companion begins without trouble, to the end."""
+    staffed(story, number)
+    begin(story, first(number))
+    story.after(1.0)
+    return story.accept((number, 1))
+
+
+def make(**terms: object) -> Story:
+    story = Story(workers=1, companions=(Terms("mail", **terms),))  # type: ignore[arg-type]
+    story.release()
+    return story
+
+
+@pytest.fixture
+def serving() -> Story:
+    """Generation 1 has served for a minute, with its companion."""
+    story = make()
+    serve(story, 1)
+    story.after(60)
+    return story
+
+
+def state(story: Story, key: Key) -> str:
+    return story[key.generation].companions[key.number].state
+
+
+# --- its beginning ----------------------------------------------------------------------------------------------------
+
+
+def test_it_begins_when_every_worker_is_ready_and_the_switch_waits_for_it():
+    story = make(ready_after=2.0)
+    story.loads(1)
+    assert ev.Launch(MAIL) not in story.commands
+    assert story.readies((1, 1)) == [ev.Launch(MAIL)]
+    assert begin(story, MAIL) == [ev.Go(MAIL)]
+    assert story.after(1.9) == [] and story[1].state == WARMING
+    assert story.after(0.1) == [ev.Accept(Key(1, 1), (0,))] and state(story, MAIL) == RUNNING
+
+
+@pytest.mark.parametrize("restart", ["always", "on-failure", "never"])
+def test_one_that_fails_before_the_switch_fails_the_release(restart: str, serving):
+    serving.release(Asker("me"), companions=(Terms("mail", restart=restart),))
+    staffed(serving, 2)
+    begin(serving, first(2))
+    commands = serving.tell(ev.Exited(first(2), "exited with status 1"))
+    assert commands == [ev.Quit(Key(2, 1)), ev.Quit(Key(2, 0))]
+    serving.exit((2, 1), (2, 0))
+    assert serving.audit.answers["me"].text == (
+        "generation 2 failed: companion 2.mail exited with status 1 0.0 s after its start; generation 1 serves on"
+    )
+    assert serving.states == {1: SERVING} and state(serving, MAIL) == RUNNING
+
+
+def test_one_that_always_runs_may_not_end_well_before_the_switch_either(serving):
+    serving.release()
+    staffed(serving, 2)
+    begin(serving, first(2))
+    serving.tell(ev.Exited(first(2), "exited", clean=True))
+    assert serving[2].state == ENDING, "a command that goes into the background looks like this"
+
+
+def test_one_that_may_end_well_holds_up_nothing():
+    story = make(restart="on-failure")
+    staffed(story, 1)
+    begin(story, MAIL)
+    assert story.tell(ev.Exited(MAIL, "exited", clean=True)) == [ev.Accept(Key(1, 1), (0,))]
+    assert state(story, MAIL) == ENDED
+
+
+def test_a_process_that_is_not_to_be_had_is_asked_for_again_until_the_boot_is_over():
+    story = make()
+    story.notes.clear()
+    staffed(story, 1)
+    for _ in range(3):
+        assert story.tell(ev.Started(MAIL, error="no process for it")) == []
+        assert story.sleep() == AGAIN and story.commands == [ev.Launch(MAIL)]
+    assert len(story.notes) == 2, "that it loaded, and once that there is no process"
+    while story.states == {1: WARMING}:
+        story.tell(ev.Started(MAIL, error="no process for it"))
+        story.sleep()
+    assert story[1].failure == (
+        "not every companion had started within 120 s (--boot-timeout): 1.mail (no process for it)"
+    )
+
+
+def test_a_failed_release_is_told_while_its_companions_still_finish(serving):
+    serving.release(Asker("me"), companions=(Terms("mail"), Terms("post")))
+    staffed(serving, 2)
+    begin(serving, first(2), second(2))
+    assert ev.Stop(first(2)) in serving.tell(ev.Exited(second(2), "exited with status 1"))
+    serving.exit((2, 1), (2, 0))
+    assert not serving.audit.answers["me"].ok
+    assert serving.states == {1: SERVING, 2: ENDING}
+    assert serving.after(3600) == [], "what it has begun it may finish"
+    serving.tell(ev.Exited(first(2), "exited", clean=True))
+    assert serving.states == {1: SERVING}
+
+
+# --- a drain ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_old_one_gets_its_signal_when_the_new_generation_serves_and_is_waited_for(serving):
+    serving.release(standby=600.0)
+    commands = serve(serving, 2)
+    assert commands.count(ev.Stop(MAIL)) == 1
+    serving.let_go()
+    serving.exit((1, 1))
+    assert serving.after(100) == [] and serving.states == {1: DRAINING, 2: SERVING}
+    serving.tell(ev.Exited(MAIL, "exited", clean=True))
+    assert serving.states == {1: STANDBY, 2: SERVING} and serving.audit.drained == {1}
+
+
+def test_who_waits_for_the_drain_waits_for_it(serving):
+    serving.release(Asker("me", "drained"))
+    serve(serving, 2)
+    serving.let_go()
+    serving.exit((1, 1), (1, 0))
+    assert "me" not in serving.audit.answers
+    serving.tell(ev.Exited(MAIL, "exited", clean=True))
+    assert serving.audit.answers["me"].ok
+
+
+def test_one_that_drains_is_not_started_again_however_it_ended(serving):
+    serving.release()
+    serve(serving, 2)
+    assert serving.tell(ev.Exited(MAIL, "was killed by SIGSEGV")) == []
+    assert state(serving, MAIL) == ENDED
+    assert serving.after(3600) == []
+    assert "companion 1.mail was killed by SIGSEGV, 0.0 s after its stop signal" in serving.notes
+    assert not any("started again" in text for text in serving.notes)
+
+
+def test_after_stop_timeout_it_is_killed_and_the_log_says_so():
+    story = make(stop_timeout=30.0)
+    serve(story, 1)
+    story.release()
+    serve(story, 2)
+    assert story.after(29.9) == []
+    assert story.after(0.1) == [ev.Kill(MAIL)]
+    assert "companion 1.mail is killed: it had not ended 30.0 s after its stop signal" in story.notes
+    assert story.after(3600) == []
+
+
+def test_a_stop_waits_for_it_and_a_quick_one_sends_no_second_signal(serving):
+    assert ev.Stop(MAIL) in serving.tell(ev.StopAsked())
+    serving.exit((1, 1), (1, 0))
+    assert serving.after(3600) == []
+    assert serving.tell(ev.StopAsked(insist=True)) == []
+    assert serving.sleep() == QUIT_GRACE and serving.commands == [ev.Kill(MAIL)]
+    assert serving.tell(ev.Exited(MAIL, "was killed by SIGKILL")) == [ev.Finish(0)]
+
+
+def test_a_stop_that_comes_while_its_process_is_prepared_ends_that_before_it_begins():
+    story = make()
+    staffed(story, 1)
+    story.tell(ev.StopAsked())
+    assert begin(story, MAIL) == [ev.Kill(MAIL)]
+    story.exit((1, 1), (1, 0))
+    assert story.tell(ev.Exited(MAIL, "was killed by SIGKILL")) == [ev.Finish(0)]
+
+
+# --- ends by itself ---------------------------------------------------------------------------------------------------
+
+
+def test_it_is_started_again_ever_later_until_it_has_run_for_a_while(serving):
+    delays = []
+    for _ in range(4):
+        serving.tell(ev.Exited(MAIL, "exited with status 1"))
+        delays.append(serving.sleep())
+        assert serving.commands == [ev.Launch(MAIL)]
+        begin(serving, MAIL)
+    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    assert "companion 1.mail exited with status 1 0.0 s after its start; it is started again in 0.8 s" in serving.notes
+    serving.after(STEADY)
+    serving.tell(ev.Exited(MAIL, "exited with status 1"))
+    assert serving.sleep() == pytest.approx(0.1)
+    assert serving[1].companions[MAIL.number].restarts == 5
+
+
+@pytest.mark.parametrize(
+    ("restart", "clean", "again"),
+    [
+        ("always", True, True),
+        ("always", False, True),
+        ("on-failure", True, False),
+        ("on-failure", False, True),
+        ("never", True, False),
+        ("never", False, False),
+    ],
+)
+def test_after_which_ends_it_is_started_again(restart: str, clean: bool, again: bool):
+    story = make(restart=restart)
+    serve(story, 1)
+    story.tell(ev.Exited(MAIL, "exited", clean=clean))
+    assert state(story, MAIL) == (WAITING if again else ENDED)
+
+
+def test_its_failures_count_in_a_probation():
+    story = Story(workers=1, companions=(Terms("mail"),))
+    story.release()
+    serve(story, 1)
+    story.release(probation=60.0, standby=600.0)
+    serve(story, 2)
+    for _ in range(2):
+        story.tell(ev.Exited(first(2), "exited with status 1"))
+        if story.states[2] == SERVING and 3 not in story.states:
+            story.sleep()
+            begin(story, first(2))
+    assert 2 in story.audit.taken_back
+    assert any("2 of its processes have crashed; generation 3 brings back 1" in text for text in story.notes)
+
+
+# --- only once --------------------------------------------------------------------------------------------------------
+
+
+def test_an_exclusive_one_begins_when_its_generation_serves_and_the_last_has_ended():
+    story = make(exclusive=True)
+    staffed(story, 1)
+    assert story.accept((1, 1)) == [ev.Launch(MAIL)]
+    begin(story, MAIL)
+    story.release()
+    staffed(story, 2)
+    commands = story.accept((2, 1))
+    assert ev.Stop(MAIL) in commands and ev.Launch(first(2)) not in commands
+    assert story.after(3600) == []
+    assert ev.Launch(first(2)) in story.tell(ev.Exited(MAIL, "exited", clean=True))
+
+
+def test_of_several_that_drain_the_last_one_makes_way():
+    story = make(exclusive=True)
+    staffed(story, 1)
+    story.accept((1, 1))
+    begin(story, MAIL)
+    for number in (2, 3):
+        story.release()
+        staffed(story, number)
+        story.accept((number, 1))
+    assert state(story, first(2)) == ENDED, "it never had its turn"
+    assert story.tell(ev.Exited(MAIL, "exited", clean=True))[0] == ev.Launch(first(3))
+
+
+# --- canaries and rollbacks -------------------------------------------------------------------------------------------
+
+
+def test_a_canary_has_none_until_it_is_promoted(serving):
+    serving.release(canary={"tenants": ["acme"]})
+    staffed(serving, 2)
+    serving.accept((2, 1))
+    assert serving.states == {1: SERVING, 2: CANARY} and state(serving, first(2)) == WAITING
+    assert serving.after(3600) == []
+    assert serving.tell(ev.PromoteAsked()) == [ev.Launch(first(2))]
+    begin(serving, first(2))
+    assert serving.after(1.0) == [ev.Accept(Key(2, 1), (0,))]
+    assert ev.Stop(MAIL) in serving.accept((2, 1))
+
+
+@pytest.fixture
+def trial(serving) -> Story:
+    """Generation 2 is on trial beside 1."""
+    serving.release(canary={"tenants": ["acme"]})
+    staffed(serving, 2)
+    serving.accept((2, 1))
+    return serving
+
+
+def test_a_canary_whose_companion_does_not_begin_stays_one(trial):
+    trial.tell(ev.PromoteAsked(Asker("me")))
+    begin(trial, first(2))
+    trial.tell(ev.Exited(first(2), "exited with status 1"))
+    assert trial.states == {1: SERVING, 2: CANARY}
+    assert trial.audit.answers["me"].text == (
+        "generation 2 was not promoted: companion 2.mail exited with status 1 0.0 s after its start"
+    )
+    assert trial.after(3600) == [] and state(trial, MAIL) == RUNNING
+    assert trial.tell(ev.PromoteAsked()) == [ev.Launch(first(2))], "once more"
+
+
+def test_a_promotion_that_a_release_overtakes_is_none_and_its_companions_go(trial):
+    trial.tell(ev.PromoteAsked(Asker("me")))
+    begin(trial, first(2))
+    assert ev.Stop(first(2)) in trial.release()
+    assert not trial.audit.answers["me"].ok
+    trial.tell(ev.Exited(first(2), "exited", clean=True))
+    assert state(trial, first(2)) == WAITING
+
+
+def test_a_promotion_ends_at_its_deadline(trial):
+    trial.tell(ev.PromoteAsked(Asker("me")))
+    while "me" not in trial.audit.answers:
+        trial.tell(ev.Started(first(2), error="no process for it"))
+        trial.sleep()
+    assert trial.audit.answers["me"].text.endswith("within 120 s (--boot-timeout): 2.mail (no process for it)")
+
+
+def test_a_rollback_brings_back_the_companions_of_that_version(serving):
+    serving.release(companions=(Terms("post"),))
+    serve(serving, 2)
+    serving.tell(ev.ReleaseAsked(replace(serving[1].release, source=1)))
+    assert [c.label for c in serving[3].companions.values()] == ["mail"]
+
+
+# --- another master ---------------------------------------------------------------------------------------------------
+
+
+def adopt(*survivors: ev.Survivor, ended: tuple[Key, ...] = (), terms: Terms = Terms("mail")) -> Story:  # noqa: B008
+    story = Story()
+    release = Release(recipe={"id": 1}, workers=1, companions=(terms,))
+    others = (ev.Survivor(Key(1, 1), 1001, release), ev.Survivor(Key(1, 0), 1000, release, "loaded"))
+    mine = tuple(replace(one, release=release) for one in survivors)
+    story.tell(ev.Adopted((*others, *mine), 1, 1, {1: 1}, ended=ended))
+    return story
+
+
+def test_the_next_master_adopts_it():
+    story = adopt(ev.Survivor(MAIL, 71, Release(), RUNNING))
+    assert (story[1].state, state(story, MAIL)) == (SERVING, RUNNING)
+    assert story.commands == [ev.Accept(Key(1, 1), (0,))]
+
+
+def test_one_that_has_had_its_signal_gets_no_second_one_and_its_time_begins_again():
+    story = Story()
+    release = Release(recipe={"id": 1}, workers=1, companions=(Terms("mail", stop_timeout=30.0),))
+    survivor = ev.Survivor(MAIL, 71, release, STOPPING)
+    commands = story.tell(ev.Adopted((survivor,), 1, 1, {}, Release(recipe={"id": 2})))
+    assert not [c for c in commands if isinstance(c, ev.Stop)]
+    assert story[1].state == DRAINING and state(story, MAIL) == STOPPING
+    story.after(30)
+    assert ev.Kill(MAIL) in story.commands
+
+
+def test_one_that_had_ended_for_good_is_not_begun_anew_and_one_that_waited_is():
+    once = Terms("once", restart="never")
+    assert state(adopt(ended=(MAIL,), terms=once), MAIL) == ENDED
+    assert ev.Launch(MAIL) in adopt(terms=once).commands
+
+
+def test_terms_survive_json():
+    release = Release(recipe={"id": 1}, companions=(Terms("mail", 2, False, "never", 3.0, 4.0),))
+    assert Release(**json.loads(json.dumps(asdict(release)))) == release
+    assert [c.label for c in release.seats().values()] == ["mail:1", "mail:2"]
