@@ -1,4 +1,4 @@
-"""What the configuration and the machine are found guilty of. The checks judge facts, and touch nothing."""
+"""What can be wrong with the configuration and the machine. The checks judge facts, and touch nothing."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def configuration(facts: Facts) -> Iterator[Finding]:
         yield warning(text, "leave it out")
     if not facts.refused and not facts.remarks:
         yield fine("nothing in the configuration is refused")
+
 
 def kernel(facts: Facts) -> Iterator[Finding]:
     if facts.kernel is None:
@@ -148,6 +149,7 @@ def workers(facts: Facts) -> Iterator[Finding]:
         )
     else:
         yield fine(f"{count} workers on {cores} usable cores (affinity and CPU quota counted)")
+
 
 def overflows(facts: Facts) -> Iterator[Finding]:
     if facts.overflows:

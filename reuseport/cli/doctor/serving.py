@@ -26,9 +26,7 @@ def loading(facts: Facts) -> Iterator[Finding]:
         )
         return
     if probe.get("asgi"):
-        yield problem(
-            f"{settings.app} is a coroutine function, an ASGI application", "name the WSGI application"
-        )
+        yield problem(f"{settings.app} is a coroutine function, an ASGI application", "name the WSGI application")
     took = float(probe["seconds"])
     text = f"the application loads in {took:.1f} s and {size(probe['rss'])} (Python {probe['python']})"
     if took > settings.boot_timeout / 2:
@@ -82,7 +80,10 @@ def clients(facts: Facts) -> Iterator[Finding]:
     if (probe := loaded(facts)) is not None:
         yield from drivers(probe, facts.settings.threads)
 
+
 def running(facts: Facts) -> Iterator[Finding]:
+    if facts.silent:
+        yield problem(facts.silent, "its log may say why; `reuseport stacks` shows what its workers are at meanwhile")
     if facts.status is None:
         return
     master = facts.status.get("master") or {}
@@ -114,7 +115,7 @@ def drains(facts: Facts) -> Iterator[Finding]:
         count = waits.get("requests")
         what = ", ".join([*jobs, *([f"{count} requests"] if count else [])]) or "its processes"
         yield warning(
-            f"generation {g.get('number')} drains since {duration(since)}, and waits for {what}",
+            f"generation {g.get('number')} has drained for {duration(since)}, and waits for {what}",
             "--job-timeout, or a deadline of the job's own; reuseport stacks shows what it does",
         )
 

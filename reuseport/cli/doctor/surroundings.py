@@ -60,6 +60,7 @@ def _unit(show: Mapping[str, str], facts: Facts) -> Iterator[Finding]:
             "RuntimeDirectory= in the unit, or --run-dir below /run",
         )
 
+
 def proxies(facts: Facts) -> Iterator[Finding]:
     for one in facts.proxies:
         found = list(_proxy(one, facts))
