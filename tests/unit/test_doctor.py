@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,7 @@ ROWS = [
     ),
     (serving.patch_order, facts(application=loaded()), facts(application=loaded(ssl_early=True)), "warning", "ssl"),
     (serving.running, facts(status=STATUS), facts(status={**STATUS, "serving": None}), "problem", "no generation"),
+    (serving.running, facts(), facts(silent="the master has not answered"), "problem", "has not answered"),
     (
         serving.running,
         facts(status=STATUS),
@@ -410,3 +412,14 @@ def test_the_exit_status_says_whether_there_is_a_problem(monkeypatch, capsys, tm
     monkeypatch.setattr(gathering, "gather", lambda settings, refused, status: told.append(refused) or known)
     assert main(["doctor"]) == 1
     assert "unknown key 'workes'" in told[0][0]
+
+
+def test_a_master_that_does_not_answer_is_a_finding(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "ANSWER_SECONDS", 0.1)
+    (tmp_path / "run").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("run/control.sock")
+        listener.listen()
+        assert "has not answered for 0.1 seconds" in doctor._status(["--run-dir", "run"])
+    assert doctor._status(["--run-dir", "run"]) == {}, "its socket alone is no master"

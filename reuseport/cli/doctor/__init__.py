@@ -101,15 +101,14 @@ def _configuration(words: Sequence[str]) -> tuple[Settings, list[str]]:
         return Settings({}, {}, (), make_origin(environ=os.environ, cwd=cwd)), [str(error)]
 
 
-def _status(words: Sequence[str]) -> Mapping[str, Any] | None:
-    """The status of the master that these words name, if one runs. Raises Failure for one that does not answer."""
+def _status(words: Sequence[str]) -> Mapping[str, Any] | str:
+    """The status of the master that these words name, {} if none runs; or why one that runs does not tell it."""
     try:
         done = place.find(from_flags(words, OPTIONS, [], FOREIGN)).ask({"do": "status"}, timeout=ANSWER_SECONDS)
     except OptionError:
-        return None  # the configuration's own mistake, which is told as such
+        return {}  # the configuration's own mistake, which is told as such
     except Failure as failure:
-        if failure.status not in (NO_MASTER, USAGE):  # there is none, or several and none was named
-            raise
-        return None
+        # None may run, or several, of which none was named.
+        return {} if failure.status in (NO_MASTER, USAGE) else str(failure)
     status = done.get("status")
-    return status if isinstance(status, dict) else None
+    return status if isinstance(status, dict) else "the master did not tell its status"

@@ -43,11 +43,15 @@ LAST_WORDS = 2  # seconds for an import that hangs to say where
 TRACEBACK = 4000  # characters of what an import printed
 
 
-def gather(settings: Settings, refused: list[str], status: Mapping[str, Any] | None) -> Facts:
-    """`refused`: what is wrong with the configuration; `status`: the running master's. It may take --boot-timeout."""
-    master = int((status or {}).get("master", {}).get("pid") or 0)
+def gather(settings: Settings, refused: list[str], told: Mapping[str, Any] | str) -> Facts:
+    """`refused`: what is wrong with the configuration; `told`: the running master's status, or why it told none.
+
+    It may take --boot-timeout.
+    """
+    status = told if isinstance(told, Mapping) else {}
+    master = int(status.get("master", {}).get("pid") or 0)
     process = master or os.getpid()
-    run_dir = str((status or {}).get("master", {}).get("run_dir") or settings.run_dir)
+    run_dir = str(status.get("master", {}).get("run_dir") or settings.run_dir)
     return Facts(
         settings,
         refused=[*refused, *([] if refused else check(settings, needs_app=False))],
@@ -66,7 +70,8 @@ def gather(settings: Settings, refused: list[str], status: Mapping[str, Any] | N
         unit=_unit(process, is_ours=bool(master)) if master or "INVOCATION_ID" in os.environ else None,
         proxies=nginx.locations(nginx.load(), [_as_nginx(address) for address in settings.bind]),
         application=_probe(settings) if settings.app and not refused else None,
-        status=status,
+        status=status or None,
+        silent=told if isinstance(told, str) else "",
         overflows=_overflows(_read(f"/proc/{process}/net/netstat")),
         queues=_queues(process, settings),
         version=__version__,

@@ -58,7 +58,7 @@ class Facts:
 
     `sysctls`: by name, as text. `limits`: (soft, hard) by name, None for unlimited. `unit`: what systemd says of the
     unit, by property. `proxies`: the locations of nginx that lead here. `application`: what the probe found. `status`:
-    the running master's. `queues`: (address, connections that wait) of its sockets. Sizes are in bytes.
+    the running master's; `silent`: why it told none. `queues`: (address, connections that wait). Sizes are in bytes.
     """
 
     settings: Settings
@@ -79,6 +79,7 @@ class Facts:
     proxies: Sequence[Mapping[str, Any]] = ()
     application: Mapping[str, Any] | None = None
     status: Mapping[str, Any] | None = None
+    silent: str = ""
     overflows: int | None = None
     queues: Sequence[tuple[str, int]] = ()
     version: str = ""

@@ -1,4 +1,4 @@
-"""What the configuration and the machine are found guilty of. The checks judge facts, and touch nothing."""
+"""What can be wrong with the configuration and the machine. The checks judge facts, and touch nothing."""
 
 from __future__ import annotations
 

@@ -82,6 +82,8 @@ def clients(facts: Facts) -> Iterator[Finding]:
 
 
 def running(facts: Facts) -> Iterator[Finding]:
+    if facts.silent:
+        yield problem(facts.silent, "its log may say why; `reuseport stacks` shows what its workers are at meanwhile")
     if facts.status is None:
         return
     master = facts.status.get("master") or {}
@@ -113,7 +115,7 @@ def drains(facts: Facts) -> Iterator[Finding]:
         count = waits.get("requests")
         what = ", ".join([*jobs, *([f"{count} requests"] if count else [])]) or "its processes"
         yield warning(
-            f"generation {g.get('number')} drains since {duration(since)}, and waits for {what}",
+            f"generation {g.get('number')} has drained for {duration(since)}, and waits for {what}",
             "--job-timeout, or a deadline of the job's own; reuseport stacks shows what it does",
         )
 
