@@ -7,9 +7,22 @@ import os
 import signal
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 from harness import ask, is_gone, wait_for
+
+
+def listening(address: str) -> set[str]:
+    """The inodes of the sockets that listen there."""
+    port = f":{int(address.rpartition(':')[2]):04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[9] for row in rows if row[1].endswith(port) and row[3] == "0A"}
+
+
+def sockets_of(pid: int) -> set[str]:
+    links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+    return {link.removeprefix("socket:[").rstrip("]") for link in links if link.startswith("socket:")}
 
 
 def lose_master(server) -> None:
@@ -153,14 +166,23 @@ def test_another_address_is_bound_beside_those_that_are_served_on(serve, tmp_pat
         new = f"127.0.0.1:{free.getsockname()[1]}"
     path = f"unix:{tmp_path}/web.sock"
     server.bind = (new, path)
-    server.start()
-    status = server.status()
+    zygote = before.current["zygote"]["pid"]
+    os.kill(zygote, signal.SIGSTOP)  # so that a worker is the first to say hello, before the new address is bound
+    try:
+        server.launch()
+        status = server.wait(lambda s: s.serving == 1 and len(s.workers("serving")) == 2)
+    finally:
+        os.kill(zygote, signal.SIGCONT)
     assert status.pids() == before.pids()
     assert status["master"]["addresses"] == [old, new, path]
     assert f"{old} is served on" in server.log_end()
     for address in (old, new, path):
         assert {server.get(address=address).pid for _ in range(20)} <= before.pids()
     assert [worker["slots"] for worker in status.workers()] == [[0], [1]], "each slot has an owner"
+    slots = listening(new)
+    assert len(slots) == 2
+    for pid in before.pids():
+        wait_for(lambda pid=pid: slots <= sockets_of(pid), f"worker {pid} has both slots of the new address")
 
 
 def test_an_address_that_cannot_be_had_costs_the_orphans_nothing(serve, tmp_path):

@@ -164,6 +164,33 @@ def test_what_happens_between_the_exec_and_the_new_master_is_not_lost(serve):
     assert f"worker 1.{[w['pid'] for w in before.workers()].index(victim) + 1} was killed" in server.log_end()
 
 
+DYING = """\
+__version__ = "0.2.0"
+import os, sys
+if "answer" not in os.environ.get("REUSEPORT_UPGRADE", "answer"):
+    sys.exit("only now")
+"""
+
+
+def test_a_new_master_that_dies_behind_the_exec_leaves_workers_that_the_next_one_adopts(serve):
+    """What no trial can find out."""
+    installed = Installed(serve)
+    server = installed.server.start()
+    before, address = server.status(), server.address
+    slow = server.get_later("/gate?name=slow")
+    server.gate("slow").await_entered()
+    installed.install("0.2.0", version=('__version__ = "0.2.0"\n', DYING))
+    outcome = server.cli("upgrade")
+    assert outcome.exit == 1 and "died before it had answered" in outcome.err
+    assert server.await_exit() == 1 and "only now" in server.log_end()
+    assert {server.get(address=address).pid for _ in range(20)} <= before.pids()
+    installed.install("0.3.0")
+    server.start()
+    assert server.status().pids() == before.pids() and server.address == address
+    server.gate("slow").open()
+    assert slow.result().status == 200
+
+
 MEDDLING = """\
 __version__ = "0.2.0"
 import os
