@@ -24,7 +24,8 @@ from typing import Any
 
 from reuseport.cli import place
 from reuseport.cli.failure import FAILED, NO_MASTER, USAGE, Failure
-from reuseport.cli.status import ANSWER_SECONDS, duration
+from reuseport.cli.frame import ANSWER_SECONDS
+from reuseport.cli.words import duration
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.stacks import LINES_SIGNAL, SNAPSHOT_SIGNAL
 from reuseport.options import Option, kinds

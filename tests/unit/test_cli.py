@@ -305,7 +305,7 @@ def test_status_reads_well_in_80_columns() -> None:
     assert "/20261122-1" in text
     assert "generation 6 waits for 1 request, 3 connections, 1 job, 1 companion\n" in text
     assert next(line.split() for line in lines if "acme" in line)[:3] == ["export", "acme", "11m"]
-    assert next(line.split() for line in lines if line.startswith("7.cron"))[2:] == ["waiting", "-", "2"]
+    assert next(line.split() for line in lines if line.startswith("7.cron"))[2:5] == ["waiting", "-", "2"]
     assert next(line.split() for line in lines if line.startswith("6.mail:1"))[:3] == ["6.mail:1", "402118", "draining"]
     assert "generation 7 waits" not in text
     assert "last release: generation 8, failed, 5m ago, took 2.1s\n  ModuleNotFoundError" in text

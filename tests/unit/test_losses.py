@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from reuseport.cli.status import render
+from reuseport.cli.overview import render
 from reuseport.master.losses import KEPT, Losses
 
 JOB = {

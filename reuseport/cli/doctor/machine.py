@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reuseport.cli.doctor.findings import Facts, Finding, Place, fine, generations, loaded, number, problem, warning
-from reuseport.cli.status import size
+from reuseport.cli.words import size
 
 # Record locks, or memory that processes share through a file, cannot be relied on there; unix sockets neither.
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "glusterfs", "fuse.sshfs", "fuse.glusterfs"}

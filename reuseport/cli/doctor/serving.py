@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from reuseport.cli.doctor.drivers import drivers
 from reuseport.cli.doctor.findings import Facts, Finding, fine, generations, loaded, number, problem, warning
-from reuseport.cli.status import duration, size
+from reuseport.cli.words import duration, size
 
 HOUR = 3600
 SHOWN = 3  # modules of a package that are named
