@@ -155,7 +155,7 @@ def test_what_could_not_be_served(said: dict[str, Any]) -> None:
 
 
 def test_what_is_said_to_be_as_usual_needs_no_word() -> None:
-    usual = {"protocol": "http", "daemon": False, "reload": False, "http_protocols": "h1", "raw_env": [], "user": ""}
+    usual = {"protocol": "http", "daemon": False, "http_protocols": "h1", "raw_env": [], "user": ""}
     assert text(**usual) == text()
 
 

@@ -127,8 +127,7 @@ def _truth(value: Any) -> bool:
 
 _ASGI = "is for ASGI, which reuseport does not serve"
 _HTTP2 = "concerns HTTP/2, which is not spoken here: put nginx or another proxy in front"
-_SYSLOG = "has no counterpart: a unit's standard error is in the journal, and log_config can have a SysLogHandler"
-_STATSD = "has no counterpart; `reuseport status --json` has the figures"
+_SYSLOG = "is log_file = \"syslog\" and access_log = \"syslog\"; or \"journald\", or \"syslog://HOST:PORT\""
 _DIRTY = "has no counterpart: reuseport.spawn(function, where='process') runs work in processes of the generation"
 _STRICT = "has no counterpart: what is ambiguous in a request is always refused"
 _MASTER = "has no counterpart: the master runs no code of yours"
@@ -190,9 +189,9 @@ SETTINGS: Mapping[str, Row] = {
         "limit_request_field_size", "--limit-request-field_size", number=True, convert=_line, inexact=True
     ),
     # --- debugging
-    "reload": none("has no counterpart in this file: it is for development", "--reload", **_FLAG),
-    "reload_engine": needless("concerns reload", "--reload-engine"),
-    "reload_extra_files": needless("concerns reload", "--reload-extra-file", action="append"),
+    "reload": same("reload", "--reload", **_FLAG),
+    "reload_engine": needless("is inotify, or looking once in a second where there is none", "--reload-engine"),
+    "reload_extra_files": same("reload_extra_file", "--reload-extra-file", action="append"),
     "spew": none("has no counterpart: `reuseport stacks` shows what each request is at", "--spew", **_FLAG),
     "check_config": needless("is a flag: reuseport serve --check-config", "--check-config", **_FLAG),
     "print_config": needless("is a flag: reuseport serve --print-config", "--print-config", **_FLAG),
@@ -241,21 +240,23 @@ SETTINGS: Mapping[str, Row] = {
     "disable_redirect_access_to_syslog": needless("concerns syslog", "--disable-redirect-access-to-syslog", **_FLAG),
     "errorlog": same("log_file", "--error-logfile", "--log-file"),
     "loglevel": same("log_level", "--log-level", convert=lambda value: str(value).lower()),
-    "capture_output": needless("is always so: what the application prints stays where the log goes", "--capture-output",
-        **_FLAG),
+    "capture_output": same("capture_output", "--capture-output", **_FLAG,
+        remark="line by line, with whose it is; what subprocesses print stays on standard output and error"),
     "logger_class": none("has no counterpart: log_json = true, or log_config", "--logger-class"),
     "logconfig": same("log_config", "--log-config"),
     "logconfig_json": same("log_config", "--log-config-json"),
     "logconfig_dict": none("has no counterpart: write the dictionary into a .json file, and name that in log_config"),
     "syslog": none(_SYSLOG, "--log-syslog", **_FLAG),
     "syslog_addr": needless("concerns syslog", "--log-syslog-to"),
-    "syslog_prefix": needless("concerns syslog", "--log-syslog-prefix"),
-    "syslog_facility": needless("concerns syslog", "--log-syslog-facility"),
+    "syslog_prefix": same("log_syslog_prefix", "--log-syslog-prefix", usual=None,
+        remark="without 'gunicorn.' in front"),
+    "syslog_facility": same("log_syslog_facility", "--log-syslog-facility"),
     "enable_stdio_inheritance": needless("is always so", "-R", "--enable-stdio-inheritance", **_FLAG),
-    "statsd_host": none(_STATSD, "--statsd-host"),
-    "statsd_prefix": needless("concerns statsd_host", "--statsd-prefix"),
-    "dogstatsd_tags": needless("concerns statsd_host", "--dogstatsd-tags"),
-    "enable_backlog_metric": needless("concerns statsd_host", "--enable-backlog-metric", **_FLAG),
+    "statsd_host": same("statsd_host", "--statsd-host"),
+    "statsd_prefix": same("statsd_prefix", "--statsd-prefix"),
+    "dogstatsd_tags": same("dogstatsd_tags", "--dogstatsd-tags"),
+    "enable_backlog_metric": needless("is reuseport_slot_queue_length of --metrics, which is always there",
+        "--enable-backlog-metric", **_FLAG),
     "proc_name": same("name", "-n", "--name", convert=_name, inexact=True,
         remark="also names the run directory: `reuseport status -n NAME` finds the server by it"),
     "default_proc_name": needless("is Gunicorn's own"),
