@@ -164,7 +164,7 @@ def exited(t: Turn, event: ev.Exited) -> None:
         return
     again = c.terms.restart == "always" or (c.terms.restart == "on-failure" and not event.clean)
     level = "info" if event.clean and not again else "error"
-    text = f"{_name(key, c)} {event.how} {ran:.1f} s after its start"
+    text = f"{_name(key, c)} {event.how}, {ran:.1f} s after its start"
     if g.state == WARMING and level == "error":
         t.put_companion(key, state=ENDED, **gone)
         t.fail(t.state.generations[g.number], text)

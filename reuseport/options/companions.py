@@ -82,8 +82,8 @@ KEYS: tuple[Option, ...] = (
     ),
     Option(
         "ready_after", kinds.SECONDS, 1.0, group="", where=frozenset(), unit="seconds", check=between(0, 3600),
-        help="A release waits until it has run for so long, and fails if it ends before that. Nobody waits for an "
-        "exclusive one.",
+        help="A release waits until it has run for so long, and fails if it ends before that: choose more than its "
+        "imports take. Nobody waits for an exclusive one.",
     ),
     Option(
         "stop_signal", Kind("SIGNAL", _signal), "TERM", group="", where=frozenset(),

@@ -102,7 +102,7 @@ def test_one_that_fails_before_the_switch_fails_the_release(restart: str, servin
     assert commands == [ev.Quit(Key(2, 1)), ev.Quit(Key(2, 0))]
     serving.exit((2, 1), (2, 0))
     assert serving.audit.answers["me"].text == (
-        "generation 2 failed: companion 2.mail exited with status 1 0.0 s after its start; generation 1 serves on"
+        "generation 2 failed: companion 2.mail exited with status 1, 0.0 s after its start; generation 1 serves on"
     )
     assert serving.states == {1: SERVING} and state(serving, MAIL) == RUNNING
 
@@ -226,7 +226,7 @@ def test_it_is_started_again_ever_later_until_it_has_run_for_a_while(serving):
         assert serving.commands == [ev.Launch(MAIL)]
         begin(serving, MAIL)
     assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8])
-    assert "companion 1.mail exited with status 1 0.0 s after its start; it is started again in 0.8 s" in serving.notes
+    assert "companion 1.mail exited with status 1, 0.0 s after its start; it is started again in 0.8 s" in serving.notes
     serving.after(STEADY)
     serving.tell(ev.Exited(MAIL, "exited with status 1"))
     assert serving.sleep() == pytest.approx(0.1)
@@ -325,7 +325,7 @@ def test_a_canary_whose_companion_does_not_begin_stays_one(trial):
     trial.tell(ev.Exited(first(2), "exited with status 1"))
     assert trial.states == {1: SERVING, 2: CANARY}
     assert trial.audit.answers["me"].text == (
-        "generation 2 was not promoted: companion 2.mail exited with status 1 0.0 s after its start"
+        "generation 2 was not promoted: companion 2.mail exited with status 1, 0.0 s after its start"
     )
     assert trial.after(3600) == [] and state(trial, MAIL) == RUNNING
     assert trial.tell(ev.PromoteAsked()) == [ev.Launch(first(2))], "once more"
