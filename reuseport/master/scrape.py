@@ -13,7 +13,6 @@ import socket
 import stat
 import time
 from collections.abc import Callable
-from email.utils import formatdate
 from typing import Any
 
 from reuseport.master.loop import READ, WRITE, Loop
@@ -149,8 +148,9 @@ def respond(head: bytes, answer: Answer) -> bytes:
 def response(
     status: str, content_type: str = "text/plain", body: bytes = b"", *, extra: str = "", silent: bool = False
 ) -> bytes:
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())  # no locale is ever set here
     head = (
-        f"HTTP/1.1 {status}\r\nDate: {formatdate(usegmt=True)}\r\nContent-Type: {content_type}\r\n"
+        f"HTTP/1.1 {status}\r\nDate: {date}\r\nContent-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\n{extra}Connection: close\r\n\r\n"
     )
     return head.encode() + (b"" if silent else body)
