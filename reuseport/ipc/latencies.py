@@ -52,6 +52,11 @@ class Latencies:
             raise IndexError(f"there are {ROWS} rows, not {index + 1}")
         return self._view[index * FIELDS : (index + 1) * FIELDS]
 
+    def owners(self) -> list[int]:
+        """Whose each row is."""
+        owners: list[int] = self._view[GENERATION::FIELDS].tolist()
+        return owners
+
     def give(self, index: int, generation: int) -> None:
         """Zero a row: from now on it is a worker's of that generation, or nobody's (0)."""
         row = self.row(index)

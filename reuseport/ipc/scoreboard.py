@@ -35,7 +35,8 @@ UPGRADED = 15  # connections that the application took over (1xx)
 REDIRECTIONS = 16  # responses with a 3xx status
 CLIENT_ERRORS = 17  # responses with a 4xx status
 SERVER_ERRORS = 18  # responses with a 5xx status
-# Fields 19 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
+SUCCESSES = 19  # responses with a 2xx status, as of the last `settle`
+# Fields 20 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
 
 NAMES = {
     "requests_total": REQUESTS,
@@ -56,9 +57,10 @@ NAMES = {
     "redirections": REDIRECTIONS,
     "client_errors": CLIENT_ERRORS,
     "server_errors": SERVER_ERRORS,
+    "successes": SUCCESSES,
 }
 GAUGES = frozenset({TURNED, ACTIVE, CONNECTIONS, RSS, PSS, JOBS, WAITING})
-# By a status's first digit. Successes, the most, have no counter of their own: they are what is left of REQUESTS.
+# By a status's first digit. Successes, the most, are not counted: they are what is left of the requests.
 CLASSES = (UNFINISHED, UPGRADED, None, REDIRECTIONS, CLIENT_ERRORS, *(SERVER_ERRORS,) * 5)
 
 
@@ -77,6 +79,14 @@ class Scoreboard:
     def clear(self, index: int) -> None:
         """Zero a row before a new worker gets it."""
         self.row(index)[:] = memoryview(bytes(ROW_BYTES)).cast("Q")
+
+
+def settle(row: memoryview) -> None:
+    """Work out the successes. Only for whose row it is, or when that one is dead: others may see half of a count.
+
+    One that was killed between the halves must not take a success back.
+    """
+    row[SUCCESSES] = max(row[SUCCESSES], row[REQUESTS] - sum(row[UNFINISHED:SUCCESSES]))
 
 
 def mapped(path: str, size: int, *, create: bool) -> memoryview:

@@ -24,7 +24,7 @@ from setproctitle import setproctitle
 
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import STANDBY, ZYGOTE, Cluster, Key, Release
+from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.latencies import Latencies
@@ -38,17 +38,20 @@ from reuseport.master.history import History
 from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
+from reuseport.master.metrics import Facts, overflows
 from reuseport.master.notify import Notifier, status_line
 from reuseport.master.numbers import Numbers
 from reuseport.master.processes import Process, Processes, become_subreaper, end
 from reuseport.master.progress import Progress
-from reuseport.master.questions import QUESTIONS
+from reuseport.master.questions import QUESTIONS, whole_status
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
 from reuseport.master.roster import Remains, Roster
 from reuseport.master.samples import Samples
 from reuseport.master.slots import SlotError, Slots
 from reuseport.master.switchboard import Switchboard
+from reuseport.master.tally import Tally
+from reuseport.master.telling import Telling
 from reuseport.master.tenants import Tenants
 from reuseport.master.touched import Touched
 from reuseport.master.watch import Watch
@@ -88,6 +91,7 @@ class Master:
         self.signals: deque[int] = deque()
         self.exit_status: int | None = None
         self.losses = Losses()
+        self.tally = Tally()
 
         release = complete(release_of(settings), extra)
         ids = find_user(settings)
@@ -103,15 +107,20 @@ class Master:
         units = tuple(dict.fromkeys(one.address for one in given if not one.stored))
         # Without a word about addresses those that were passed are meant.
         addresses = units if units and settings.sources["bind"] == DEFAULT else settings.bind
-        self.slots = Slots(addresses, settings.backlog, 0 if settings.umask is None else settings.umask, given)
+        umask = 0 if settings.umask is None else settings.umask
+        self.slots = Slots(addresses, settings.backlog, umask, given)
         self.roster = Roster(self.run_dir.roster)
+        self.loop = Loop()
+        self.telling = Telling(settings, umask, self.loop, self._facts)
         remains = self.roster.read()
         if remains is None:
             self.slots.bind()
+            for path in (self.run_dir.scoreboard, self.run_dir.latencies):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)  # of a master whose workers have died with it: this one counts anew
         self._write_pid_file()
         become_subreaper()
         _raise_descriptor_limit()
-        self.loop = Loop()
         self.notifier = Notifier(supervision, self.loop, self.log.write)
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.raw)
         self.processes = Processes(self.loop, self._on_exit)
@@ -145,6 +154,7 @@ class Master:
             lambda: self.cluster,
             self.events.append,
             self.log.write,
+            self.tally,
         )
         self.tenants = Tenants(settings, self.run_dir, ids, remains is not None, self.processes, self.switchboard)
         self.tenants.tell, self.tenants.log = self.events.append, self.log.write
@@ -161,7 +171,6 @@ class Master:
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
-        self.numbers.begin({row for row in remains.rows.values() if row >= 0} if remains else set())
         if remains is not None:
             self._adopt(remains, release)
         else:
@@ -172,6 +181,8 @@ class Master:
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
         self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
+        if self.telling.address:
+            self.log.write("info", f"metrics at {self.telling.address}")
         self.notifier.store(slot.socket for slot in self.slots.storable())
         self._look_around()
         self._count()
@@ -224,9 +235,11 @@ class Master:
     def _on_exit(self, process: Process, how: str) -> None:
         self.switchboard.last_words(process)
         self.numbers.is_dead(process)
+        self.tally.worker_ends(self.cluster, process.key)
         for lost in status.jobs_of(process):
             self.log.write("error", self.losses.add(str(process.key), process.pid, how, lost))
         for job in process.jobs.values():
+            self.tally.jobs["lost"] += 1
             self.releases.job_ended(process.key, job, lost=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.run_dir.stacks(str(process.key)))
@@ -255,6 +268,7 @@ class Master:
         for one in remains.adopted.survivors:
             process = self.processes.expect(one.key, remains.rows[one.key])
             self.processes.is_running(process, one.pid)
+        self.numbers.adopt()
         wanted = set(remains.slots)
         deadline = time.monotonic() + ADOPTION
         while missing := wanted - {(slot.address, slot.index) for slot in self.slots.slots}:
@@ -312,6 +326,7 @@ class Master:
     # --- the rest ---------------------------------------------------------------------------------------------------
 
     def _on_job_ended(self, key: Key, job: dict[str, Any]) -> None:
+        self.tally.jobs["ended"] += 1
         self.releases.job_ended(key, job)
 
     def _look_around(self) -> None:
@@ -327,8 +342,12 @@ class Master:
         self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._look_around)
 
     def _count(self) -> None:
-        self.numbers.look(self.cluster.generations)
         self.loop.later(1.0, self._count)
+        look = self.numbers.look(self.cluster.generations)
+        self.telling.tell(look, sum(len(g.having(ACCEPTING)) for g in self.cluster.generations.values()))
+
+    def _facts(self) -> Facts:
+        return Facts(whole_status(self), self.numbers.now(), self.tally, overflows())
 
     def _notify(self, *, fully: bool = False) -> None:
         self.notifier.look(
@@ -389,14 +408,15 @@ class Master:
         self.releases.note("stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
+        self.telling.close(self.numbers.now())
         self.roster.remove()
         self.tenants.remove()
         self.control.close()
         self.switchboard.close()
         self.slots.close()
         self.boot_logs.remove()
-        run_dir = self.run_dir
-        for path in (run_dir.hello, run_dir.scoreboard, run_dir.latencies, run_dir.pid, self.first.pid):
+        shared = self.run_dir.scoreboard, self.run_dir.latencies
+        for path in (*shared, self.run_dir.hello, self.run_dir.pid, self.first.pid):
             if path:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)

@@ -12,15 +12,16 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from reuseport.ipc.latencies import BUCKETS, GENERATION, LAYOUT, NANOSECONDS, THIS, Latencies, quantile
-from reuseport.ipc.scoreboard import ACTIVE, ERRORS, FIELDS, GAUGES, REQUESTS, ROWS, Scoreboard
+from reuseport.ipc.latencies import BUCKETS, LAYOUT, NANOSECONDS, THIS, Latencies, quantile
+from reuseport.ipc.scoreboard import ACTIVE, ERRORS, FIELDS, GAUGES, REQUESTS, ROWS, Scoreboard, settle
 from reuseport.master.figures import COUNTERS, NOTHING, Figures, Look, between, total
 from reuseport.master.processes import Process, Processes
-from reuseport.master.samples import Samples
+from reuseport.master.samples import Samples, rounded
 
 WORKER_ROWS = ROWS - 128  # those behind are sums
 SERVER = ROWS - 1  # the row of all generations that have gone
 WINDOW = 10  # looks, a second apart, that rates and quantiles are of
+MOST = (1 << 64) - 1
 LINGERING = 120.0  # seconds for which a generation that has gone is still told of: a last scrape comes within that time
 
 
@@ -34,29 +35,29 @@ class Numbers:
         self.samples = samples
         self._sums: dict[int, int] = {}  # the row of a generation's dead
         self._gone: dict[int, tuple[float, Figures]] = {}  # when, and with what; for the last scrape
-        self._looks: deque[Look] = deque(maxlen=WINDOW + 1)
+        self._looks = deque([Look(time.monotonic(), NOTHING, {})], maxlen=WINDOW + 1)
 
-    def begin(self, survivors: Collection[int]) -> None:
-        """Take over the files as an earlier master left them; `survivors` are the rows of those who live."""
-        living = {self._latencies.row(row)[GENERATION] for row in survivors}
-        for row in range(WORKER_ROWS, SERVER):
-            generation = self._latencies.row(row)[GENERATION]
+    def adopt(self) -> None:
+        """Take over the files as an earlier master left them; the processes that there are have survived it."""
+        survivors = {process.row for process in self._with_rows()}
+        owners = self._latencies.owners()
+        living = {owners[row] for row in survivors}
+        for row, generation in enumerate(owners[WORKER_ROWS:SERVER], WORKER_ROWS):
             if generation in living and generation not in self._sums:
                 self._sums[generation] = row
             elif generation:
                 self._move(row, SERVER)
-        for row in range(WORKER_ROWS):
-            if row not in survivors and (generation := self._latencies.row(row)[GENERATION]):
+        for row, generation in enumerate(owners[:WORKER_ROWS]):
+            if generation and row not in survivors:
                 self._move(row, self._sum_of(generation) if generation in living else SERVER)
-        self._looks.append(self._now(time.monotonic()))
-        self.samples.begin(self._looks[-1])
+        self._looks = deque([self.now()], maxlen=WINDOW + 1)  # what was served before is no traffic of this moment
 
     def is_dead(self, process: Process) -> None:
         """Its row is free when this returns."""
         if process.row >= 0:
             self._move(process.row, self._sum_of(process.key.generation))
 
-    def look(self, generations: Collection[int]) -> None:
+    def look(self, generations: Collection[int]) -> Look:
         """Sum up; `generations` are those that there are."""
         now = time.monotonic()
         there = {*generations, *(process.key.generation for process in self._processes.all())}
@@ -66,8 +67,10 @@ class Numbers:
             self._move(row, SERVER)
         for generation in [g for g, (when, _) in self._gone.items() if now - when > LINGERING]:
             del self._gone[generation]
-        self._looks.append(self._now(now))
-        self.samples.look(self._looks[-1])
+        look = self._now(now)
+        self._looks.append(look)
+        self.samples.look(look)
+        return look
 
     def now(self) -> Look:
         """The totals of this moment."""
@@ -85,8 +88,8 @@ class Numbers:
         return {
             "requests_per_second": round(figures[COUNTERS + REQUESTS] / window, 3) if window else 0.0,
             "errors_per_second": round(figures[COUNTERS + ERRORS] / window, 3) if window else 0.0,
-            "p50": quantile(figures[:BUCKETS], 0.5),
-            "p99": quantile(figures[:BUCKETS], 0.99),
+            "p50": rounded(quantile(figures[:BUCKETS], 0.5)),
+            "p99": rounded(quantile(figures[:BUCKETS], 0.99)),
             "in_flight": sum(self._board.row(row)[ACTIVE] for row in rows),
             "window": round(window, 3),
         }
@@ -125,19 +128,21 @@ class Numbers:
         return row
 
     def _move(self, row: int, to: int) -> None:
-        """Add a row of nobody's to a sum, and empty it. Who is killed in between counts one field twice."""
+        """Add a row of nobody's to a sum, and empty it. A master that is killed over it counts one field twice."""
+        source, target = self._board.row(row), self._board.row(to)
+        if row < WORKER_ROWS:
+            settle(source)
+        _pour(source, target, [field for field in range(FIELDS) if field not in GAUGES])
         source, target = self._latencies.row(row), self._latencies.row(to)
         target[LAYOUT] = THIS
         if source[LAYOUT] == THIS:
-            for field in (*range(BUCKETS), NANOSECONDS):
-                if source[field]:
-                    target[field] += source[field]
-                    source[field] = 0
-        source, target = self._board.row(row), self._board.row(to)
-        for field in range(FIELDS):
-            if source[field] and field not in GAUGES:
-                target[field] += source[field]
-                source[field] = 0
+            _pour(source, target, [*range(BUCKETS), NANOSECONDS])
         self._latencies.give(row, 0)
         self._board.clear(row)
 
+
+def _pour(source: memoryview, target: memoryview, fields: Iterable[int]) -> None:
+    for field in fields:
+        if source[field]:
+            target[field] = (target[field] + source[field]) & MOST  # whatever is in it, the master must get over it
+            source[field] = 0

@@ -71,6 +71,7 @@ def whole_status(master: Master) -> dict[str, Any]:
         "uptime": round(time.time() - master.started, 3),
         "run_dir": master.run_dir.path,
         "addresses": master.slots.addresses,
+        "metrics": master.telling.address,
     }
     whole = status.of(master.cluster, master.processes, master.board, about, time.monotonic())
     for g in whole["generations"]:

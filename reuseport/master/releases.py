@@ -23,6 +23,7 @@ from reuseport.master.history import History
 from reuseport.master.processes import Processes
 from reuseport.master.recipe import release_of, resolve_script
 from reuseport.master.status import jobs_of, told
+from reuseport.master.tally import Tally
 from reuseport.master.tenants import ROOM
 from reuseport.options import OptionError, Settings
 
@@ -44,6 +45,7 @@ class Releases:
         cluster: Callable[[], Cluster],
         tell: Callable[[ev.Event], None],
         log: Callable[[str, str], None],
+        tally: Tally,
     ) -> None:
         self.settings = settings
         self.asked = 0  # how many releases were asked for, refused ones included
@@ -55,6 +57,7 @@ class Releases:
         self._cluster = cluster
         self._tell = tell
         self._log = log
+        self._tally = tally
         self._begun: dict[int, Release] = {}
         self._jobs: dict[tuple[int, bool], list[dict[str, Any]]] = {}  # ended: by generation, whether in its drain
         self._before = (0, 0)  # answers and errors of the generation before the one that serves
@@ -259,6 +262,8 @@ class Releases:
         return [line for line in self.history.shown() if line["event"] == "release"][-SHOWN:]
 
     def _add(self, event: str, **fields: Any) -> None:
+        if event != "drained":
+            self._tally.release_ends(fields.get("outcome", event), fields.get("seconds", 0.0))
         try:
             self.history.add({"event": event, "at": time.time(), **fields})
         except OSError as error:

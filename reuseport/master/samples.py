@@ -68,15 +68,11 @@ class Samples:
         self._log = log
         self._trouble = ""
 
-    def begin(self, look: Look) -> None:
-        """What is sampled is what is served from now on."""
-        for series in self._series:
-            series.since = look
-
     def look(self, look: Look) -> None:
         """Write down what has become due."""
         for series in self._series:
-            assert series.since is not None
+            if series.since is None:
+                series.since = look  # what is sampled is what is served from now on
             if look.time - series.since.time < series.every - 0.5:
                 continue
             at = round(time.time(), 3)
@@ -119,13 +115,13 @@ def sample_of(first: Look, last: Look) -> dict[str, Any]:
         "seconds": round(last.time - first.time, 3),
         "requests": server[COUNTERS + REQUESTS],
         "errors": server[COUNTERS + ERRORS],
-        "p50": _rounded(quantile(server[:BUCKETS], 0.5)),
-        "p99": _rounded(quantile(server[:BUCKETS], 0.99)),
+        "p50": rounded(quantile(server[:BUCKETS], 0.5)),
+        "p99": rounded(quantile(server[:BUCKETS], 0.99)),
         "generations": served,
     }
 
 
-def _rounded(seconds: float | None) -> float | None:
+def rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
 
 

@@ -90,6 +90,12 @@ def check_addresses(addresses: tuple[str, ...]) -> None:
             raise ValueError(f"{path!r} is longer than the {UNIX_PATH_BYTES} bytes that a unix socket may have")
 
 
+def check_port(address: str) -> None:
+    """Something that is connected to has a port of its own."""
+    if address and not (parse_address(address).port or parse_address(address).path):
+        raise ValueError("port 0 is no port that anybody listens on")
+
+
 def _parse(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f'{value!r} is not text: write "HOST:PORT"')
@@ -106,3 +112,18 @@ def _show(value: str) -> str:
 
 
 ADDRESS = Kind("ADDRESS", _parse, _show, split=split_commas_and_spaces, anchor=_anchor)
+
+
+def _parse_one(value: Any) -> str:
+    if value == "":
+        return ""
+    address = _parse(value)
+    check_addresses((address,))
+    return address
+
+
+def _anchor_one(value: str, directory: str) -> str:
+    return _anchor(value, directory) if value else value
+
+
+ONE_OR_NONE = Kind("ADDRESS", _parse_one, _show, anchor=_anchor_one)

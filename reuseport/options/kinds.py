@@ -152,6 +152,20 @@ def _token(value: Any) -> str:
     return value
 
 
+def _metric_prefix(value: Any) -> str:
+    value = _text(value)
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{0,200}", value):  # statsd's lines have : | @ # for themselves
+        raise ValueError(f"{value!r} is not the beginning of a name: letters, digits, _ - and dots")
+    return value
+
+
+def _metric_tags(value: Any) -> str:
+    value = _text(value)
+    if not re.fullmatch(r"[^|#@\s]{0,500}", value):
+        raise ValueError(f"{value!r} is not a list of tags: they are separated by commas, without blanks, | # and @")
+    return value
+
+
 def _web_path(value: Any) -> str:
     value = _text(value)
     if not re.fullmatch(r"/[!-~]*", value) or "#" in value:
@@ -259,6 +273,8 @@ PATH = Kind("FILE", _text, anchor=_join)
 LATE_PATH = Kind("PATH", _text)
 NAME = Kind("NAME", _name)
 TEXT = Kind("TEXT", _text)
+METRIC_PREFIX = Kind("PREFIX", _metric_prefix)
+METRIC_TAGS = Kind("TAGS", _metric_tags)
 TOKEN = Kind("NAME", _token)
 ACCOUNT = Kind("NAME", _account)
 SHARE = Kind("SHARE", _share)

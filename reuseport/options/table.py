@@ -106,7 +106,7 @@ _COUNT = between(0, 1_000_000_000)
 APPLICATION, PROCESSES, RELEASES, NETWORK = "The application", "Processes", "Releases and stops", "Network and HTTP"
 PROXY, TLS = "Behind a proxy", "TLS"
 TENANTS = "Tenants"
-PLACE, LOG, CONFIGURATION = "Identity and place", "Log", "Configuration"
+PLACE, LOG, METRICS, CONFIGURATION = "Identity and place", "Log", "Metrics", "Configuration"
 
 # fmt: off
 OPTIONS: tuple[Option, ...] = (
@@ -428,6 +428,24 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "request_id_header", kinds.TOKEN, "X-Request-ID", group=LOG, metavar="HEADER",
         help="The header that a request's id comes and goes in.",
+    ),
+    Option(
+        "metrics", address.ONE_OR_NONE, "", group=METRICS, effect="start", default_text="none",
+        help="Where Prometheus gets the metrics, at /metrics: HOST:PORT, [IPV6]:PORT or unix:PATH. Whoever can connect "
+        "can read them, so name a private address.",
+    ),
+    Option(
+        "statsd_host", address.ONE_OR_NONE, "", group=METRICS, effect="start", check=address.check_port,
+        default_text="none",
+        help="A statsd that is told each second, HOST:PORT or unix:PATH. A name is resolved once, at the start.",
+    ),
+    Option(
+        "statsd_prefix", kinds.METRIC_PREFIX, "", group=METRICS, effect="start", default_text="none",
+        help="What names for statsd begin with; a dot is added.",
+    ),
+    Option(
+        "dogstatsd_tags", kinds.METRIC_TAGS, "", group=METRICS, effect="start", default_text="none",
+        help="Tags for a statsd that knows them (DogStatsD), separated by commas: env:prod,shop.",
     ),
     Option(
         "config", kinds.PATH, "", flags=("-c",), group=CONFIGURATION, where=frozenset({FLAG, ENVIRONMENT}),

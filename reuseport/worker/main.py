@@ -29,7 +29,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
 from reuseport.ipc.logline import LEVELS, form_of
-from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, Scoreboard
+from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, Scoreboard, settle
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.worker import application, jobprocess, logs, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
@@ -155,6 +155,7 @@ class Worker:
             os.dup2(STDOUT_COPY, 1)
             os.dup2(STDERR_COPY, 2)
         self._dump_stacks_on_signal()
+        self._put_down()
         self.state = "ready"
         self.link.say("ready")
         early, self.early = self.early, []
@@ -388,7 +389,7 @@ class Worker:
 
     def _turn(self) -> None:
         self.vitals.beat()
-        count(self.latencies, self.engine.latencies)
+        self._put_down()
         limit = self.settings.max_worker_memory
         if limit and self.board[RSS] > limit and not self.retiring and self.state == "serving":
             self._retire(f"it uses {self.board[RSS] >> 20} MiB (--max-worker-memory)")
@@ -396,6 +397,13 @@ class Worker:
             self.vitals.retitle(draining=True)
             if self.router is not None and not self.engine.closing and (free := self.router.no_longer_kept()):
                 self.sender.give(free)
+
+    def _put_down(self) -> None:
+        """What requests leave to be counted later. How long a warm-up takes is no client's latency."""
+        if self.state == "starting":
+            self.engine.latencies.clear()
+        count(self.latencies, self.engine.latencies)
+        settle(self.board)
 
     # --- leave ------------------------------------------------------------------------------------------------------
 
@@ -477,7 +485,7 @@ class Worker:
         """Leave now: in the main greenlet, where exit handlers are called."""
         if self.engine is not None:
             self.reporter.report()
-            count(self.latencies, self.engine.latencies)
+            self._put_down()
             self.receiver.stop(self.loop_set)
         self.ended.set()
 

@@ -11,6 +11,7 @@ import gevent
 import pytest
 from http_harness import Harness, echo, parse, turn, wait_for
 
+from reuseport.ipc import scoreboard
 from reuseport.ipc.scoreboard import ACTIVE, BYTES_OUT, CONNECTIONS, ERRORS, REQUESTS
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -734,3 +735,44 @@ def test_counters(harness):
     wait_for(lambda: harness.counter(CONNECTIONS) == 0)
     ask(harness, breaks)
     assert (harness.counter(REQUESTS), harness.counter(ACTIVE), harness.counter(ERRORS)) == (3, 0, 1)
+
+
+# --- what is counted
+
+
+def test_each_request_leaves_its_latency_and_the_class_of_its_status(harness):
+    def application(environ, start_response):
+        status = environ["PATH_INFO"][1:]
+        gevent.sleep(0.05 if status == "302" else 0)
+        start_response(f"{status} X", [])
+        return [b""]
+
+    harness.application = application
+    for code in (200, 204, 302, 404, 503, 500):
+        harness.talk(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % code)
+    classes = {"redirections": 1, "client_errors": 1, "server_errors": 2, "unfinished": 0, "upgraded": 0}
+    assert {name: harness.counter(scoreboard.NAMES[name]) for name in classes} == classes
+    assert len(harness.engine.latencies) == 6
+    assert min(harness.engine.latencies) >= 0
+    assert max(harness.engine.latencies) == harness.engine.latencies[2] >= 0.05
+
+
+def test_what_the_server_refuses_has_a_status_and_no_latency(harness):
+    assert harness.talk(b"GET / HTTP/1.1\r\n\r\n")[0].status == 400
+    assert (harness.counter(scoreboard.CLIENT_ERRORS), harness.counter(REQUESTS)) == (1, 1)
+    assert harness.engine.latencies == []
+
+
+def test_a_latency_ends_with_the_last_byte_and_not_with_close(harness):
+    class Slow(list):
+        def close(self):
+            gevent.sleep(0.2)
+
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        return Slow([b"x", b"y"])
+
+    harness.application = application
+    harness.talk(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    wait_for(lambda: harness.engine.latencies)
+    assert harness.engine.latencies[0] < 0.2

@@ -266,3 +266,18 @@ def test_a_thread_that_outlives_its_request_costs_it_the_connection(make):
         client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
         client.read_all()
     wait_for(lambda: harness.engine.connections == 0)
+
+
+def test_a_latency_is_counted_in_the_loop_and_begins_with_the_queue(make):
+    application = Application()
+    harness = make(application, threads=1)
+    clients = [harness.connect() for _ in range(2)]
+    for number, client in enumerate(clients):
+        client.send(GET % f"/{number}".encode())
+    wait_for(lambda: harness.counter(WAITING) == 1)
+    since = time.monotonic()
+    wait_for(lambda: time.monotonic() > since + 0.05)
+    for number in range(2):
+        application.gate(f"/{number}").set()
+    wait_for(lambda: len(harness.engine.latencies) == 2)
+    assert harness.engine.latencies[1] > 0.05

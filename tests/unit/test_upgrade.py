@@ -9,7 +9,7 @@ import gevent.event
 import pytest
 from http_harness import Harness, echo, open_fds, parse, wait_for
 
-from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS
+from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS, UPGRADED
 from reuseport.worker.upgrade import GOING_AWAY, Frames
 
 UPGRADE = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -264,3 +264,13 @@ def test_a_handler_that_does_not_end_is_not_waited_for_without_limit(engine, mon
         released.set()
         wait_for(lambda: not engine.engine.upgraded)
     assert engine.engine.requests == 0
+
+
+def test_how_long_it_stays_taken_over_is_no_latency(engine):
+    engine.application = raw_echo
+    with engine.connect() as client:
+        client.send(UPGRADE)
+        assert client.read_until(b"\r\n\r\n") == SWITCHED
+    wait_for(lambda: engine.counter(REQUESTS) == 1)
+    assert engine.engine.latencies == []
+    assert engine.counter(UPGRADED) == 1

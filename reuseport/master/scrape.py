@@ -1,0 +1,185 @@
+"""Answers who scrapes the metrics (--metrics): as little of HTTP as that takes, in the master's own loop.
+
+A scraper that is slow, or silent, holds up nobody: nothing here waits. It has a few seconds for its request and the
+answer, its request may be so long, and when there are too many of them the oldest has to go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+
+from reuseport.master.loop import READ, WRITE, Loop
+from reuseport.options import OptionError, parse_address
+
+CLIENTS = 16
+REQUEST = 8192  # bytes
+PATIENCE = 10.0  # seconds for the whole of a scrape
+NO_DESCRIPTORS = 0.1  # seconds to wait when there are none left
+
+# From the Accept header to (content type, body).
+Answer = Callable[[str], tuple[str, bytes]]
+
+
+class Client:
+    def __init__(self, sock: socket.socket, server: Scrape) -> None:
+        self._socket = sock
+        self._server = server
+        self._in = b""
+        self._out = b""
+        self.deadline = time.monotonic() + PATIENCE
+        server.loop.watch(sock.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(REQUEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        self._in += data
+        head, end, _ = self._in.partition(b"\r\n\r\n")
+        if end:
+            self._out = respond(head, self._server.answer)
+        elif len(self._in) > REQUEST:
+            self._out = response("431 Request Header Fields Too Large")
+        if self._out:
+            self._server.loop.watch(self._socket.fileno(), self._writable, WRITE)
+            self._writable()
+
+    def _writable(self) -> None:
+        try:
+            self._out = self._out[self._socket.send(self._out) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._out = b""
+        if not self._out:
+            self.close()
+
+    def close(self) -> None:
+        if self._socket.fileno() != -1:
+            self._server.loop.forget(self._socket.fileno())
+            self._socket.close()
+            self._server.clients.remove(self)
+
+
+class Scrape:
+    """Listens at `address` (of the option `where`). OptionError where that is not possible."""
+
+    def __init__(self, address: str, where: str, umask: int, loop: Loop, answer: Answer) -> None:
+        self.loop = loop
+        self.answer = answer
+        self.clients: list[Client] = []  # oldest first
+        self._socket, self._path = _listen(address, where, umask)
+        self._socket.setblocking(False)
+        loop.watch(self._socket.fileno(), self._accept, READ)
+
+    @property
+    def address(self) -> str:
+        """What is really bound, with the kernel's choice for a port 0."""
+        if self._path:
+            return f"unix:{self._path}"
+        host, port = self._socket.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def look(self) -> None:
+        """Let go of those who have had their time. To be called each second."""
+        now = time.monotonic()
+        while self.clients and self.clients[0].deadline <= now:
+            self.clients[0].close()
+
+    def close(self) -> None:
+        while self.clients:
+            self.clients[0].close()
+        self.loop.forget(self._socket.fileno())
+        self._socket.close()
+        if self._path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:
+            self.loop.rest(self._socket.fileno(), NO_DESCRIPTORS)  # none are left
+            return
+        sock.setblocking(False)
+        if len(self.clients) == CLIENTS:
+            self.clients[0].close()
+        self.clients.append(Client(sock, self))
+
+
+def respond(head: bytes, answer: Answer) -> bytes:
+    """The answer to a request with this head; the connection is closed behind it."""
+    line, *fields = head.lstrip(b"\r\n").decode("latin-1").split("\r\n")
+    words = line.split(" ")
+    if len(words) != 3 or not words[2].startswith("HTTP/1."):
+        return response("400 Bad Request")
+    method, target, _ = words
+    if method not in ("GET", "HEAD"):
+        return response("405 Method Not Allowed", extra="Allow: GET, HEAD\r\n")
+    if target.partition("?")[0] != "/metrics":
+        return response("404 Not Found", body=b"The metrics are at /metrics.\n", silent=method == "HEAD")
+    named = [field.partition(":") for field in fields]
+    accept = ",".join(value for name, _, value in named if name.strip().lower() == "accept")
+    content_type, body = answer(accept)
+    return response("200 OK", content_type, body, silent=method == "HEAD")
+
+
+def response(
+    status: str, content_type: str = "text/plain", body: bytes = b"", *, extra: str = "", silent: bool = False
+) -> bytes:
+    head = (
+        f"HTTP/1.1 {status}\r\nDate: {formatdate(usegmt=True)}\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {len(body)}\r\n{extra}Connection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if silent else body)
+
+
+def _listen(address: str, where: str, umask: int) -> tuple[socket.socket, str]:
+    parsed = parse_address(address)
+    shown = address.removeprefix("tcp:")
+    try:
+        if parsed.path:
+            return _listen_unix(parsed.path, umask), parsed.path
+        found = socket.getaddrinfo(parsed.host, parsed.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, at = found[0]
+        return socket.create_server(at[:2], family=family, backlog=CLIENTS), ""
+    except socket.gaierror as error:
+        raise OptionError(f"{where}: {shown}: {error.strerror}") from None
+    except OSError as error:
+        raise OptionError(f"{where}: cannot listen on {shown}: {(os.strerror(error.errno or 0)).lower()}") from None
+
+
+def _listen_unix(path: str, umask: int) -> socket.socket:
+    """OSError, also where somebody listens there, or where something else lies there."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, "")
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(path) == 0:
+                raise OSError(errno.EADDRINUSE, "")
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX)
+    before = os.umask(umask)
+    try:
+        sock.bind(path)
+        sock.listen(CLIENTS)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    return sock
