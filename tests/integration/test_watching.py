@@ -156,7 +156,7 @@ def test_watching_survives_the_master_and_finds_the_next(server, terminal):
 
 
 def test_watching_fits_any_terminal_and_follows_its_size(server, terminal):
-    watch = terminal(server, "status", "--watch", "0.2", size=(40, 8))
+    watch = terminal(server, "status", "--watch", "60", size=(40, 8))
     lines = watch.shows("more lines")
     assert len(lines) <= 8 and max(map(len, lines)) <= 40 + len("\x1b[J\x1b[?2026l")
     watch.resize(120, 60)
