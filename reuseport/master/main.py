@@ -17,7 +17,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,13 @@ from setproctitle import setproctitle
 
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key, Release
+from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
 from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import Scoreboard
-from reuseport.master import control, estate, passed, status, upgrade
+from reuseport.master import adoption, control, estate, passed, status, upgrade
 from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.companions import Companions
@@ -41,13 +40,13 @@ from reuseport.master.losses import Losses
 from reuseport.master.metrics import Facts, overflows
 from reuseport.master.notify import Notifier, status_line
 from reuseport.master.numbers import Numbers
-from reuseport.master.processes import Process, Processes, become_subreaper, end
+from reuseport.master.processes import Process, Processes, become_subreaper
 from reuseport.master.progress import Progress
 from reuseport.master.questions import QUESTIONS, whole_status
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
 from reuseport.master.reload import Reload
-from reuseport.master.roster import Remains, Roster
+from reuseport.master.roster import Roster
 from reuseport.master.slots import SlotError, Slots
 from reuseport.master.switchboard import Switchboard
 from reuseport.master.tally import Tally
@@ -63,7 +62,6 @@ from reuseport.version import __version__
 # What the next master must know of, should this one die over it. Whoever may have begun to accept must not be taken for
 # a stray; a companion must not run unknown, nor get a second stop signal.
 WRITTEN_FIRST = ev.Fork | ev.Accept | ev.Attend | ev.Drain | ev.Go | ev.Stop
-ADOPTION = 10.0  # seconds for an earlier master's processes to hand over the slots
 
 
 def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
@@ -217,7 +215,7 @@ class Master:
             left.enter(self)
             self.numbers.adopt()
         elif release is not None and remains is not None:
-            self._adopt(remains, release)
+            adoption.adopt(self, remains, release)
         elif release is not None:
             self.events.append(ev.ReleaseAsked(release))
 
@@ -225,10 +223,11 @@ class Master:
         self._listen_to_signals()
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
-        if self.left is None:
+        left, self.left = self.left, None
+        if left is None:
             self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
         else:
-            self._tell_of_upgrade(self.left)
+            self._tell_of_upgrade(left)
         if self.telling.address:
             self.log.write("info", f"metrics at {self.telling.address}")
         self.notifier.store(slot.socket for slot in self.slots.storable())
@@ -317,42 +316,6 @@ class Master:
             client.done(False, error=f"this master ({__version__}) does not know {question['do']!r}")
         else:
             answer(self, client, question)
-
-    # --- what an earlier master left ------------------------------------------------------------------------------
-
-    def _adopt(self, remains: Remains, otherwise: Release) -> None:
-        """Take over the processes and slots of a master that died. SlotError where the slots do not come back."""
-        for pid in remains.strays:
-            end(pid)
-        for one in remains.adopted.survivors:
-            process = self.processes.expect(one.key, remains.rows[one.key])
-            self.processes.is_running(process, one.pid)
-        self.numbers.adopt()
-        deadline = time.monotonic() + ADOPTION
-        while missing := set(remains.slots) - {(slot.address, slot.index) for slot in self.slots.slots}:
-            silent = [one.pid for one in remains.adopted.survivors if not self.switchboard.has_heard(one.key)]
-            if not silent and not missing & self.switchboard.promised:
-                break  # whoever had them has died, or has let go of them to drain
-            if time.monotonic() > deadline:
-                names = ", ".join(sorted({address for address, _ in missing}))
-                pids = ", ".join(map(str, silent))
-                raise SlotError(
-                    f"{names}: no process of the earlier master has handed it over within {ADOPTION:g} s; end those "
-                    f"who are silent: {pids}"
-                )
-            self.loop.wait(deadline)
-        adopted = list(self.slots.slots)
-        unwanted = [address for address in self.slots.addresses if not self.slots.is_wanted(address)]
-        # A master that died while it stopped had let go of them; and the addresses may be others by now.
-        self.slots.bind()
-        self.switchboard.announce_slots([slot for slot in self.slots.slots if slot not in adopted])
-        if unwanted:
-            self.log.write(
-                "warning",
-                f"{', '.join(unwanted)} is served on, as under the earlier master, though --bind does not name it any "
-                "more: a stop and a new start let go of it",
-            )
-        self.events.appendleft(replace(remains.adopted, slots=self.slots.count, otherwise=otherwise))
 
     # --- decide -----------------------------------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ class Notifier:
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
         return {
-            "supervision": self._supervision._asdict(),
+            "supervision": self._supervision._replace(sockets=())._asdict(),  # they are slots by now
             "said": self._said._asdict(),
             "stored": None if self._stored is None else sorted(self._stored),
             "unsent": [(data.decode("latin-1"), [lend(fd) for fd in fds]) for data, fds in self._unsent],

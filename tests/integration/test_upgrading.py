@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from harness import PATIENCE, Background, Server, ask, make_venv, parent_of, title_of, wait_for
 from test_embedding import SCRIPT
-from test_supervision import supervisor  # noqa: F401
+from test_supervision import launch_with, listener, name_of, supervisor  # noqa: F401
 
 import reuseport
 
@@ -463,6 +463,30 @@ def test_the_supervisor_hears_nothing_new_and_keeps_the_slots(serve, supervisor)
     wait_for(lambda: len(supervisor.hear() and supervisor.stored) == 3, "the new slot is stored, too")
     assert server.cli("stop").exit == 0
     assert supervisor.words() == ["STOPPING"]
+
+
+def test_passed_sockets_stay_slots_and_stay_the_supervisor_s(serve, tmp_path):
+    path = tmp_path / "web.sock"
+    with listener() as sock, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(path))
+        unix.listen()
+        installed = Installed(serve, bind=())
+        server = launch_with(installed.server, [sock.fileno(), unix.fileno()], ["web", "local"])
+        before, addresses = server.settle(), [name_of(sock), f"unix:{path}"]
+        opened = descriptors(server)
+        for number in range(2):
+            installed.install(f"0.2.{number}")
+            installed.upgrade()
+            assert server.status()["master"]["addresses"] == addresses
+            assert descriptors(server) == opened
+        server.signal(signal.SIGTTIN)
+        server.wait(lambda s: s.is_settled() and len(s.workers()) == 3, "a worker beside")
+        server.write("two")
+        assert server.renew() == 2 and not before.pids() & server.status().pids()
+        for address in addresses:
+            assert {server.get(address=address).version for _ in range(10)} == {"two"}
+        assert server.cli("stop").exit == 0
+        assert path.exists()
 
 
 def test_unix_sockets_and_their_clients_stay_and_go_with_the_stop(serve, tmp_path):

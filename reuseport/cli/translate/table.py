@@ -127,7 +127,7 @@ def _truth(value: Any) -> bool:
 
 _ASGI = "is for ASGI, which reuseport does not serve"
 _HTTP2 = "concerns HTTP/2, which is not spoken here: put nginx or another proxy in front"
-_SYSLOG = "is log_file = \"syslog\" and access_log = \"syslog\"; or \"journald\", or \"syslog://HOST:PORT\""
+_SYSLOG = 'is log_file = "syslog" and access_log = "syslog"; or "journald", or "syslog://HOST:PORT"'
 _DIRTY = "has no counterpart: reuseport.spawn(function, where='process') runs work in processes of the generation"
 _STRICT = "has no counterpart: what is ambiguous in a request is always refused"
 _MASTER = "has no counterpart: the master runs no code of yours"

@@ -1,0 +1,58 @@
+"""Taking over what a master that died has left: its processes by the roster, the slots from their hellos."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from reuseport.core.model import Release
+from reuseport.master.processes import end
+from reuseport.master.roster import Remains
+from reuseport.master.slots import SlotError
+
+if TYPE_CHECKING:
+    from reuseport.master.main import Master
+
+PATIENCE = 10.0  # seconds for an earlier master's processes to hand over the slots
+
+
+def adopt(master: Master, remains: Remains, otherwise: Release) -> None:
+    """Take over processes and slots. `otherwise` is released where none of them serves.
+
+    SlotError where slots do not come back, or an address is not to be had.
+    """
+    for pid in remains.strays:
+        end(pid)
+    for one in remains.adopted.survivors:
+        process = master.processes.expect(one.key, remains.rows[one.key])
+        master.processes.is_running(process, one.pid)
+    master.numbers.adopt()
+    _await_slots(master, remains)
+    adopted = list(master.slots.slots)
+    unwanted = [address for address in master.slots.addresses if not master.slots.is_wanted(address)]
+    # A master that died while it stopped had let go of them; and the addresses may be others by now.
+    master.slots.bind()
+    master.switchboard.announce_slots([slot for slot in master.slots.slots if slot not in adopted])
+    if unwanted:
+        master.log.write(
+            "warning",
+            f"{', '.join(unwanted)} is served on, as under the earlier master, though --bind does not name it any "
+            "more: a stop and a new start let go of it",
+        )
+    master.events.appendleft(replace(remains.adopted, slots=master.slots.count, otherwise=otherwise))
+
+
+def _await_slots(master: Master, remains: Remains) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while missing := set(remains.slots) - {(slot.address, slot.index) for slot in master.slots.slots}:
+        silent = [one.pid for one in remains.adopted.survivors if not master.switchboard.has_heard(one.key)]
+        if not silent and not missing & master.switchboard.promised:
+            return  # whoever had them has died, or has let go of them to drain
+        if time.monotonic() > deadline:
+            names = ", ".join(sorted({address for address, _ in missing}))
+            raise SlotError(
+                f"{names}: no process of the earlier master has handed it over within {PATIENCE:g} s; end those "
+                f"who are silent: {', '.join(map(str, silent))}"
+            )
+        master.loop.wait(deadline)
