@@ -28,6 +28,26 @@ def manual(options: Sequence[Option], usage: str, about: str, width: int = 80) -
     return "\n\n".join(blocks) + "\n"
 
 
+def options_page() -> str:
+    """docs/options.md: every option of `serve`, from its declaration."""
+    lines = [
+        "# Options",
+        "",
+        "Made from their declarations in `reuseport/options/table.py` (`scripts/docs`). Each is a flag of `reuseport",
+        "serve`, a key of `reuseport.toml`, a variable, and a keyword of `reuseport.serve()`, but for those that say",
+        "otherwise; the flag counts before the variable, and that before the file. A release reads all of it again.",
+    ]
+    for group in dict.fromkeys(option.group for option in OPTIONS):
+        lines += ["", f"## {group}", "", "| option | meaning |", "|---|---|"]
+        for option in OPTIONS:
+            if option.group == group:
+                name = _head(option).replace("|", "\\|")
+                lines.append(f"| `{name}` | {option.help} {_facts(option)} |".replace("\n", " "))
+                for key in option.keys:
+                    lines.append(f"| `{key.name} = {key.kind.metavar or 'true'}` | {key.help} {_facts(key)} |")
+    return "\n".join(lines) + "\n"
+
+
 def print_config(settings: Settings) -> str:
     """Every option that a file may hold, as TOML, with its source in a comment. Reading it gives the same values."""
     lines: list[str] = []
@@ -52,15 +72,18 @@ def print_config(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _entry(option: Option, width: int) -> str:
+def _head(option: Option) -> str:
+    """What is typed for it."""
     metavar = option.metavar or option.kind.metavar
     if option.positional:
-        head = metavar
-    elif option.where == {FILE}:
-        head = f"[[{option.name}]]"
-    else:
-        head = ", ".join((*option.flags, option.flag)) + (f" {metavar}" if metavar else "")
-    entry = f"  {head}\n{_wrap(option.help, width, '      ')}\n{_wrap(_facts(option), width, '      ')}"
+        return metavar
+    if option.where == {FILE}:
+        return f"[[{option.name}]]"
+    return ", ".join((*option.flags, option.flag)) + (f" {metavar}" if metavar else "")
+
+
+def _entry(option: Option, width: int) -> str:
+    entry = f"  {_head(option)}\n{_wrap(option.help, width, '      ')}\n{_wrap(_facts(option), width, '      ')}"
     return "\n".join([entry, *(_key(key, width) for key in option.keys)])
 
 
