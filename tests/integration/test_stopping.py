@@ -21,7 +21,7 @@ def slow_request(server, name="slow"):
 def assert_clean(server):
     assert list(server.processes()) == []
     left = sorted(path.name for path in server.run_dir.iterdir())
-    kept = {"history.jsonl", "samples.jsonl", "samples-by-minute.jsonl"}  # for the next master, and for pictures
+    kept = {"history.jsonl", "samples.jsonl", "samples-by-minute.jsonl"}  # the state directory, where none is named
     assert set(left) <= {"master.lock", "work", *kept}, left
 
 

@@ -9,6 +9,7 @@ import time
 
 import gevent
 import pytest
+from gevent.event import Event
 from gevent.local import local
 from http_harness import Harness, echo, open_fds, parse, turn, wait_for
 from hypothesis import HealthCheck, given, settings
@@ -488,15 +489,18 @@ def test_a_weak_reference_is_a_reference(make):
 
 
 def test_many_at_once(make):
+    all_are_there = Event()
+
     def application(environ, start_response):
-        gevent.sleep(0.05)
+        all_are_there.wait()
         return hello(environ, start_response)
 
     harness = make(application)
     clients = [harness.connect() for _ in range(200)]
     for client in clients:
         client.send(NEXT)
-    assert harness.counter(ACTIVE) > 100
+    wait_for(lambda: harness.counter(ACTIVE) == 200)
+    all_are_there.set()
     for client in clients:
         assert client.read_all().endswith(b"hello")
         client.sock.close()
