@@ -337,6 +337,7 @@ def test_it_outlives_its_master_and_the_next_one_adopts_it(serve):
         server.gate(f"{name}-1").open()
     server.settle(2)
     await_event(server, what="begins", name="cron", generation=2)
+    assert "[1.mail] [info] mail ends" in server.log.read_text(), "what it has printed since"
     assert len(events(server, what="signalled", signal="SIGTERM")) == 2
 
 
