@@ -96,22 +96,21 @@ def run(argv: Sequence[str]) -> int:
 
 def _in_table(lines: Sequence[Mapping[str, Any]], wanted: int, width: int | None, ink: Ink) -> list[str]:
     for letters in _ERRORS:
-        shown = rows(lines, letters)
-        whole = table(_COLUMNS, shown[:wanted] if wanted else shown, None, ink)
+        shown = rows(lines, letters)[: wanted or None]
+        whole = table(_COLUMNS, shown, None, ink)
         if not shown:
             return ["no release yet"]
         if width is None or max(map(columns, whole)) <= width:
             return whole
-    return fit(table(_COLUMNS, shown[:wanted] if wanted else shown, width, ink), width)
+    return fit(table(_COLUMNS, shown, width, ink), width)
 
 
 def _drawn(source: Source, kind: str, wanted: int) -> str:
     line = timeline(source.lines, source.status, time.time(), wanted)
     if kind == "svg":
         return drawing.svg(line, source.samples, source.name)
-    shown = rows(source.lines)
     head = [column.head.capitalize() for column in _COLUMNS]
-    return page.html(line, source.samples, source.name, shown[:wanted] if wanted else shown, head)
+    return page.html(line, source.samples, source.name, rows(source.lines)[: wanted or None], head)
 
 
 def _source(words: Words, with_samples: bool) -> Source:

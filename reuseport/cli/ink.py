@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 from reuseport.cli.words import ABSENT
 
@@ -166,8 +166,3 @@ def _line(head: Sequence[Column], widths: Mapping[int, int], cells: Sequence[str
 
 def fit(lines: Iterable[str], width: int | None) -> list[str]:
     return [line if width is None else clip(line, width) for line in lines]
-
-
-def share_of(value: Any) -> float | None:
-    """A share from 0 to 1, None where it is none."""
-    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None

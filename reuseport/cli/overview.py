@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reuseport.cli import words
-from reuseport.cli.ink import PLAIN, Column, Ink, fit, share_of, table
+from reuseport.cli.ink import PLAIN, Column, Ink, fit, table
 from reuseport.cli.words import ABSENT, a_dict, a_list, duration, latency, objects, rate, size
 
 WIDTH = 80
@@ -223,7 +223,7 @@ def job_table(jobs: Sequence[Any], width: int | None, ink: Ink) -> list[str]:
 def _job(job: Any, ink: Ink) -> tuple[str, ...]:
     if not isinstance(job, dict):
         return (words.text(job), *[ABSENT] * (len(_JOB) - 1))
-    share, left = share_of(job.get("progress")), job.get("left")
+    share, left = job.get("progress"), job.get("left")
     if isinstance(left, int | float):
         deadline = f"in {duration(left)}" if left > 0 else ink.paint("bad", "has passed")
     else:
@@ -232,7 +232,7 @@ def _job(job: Any, ink: Ink) -> tuple[str, ...]:
         words.text(job.get("name", "?")),
         words.text(job.get("tenant")),
         duration(job.get("age")),
-        ABSENT if share is None else f"{ink.bar(share, BAR)} {share:4.0%}",
+        f"{ink.bar(share, BAR)} {share:4.0%}" if isinstance(share, int | float) else ABSENT,
         deadline,
         f"process {job.get('pid')}" if job.get("where") == "process" else ABSENT,
         words.text(job.get("text")),

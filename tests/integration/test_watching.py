@@ -160,7 +160,7 @@ def test_watching_fits_any_terminal_and_follows_its_size(server, terminal):
     lines = watch.shows("more lines")
     assert len(lines) <= 8 and max(map(len, lines)) <= 40 + len("\x1b[J\x1b[?2026l")
     watch.resize(120, 60)
-    watch.shows(f"run dir  {server.run_dir}")
+    watch.shows("last release")
     watch.resize(60, 6)
     watch.shows("more lines")
     watch.press(b"\x1b[C" + b" " * 9)  # a key that means nothing, and to the end
