@@ -45,8 +45,9 @@ def adopt(master: Master, remains: Remains, otherwise: Release) -> None:
 
 def _await_slots(master: Master, remains: Remains) -> None:
     deadline = time.monotonic() + PATIENCE
+    staff = [one for one in remains.adopted.survivors if not one.key.is_job]  # a job has no slot
     while missing := set(remains.slots) - {(slot.address, slot.index) for slot in master.slots.slots}:
-        silent = [one.pid for one in remains.adopted.survivors if not master.switchboard.has_heard(one.key)]
+        silent = [one.pid for one in staff if not master.switchboard.has_heard(one.key)]
         if not silent and not missing & master.switchboard.promised:
             return  # whoever had them has died, or has let go of them to drain
         if time.monotonic() > deadline:

@@ -245,7 +245,10 @@ def test_jobs_and_drains_go_on_and_their_askers_are_told(serve):
         server.gate(name).await_entered()
     server.write("two", whole=JOBBING.format(version="two"))
     patient = server.begin("release", "--wait", "drained")
-    before = server.wait(lambda s: s.serving == 2 and s.draining == [1])
+    before = server.wait(
+        lambda s: s.serving == 2 and s.draining == [1] and all(w["jobs"] for w in s.generation(1)["workers"]),
+        "those who have nothing to do have left",
+    )
     installed.install("0.2.0")
     installed.upgrade()
     after = server.status()
