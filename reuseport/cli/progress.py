@@ -67,7 +67,7 @@ class Steps:
         return "; ".join(
             f"generation {one.get('number')} waits for {words.waiting_for(one, objects(one, 'jobs'))}"
             for one in objects(list(self._facts.values())[-1], "generations")
-            if one.get("requests") or one.get("jobs")
+            if one.get("requests") or one.get("jobs") or one.get("companions")
         )
 
     def lines(self, now: float, width: int | None = None, ink: Ink = PLAIN) -> list[str]:

@@ -67,7 +67,7 @@ def _boot(cluster: Cluster, g: Generation, now: float) -> dict[str, Any] | None:
 
 
 def _all_waits(generations: Iterable[Generation], waits: Waits) -> list[dict[str, Any]]:
-    return [{"number": g.number, **_bounded(waits(g))} for g in generations if g.workers]
+    return [{"number": g.number, **_bounded(waits(g))} for g in generations if g.workers or g.company]
 
 
 def _bounded(facts: dict[str, Any]) -> dict[str, Any]:

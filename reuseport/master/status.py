@@ -133,16 +133,16 @@ def waits_for(
     ends."""
     work = work_of(cluster.generations[number], processes, board)
     jobs = [f"job {job['name']!r}" + (f" of {job['tenant']}" if job["tenant"] else "") for job in work["jobs"]]
-    companions = [f"companion {c.label!r}" for c in cluster.generations[number].company.values()]
-    return work["requests"], jobs + companions
+    return work["requests"], jobs + [f"companion {name}" for name in work["companions"]]
 
 
 def work_of(g: Generation, processes: Processes, board: scoreboard.Scoreboard) -> dict[str, Any]:
-    """The `requests` that a generation has, and its `jobs`."""
+    """The `requests` that a generation has, its `jobs`, and its `companions` by name."""
     found = [p for worker in g.workers if (p := processes.get(Key(g.number, worker)))]
     return {
         "requests": sum(figures(p, board)["requests_active"] for p in found),
         "jobs": [job for p in found for job in jobs_of(p)],
+        "companions": [f"{g.number}.{c.label}" for c in g.company.values()],
     }
 
 

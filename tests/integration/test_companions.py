@@ -104,7 +104,7 @@ def test_it_begins_in_the_generations_directory_with_its_interpreter_and_in_a_se
 
 
 def test_what_it_prints_is_in_the_log_with_its_generation_and_name(accompanied):
-    wait_for(lambda: "[1.mail] [info] mail begins" in accompanied.log.read_text(), "its words in the log")
+    wait_for(lambda: "[1.mail] [output] mail begins" in accompanied.log.read_text(), "its words in the log")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -118,7 +118,7 @@ def test_it_runs_as_the_user_that_workers_run_as(serve, interpreter_for_all):
     import pwd
 
     nobody = pwd.getpwnam("nobody")
-    wait_for(lambda: f"[1.mail] [info] I am {nobody.pw_uid} [{nobody.pw_gid}]" in server.log.read_text(), "its user")
+    wait_for(lambda: f"[1.mail] [output] I am {nobody.pw_uid} [{nobody.pw_gid}]" in server.log.read_text(), "its user")
 
 
 # --- a release --------------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_one_that_may_end_is_not_started_again(serve):
     server.start()
     once = await_state(server, "1.once", "ended")
     assert (once["restarts"], once["why"]) == (0, "exited")
-    wait_for(lambda: "[1.once] [info] done" in server.log.read_text(), "its words in the log")
+    wait_for(lambda: "[1.once] [output] done" in server.log.read_text(), "its words in the log")
 
 
 def test_a_stop_waits_for_it_and_a_second_one_does_not(serve):
@@ -329,15 +329,15 @@ def test_it_outlives_its_master_and_the_next_one_adopts_it(serve):
     await_event(server, what="signalled", signal="SIGUSR1")
     server.start()
     assert {c["id"]: c["pid"] for c in server.status().current["companions"]} == before
-    wait_for(lambda: "[1.mail] [info] mail signalled" in server.log.read_text(), "what it printed meanwhile")
-    assert server.log.read_text().count("[1.mail] [info] mail begins") == 1, "what the first master had copied"
+    wait_for(lambda: "[1.mail] [output] mail signalled" in server.log.read_text(), "what it printed meanwhile")
+    assert server.log.read_text().count("[1.mail] [output] mail begins") == 1, "what the first master had copied"
     release(server)
     for name in ("mail", "cron"):
         await_event(server, what="signalled", signal="SIGTERM", name=name, generation=1)
         server.gate(f"{name}-1").open()
     server.settle(2)
     await_event(server, what="begins", name="cron", generation=2)
-    assert "[1.mail] [info] mail ends" in server.log.read_text(), "what it has printed since"
+    assert "[1.mail] [output] mail ends" in server.log.read_text(), "what it has printed since"
     assert len(events(server, what="signalled", signal="SIGTERM")) == 2
 
 
@@ -373,4 +373,4 @@ def test_a_stop_leaves_nothing_behind(accompanied):
     accompanied.gate("mail-1").open()
     assert accompanied.cli("stop").exit == 0
     assert not list(Path(accompanied.run_dir).glob("companion-*.log"))
-    assert "[1.mail] [info] mail ends" in accompanied.log.read_text()
+    assert "[1.mail] [output] mail ends" in accompanied.log.read_text()
