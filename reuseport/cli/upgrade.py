@@ -13,8 +13,8 @@ same as SIGUSR2. The new version is tried out first, in a process of its own. Th
 the addresses, the workers and what they do stay, and requests, jobs and releases under way go on. Running generations \
 keep the version that they were loaded with; the next release brings the new one.
 
-Exit status: 0 the new version runs; 1 nothing has changed, and standard error says why; 2 wrong usage; 3 no master \
-there."""
+Exit status: 0 the new version runs; 1 it does not, and standard error says why: nothing has changed, unless the \
+master died over it, whose workers serve on until the next start; 2 wrong usage; 3 no master there."""
 
 OPTIONS = (frame.json_option("the outcome as one JSON object, and no stages"),)
 TAKES = (*OPTIONS, *place.WHERE)

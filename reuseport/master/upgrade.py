@@ -104,16 +104,11 @@ class Upgrade:
             self._refuse(client, Refused("the server is stopping"))
             return
         self._asker = client.name if client else ""
-        command = self._command()
         try:
-            state, _ = estate.write(master, self._asker)
-            try:
-                limit = master.releases.settings.boot_timeout
-                self._trial = Trial(command, state, master.loop, master.processes, limit, self._on_trial)
-            finally:
-                os.close(state)
-        except OSError as error:
-            self._refuse(client, Refused(_cannot_execute(command, error)))
+            command = self._command()
+            self._trial = self._try_out(command)
+        except Refused as refused:
+            self._refuse(client, refused)
             return
         text = f"trying the new version out: {' '.join(command.words[:3])} ..."
         master.log.write("info", text)
@@ -144,6 +139,19 @@ class Upgrade:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
+    def _try_out(self, command: Command) -> Trial:
+        """Refused where it cannot be executed."""
+        master = self._master
+        try:
+            state, _ = estate.write(master, self._asker)
+            try:
+                limit = master.releases.settings.boot_timeout
+                return Trial(command, state, master.loop, master.processes, limit, self._on_trial)
+            finally:
+                os.close(state)
+        except OSError as error:
+            raise Refused(_cannot_execute(command, error)) from None
+
     def _exec(self, command: Command) -> NoReturn:
         """Refused where the kernel will not."""
         state, lent = -1, []
@@ -161,7 +169,13 @@ class Upgrade:
                 os.close(state)
 
     def _command(self) -> Command:
-        return command_of(sys.argv, sys.orig_argv, sys.executable, self._master.first.origin.cwd)
+        """Refused where it names a script that has gone, of which its interpreter would tell in its own words."""
+        command = command_of(sys.argv, sys.orig_argv, sys.executable, self._master.first.origin.cwd)
+        _, *scripts = command.files
+        for path in scripts:
+            if not os.path.exists(path):
+                raise Refused(f"cannot execute {path}: it has gone")
+        return command
 
     def _on_trial(self, refused: Refused | None) -> None:
         client = self._master.control.clients.get(self._asker)
