@@ -124,7 +124,7 @@ class Master:
         else:
             self.lock = left.lock
             self.run_dir.keep()
-        self.log = estate.open_log(settings)
+        self.log = estate.open_log(settings, left.post if left else None)
         history, samples = estate.open_state(settings, self.log.write)
         self.cluster = left.cluster if left else Cluster(last=history.last)
         if settings.umask is not None:
@@ -137,8 +137,9 @@ class Master:
         umask = 0 if settings.umask is None else settings.umask
         self.slots = Slots(addresses, settings.backlog, umask, given)
         self.loop = Loop()
-        self.telling = Telling(settings, umask, self.loop, self._facts, left.scraped_at() if left else None)
+        self.telling = Telling(settings, self.loop, self._facts)
         if left is None:
+            self.telling.open(umask)
             if remains is None:
                 self.slots.bind()
                 for path in (self.run_dir.scoreboard, self.run_dir.latencies):
@@ -151,7 +152,8 @@ class Master:
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.printed)
         self.processes = Processes(self.loop, self._on_exit)
         self.companions = Companions(self.run_dir, self.loop, self.processes, self.log)
-        self.companions.take_over(remains.adopted.survivors if remains else ())
+        if left is None:
+            self.companions.take_over(remains.adopted.survivors if remains else ())
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         self.latencies = Latencies(self.run_dir.latencies, create=True)
         self.numbers = Numbers(self.board, self.latencies, self.processes, samples)
@@ -213,7 +215,6 @@ class Master:
         self.upgrade = upgrade.Upgrade(self)
         if left is not None:
             left.enter(self)
-            self.numbers.adopt()
         elif release is not None and remains is not None:
             adoption.adopt(self, remains, release)
         elif release is not None:
@@ -286,10 +287,16 @@ class Master:
         self._decide()
 
     def _on_exit(self, process: Process, how: str) -> None:
-        if process.key.is_companion:
-            how = self.companions.ended(process) or how
+        # Whatever goes wrong with what it leaves behind, the core hears of the end; what was said before comes before.
+        try:
+            if process.key.is_companion:
+                how = self.companions.ended(process) or how
+            else:
+                self._clear_up_after(process, how)
+        finally:
             self.events.append(ev.Exited(process.key, how, process.clean))
-            return
+
+    def _clear_up_after(self, process: Process, how: str) -> None:
         self.switchboard.last_words(process)
         self.numbers.is_dead(process)
         self.tally.worker_ends(self.cluster, process.key)
@@ -308,7 +315,6 @@ class Master:
             for other in self.processes.all():
                 if other.key.generation == process.key.generation and not other.pid:
                     self.processes.forget(other.key)
-        self.events.append(ev.Exited(process.key, how))
 
     def _on_question(self, client: Client, question: dict[str, Any]) -> None:
         answer = QUESTIONS.get(question["do"])
@@ -365,6 +371,8 @@ class Master:
 
     def _look_around(self) -> None:
         """What nothing tells of, at least once in a second."""
+        timeout = self.releases.settings.timeout
+        self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._look_around)  # whatever becomes of this look
         for file in self.touched:
             file.look()
         if self.reload is not None:
@@ -372,10 +380,8 @@ class Master:
         self._notify(fully=True)
         self.progress.look(self.cluster, time.monotonic(), fully=True)
         self.releases.judge()
-        timeout = self.releases.settings.timeout
         if timeout:
             self.watch.look(self.cluster, timeout)
-        self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._look_around)
 
     def _count(self) -> None:
         self.loop.later(1.0, self._count)
