@@ -153,6 +153,7 @@ class Master:
         self.processes = Processes(self.loop, self._on_exit)
         self.companions = Companions(self.run_dir, self.loop, self.processes, self.log)
         if left is None:
+            self.boot_logs.clear()
             self.companions.take_over(remains.adopted.survivors if remains else ())
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         self.latencies = Latencies(self.run_dir.latencies, create=True)
@@ -265,20 +266,23 @@ class Master:
     def _hear_signals(self) -> None:
         while self.signals:
             number = self.signals.popleft()
-            if number == signal.SIGCHLD:
-                self.processes.reap()
-            elif number == signal.SIGHUP:
-                self.releases.ask(None)
-            elif number == signal.SIGTERM:
-                self.events.append(self.stop_asked(insist=True))
-            elif number in (signal.SIGINT, signal.SIGQUIT):
-                self.events.append(ev.StopAsked(quick=True))
-            elif number in (signal.SIGTTIN, signal.SIGTTOU):
-                self.events.append(ev.ScaleAsked(1 if number == signal.SIGTTIN else -1))
-            elif number == signal.SIGUSR1:
-                self._reopen_logs()
-            elif number == signal.SIGUSR2:
-                self.upgrade.ask()
+            self.loop.call(lambda number=number: self._on_signal(number))
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGCHLD:
+            self.processes.reap()
+        elif number == signal.SIGHUP:
+            self.releases.ask(None)
+        elif number == signal.SIGTERM:
+            self.events.append(self.stop_asked(insist=True))
+        elif number in (signal.SIGINT, signal.SIGQUIT):
+            self.events.append(ev.StopAsked(quick=True))
+        elif number in (signal.SIGTTIN, signal.SIGTTOU):
+            self.events.append(ev.ScaleAsked(1 if number == signal.SIGTTIN else -1))
+        elif number == signal.SIGUSR1:
+            self._reopen_logs()
+        elif number == signal.SIGUSR2:
+            self.upgrade.ask()
 
     def catch_up(self) -> None:
         """With everything that has happened until now."""
