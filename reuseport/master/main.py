@@ -233,8 +233,8 @@ class Master:
         if self.telling.address:
             self.log.write("info", f"metrics at {self.telling.address}")
         self.notifier.store(slot.socket for slot in self.slots.storable())
-        self._look_around()
-        self._count()
+        self.loop.call(self._look_around)
+        self.loop.call(self._count)
         gc.freeze()
         self._decide()
         while self.exit_status is None:
