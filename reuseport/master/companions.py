@@ -71,11 +71,12 @@ class Companions:
                 signal.set_wakeup_fd(-1)  # it is the master's loop that this would wake
                 mask = self._processes.original_mask
                 _become(its, declared["command"], recipe["directory"], environment, ids, output, lock, mask)
+            # Without a descriptor for its end it cannot be had: then its wire is closed, and it ends.
+            self._processes.is_running(self._processes.expect(key), pid)
             failing.pop_all()
         self._wires[key] = mine
         if lock != -1:
             self._locks[key] = lock
-        self._processes.is_running(self._processes.expect(key), pid)
         return pid
 
     def go(self, key: Key) -> None:

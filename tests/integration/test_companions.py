@@ -405,6 +405,37 @@ def test_whoever_was_not_told_to_go_ends_with_the_master(serve):
     assert len(events(server, what="begins")) == 2
 
 
+WITHOUT_A_PIDFD = """\
+import errno, os, sys
+from reuseport.cli.main import main
+from reuseport.master.processes import Processes
+whole = Processes.is_running
+
+def fail_once(self, process, pid):
+    if process.key.is_companion:
+        Processes.is_running = whole
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    whole(self, process, pid)
+
+Processes.is_running = fail_once
+sys.argv = ["reuseport", *sys.argv[3:]]
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_one_that_could_not_be_watched_ends_and_leaves_its_lock_to_the_next(serve):
+    server = serve()
+    (server.root / "without.py").write_text(WITHOUT_A_PIDFD)
+    server.flags = (str(server.root / "without.py"),)
+    declare(server, cron="exclusive = true")
+    server.start()
+    await_event(server, what="begins")
+    assert "no process for it: Too many open files" in server.log.read_text()
+    cron = await_state(server, "1.cron", "running")
+    titles = lambda: [title_of(pid) for pid in server.processes() if pid not in (server.pid, cron["pid"])]  # noqa: E731
+    wait_for(lambda: not any("master" in title for title in titles()), "the end of the first fork")
+
+
 def test_an_upgrade_loses_none_of_their_lines_and_starts_and_signals_nobody(serve):
     server = start(serve(), mail="", cron="exclusive = true")
     counting = server.root / "counting.py"
