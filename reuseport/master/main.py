@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import resource
-import signal
 import sys
 import time
 import traceback
@@ -26,7 +25,7 @@ from reuseport.core import events as ev
 from reuseport.core import machine
 from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key
 from reuseport.ipc import channel as channels
-from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
+from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import Scoreboard
@@ -47,6 +46,7 @@ from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
 from reuseport.master.reload import Reload
 from reuseport.master.roster import Roster
+from reuseport.master.signals import Signals
 from reuseport.master.slots import SlotError, Slots
 from reuseport.master.switchboard import Switchboard
 from reuseport.master.tally import Tally
@@ -98,14 +98,12 @@ class Master:
 
         Raises what `run` reports.
         """
-        # Until the handlers stand, a signal must wait, and not end a master that has just written its pid file.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self.signals = Signals(self)
         self.first = settings  # what only a start can change: name, addresses, places of files
         self.extra = extra
         self.left = left
         self.started = left.started if left else time.time()
         self.events: deque[ev.Event] = deque()
-        self.signals: deque[int] = deque()
         self.exit_status: int | None = None
         self.losses = Losses()
         self.tally = Tally()
@@ -222,7 +220,7 @@ class Master:
             self.events.append(ev.ReleaseAsked(release))
 
     def run(self) -> int:
-        self._listen_to_signals()
+        self.signals.listen()
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
         left, self.left = self.left, None
@@ -247,46 +245,9 @@ class Master:
 
     # --- hear -------------------------------------------------------------------------------------------------------
 
-    def _listen_to_signals(self) -> None:
-        """Handlers only enqueue; the wake-up fd makes the loop's one blocking call return (signal(7))."""
-        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-        def drain() -> None:
-            with contextlib.suppress(BlockingIOError):
-                while os.read(reader, 4096):
-                    pass
-
-        self.loop.watch(reader, drain)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, lambda received, _: self.signals.append(received))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        self.processes.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-    def _hear_signals(self) -> None:
-        while self.signals:
-            number = self.signals.popleft()
-            self.loop.call(lambda number=number: self._on_signal(number))
-
-    def _on_signal(self, number: int) -> None:
-        if number == signal.SIGCHLD:
-            self.processes.reap()
-        elif number == signal.SIGHUP:
-            self.releases.ask(None)
-        elif number == signal.SIGTERM:
-            self.events.append(self.stop_asked(insist=True))
-        elif number in (signal.SIGINT, signal.SIGQUIT):
-            self.events.append(ev.StopAsked(quick=True))
-        elif number in (signal.SIGTTIN, signal.SIGTTOU):
-            self.events.append(ev.ScaleAsked(1 if number == signal.SIGTTIN else -1))
-        elif number == signal.SIGUSR1:
-            self._reopen_logs()
-        elif number == signal.SIGUSR2:
-            self.upgrade.ask()
-
     def catch_up(self) -> None:
         """With everything that has happened until now."""
-        self._hear_signals()
+        self.signals.hear()
         self.events.append(ev.Tick())
         self._decide()
 
@@ -430,15 +391,6 @@ class Master:
         self.log.write("info", text)
         if client := self.control.clients.get(left.asker):
             client.done(True, text=text)
-
-    def _reopen_logs(self) -> None:
-        try:
-            self.log.reopen()
-        except OSError as error:
-            self.log.write("error", f"the log could not be opened again, and goes on in the old file: {error}")
-        for process in self.processes.all():
-            if process.key.number != ZYGOTE:
-                self.switchboard.send(process.key, "reopen")
 
     def _write_pid_file(self) -> None:
         if not self.first.pid:
