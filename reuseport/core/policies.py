@@ -230,7 +230,7 @@ def _confirm(t: Turn) -> None:
 def _judge(t: Turn) -> None:
     """A generation that fails its probation is taken back: a rollback begins by itself, and its askers hear of it."""
     g = t.state.serving
-    if g is None or t.state.stopping or not g.release.probation:
+    if g is None or t.state.leaving or not g.release.probation:
         return
     if not g.verdict and g.on_probation(t.now) and g.crashes >= CRASHES:
         g = t.put(replace(g, verdict=f"{g.crashes} of its processes have crashed"))

@@ -71,11 +71,12 @@ class Companions:
                 signal.set_wakeup_fd(-1)  # it is the master's loop that this would wake
                 mask = self._processes.original_mask
                 _become(its, declared["command"], recipe["directory"], environment, ids, output, lock, mask)
+            # Without a descriptor for its end it cannot be had: then its wire is closed, and it ends.
+            self._processes.is_running(self._processes.expect(key), pid)
             failing.pop_all()
         self._wires[key] = mine
         if lock != -1:
             self._locks[key] = lock
-        self._processes.is_running(self._processes.expect(key), pid)
         return pid
 
     def go(self, key: Key) -> None:
@@ -243,6 +244,7 @@ def _become(
     try:
         for number in (*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
+        _close_all_but(wire.fileno(), output, lock)
         os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if not wire.recv(1):
@@ -264,6 +266,15 @@ def _become(
         wire.send(f"{doing}: {why[:1].lower()}{why[1:]}".encode()[:WORDS])
     finally:
         os._exit(NOT_EXECUTED)
+
+
+def _close_all_but(*kept: int) -> None:
+    """And the standard streams. The other ends of all wires, above all: whoever holds one hides the master's death."""
+    start = 3
+    for fd in sorted({*kept} - {-1}):
+        os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
 def _become_user(uid: int, gid: int) -> None:

@@ -6,6 +6,7 @@ all, holds up nobody: what it does not take is kept, up to a bound at which it i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -166,7 +167,8 @@ class Control:
         for client in list(self.clients.values()):
             client.close()
         self.loop.forget(self._socket.fileno())
-        os.unlink(self._socket.getsockname())
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._socket.getsockname())
         self._socket.close()
 
     def _accept(self) -> None:

@@ -59,12 +59,13 @@ class Loop:
         for fd, _ in self._epoll.poll(timeout):
             callback = self._callbacks.get(fd)
             if callback is not None:  # an earlier callback of this round may have forgotten it
-                self._call(callback)
+                self.call(callback)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            self._call(heapq.heappop(self._timers)[2])
+            self.call(heapq.heappop(self._timers)[2])
 
-    def _call(self, callback: Callable[[], None]) -> None:
+    def call(self, callback: Callable[[], None]) -> None:
+        """As everything is called that comes out of the loop."""
         try:
             callback()
         except Exception:  # noqa: BLE001

@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import resource
-import signal
 import sys
 import time
 import traceback
@@ -26,7 +25,7 @@ from reuseport.core import events as ev
 from reuseport.core import machine
 from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key
 from reuseport.ipc import channel as channels
-from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
+from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import Scoreboard
@@ -47,6 +46,7 @@ from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
 from reuseport.master.reload import Reload
 from reuseport.master.roster import Roster
+from reuseport.master.signals import Signals
 from reuseport.master.slots import SlotError, Slots
 from reuseport.master.switchboard import Switchboard
 from reuseport.master.tally import Tally
@@ -98,14 +98,12 @@ class Master:
 
         Raises what `run` reports.
         """
-        # Until the handlers stand, a signal must wait, and not end a master that has just written its pid file.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self.signals = Signals(self)
         self.first = settings  # what only a start can change: name, addresses, places of files
         self.extra = extra
         self.left = left
         self.started = left.started if left else time.time()
         self.events: deque[ev.Event] = deque()
-        self.signals: deque[int] = deque()
         self.exit_status: int | None = None
         self.losses = Losses()
         self.tally = Tally()
@@ -124,7 +122,7 @@ class Master:
         else:
             self.lock = left.lock
             self.run_dir.keep()
-        self.log = estate.open_log(settings)
+        self.log = estate.open_log(settings, left.post if left else None)
         history, samples = estate.open_state(settings, self.log.write)
         self.cluster = left.cluster if left else Cluster(last=history.last)
         if settings.umask is not None:
@@ -137,8 +135,9 @@ class Master:
         umask = 0 if settings.umask is None else settings.umask
         self.slots = Slots(addresses, settings.backlog, umask, given)
         self.loop = Loop()
-        self.telling = Telling(settings, umask, self.loop, self._facts, left.scraped_at() if left else None)
+        self.telling = Telling(settings, self.loop, self._facts)
         if left is None:
+            self.telling.open(umask)
             if remains is None:
                 self.slots.bind()
                 for path in (self.run_dir.scoreboard, self.run_dir.latencies):
@@ -151,7 +150,9 @@ class Master:
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.printed)
         self.processes = Processes(self.loop, self._on_exit)
         self.companions = Companions(self.run_dir, self.loop, self.processes, self.log)
-        self.companions.take_over(remains.adopted.survivors if remains else ())
+        if left is None:
+            self.boot_logs.clear()
+            self.companions.take_over(remains.adopted.survivors if remains else ())
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         self.latencies = Latencies(self.run_dir.latencies, create=True)
         self.numbers = Numbers(self.board, self.latencies, self.processes, samples)
@@ -213,14 +214,13 @@ class Master:
         self.upgrade = upgrade.Upgrade(self)
         if left is not None:
             left.enter(self)
-            self.numbers.adopt()
         elif release is not None and remains is not None:
             adoption.adopt(self, remains, release)
         elif release is not None:
             self.events.append(ev.ReleaseAsked(release))
 
     def run(self) -> int:
-        self._listen_to_signals()
+        self.signals.listen()
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
         left, self.left = self.left, None
@@ -231,8 +231,8 @@ class Master:
         if self.telling.address:
             self.log.write("info", f"metrics at {self.telling.address}")
         self.notifier.store(slot.socket for slot in self.slots.storable())
-        self._look_around()
-        self._count()
+        self.loop.call(self._look_around)
+        self.loop.call(self._count)
         gc.freeze()
         self._decide()
         while self.exit_status is None:
@@ -245,51 +245,23 @@ class Master:
 
     # --- hear -------------------------------------------------------------------------------------------------------
 
-    def _listen_to_signals(self) -> None:
-        """Handlers only enqueue; the wake-up fd makes the loop's one blocking call return (signal(7))."""
-        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-        def drain() -> None:
-            with contextlib.suppress(BlockingIOError):
-                while os.read(reader, 4096):
-                    pass
-
-        self.loop.watch(reader, drain)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, lambda received, _: self.signals.append(received))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        self.processes.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-    def _hear_signals(self) -> None:
-        while self.signals:
-            number = self.signals.popleft()
-            if number == signal.SIGCHLD:
-                self.processes.reap()
-            elif number == signal.SIGHUP:
-                self.releases.ask(None)
-            elif number == signal.SIGTERM:
-                self.events.append(self.stop_asked(insist=True))
-            elif number in (signal.SIGINT, signal.SIGQUIT):
-                self.events.append(ev.StopAsked(quick=True))
-            elif number in (signal.SIGTTIN, signal.SIGTTOU):
-                self.events.append(ev.ScaleAsked(1 if number == signal.SIGTTIN else -1))
-            elif number == signal.SIGUSR1:
-                self._reopen_logs()
-            elif number == signal.SIGUSR2:
-                self.upgrade.ask()
-
     def catch_up(self) -> None:
         """With everything that has happened until now."""
-        self._hear_signals()
+        self.signals.hear()
         self.events.append(ev.Tick())
         self._decide()
 
     def _on_exit(self, process: Process, how: str) -> None:
-        if process.key.is_companion:
-            how = self.companions.ended(process) or how
+        # Whatever goes wrong with what it leaves behind, the core hears of the end; what was said before comes before.
+        try:
+            if process.key.is_companion:
+                how = self.companions.ended(process) or how
+            else:
+                self._clear_up_after(process, how)
+        finally:
             self.events.append(ev.Exited(process.key, how, process.clean))
-            return
+
+    def _clear_up_after(self, process: Process, how: str) -> None:
         self.switchboard.last_words(process)
         self.numbers.is_dead(process)
         self.tally.worker_ends(self.cluster, process.key)
@@ -308,7 +280,6 @@ class Master:
             for other in self.processes.all():
                 if other.key.generation == process.key.generation and not other.pid:
                     self.processes.forget(other.key)
-        self.events.append(ev.Exited(process.key, how))
 
     def _on_question(self, client: Client, question: dict[str, Any]) -> None:
         answer = QUESTIONS.get(question["do"])
@@ -365,6 +336,8 @@ class Master:
 
     def _look_around(self) -> None:
         """What nothing tells of, at least once in a second."""
+        timeout = self.releases.settings.timeout
+        self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._look_around)  # whatever becomes of this look
         for file in self.touched:
             file.look()
         if self.reload is not None:
@@ -372,10 +345,8 @@ class Master:
         self._notify(fully=True)
         self.progress.look(self.cluster, time.monotonic(), fully=True)
         self.releases.judge()
-        timeout = self.releases.settings.timeout
         if timeout:
             self.watch.look(self.cluster, timeout)
-        self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._look_around)
 
     def _count(self) -> None:
         self.loop.later(1.0, self._count)
@@ -420,15 +391,6 @@ class Master:
         self.log.write("info", text)
         if client := self.control.clients.get(left.asker):
             client.done(True, text=text)
-
-    def _reopen_logs(self) -> None:
-        try:
-            self.log.reopen()
-        except OSError as error:
-            self.log.write("error", f"the log could not be opened again, and goes on in the old file: {error}")
-        for process in self.processes.all():
-            if process.key.number != ZYGOTE:
-                self.switchboard.send(process.key, "reopen")
 
     def _write_pid_file(self) -> None:
         if not self.first.pid:

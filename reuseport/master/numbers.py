@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from reuseport.ipc.latencies import BUCKETS, LAYOUT, NANOSECONDS, THIS, Latencies, quantile
 from reuseport.ipc.scoreboard import ACTIVE, ERRORS, FIELDS, GAUGES, REQUESTS, ROWS, Scoreboard, settle
-from reuseport.master.figures import COUNTERS, NOTHING, Figures, Look, between, total
+from reuseport.master.figures import COUNTERS, NOTHING, Figures, Look, between, look_of, total
 from reuseport.master.processes import Process, Processes
 from reuseport.master.samples import Samples, rounded
 
@@ -37,11 +37,11 @@ class Numbers:
         self._gone: dict[int, tuple[float, Figures]] = {}  # when, and with what; for the last scrape
         self._looks = deque([Look(time.monotonic(), NOTHING, {})], maxlen=WINDOW + 1)
 
-    def adopt(self) -> None:
-        """Take over the files as an earlier master left them; the processes that there are have survived it."""
+    def adopt(self, living: Collection[int]) -> None:
+        """Take over the files as an earlier master left them: the generations that live, of which some may have no
+        worker just now, and the processes that there are."""
         survivors = {process.row for process in self._with_rows()}
         owners = self._latencies.owners()
-        living = {owners[row] for row in survivors}
         for row, generation in enumerate(owners[WORKER_ROWS:SERVER], WORKER_ROWS):
             if generation in living and generation not in self._sums:
                 self._sums[generation] = row
@@ -51,6 +51,22 @@ class Numbers:
             if generation and row not in survivors:
                 self._move(row, self._sum_of(generation) if generation in living else SERVER)
         self._looks = deque([self.now()], maxlen=WINDOW + 1)  # what was served before is no traffic of this moment
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec. Nobody dies unheard over that, so there is nothing to adopt."""
+        return {
+            "sums": self._sums,
+            "gone": self._gone,
+            "looks": list(self._looks),
+            "samples": self.samples.estate(),
+        }
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        self._sums = {int(generation): row for generation, row in left["sums"].items()}
+        self._gone = {int(generation): (when, figures) for generation, (when, figures) in left["gone"].items()}
+        self._looks.clear()
+        self._looks.extend(map(look_of, left["looks"]))
+        self.samples.inherit(left["samples"])
 
     def is_dead(self, process: Process) -> None:
         """Its row is free when this returns."""

@@ -73,7 +73,7 @@ class Roster:
         ]
         forked = {g.number: g.forked for g in generations}
         ended = [(g.number, n) for g in generations for n, c in g.companions.items() if c.state == ENDED]
-        now = (people, forked, [g.wanted for g in generations], ended, cluster.last, slots)
+        now = (people, forked, [(g.wanted, g.release.canary) for g in generations], ended, cluster.last, slots)
         if now == self._written:
             return
         data = {

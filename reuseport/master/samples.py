@@ -11,12 +11,12 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from reuseport.ipc.latencies import BUCKETS, quantile
 from reuseport.ipc.scoreboard import ERRORS, REQUESTS
-from reuseport.master.figures import COUNTERS, NOTHING, Look, between
+from reuseport.master.figures import COUNTERS, NOTHING, Look, between, look_of
 
 # file, seconds between two lines, lines kept
 FINE = ("samples.jsonl", 10.0, 8640)
@@ -85,6 +85,15 @@ class Samples:
                 if error.strerror != self._trouble:
                     self._trouble = error.strerror or str(error)
                     self._log("error", f"samples could not be written to {series.path}: {self._trouble}")
+
+    def estate(self) -> dict[str, Any]:
+        """What the master goes on with behind an exec: since when it samples."""
+        return {series.path: series.since for series in self._series}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        for series in self._series:
+            if since := left.get(series.path):
+                series.since = look_of(since)
 
     def encoded(self) -> bytes:
         """All of them, oldest first, as one list of JSON: by the minute, then by ten seconds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,31 +10,28 @@ from reuseport.master.exposition import render, wanted
 from reuseport.master.figures import Look
 from reuseport.master.loop import Loop
 from reuseport.master.metrics import METRICS, Facts
-from reuseport.master.scrape import Scrape, ScrapedAt, listen
+from reuseport.master.scrape import Scrape, listen
 from reuseport.master.statsd import Statsd
 from reuseport.options import Settings
 
 
 class Telling:
-    """`facts()` is asked for at each scrape; `scraped_at` is where, if that is open already.
+    """`facts()` is asked for at each scrape. Nobody is told anything before `open`, or `inherit`."""
 
-    OptionError where an address is not to be had.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        umask: int,
-        loop: Loop,
-        facts: Callable[[], Facts],
-        scraped_at: ScrapedAt | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, loop: Loop, facts: Callable[[], Facts]) -> None:
+        self._settings = settings
+        self._loop = loop
         self._facts = facts
-        self._statsd = Statsd(settings) if settings.statsd_host else None
         self._scrape: Scrape | None = None
+        self._statsd: Statsd | None = None
+
+    def open(self, umask: int) -> None:
+        """OptionError where an address is not to be had."""
+        settings = self._settings
+        if settings.statsd_host:
+            self._statsd = Statsd(settings)
         if settings.metrics:
-            scraped_at = scraped_at or listen(settings.metrics, settings.where("metrics"), umask)
-            self._scrape = Scrape(*scraped_at, loop, self._answer)
+            self._scrape = Scrape(*listen(settings.metrics, settings.where("metrics"), umask), self._loop, self._answer)
 
     @property
     def address(self) -> str | None:
@@ -48,11 +46,18 @@ class Telling:
             self._statsd.look(look, workers)
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
-        """What the master goes on with behind an exec: it is made with that (`Estate.scraped_at`)."""
-        return self._scrape.estate(lend) if self._scrape is not None else {}
+        """What the master goes on with behind an exec: the sockets, since a name server, say, may be away just now."""
+        return {
+            "scrape": self._scrape.estate(lend) if self._scrape is not None else None,
+            "statsd": self._statsd.estate(lend) if self._statsd is not None else None,
+        }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
-        """See `estate`."""
+        if scrape := left["scrape"]:
+            self._scrape = Scrape(socket.socket(fileno=scrape["socket"]), scrape["path"], self._loop, self._answer)
+            self._scrape.inherit(scrape)
+        if statsd := left["statsd"]:
+            self._statsd = Statsd(self._settings, statsd)
 
     def close(self, look: Look) -> None:
         """For the last time."""
