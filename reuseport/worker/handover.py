@@ -199,8 +199,8 @@ class Sender:
 class Receiver:
     """Takes what other workers give to this generation.
 
-    `adopt(fd, peer, local)` makes a connection of each, without reading; an OSError if there is no room for it, and then
-    the whole batch goes back. `begin(connection, data, seconds)` serves it: what was read from it, and its deadline.
+    `adopt(fd, peer, local)` makes a connection of each, without reading; after an OSError, for want of room, the whole
+    batch goes back. `begin(connection, data, seconds)` serves it: what was read from it, and its deadline.
     """
 
     def __init__(
