@@ -136,7 +136,8 @@ def test_the_new_one_has_begun_when_the_old_one_is_signalled_and_the_drain_waits
     status = accompanied.wait(lambda s: s.serving == 2 and not s.generation(1)["workers"], "old workers gone")
     assert status.draining == [1]
     assert status.generation(1)["waits_for"]["companions"] == ["1.mail"]
-    assert "waits for 1 companion\n  companion 1.mail" in accompanied.cli("status").out
+    text = accompanied.cli("status").out
+    assert "waits for 1 companion, draining for" in text and "\n  companion 1.mail\n" in text
     accompanied.gate("mail-1").open()
     accompanied.settle(2)
     assert events(accompanied, what="signalled", generation=1)[-1]["times"] == 1
