@@ -172,7 +172,7 @@ def test_each_generation_has_the_companions_of_its_own_configuration(accompanied
     [
         ("command = 'celry worker'", "companion 2.mail cannot execute 'celry': no such file or directory"),
         ("command = ['sh', '-c', 'echo no broker && exit 3']", "companion 2.mail exited with status 3"),
-        ("command = 'true'", "companion 2.mail exited "),
+        ("command = 'true'", "companion 2.mail exited, "),
     ],
 )
 def test_one_that_does_not_begin_fails_the_release_and_changes_nothing(keys, why, accompanied):
