@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import pwd
 import signal
 import socket
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -23,6 +22,7 @@ from typing import Any, NoReturn
 
 from reuseport.core.events import Survivor
 from reuseport.core.model import Companion, Key
+from reuseport.ipc import user
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir
 from reuseport.master.log import Log
@@ -256,7 +256,7 @@ def _become(
             os.set_inheritable(lock, True)
         if ids:
             doing = f"cannot become user {ids[0]}"
-            _become_user(*ids)
+            user.become(*ids)
         doing = f"cannot enter {directory}"
         os.chdir(directory)
         doing = f"cannot execute {command[0]!r}"
@@ -275,12 +275,3 @@ def _close_all_but(*kept: int) -> None:
         os.closerange(start, fd)
         start = fd + 1
     os.closerange(start, os.sysconf("SC_OPEN_MAX"))
-
-
-def _become_user(uid: int, gid: int) -> None:
-    os.setgid(gid)
-    try:
-        os.initgroups(pwd.getpwuid(uid).pw_name, gid)
-    except KeyError:
-        os.setgroups([gid])
-    os.setuid(uid)

@@ -17,6 +17,8 @@ from itertools import count
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 
+NO_DESCRIPTORS = 0.1  # seconds that whoever wants one waits when there are none left
+
 
 class Loop:
     def __init__(self) -> None:
@@ -43,7 +45,7 @@ class Loop:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def rest(self, fd: int, seconds: float) -> None:
+    def rest(self, fd: int, seconds: float = NO_DESCRIPTORS) -> None:
         """Do not look at the fd for so long: what it is ready for cannot be had now."""
         callback = self._callbacks[fd]
         self.forget(fd)

@@ -223,11 +223,11 @@ class Master:
         self.signals.listen()
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
-        left, self.left = self.left, None
-        if left is None:
+        if self.left is None:
             self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
         else:
-            self._tell_of_upgrade(left)
+            self._tell_of_upgrade(self.left)
+            self.left = None
         if self.telling.address:
             self.log.write("info", f"metrics at {self.telling.address}")
         self.notifier.store(slot.socket for slot in self.slots.storable())

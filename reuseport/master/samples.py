@@ -16,6 +16,7 @@ from typing import Any
 
 from reuseport.ipc.latencies import BUCKETS, quantile
 from reuseport.ipc.scoreboard import ERRORS, REQUESTS
+from reuseport.master import files
 from reuseport.master.figures import COUNTERS, NOTHING, Look, between, look_of
 
 # file, seconds between two lines, lines kept
@@ -36,7 +37,7 @@ class Series:
             read = _read(name)
             self.lines.extend(read)
         self._written = len(read)
-        self._file = self._open()
+        self._file = files.appending(self.path)
         self.since: Look | None = None
 
     def add(self, at: float, sample: dict[str, Any]) -> None:
@@ -46,17 +47,10 @@ class Series:
         if self._written >= self._kept:
             os.replace(self.path, self.path + ".1")
             os.close(self._file)
-            self._file = self._open()
+            self._file = files.appending(self.path)
             self._written = 0
         os.write(self._file, line + b"\n")
         self._written += 1
-
-    def _open(self) -> int:
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        size = os.fstat(fd).st_size
-        if size and os.pread(fd, 1, size - 1) != b"\n":
-            os.write(fd, b"\n")  # the last line was torn; the next one must not be lost with it
-        return fd
 
 
 class Samples:

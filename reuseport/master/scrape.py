@@ -21,7 +21,6 @@ from reuseport.options import OptionError, parse_address
 CLIENTS = 16
 REQUEST = 8192  # bytes
 PATIENCE = 10.0  # seconds for the whole of a scrape
-NO_DESCRIPTORS = 0.1  # seconds to wait when there are none left
 
 # From the Accept header to (content type, body).
 Answer = Callable[[str], tuple[str, bytes]]
@@ -134,7 +133,7 @@ class Scrape:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError:
-            self.loop.rest(self._socket.fileno(), NO_DESCRIPTORS)  # none are left
+            self.loop.rest(self._socket.fileno())  # none are left
             return
         sock.setblocking(False)
         if len(self.clients) == CLIENTS:

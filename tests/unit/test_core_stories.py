@@ -752,11 +752,12 @@ def test_a_generation_whose_workers_crash_is_taken_back(released):
 
 
 def test_nothing_is_taken_back_once_a_stop_is_announced(released):
-    released.release(probation=10.0)
+    released.release(Asker("me"), probation=10.0)
     released.serve(3)
     released.tell(ev.StopAsked(delay=5.0))
     commands = released.tell(ev.Judged(3, "it does worse"))
-    assert not [c for c in commands if isinstance(c, ev.StartZygote | ev.CopyZygote | ev.Record)]
+    assert answers(commands) == {"me": (False, 3)}
+    assert not [c for c in commands if isinstance(c, ev.StartZygote | ev.CopyZygote)]
     released.after(5)
     assert released.states[3] == DRAINING
 
