@@ -164,7 +164,7 @@ class Survivor:
 class Adopted:
     """What an earlier master of this run directory left behind, all of it at once, and how far it had counted.
 
-    `otherwise`: the release to begin with where none of it serves.
+    `otherwise`: the release to begin with where none of it serves; with `renew`, in any case.
     """
 
     survivors: tuple[Survivor, ...]
@@ -172,6 +172,7 @@ class Adopted:
     slots: int
     forked: Mapping[int, int] = field(default_factory=dict)  # generation -> the highest worker number given out
     otherwise: Release | None = None
+    renew: bool = False
 
 
 Event = (

@@ -337,7 +337,7 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
             t.put(replace(trials[-1], state=CANARY))
         t.note("info", f"generation {newest.number} of an earlier master is adopted, and serves on")
         t.assign()
-    elif event.otherwise is not None:
+    if event.otherwise is not None and (event.renew or not accepting):
         t.begin(event.otherwise, ())
 
 

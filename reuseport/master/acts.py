@@ -15,6 +15,7 @@ from reuseport.core import events as ev
 from reuseport.core.model import BOOTING, ZYGOTE, Key
 from reuseport.ipc.scoreboard import ROWS
 from reuseport.ipc.stacks import STACK_SIGNAL
+from reuseport.master.succession import SUCCESSOR
 
 if TYPE_CHECKING:
     from reuseport.master.main import Master
@@ -40,6 +41,8 @@ def _start_zygote(master: Master, command: ev.StartZygote) -> None:
     boot_log = master.boot_logs.begin(key.generation)
     master.control.stages(f"generation {key.generation}: loading {command.release.recipe['directory']}")
     master.releases.begins(key.generation, command.release)
+    if master.succession.starts(command):
+        return
     try:
         process = master.processes.start_zygote(key, command.release.recipe, master.run_dir, boot_log)
     except OSError as error:
@@ -114,6 +117,9 @@ def _kill(master: Master, command: ev.Kill) -> None:
 
 
 def _answer(master: Master, command: ev.Answer) -> None:
+    if command.asker.name == SUCCESSOR:
+        master.succession.answer(command)
+        return
     client = master.control.clients.get(command.asker.name)
     if client is None:
         return

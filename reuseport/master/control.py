@@ -109,17 +109,26 @@ class Control:
         self.answer = answer
         self.clients: dict[str, Client] = {}
         self._names = count(1)
-        if os.path.lexists(path):
-            os.unlink(path)
         self._path = path
+        self._listen()
+
+    def _listen(self) -> None:
+        if os.path.lexists(self._path):
+            os.unlink(self._path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         before = os.umask(0o177)
         try:
-            self._socket.bind(path)
+            self._socket.bind(self._path)
         finally:
             os.umask(before)
         self._socket.listen(64)
-        loop.watch(self._socket.fileno(), self._accept)
+        self.loop.watch(self._socket.fileno(), self._accept)
+
+    def listen_again(self) -> None:
+        """Another master may have put a socket of its own in the place of this one."""
+        self.loop.forget(self._socket.fileno())
+        self._socket.close()
+        self._listen()
 
     def stages(self, text: str) -> None:
         """Tell everybody who waits for a release how it goes."""
@@ -127,11 +136,15 @@ class Control:
             if client.watching:
                 client.say(event="stage", text=text)
 
-    def close(self) -> None:
+    def leave(self) -> None:
+        """Hear nobody any more. The path is another master's."""
         for client in list(self.clients.values()):
             client.close()
         self.loop.forget(self._socket.fileno())
         self._socket.close()
+
+    def close(self) -> None:
+        self.leave()
         os.unlink(self._path)
 
     def _accept(self) -> None:

@@ -42,9 +42,12 @@ from reuseport.master.processes import Process, Processes, become_subreaper, end
 from reuseport.master.questions import QUESTIONS
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
+from reuseport.master.retirement import Predecessors, retire
 from reuseport.master.roster import Remains, Roster
 from reuseport.master.slots import SlotError, Slots
+from reuseport.master.succession import Succession
 from reuseport.master.switchboard import Switchboard
+from reuseport.master.takeover import TakeoverError, take_over
 from reuseport.master.tenants import Tenants
 from reuseport.master.touched import Touched
 from reuseport.master.watch import Watch
@@ -62,6 +65,9 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
         master = Master(settings, extra or {})
     except (OptionError, RunDirError, SlotError) as error:
         sys.stderr.write(f"reuseport: {error}\n")
+        return 1
+    except TakeoverError as error:
+        sys.stderr.write(error.output + f"reuseport: nothing was taken over, and nothing has changed: {error}\n")
         return 1
     return master.run()
 
@@ -86,39 +92,46 @@ class Master:
         self.losses = Losses()
 
         release = complete(release_of(settings), extra)
-        ids = find_user(settings)
+        self.ids = ids = find_user(settings)
+        self.version = __version__
         self.run_dir = RunDir(settings.run_dir)
-        self.lock = self.run_dir.own(*(ids or (None, None)))
+        supervision = passed.take(os.environ, os.getpid())
+        become_subreaper()
+        _raise_descriptor_limit()
         self.log = self._open_log(settings)
+        bequest = None
+        if settings.takeover != "no":
+            bequest = take_over(settings, release, self.run_dir, supervision, self.log.write)
+        self.lock = self.run_dir.own(*(ids or (None, None)))
         history = self._open_history(settings)
         self.cluster = Cluster(last=history.last)
         if settings.umask is not None:
             os.umask(settings.umask)
-        supervision = passed.take(os.environ, os.getpid())
         given = passed.sockets_of(supervision)
         units = tuple(dict.fromkeys(one.address for one in given if not one.stored))
         # Without a word about addresses those that were passed are meant.
         addresses = units if units and settings.sources["bind"] == DEFAULT else settings.bind
+        if bequest and not bequest.bereaved:
+            addresses = ()  # those that are handed over
         self.slots = Slots(addresses, settings.backlog, 0 if settings.umask is None else settings.umask, given)
         self.roster = Roster(self.run_dir.roster)
         remains = self.roster.read()
+        if bequest:
+            for slot in bequest.slots:
+                self.slots.adopt(*slot)
+            remains = remains and bequest.settled(remains)
         if remains is None:
             self.slots.bind()
         self._write_pid_file()
-        become_subreaper()
-        _raise_descriptor_limit()
         self.loop = Loop()
         self.notifier = Notifier(supervision, self.loop, self.log.write)
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.raw)
         self.processes = Processes(self.loop, self._on_exit)
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
-        hellos = channels.listen(self.run_dir.hello)
         if ids:
-            # Both lie where only the master's own user can put anything else in their place.
             os.chown(self.run_dir.scoreboard, *ids, follow_symlinks=False)
-            os.chown(self.run_dir.hello, *ids, follow_symlinks=False)
         self.switchboard = Switchboard(
-            hellos,
+            self._listen(),
             ids[0] if ids else os.geteuid(),
             settings.name,
             self.loop,
@@ -149,10 +162,19 @@ class Master:
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
+        self.predecessors = Predecessors(self)
+        self.succession = Succession(self)
+        self.switchboard.on_successor = self.succession.asked
         if remains is not None:
-            self._adopt(remains, release)
+            self._adopt(remains, release, renew=bequest is not None and bequest.bereaved)
         else:
             self.events.append(ev.ReleaseAsked(release))
+        if bequest:
+            for queue in bequest.queues:
+                self.switchboard.adopt_queue(*queue)
+            for pid in bequest.masters:
+                self.predecessors.watch(pid)
+            bequest.accept()
 
     def run(self) -> int:
         self._listen_to_signals()
@@ -164,10 +186,13 @@ class Master:
         gc.freeze()
         self._decide()
         while self.exit_status is None:
-            self.loop.wait(machine.wake_at(self.cluster))
+            self.loop.wait(None if self.succession.paused else machine.wake_at(self.cluster))
+            if self.succession.heir:
+                return retire(self, self.succession.heir)
             self._hear_signals()
-            self.events.append(ev.Tick())
-            self._decide()
+            if not self.succession.paused:
+                self.events.append(ev.Tick())
+                self._decide()
         self._leave()
         return self.exit_status
 
@@ -203,7 +228,10 @@ class Master:
             elif number in (signal.SIGTTIN, signal.SIGTTOU):
                 self.events.append(ev.ScaleAsked(1 if number == signal.SIGTTIN else -1))
             elif number == signal.SIGUSR1:
-                self._reopen_logs()
+                self.reopen_log()
+                for process in self.processes.all():
+                    if process.key.number != ZYGOTE:
+                        self.switchboard.send(process.key, "reopen")
             else:
                 self.log.write("warning", f"{signal.Signals(number).name} means nothing to this master")
 
@@ -233,8 +261,8 @@ class Master:
 
     # --- what an earlier master left ------------------------------------------------------------------------------
 
-    def _adopt(self, remains: Remains, otherwise: Release) -> None:
-        """Take over the processes and slots of a master that died. SlotError where the slots do not come back."""
+    def _adopt(self, remains: Remains, otherwise: Release, *, renew: bool) -> None:
+        """Take over the processes and slots of another master. SlotError where the slots do not come back."""
         for pid in remains.strays:
             end(pid)
         for one in remains.adopted.survivors:
@@ -252,7 +280,8 @@ class Master:
             self.loop.wait(deadline)
         # A master that died while it stopped had let go of them; and the addresses may be others by now.
         self.slots.bind()
-        self.events.appendleft(replace(remains.adopted, slots=self.slots.count, otherwise=otherwise))
+        adopted = replace(remains.adopted, slots=self.slots.count, otherwise=otherwise, renew=renew)
+        self.events.appendleft(adopted)
 
     # --- decide -----------------------------------------------------------------------------------------------------
 
@@ -278,6 +307,7 @@ class Master:
         if self.exit_status is None:
             self._write_roster()
         self._notify()
+        self.succession.look()
 
     def _act(self, command: ev.Command) -> None:
         try:
@@ -298,8 +328,24 @@ class Master:
     def _on_job_ended(self, key: Key, job: dict[str, Any]) -> None:
         self.releases.job_ended(key, job)
 
+    def _listen(self) -> Any:
+        """The socket for hellos, at a path where only the master's own user can put anything else."""
+        hellos = channels.listen(self.run_dir.hello)
+        if self.ids:
+            os.chown(self.run_dir.hello, *self.ids, follow_symlinks=False)
+        return hellos
+
+    def be_heard_again(self) -> None:
+        """Another master had begun to take this one's place, and may have left its own traces."""
+        self.switchboard.close()
+        self.switchboard.listen(self._listen())
+        self.control.listen_again()
+        self.roster = Roster(self.run_dir.roster)
+
     def _look_around(self) -> None:
         """What nothing tells of, at least once in a second."""
+        if self.succession.heir:
+            return
         for file in self.touched:
             file.look()
         self._notify(fully=True)
@@ -345,14 +391,11 @@ class Master:
             where = settings.where("state_dir")
             raise OptionError(f"{where}: {error.filename}: {(error.strerror or str(error)).lower()}") from None
 
-    def _reopen_logs(self) -> None:
+    def reopen_log(self) -> None:
         try:
             self.log.reopen()
         except OSError as error:
             self.log.write("error", f"the log could not be opened again, and goes on in the old file: {error}")
-        for process in self.processes.all():
-            if process.key.number != ZYGOTE:
-                self.switchboard.send(process.key, "reopen")
 
     def _write_pid_file(self) -> None:
         if not self.first.pid:

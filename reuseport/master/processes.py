@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,51 @@ class Process:
     started: float = 0.0  # monotonic seconds
     asked_again: int = 0  # how often its exit status was not to be had yet
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
+
+
+def spawn_zygote(
+    generation: int, recipe: Mapping[str, Any], run_dir: RunDir, output: int, mask: Collection[int]
+) -> int:
+    """Exec the release's interpreter on its own copy of this package; its pid. OSError where that is not possible.
+
+    `output` is what it prints to until it has loaded, and is closed here; `mask` are the signals that it blocks. `-P`
+    keeps the application's directory out of sys.path until the server's own modules are imported, so that an
+    application's `json.py` cannot take the place of the standard library's.
+    """
+    variables = {
+        "run_dir": run_dir.path,
+        "hello": run_dir.hello,
+        "scoreboard": run_dir.scoreboard,
+        "generation": generation,
+        "threads": recipe["settings"]["values"].get("threads", 0),  # it must know before it imports anything
+    }
+    environment = {
+        **os.environ,
+        **recipe["environment"],
+        "REUSEPORT_RUN_DIR": run_dir.path,
+        "REUSEPORT_GENERATION": str(generation),
+        ZYGOTE_VARIABLE: json.dumps(variables),
+    }
+    with contextlib.ExitStack() as stack:
+        output = _high(output)
+        stack.callback(os.close, output)
+        null = _high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        stack.callback(os.close, null)
+        return os.posix_spawn(
+            recipe["interpreter"],
+            [recipe["interpreter"], "-P", *recipe.get("flags", ()), "-m", "reuseport.zygote"],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, 1, STDOUT_COPY),
+                (os.POSIX_SPAWN_DUP2, 2, STDERR_COPY),
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+            ],
+            # The master's terminal signals reach the whole group; a zygote must not die of them.
+            setsigmask=mask,
+            setsigdef=[signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1, signal.SIGABRT],
+        )
 
 
 def end(pid: int, within: float = 2.0) -> None:
@@ -109,45 +154,8 @@ class Processes:
         return process
 
     def start_zygote(self, key: Key, recipe: Mapping[str, Any], run_dir: RunDir, boot_log: BootLog) -> Process:
-        """Exec the release's interpreter on its own copy of this package. OSError where that is not possible.
-
-        `-P` keeps the application's directory out of sys.path until the server's own modules are imported, so that
-        an application's `json.py` cannot take the place of the standard library's.
-        """
-        variables = {
-            "run_dir": run_dir.path,
-            "hello": run_dir.hello,
-            "scoreboard": run_dir.scoreboard,
-            "generation": key.generation,
-            "threads": recipe["settings"]["values"].get("threads", 0),  # it must know before it imports anything
-        }
-        environment = {
-            **os.environ,
-            **recipe["environment"],
-            "REUSEPORT_RUN_DIR": run_dir.path,
-            "REUSEPORT_GENERATION": str(key.generation),
-            ZYGOTE_VARIABLE: json.dumps(variables),
-        }
-        with contextlib.ExitStack() as stack:
-            output = _high(boot_log.open())
-            stack.callback(os.close, output)
-            null = _high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-            stack.callback(os.close, null)
-            pid = os.posix_spawn(
-                recipe["interpreter"],
-                [recipe["interpreter"], "-P", *recipe.get("flags", ()), "-m", "reuseport.zygote"],
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, 1, STDOUT_COPY),
-                    (os.POSIX_SPAWN_DUP2, 2, STDERR_COPY),
-                    (os.POSIX_SPAWN_DUP2, null, 0),
-                    (os.POSIX_SPAWN_DUP2, output, 1),
-                    (os.POSIX_SPAWN_DUP2, output, 2),
-                ],
-                # The master's terminal signals reach the whole group; a zygote must not die of them.
-                setsigmask=self.original_mask,
-                setsigdef=[signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1, signal.SIGABRT],
-            )
+        """See `spawn_zygote`."""
+        pid = spawn_zygote(key.generation, recipe, run_dir, boot_log.open(), self.original_mask)
         process = self.expect(key)
         self.is_running(process, pid)
         return process
@@ -184,18 +192,29 @@ class Processes:
             return False
         return True
 
-    def reap(self) -> None:
-        """Collect every child that has ended: workers and zygotes, and, as PID 1, whatever else was left to us."""
+    def reap(self) -> bool:
+        """Collect every child that has ended: workers and zygotes, and, as PID 1, whatever else was left to us.
+
+        Whether there are others, that live.
+        """
         while True:
             try:
                 info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
             except ChildProcessError:
-                return
+                return False
             if info is None:
-                return
+                return True
             self._exits[info.si_pid] = info
             if len(self._exits) > FORGOTTEN:
                 del self._exits[next(iter(self._exits))]
+
+    def close(self) -> None:
+        """Another master watches them from now on."""
+        for process in self._by_key.values():
+            if process.pidfd != -1:
+                self._loop.forget(process.pidfd)
+                os.close(process.pidfd)
+        self._by_key.clear()
 
     def _gone(self, process: Process) -> None:
         if self._by_key.get(process.key) is not process:

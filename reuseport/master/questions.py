@@ -70,6 +70,8 @@ def whole_status(master: Master) -> dict[str, Any]:
         "uptime": round(time.time() - master.started, 3),
         "run_dir": master.run_dir.path,
         "addresses": master.slots.addresses,
+        "earlier": master.predecessors.pids,
+        "takeover": master.succession.shown(),
     }
     whole = status.of(master.cluster, master.processes, master.board, about, time.monotonic())
     return {**whole, "releases": master.releases.shown(), "lost": master.losses.shown()}

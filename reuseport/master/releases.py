@@ -102,6 +102,17 @@ class Releases:
         """Release the canary to everybody."""
         self._tell(ev.PromoteAsked(self._asker(client, wait)))
 
+    def begin_for_another(self, release: Release, asker: Asker) -> str:
+        """Release what a master brings along that takes over from this one. Why not, or ""."""
+        try:
+            self._check_room(self.settings)
+        except OptionError as error:
+            self.refuse(str(error))
+            return str(error)
+        self.asked += 1
+        self._tell(ev.ReleaseAsked(release, asker))
+        return ""
+
     def _begin(self, client: Client | None, wait: str, release: Release) -> None:
         self._tell(ev.ReleaseAsked(release, self._asker(client, wait)))
 
@@ -114,10 +125,14 @@ class Releases:
             client.watching = True
         return Asker(client.name, wait) if client else None
 
+    def refuse(self, error: str) -> None:
+        """Write down that a release was not begun."""
+        self._log("error", f"the release was not begun, and nothing has changed: {error}")
+        self._add("release", number=None, outcome="failed", error=error, seconds=0.0)
+
     def _refuse(self, client: Client | None, error: str, log: bool) -> None:
         if log:
-            self._log("error", f"the release was not begun, and nothing has changed: {error}")
-            self._add("release", number=None, outcome="failed", error=error, seconds=0.0)
+            self.refuse(error)
         if client:
             client.done(False, generation=None, error=error, output="")
 

@@ -114,6 +114,24 @@ class Slots:
                 self.slots.append(new[-1])
         return new, ""
 
+    def differ_from(self, names: Iterable[str]) -> str:
+        """What is wrong with these (see `names_of`) if they should be the addresses that are bound; "" for nothing."""
+        left = list(self.addresses)
+        for name in names:
+            host, _, port = name.rpartition(":")
+            same = [one for one in left if one == name or (port == "0" and one.rpartition(":")[0] == host)]
+            if not same and not any(_is_same_path(one, name) for one in left):
+                return f"{name} is none of {', '.join(self.addresses)}, which the running master listens on"
+            left = [one for one in left if one != same[0]] if same else [o for o in left if not _is_same_path(o, name)]
+        return f"the running master also listens on {', '.join(left)}" if left else ""
+
+    def leave(self) -> None:
+        """Close them here only: another master has them, and with them the paths."""
+        for slot in self.slots:
+            slot.socket.close()
+        self.slots.clear()
+        self._bound.clear()
+
     def close(self) -> None:
         for slot in self.slots:
             slot.socket.close()
@@ -125,15 +143,7 @@ class Slots:
         self._bound.clear()
 
     def _bind_inet(self, address: Address) -> None:
-        name = f"{address.host}:{address.port}" if address.family == "inet" else f"[{address.host}]:{address.port}"
-        try:
-            found = socket.getaddrinfo(
-                address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-        except socket.gaierror as error:
-            raise SlotError(f"--bind: {name}: {error.strerror}") from None
-        wanted = socket.AF_INET6 if address.family == "inet6" else socket.AF_INET
-        family, _, _, _, where = next((f for f in found if f[0] == wanted), found[0])
+        name, family, where = _find(address)
         address = address._replace(family="inet6" if family == socket.AF_INET6 else "inet")
         if self._claim(_name_of(where)):
             return
@@ -245,6 +255,27 @@ class Slots:
                 f"LISTEN_FDS: {', '.join(strangers)} was passed, but is no --bind: name it there, or leave --bind out "
                 "and the sockets that are passed are the addresses"
             )
+
+
+def names_of(addresses: Iterable[str]) -> list[str]:
+    """What the slots of these addresses would be called, with the port 0 for any. SlotError, if a host has no address.
+
+    It may ask a name server, and so wait.
+    """
+    parsed = [parse_address(one) for one in addresses]
+    return [f"unix:{one.path}" if one.family == "unix" else _name_of(_find(one)[2]) for one in parsed]
+
+
+def _find(address: Address) -> tuple[str, socket.AddressFamily, tuple[object, ...]]:
+    """An IP address as the user knows it, its family, and what to bind to. SlotError."""
+    name = f"{address.host}:{address.port}" if address.family == "inet" else f"[{address.host}]:{address.port}"
+    try:
+        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise SlotError(f"--bind: {name}: {error.strerror}") from None
+    wanted = socket.AF_INET6 if address.family == "inet6" else socket.AF_INET
+    family, _, _, _, where = next((f for f in found if f[0] == wanted), found[0])
+    return name, family, where
 
 
 def _name_of(where: tuple[object, ...]) -> str:

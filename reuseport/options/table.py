@@ -26,7 +26,8 @@ class Option:
     """One option.
 
     `default` is a value, or a function of (the values before it in the table, the origin). `flags` and `aliases` are
-    what is typed besides --NAME; only `flags` are shown in the help. `bare` is what the flag alone means, and a remark.
+    what is typed besides --NAME; only `flags` are shown in the help. `bare` is what the flag alone means, and a remark
+    ("" for none).
     `check` sees the whole value, after every source, and raises ValueError like a kind.
     """
 
@@ -244,6 +245,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "stop_file", kinds.LATE_PATH, "", metavar="FILE", group=RELEASES, effect="always", default_text="none",
         help="Touching this file stops, as TERM does. A relative path lies in --chdir.",
+    ),
+    Option(
+        "takeover", kinds.choice("no", "yes", "if-running"), "no", group=RELEASES, effect="start", bare=("yes", ""),
+        help="Start beside the master that owns the run directory, and take over from it: this version is loaded, then "
+        "gets the addresses and all that still drains, and the other master leaves with its last job. Until then a "
+        "failure changes nothing. Without a running master, yes (--takeover alone) refuses to start; if-running starts "
+        "as usual.",
     ),
     Option(
         "label", kinds.TEXT, "", group=RELEASES, default_text="the last part of the application's directory",

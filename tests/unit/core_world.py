@@ -153,7 +153,7 @@ class Audit:
                     self.asked[asker.name] = (asker, max(self.begun, default=0))
             case ev.StopAsked():
                 self.stops += 1
-            case ev.Adopted(survivors, _, slots, forked, release):
+            case ev.Adopted(survivors, _, slots, forked, release, _):
                 self.slots = slots
                 self.forked = dict(forked)
                 if release:
@@ -870,7 +870,7 @@ class World:
             how = "could not be forked"
             z.says.append(ev.Started(key, error=how) if key.number == ZYGOTE else ev.Exited(key, how))
 
-    def lose_master(self, release: Release) -> None:
+    def lose_master(self, release: Release, renew: bool = False) -> None:
         """The master dies, and with it all that was on its way; the next one adopts whom it finds, kills the rest."""
         left, last, slots = [], self.cluster.last, self.cluster.slots
         roster = {
@@ -906,7 +906,7 @@ class World:
         self.loose.clear()
         self.cluster, self.audit = Cluster(), Audit()
         self.story.append(f"{self.now:8.3f} the master dies")
-        self.feed(ev.Adopted(tuple(left), last, slots, forked, release))
+        self.feed(ev.Adopted(tuple(left), last, slots, forked, release, renew))
 
     # --- fairness ---------------------------------------------------------------------------------------------------
 

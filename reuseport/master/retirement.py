@@ -1,0 +1,90 @@
+"""What a master does that another one has taken over from: it stays until its last child has ended.
+
+It decides nothing and owns nothing. But its processes are its children, and those of its unit: a supervisor that saw it
+leave would call the service ended, and might end them. So it collects their exits, and leaves with the last of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from setproctitle import setproctitle
+
+if TYPE_CHECKING:
+    from reuseport.master.main import Master
+
+
+class Predecessors:
+    """The earlier masters, as the one that has taken over sees them: each is there until its last process has ended."""
+
+    def __init__(self, master: Master) -> None:
+        self._master = master
+        self._pidfds: dict[int, int] = {}
+
+    @property
+    def pids(self) -> list[int]:
+        return list(self._pidfds)
+
+    def watch(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._pidfds[pid] = fd = os.pidfd_open(pid)
+            self._master.loop.watch(fd, lambda: self._gone(pid))
+
+    def _gone(self, pid: int) -> None:
+        fd = self._pidfds.pop(pid)
+        self._master.loop.forget(fd)
+        os.close(fd)
+        self._master.log.write("info", f"the earlier master {pid} has left")
+
+
+def retire(master: Master, heir: int) -> int:
+    """Let go of everything, wait for the children to end, and return the exit status."""
+    superseded = f"superseded by master {heir}"
+    master.log.write("info", f"{superseded}; waiting for what still runs here")
+    for client in list(master.control.clients.values()):
+        client.done(False, error=f"{superseded}: ask it")
+    master.boot_logs.remove()
+    # The other paths belong to the other master by now.
+    master.control.leave()
+    master.switchboard.leave()
+    master.processes.close()
+    master.slots.leave()
+    _remove_pid_file(master.first.pid)
+    master.notifier.retire(f"{superseded}; waits for its last processes to end")
+    setproctitle(f"reuseport: master [{master.first.name}] {superseded}")
+    asked_to_stop = False
+    while master.processes.reap():
+        master.loop.wait(None)
+        while master.signals:
+            number = master.signals.popleft()
+            if number == signal.SIGHUP:
+                master.log.write("error", f"no release here: {superseded}")
+            elif number == signal.SIGUSR1:
+                master.reopen_log()
+            elif number in (signal.SIGINT, signal.SIGQUIT) or (number == signal.SIGTERM and asked_to_stop):
+                master.log.write("warning", "leaving at once; what still runs goes on under the other master")
+                return _leave(master)
+            elif number == signal.SIGTERM:
+                asked_to_stop = True
+                master.notifier.stopping()
+                master.log.write("info", "leaving with the last process anyway; a second TERM does not wait for it")
+    return _leave(master)
+
+
+def _leave(master: Master) -> int:
+    master.log.write("info", "left")
+    master.notifier.close()
+    master.log.flush()
+    return 0
+
+
+def _remove_pid_file(path: str) -> None:
+    """Unless the other master has written its own pid there."""
+    if path:
+        with contextlib.suppress(FileNotFoundError):
+            if Path(path).read_text().strip() == str(os.getpid()):
+                os.unlink(path)

@@ -1,0 +1,273 @@
+"""The succession: what a master does for another one that takes over from it (`reuseport serve --takeover`).
+
+A takeover is a release and then an orderly death. The release is this master's own, decided by its core like any other;
+only the zygote is started by the successor, as a child of its own, from what it brings along. So whatever fails until
+the new generation serves has changed nothing. Then the successor gets the slots, the queues and the lock of the run
+directory, reads the roster, and is the master, as it would be if this one had died.
+
+Whoever has the lock is the master, at each moment. This one stops deciding before it lets go of the lock, and takes it
+back if the successor does not say that it has come so far. `takeover.py` is the other side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+from reuseport.core import events as ev
+from reuseport.core.model import BOOTING, SERVING, ZYGOTE, Asker, Key, Release
+from reuseport.ipc import channel as channels
+from reuseport.ipc.channel import PACKET, Channel
+from reuseport.ipc.rundir import RunDirError
+from reuseport.master.loop import READ, WRITE
+from reuseport.options import Settings
+
+if TYPE_CHECKING:
+    from reuseport.master.main import Master
+
+PROTOCOL = 1  # of what the two masters say
+SUCCESSOR = "successor"  # as an asker's name
+PROMPT = 10.0  # seconds for the successor to do what needs no more than a fork
+OUTPUT = PACKET // 2  # bytes of what a generation printed, as JSON
+
+# What spans both versions: tenants are promised something, and workers are trusted, by all that live.
+SHARED = ("tenant", "tenant_isolation")
+
+
+class Succession:
+    """`paused`: the master decides nothing, since another one may own the run directory by now. `heir`: the pid of the
+    one that does; 0 while it is this one."""
+
+    def __init__(self, master: Master) -> None:
+        self._master = master
+        self._channel: Channel | None = None
+        self._who = ""
+        self._recipe: Mapping[str, Any] | None = None  # what the successor has brought: its release is known by it
+        self._awaited: Key | None = None  # the zygote that it has been asked to start
+        self._due = False
+        self._last: dict[str, Any] | None = None
+        self._pid = 0
+        self.paused = False
+        self.heir = 0
+
+    def shown(self) -> dict[str, Any] | None:
+        """The takeover under way, or how the last one failed, for `status`."""
+        return self._last
+
+    # --- a master comes -----------------------------------------------------------------------------------------------
+
+    def asked(self, channel: Channel, question: Mapping[str, Any]) -> None:
+        """Another master wants to take over. It is of the same user, or root."""
+        pid, _ = channel.peer()
+        who = f"master {pid} (reuseport {question.get('version', 'unknown')})"
+        self._master.log.write("info", f"{who} asks to take over")
+        release, objection = None, self._objection(pid, question)
+        if not objection:
+            release = _release(question["release"])
+            objection = self._at_odds(release, question)
+        if objection or release is None:
+            self._master.releases.refuse(objection)
+            _refuse(channel, objection)
+            channel.close()
+            return
+        # A rollback loads the old version anew: a copy of its zygote would be this master's child, and keep it here.
+        release = replace(release, standby=0.0, canary=None)
+        if refusal := self._master.releases.begin_for_another(release, Asker(SUCCESSOR)):
+            _refuse(channel, refusal)
+            channel.close()
+            return
+        self._channel, self._pid, self._who, self._recipe = channel, pid, who, release.recipe
+        self._last = {"pid": pid, "at": time.time(), "outcome": "under way", "error": ""}
+        self._say("accepted", version=self._master.version)
+
+    def _objection(self, pid: int, question: Mapping[str, Any]) -> str:
+        cluster = self._master.cluster
+        if question.get("protocol") != PROTOCOL:
+            mine = f"this master ({self._master.version})"
+            return f"{mine} takes part in takeovers of protocol {PROTOCOL}, not {question.get('protocol')}"
+        if pid <= 0:
+            return "the two masters do not see each other's processes: they run in different pid namespaces"
+        if self._channel is not None:
+            return f"{self._who} is taking over already"
+        if cluster.stopping:
+            return "the server is stopping"
+        if cluster.serving is None:
+            return "nothing serves yet: there is nothing to take over"
+        return ""
+
+    def _at_odds(self, release: Release, question: Mapping[str, Any]) -> str:
+        """What the successor's options may not change, since both versions live by it."""
+        theirs, mine = Settings.from_json(release.recipe["settings"]), self._master.first
+        if question["addresses"] is not None and (why := self._master.slots.differ_from(question["addresses"])):
+            return f"--bind: {why}: other addresses need a new start"
+        for name in SHARED:
+            if getattr(theirs, name) != getattr(mine, name):
+                flag = "--" + name.replace("_", "-")
+                return f"{flag} is {getattr(mine, name)!r} in the running master, and {getattr(theirs, name)!r} in this"
+        if os.path.realpath(theirs.state_dir) != os.path.realpath(mine.state_dir):
+            return f"--state-dir is {mine.state_dir} in the running master: history and holds must be the same"
+        ids = release.recipe["ids"]
+        if (tuple(ids) if ids else None) != self._master.ids:
+            return "--user and --group must be those of the running master"
+        return ""
+
+    # --- its generation boots -----------------------------------------------------------------------------------------
+
+    def starts(self, command: ev.StartZygote) -> bool:
+        """Whether this zygote is the successor's to start, which it is asked for."""
+        if self._recipe is None or command.release.recipe is not self._recipe:
+            return False
+        key = Key(command.generation, ZYGOTE)
+        if self._channel is None:
+            if self._master.cluster.generations[key.generation].state not in BOOTING:
+                return False  # it serves: now it is this master's like any other
+            self._master.events.append(ev.Started(key, error=f"{self._who} has gone"))
+            return True
+        self._master.processes.expect(key)
+        self._awaited = key
+        run_dir = self._master.run_dir
+        self._say(
+            "start",
+            generation=key.generation,
+            hello=run_dir.hello,
+            scoreboard=run_dir.scoreboard,
+            boot_log=run_dir.boot_log(key.generation),
+        )
+        self._master.loop.later(PROMPT, lambda: self._lost("does not answer") if self._awaited is key else None)
+        return True
+
+    def _on_message(self, message: Mapping[str, Any]) -> None:
+        if message["type"] == "started" and self._awaited is not None:
+            key, self._awaited = self._awaited, None
+            if error := str(message.get("error", "")):
+                self._master.processes.forget(key)
+                self._master.events.append(ev.Started(key, error=error))
+                return
+            process = self._master.processes.get(key) or self._master.processes.expect(key)
+            self._master.processes.is_running(process, int(message["pid"]))
+            self._master.events.append(ev.Started(key, process.pid))
+        elif message["type"] == "mine" and self.paused:
+            self.heir = self._pid
+
+    def _lost(self, how: str) -> None:
+        """The successor has died, or hangs: its generation is given up, unless it serves by now."""
+        self._hang_up()
+        self._fail(f"{self._who} {how}")
+        if self.paused:
+            self._take_back()
+            return
+        key, self._awaited = self._awaited, None
+        if key is not None and not ((process := self._master.processes.get(key)) and process.pid):
+            self._master.processes.forget(key)
+            self._master.events.append(ev.Started(key, error=f"{self._who} {how}"))
+            return
+        for g in self._master.cluster.generations.values():
+            if g.release.recipe is self._recipe:
+                self._master.events.append(ev.Failed(Key(g.number, ZYGOTE), f"{self._who} {how}"))
+
+    # --- and then -----------------------------------------------------------------------------------------------------
+
+    def answer(self, command: ev.Answer) -> None:
+        """The successor's release has ended."""
+        if self._channel is None:
+            return
+        g = self._master.cluster.generations.get(command.generation)
+        if command.ok and g is not None and g.release.recipe is self._recipe:
+            self._due = True
+            return
+        error = "a newer release has taken its place" if command.ok else command.text
+        self._decline(error, self._master.boot_logs.tail(command.generation))
+
+    def look(self) -> None:
+        """Hand over, if that is due: not in the middle of another release, which would be lost."""
+        cluster = self._master.cluster
+        if not self._due or self._channel is None or (cluster.booting and not cluster.stopping):
+            return
+        self._due = False
+        g = cluster.serving
+        if cluster.stopping or g is None or g.state != SERVING or g.release.recipe is not self._recipe:
+            self._decline("the server is stopping" if cluster.stopping else "a newer release has taken its place")
+            return
+        self._master.log.write("info", f"handing over to {self._who}")
+        self._master.boot_logs.copy_news()
+        self._master.switchboard.pass_everything(self._channel)
+        # From here on nothing is decided: who has the lock decides.
+        self.paused = True
+        self._master.run_dir.let_go(self._master.lock)
+        self._say("yours", masters=self._master.predecessors.pids)
+        self._master.loop.later(PROMPT, lambda: self._take_back() if self.paused and not self.heir else None)
+
+    def _take_back(self) -> None:
+        """The successor has not said that it is the master. If nobody has the lock this one goes on."""
+        self._hang_up()
+        try:
+            self._master.run_dir.take_again(self._master.lock)
+        except RunDirError:
+            self.heir = self._master.run_dir.owner() or -1
+            return
+        self.paused = False
+        self._master.be_heard_again()
+        self._master.log.write("error", f"{self._who} did not take over: this master goes on")
+
+    # --- talk ---------------------------------------------------------------------------------------------------------
+
+    def _decline(self, error: str, output: str = "") -> None:
+        self._fail(error)
+        if self._channel is not None:
+            _refuse(self._channel, error, output)
+            self._hang_up()
+
+    def _fail(self, error: str) -> None:
+        if self._last is not None:
+            self._last = {**self._last, "at": time.time(), "outcome": "failed", "error": error}
+        self._master.log.write("error", f"the takeover by {self._who} has failed: {error}")
+
+    def _say(self, kind: str, **fields: Any) -> None:
+        assert self._channel is not None
+        self._channel.send(kind, **fields)
+        self._watch(self._channel)
+
+    def _watch(self, channel: Channel) -> None:
+        self._master.loop.watch(channel.fileno(), self._hear, READ | WRITE if channel.unsent else READ)
+
+    def _hear(self) -> None:
+        channel = self._channel
+        assert channel is not None
+        channel.flush()
+        try:
+            messages = channel.receive()
+        except channels.ChannelError as error:
+            self._master.log.write("error", f"{self._who} sent nonsense: {error}")
+            messages, channel.closed = [], True
+        for message, fds in messages:
+            for fd in fds:
+                os.close(fd)
+            self._on_message(message)
+        if self._channel is not channel or self.heir:
+            return
+        if channel.closed:
+            self._lost("has gone")
+        else:
+            self._watch(channel)
+
+    def _hang_up(self) -> None:
+        if self._channel is not None:
+            self._master.loop.forget(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+
+
+def _refuse(channel: Channel, error: str, output: str = "") -> None:
+    while len(json.dumps(output)) > OUTPUT:
+        output = output[len(output) // 2 :]
+    channel.send("refused", error=error, output=output)
+
+
+def _release(said: Mapping[str, Any]) -> Release:
+    """As another version of this package may have put it."""
+    known = {field.name for field in fields(Release)}
+    return Release(**{name: value for name, value in said.items() if name in known})
