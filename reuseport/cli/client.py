@@ -47,6 +47,12 @@ def ask(
         try:
             _send(connection, request, run_dir)
             done = _done(connection, run_dir, on_stage)
+            if done.get("superseded"):
+                # Another master has taken over before the question was heard.
+                return ask(
+                    run_dir, request, on_stage=on_stage, timeout=timeout, gone_within=gone_within,
+                    of_any_user=of_any_user,
+                )  # fmt: skip
             if gone_within is not None and done.get("ok"):
                 _await_end(connection, master, gone_within, run_dir)
         except TimeoutError as error:

@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> int:
 def render(status: Mapping[str, Any], now: float, width: int | None = WIDTH) -> str:
     """The state as text. `now` is in seconds of the epoch; `width` in columns, None for as wide as it takes."""
     generations = sorted(_list(status, "generations"), key=lambda one: one.get("number") or 0, reverse=True)
-    blocks = [_master(_dict(status, "master"), status.get("serving")), _generations(generations, width)]
+    blocks = [_master(_dict(status, "master"), status.get("serving"), now), _generations(generations, width)]
     workers = [worker for one in generations for worker in _list(one, "workers")]
     if workers:
         blocks.append(_workers(workers))
@@ -136,7 +136,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: frozenset[st
     ]
 
 
-def _master(master: Mapping[str, Any], serving: Any) -> list[str]:
+def _master(master: Mapping[str, Any], serving: Any, now: float) -> list[str]:
     serves = f"serving generation {serving}" if serving else "serving no generation yet"
     addresses = ", ".join(map(str, _list(master, "addresses"))) or "nothing"
     return [
@@ -146,7 +146,18 @@ def _master(master: Mapping[str, Any], serving: Any) -> list[str]:
         f"  listens  {addresses}",
         f"  run dir  {master.get('run_dir', ABSENT)}",
         f"  workers  {master.get('workers_wanted', ABSENT)} wanted",
+        *(f"  earlier  master {pid} leaves with its last process" for pid in _list(master, "earlier")),
+        *_takeover(_dict(master, "takeover"), now),
     ]
+
+
+def _takeover(takeover: Mapping[str, Any], now: float) -> list[str]:
+    if not takeover:
+        return []
+    if takeover.get("outcome") != "failed":
+        return [f"  takeover master {takeover.get('pid', ABSENT)} is taking over"]
+    when = duration(now - takeover.get("at", now))
+    return [f"  takeover the last takeover failed, {when} ago, by master {takeover.get('pid', ABSENT)}"]
 
 
 def _generations(generations: Sequence[Mapping[str, Any]], width: int | None) -> list[str]:

@@ -34,6 +34,7 @@ class Client:
         self._in = b""
         self._out = b""
         self._last = False
+        self.asked = False  # its question has been read
         self.watching = False  # whether it is told the stages of the release under way
 
     def say(self, **fields: Any) -> None:
@@ -70,6 +71,7 @@ class Client:
         except ValueError as error:
             self.done(False, error=f"not a question that this master understands: {error}")
             return
+        self.asked = True
         try:
             self._server.answer(self, question)
         except Exception:

@@ -154,7 +154,7 @@ class Master:
         )
         self.tenants = Tenants(settings, self.run_dir, ids, remains is not None, self.processes, self.switchboard)
         self.tenants.tell, self.tenants.log = self.events.append, self.log.write
-        self.control = Control(self.run_dir.control, self.loop, self._on_question)
+        self.control = Control(self.run_dir.control, self.loop, self.on_question)
         self.touched = (
             Touched(lambda: self._in_directory("release_file"), self._release_by, self.log.write),
             Touched(lambda: self._in_directory("stop_file"), self._stop_by, self.log.write),
@@ -189,8 +189,8 @@ class Master:
             self.loop.wait(None if self.succession.paused else machine.wake_at(self.cluster))
             if self.succession.heir:
                 return retire(self, self.succession.heir)
-            self._hear_signals()
             if not self.succession.paused:
+                self._hear_signals()
                 self.events.append(ev.Tick())
                 self._decide()
         self._leave()
@@ -252,9 +252,11 @@ class Master:
                     self.processes.forget(other.key)
         self.events.append(ev.Exited(process.key, how))
 
-    def _on_question(self, client: Client, question: dict[str, Any]) -> None:
+    def on_question(self, client: Client, question: dict[str, Any]) -> None:
         answer = QUESTIONS.get(question["do"])
-        if answer is None:
+        if self.succession.paused:
+            self.succession.hold(client, question)
+        elif answer is None:
             client.done(False, error=f"this master ({__version__}) does not know {question['do']!r}")
         else:
             answer(self, client, question)

@@ -46,7 +46,8 @@ def retire(master: Master, heir: int) -> int:
     superseded = f"superseded by master {heir}"
     master.log.write("info", f"{superseded}; waiting for what still runs here")
     for client in list(master.control.clients.values()):
-        client.done(False, error=f"{superseded}: ask it")
+        # Who has not been heard asks the other master, which listens by now.
+        client.done(False, error=f"{superseded}: ask it", **({} if client.asked else {"superseded": heir}))
     master.boot_logs.remove()
     # The other paths belong to the other master by now.
     master.control.leave()

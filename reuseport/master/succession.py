@@ -23,6 +23,7 @@ from reuseport.core.model import BOOTING, SERVING, ZYGOTE, Asker, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import PACKET, Channel
 from reuseport.ipc.rundir import RunDirError
+from reuseport.master.control import Client
 from reuseport.master.loop import READ, WRITE
 from reuseport.options import Settings
 
@@ -51,6 +52,8 @@ class Succession:
         self._due = False
         self._last: dict[str, Any] | None = None
         self._pid = 0
+        self._pidfd = -1  # the successor's, while it is waited for
+        self._held: list[tuple[Client, dict[str, Any]]] = []  # questions for whoever will be the master
         self.paused = False
         self.heir = 0
 
@@ -156,10 +159,9 @@ class Succession:
     def _lost(self, how: str) -> None:
         """The successor has died, or hangs: its generation is given up, unless it serves by now."""
         self._hang_up()
-        self._fail(f"{self._who} {how}")
         if self.paused:
-            self._take_back()
-            return
+            return  # its death, or the time, decides
+        self._fail(f"{self._who} {how}")
         key, self._awaited = self._awaited, None
         if key is not None and not ((process := self._master.processes.get(key)) and process.pid):
             self._master.processes.forget(key)
@@ -199,11 +201,18 @@ class Succession:
         self.paused = True
         self._master.run_dir.let_go(self._master.lock)
         self._say("yours", masters=self._master.predecessors.pids)
-        self._master.loop.later(PROMPT, lambda: self._take_back() if self.paused and not self.heir else None)
+        # Not the end of its channel: its lock goes when its process does, a moment later.
+        self._pidfd = os.pidfd_open(self._pid)
+        self._master.loop.watch(self._pidfd, self._take_back)
+        self._master.loop.later(PROMPT, self._take_back)
 
     def _take_back(self) -> None:
         """The successor has not said that it is the master. If nobody has the lock this one goes on."""
+        if not self.paused or self.heir:
+            return
         self._hang_up()
+        self._master.loop.forget(self._pidfd)
+        os.close(self._pidfd)
         try:
             self._master.run_dir.take_again(self._master.lock)
         except RunDirError:
@@ -211,7 +220,14 @@ class Succession:
             return
         self.paused = False
         self._master.be_heard_again()
-        self._master.log.write("error", f"{self._who} did not take over: this master goes on")
+        self._fail("it has gone, or hangs; this master goes on")
+        held, self._held = self._held, []
+        for client, question in held:
+            self._master.on_question(client, question)
+
+    def hold(self, client: Client, question: dict[str, Any]) -> None:
+        client.asked = False
+        self._held.append((client, question))
 
     # --- talk ---------------------------------------------------------------------------------------------------------
 

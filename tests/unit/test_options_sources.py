@@ -73,7 +73,7 @@ SAMPLES = {
     "forwarded_allow_ips": "10.0.0.0/8", "proxy_allow_ips": "::1", "proxy_protocol": "v2", "cert_reqs": "required",
     "umask": "027", "log_level": "error", "user": "nobody", "group": "nobody", "max_worker_memory": "512M",
     "max_error_rate": "50%", "label": "v2", "state_dir": "/var/lib/shop",
-    "request_id": "make",
+    "request_id": "make", "takeover": "if-running",
 }  # fmt: skip
 
 
