@@ -57,6 +57,10 @@ def _copy_zygote(master: Master, command: ev.CopyZygote) -> None:
     boot_log = master.boot_logs.begin(key.generation)
     master.control.stages(f"generation {key.generation}: from the zygote of generation {command.donor}")
     master.releases.begins(key.generation, master.cluster.generations[key.generation].release)
+    if master.predecessors.have(master.processes.get(Key(command.donor, ZYGOTE))):
+        # Its child, which would serve in the unit of a master that is about to leave, and keep it there.
+        master.events.append(ev.Started(key, error="the zygote is an earlier master's"))
+        return
     master.processes.expect(key)
     output = boot_log.open()
     master.switchboard.send(Key(command.donor, ZYGOTE), "copy", (output,), generation=key.generation)

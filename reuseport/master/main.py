@@ -118,7 +118,7 @@ class Master:
         remains = self.roster.read()
         if bequest:
             for slot in bequest.slots:
-                self.slots.adopt(*slot)
+                self.slots.adopt(*slot, theirs=slot[0] in bequest.theirs)
             remains = remains and bequest.settled(remains)
         if remains is None:
             self.slots.bind()

@@ -121,6 +121,15 @@ def owner_of(pid: int) -> int | None:
         return None
 
 
+def parent_of(pid: int) -> int:
+    """0 where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def in_words(info: Any) -> str:
     """How a process ended, from what waitid(2) gives."""
     if info is None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
 
+from reuseport.master.processes import Process, parent_of
+
 if TYPE_CHECKING:
     from reuseport.master.main import Master
 
@@ -33,6 +35,10 @@ class Predecessors:
         with contextlib.suppress(ProcessLookupError):
             self._pidfds[pid] = fd = os.pidfd_open(pid)
             self._master.loop.watch(fd, lambda: self._gone(pid))
+
+    def have(self, process: Process | None) -> bool:
+        """Whether one of them is the parent of this process."""
+        return process is not None and bool(self._pidfds) and parent_of(process.pid) in self._pidfds
 
     def _gone(self, pid: int) -> None:
         fd = self._pidfds.pop(pid)
@@ -57,7 +63,14 @@ def retire(master: Master, heir: int) -> int:
     _remove_pid_file(master.first.pid)
     master.notifier.retire(f"{superseded}; waits for its last processes to end")
     setproctitle(f"reuseport: master [{master.first.name}] {superseded}")
-    asked_to_stop = False
+    _wait(master, superseded)
+    master.notifier.close()
+    master.log.flush()
+    return 0
+
+
+def _wait(master: Master, superseded: str) -> None:
+    stops = 0
     while master.processes.reap():
         master.loop.wait(None)
         while master.signals:
@@ -66,21 +79,15 @@ def retire(master: Master, heir: int) -> int:
                 master.log.write("error", f"no release here: {superseded}")
             elif number == signal.SIGUSR1:
                 master.reopen_log()
-            elif number in (signal.SIGINT, signal.SIGQUIT) or (number == signal.SIGTERM and asked_to_stop):
+            elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                stops += 1 if number == signal.SIGTERM else 2
+            if stops > 1:
                 master.log.write("warning", "leaving at once; what still runs goes on under the other master")
-                return _leave(master)
-            elif number == signal.SIGTERM:
-                asked_to_stop = True
+                return
+            if number == signal.SIGTERM:
                 master.notifier.stopping()
                 master.log.write("info", "leaving with the last process anyway; a second TERM does not wait for it")
-    return _leave(master)
-
-
-def _leave(master: Master) -> int:
-    master.log.write("info", "left")
-    master.notifier.close()
-    master.log.flush()
-    return 0
+    master.log.write("info", "its last process has ended: leaving")
 
 
 def _remove_pid_file(path: str) -> None:

@@ -47,9 +47,7 @@ class Slots:
     def __init__(self, addresses: Iterable[str], backlog: int, umask: int, passed: Iterable[Passed] = ()) -> None:
         self._wanted = [parse_address(a) for a in addresses]
         self._passed = list(passed)  # those that no address has claimed yet
-        self._theirs: set[str] = (
-            set()
-        )  # addresses whose first slot is a socket unit's: it is neither stored nor removed
+        self._theirs: set[str] = set()  # addresses whose first slot is a socket unit's: neither stored nor removed
         self._backlog = backlog
         self._umask = umask
         self.slots: list[Slot] = []
@@ -76,8 +74,15 @@ class Slots:
             self.close()
             raise
 
-    def adopt(self, address: str, index: int, shared: bool, fd: int) -> None:
+    @property
+    def theirs(self) -> list[str]:
+        """The addresses that belong to a socket unit."""
+        return sorted(self._theirs)
+
+    def adopt(self, address: str, index: int, shared: bool, fd: int, *, theirs: bool = False) -> None:
         """Take over the slot that an earlier master opened, from a process that has it. A second copy is closed."""
+        if theirs:
+            self._theirs.add(address)
         if any(slot.address == address and slot.index == index for slot in self.slots):
             os.close(fd)
             return

@@ -155,6 +155,7 @@ class Succession:
             self._master.events.append(ev.Started(key, process.pid))
         elif message["type"] == "mine" and self.paused:
             self.heir = self._pid
+            self._forget()
 
     def _lost(self, how: str) -> None:
         """The successor has died, or hangs: its generation is given up, unless it serves by now."""
@@ -200,7 +201,7 @@ class Succession:
         # From here on nothing is decided: who has the lock decides.
         self.paused = True
         self._master.run_dir.let_go(self._master.lock)
-        self._say("yours", masters=self._master.predecessors.pids)
+        self._say("yours", masters=self._master.predecessors.pids, theirs=self._master.slots.theirs)
         # Not the end of its channel: its lock goes when its process does, a moment later.
         self._pidfd = os.pidfd_open(self._pid)
         self._master.loop.watch(self._pidfd, self._take_back)
@@ -210,9 +211,7 @@ class Succession:
         """The successor has not said that it is the master. If nobody has the lock this one goes on."""
         if not self.paused or self.heir:
             return
-        self._hang_up()
-        self._master.loop.forget(self._pidfd)
-        os.close(self._pidfd)
+        self._forget()
         try:
             self._master.run_dir.take_again(self._master.lock)
         except RunDirError:
@@ -224,6 +223,11 @@ class Succession:
         held, self._held = self._held, []
         for client, question in held:
             self._master.on_question(client, question)
+
+    def _forget(self) -> None:
+        self._hang_up()
+        self._master.loop.forget(self._pidfd)
+        os.close(self._pidfd)
 
     def hold(self, client: Client, question: dict[str, Any]) -> None:
         client.asked = False
@@ -263,7 +267,7 @@ class Succession:
             for fd in fds:
                 os.close(fd)
             self._on_message(message)
-        if self._channel is not channel or self.heir:
+        if self._channel is not channel:
             return
         if channel.closed:
             self._lost("has gone")

@@ -48,7 +48,8 @@ class TakeoverError(Exception):
 
 @dataclass
 class Bequest:
-    """What the other master gives. `masters` are the pids of the earlier ones that wait for their last process.
+    """What the other master gives. `masters` are the pids of the earlier ones that wait for their last process; `theirs`,
+    addresses that belong to a socket unit.
 
     `bereaved`: it gives nothing, since it has died meanwhile; what it left is to be adopted, and this version released.
     """
@@ -56,6 +57,7 @@ class Bequest:
     channel: Channel
     bereaved: bool = False
     masters: list[int] = field(default_factory=list)
+    theirs: list[str] = field(default_factory=list)
     slots: list[tuple[str, int, bool, int]] = field(default_factory=list)  # address, index, shared, descriptor
     queues: list[tuple[int, list[int]]] = field(default_factory=list)  # generation, receiving and sending end
 
@@ -168,6 +170,7 @@ class _Candidate:
             self._bequest.queues.append((int(message["generation"]), fds))
         elif kind == "yours":
             self._bequest.masters = [*message["masters"], self._pid]
+            self._bequest.theirs = message["theirs"]
             return True
         elif kind == "refused":
             raise TakeoverError(str(message["error"]), str(message.get("output", "")))

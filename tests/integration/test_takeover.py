@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 from harness import Server, ask, is_gone, make_venv, parent_of, title_of, wait_for
@@ -51,6 +53,12 @@ def log_of(server: Server) -> str:
 
 def await_log(server: Server, text: str) -> None:
     wait_for(lambda: text in log_of(server), f"{text!r} in the log of {server.root}")
+
+
+def processor_time(pid: int) -> float:
+    """Seconds of the processor that it has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def fails(server: Server, why: str) -> str:
@@ -110,12 +118,33 @@ def test_the_new_master_releases_and_the_old_one_refuses(server, second):
     assert status["master"]["earlier"] == [server.pid]
     assert f"master {server.pid} leaves with its last process" in two.cli("status").out
     assert f"superseded by master {two.pid}" in title_of(server.pid)
+    # Back to the version that still drains: a copy of its zygote would be the old master's child.
+    assert two.cli("rollback", "1").exit == 0
+    assert {parent_of(pid) for pid in two.status().pids()} == {two.pid}
     gate.open()
     assert slow.result().version == "one"
     assert server.await_exit() == 0
-    two.settle(3)
-    assert two.cli("rollback").exit == 0
-    assert two.get().version == "two"
+    assert two.get().version == "one"
+    two.settle(4)
+
+
+def test_a_superseded_master_sleeps(server, second):
+    """Whatever becomes of the other one: a descriptor that nobody looks at any more would keep it turning."""
+    gate = server.gate("slow")
+    slow = server.get_later("/gate?name=slow")
+    gate.await_entered()
+    two = take_over(second(server))
+    assert two.address
+    two.process.kill()
+    two.process.wait()
+    before, since = processor_time(server.pid), time.monotonic()
+    for _ in range(100):
+        assert two.get(address=two.address).version == "two"
+        time.sleep(0.01)
+    assert processor_time(server.pid) - before < 0.5 * (time.monotonic() - since)
+    gate.open()
+    assert slow.result().version == "one"
+    assert server.await_exit() == 0
 
 
 @pytest.mark.parametrize("where", ["thread", "process"])
