@@ -48,8 +48,8 @@ class TakeoverError(Exception):
 
 @dataclass
 class Bequest:
-    """What the other master gives. `masters` are the pids of the earlier ones that wait for their last process; `theirs`,
-    addresses that belong to a socket unit.
+    """What the other master gives. `masters` are the pids of the earlier ones that wait for their last process, and
+    `theirs` the addresses that belong to a socket unit.
 
     `bereaved`: it gives nothing, since it has died meanwhile; what it left is to be adopted, and this version released.
     """

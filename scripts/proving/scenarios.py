@@ -186,6 +186,39 @@ def adoption(tell: Tell) -> Result:
     return result
 
 
+def takeover(tell: Tell) -> Result:
+    """Ten masters, each of which takes over from the one before, under mixed load: nobody notices, all leave."""
+    result, count, through = Result("takeover"), 10, 20.0
+    with Round(tell=tell) as rounds:
+        rounds.load.begin(MIXED)
+        pause(rounds, 1)
+        seconds = []
+        for number in range(count):
+            if number in (2, 6):
+                rounds.load.once("export", f"/slow?seconds={through:g}", planned=through)
+            version = rounds.releases.write()
+            began = time.monotonic()
+            rounds.server.take_over(rounds.releases.directory(version))
+            seconds.append(time.monotonic() - began)
+            rounds.load.served(rounds.serving)
+            tell(f"master {rounds.server.pid} has taken over with version {version}")
+            pause(rounds, 2)
+        account = rounds.finish()
+        serving = rounds.serving
+        rounds.server.wait(
+            lambda status: not status["master"]["earlier"], through + 10, "see the earlier masters leave"
+        )
+        left = [earlier.wait(timeout=10) for earlier in rounds.server.superseded]
+        result.take(rounds)
+    result.add("takeovers", f"{len(seconds)} of {count}, generation {serving} serves", str(count), serving == count + 1)
+    result.add("each", f"median {median(seconds):.2f} s, worst {max(seconds):.2f} s", "told", True)
+    result.add("masters that left with 0", f"{left.count(0)} of {count}", str(count), left == [0] * count)
+    closed = len(account.dropped)
+    result.add("idle connections that were closed", f"{closed} ({account.moved} moved)", "0", closed == 0)
+    result.add("requests failed", f"{account.failed} of {account.sent:,}", "0", account.clean)
+    return result
+
+
 def old_code(tell: Tell) -> Result:
     """The code on disk has changed, and a worker is killed: its replacement, if it needs one, is the old version."""
     result = Result("old-code")
@@ -279,6 +312,7 @@ SCENARIOS: dict[str, Scenario] = {
     "broken": broken,
     "kill": kill,
     "adoption": adoption,
+    "takeover": takeover,
     "blocked": blocked,
     "steal": steal,
     "old-code": old_code,
