@@ -80,6 +80,7 @@ def _fork(master: Master, command: ev.Fork) -> None:
 
 
 def _accept(master: Master, command: ev.Accept) -> None:
+    master.slots.listen()
     master.switchboard.send(command.key, "accept", own=command.slots)
 
 

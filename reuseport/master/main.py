@@ -113,7 +113,8 @@ class Master:
         addresses = units if units and settings.sources["bind"] == DEFAULT else settings.bind
         if bequest and not bequest.bereaved:
             addresses = ()  # those that are handed over
-        self.slots = Slots(addresses, settings.backlog, 0 if settings.umask is None else settings.umask, given)
+        umask = 0 if settings.umask is None else settings.umask
+        self.slots = Slots(addresses, settings.backlog, umask, given, beside=settings.beside)
         self.roster = Roster(self.run_dir.roster)
         remains = self.roster.read()
         if bequest:

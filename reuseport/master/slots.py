@@ -44,12 +44,23 @@ class Passed:
 class Slots:
     """All slots of all addresses. `open` makes more of them; they only ever become more."""
 
-    def __init__(self, addresses: Iterable[str], backlog: int, umask: int, passed: Iterable[Passed] = ()) -> None:
+    def __init__(
+        self,
+        addresses: Iterable[str],
+        backlog: int,
+        umask: int,
+        passed: Iterable[Passed] = (),
+        *,
+        beside: bool = False,
+    ) -> None:
+        """`beside`: another server may have the addresses, and keeps their clients until `listen`."""
         self._wanted = [parse_address(a) for a in addresses]
         self._passed = list(passed)  # those that no address has claimed yet
         self._theirs: set[str] = set()  # addresses whose first slot is a socket unit's: neither stored nor removed
         self._backlog = backlog
         self._umask = umask
+        self._beside = beside
+        self._silent = beside
         self.slots: list[Slot] = []
         self._bound: list[tuple[Address, str, tuple[object, ...]]] = []  # the address, its name, what to bind to
 
@@ -91,6 +102,13 @@ class Slots:
             where = sock.getsockname()
             self._bound.append((parse_address(address), address, where if isinstance(where, tuple) else (where,)))
         self.slots.append(Slot(address, index, shared, sock))
+
+    def listen(self) -> None:
+        """Somebody will accept: from now on clients may come. Only where that was not so from the start."""
+        if self._silent:
+            self._silent = False
+            for slot in self.slots:
+                slot.socket.listen(self._backlog)
 
     @property
     def count(self) -> int:
@@ -152,15 +170,8 @@ class Slots:
         address = address._replace(family="inet6" if family == socket.AF_INET6 else "inet")
         if self._claim(_name_of(where)):
             return
-        # SO_REUSEPORT would let us bind beside another server and share its clients: look first.
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(where)
-                if where[1]:
-                    probe.listen(1)
-            except OSError as error:
-                raise SlotError(_why(name, error)) from None
+        if not self._beside:
+            _look(name, family, where)
         first = self._listener(address, where, name)
         where = first.getsockname()
         name = _name_of(where)
@@ -184,10 +195,12 @@ class Slots:
                 only = beside.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
             sock.bind(where)
-            sock.listen(self._backlog)
+            if not self._silent:
+                sock.listen(self._backlog)
         except OSError as error:
             sock.close()
-            raise SlotError(_why(name, error)) from None
+            hint = " that does not share it (SO_REUSEPORT, of the same user)" if self._beside else ""
+            raise SlotError(_why(name, error) + (hint if error.errno == errno.EADDRINUSE else "")) from None
         return sock
 
     def _bind_unix(self, address: Address) -> None:
@@ -281,6 +294,18 @@ def _find(address: Address) -> tuple[str, socket.AddressFamily, tuple[object, ..
     wanted = socket.AF_INET6 if address.family == "inet6" else socket.AF_INET
     family, _, _, _, where = next((f for f in found if f[0] == wanted), found[0])
     return name, family, where
+
+
+def _look(name: str, family: socket.AddressFamily, where: tuple[object, ...]) -> None:
+    """SO_REUSEPORT would let us bind beside another server and share its clients: SlotError if there is one."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(where)
+            if where[1]:
+                probe.listen(1)
+        except OSError as error:
+            raise SlotError(_why(name, error)) from None
 
 
 def _name_of(where: tuple[object, ...]) -> str:

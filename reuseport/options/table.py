@@ -286,6 +286,12 @@ OPTIONS: tuple[Option, ...] = (
         "Port 0 takes a free one. REUSEPORT_BIND may hold several, separated by commas.",
     ),
     Option(
+        "beside", kinds.SWITCH, False, group=NETWORK, effect="start",
+        help="Bind to TCP addresses that another server of the same user has (with SO_REUSEPORT), and share its "
+        "clients from when the first generation is ready. Otherwise an address in use is an error. To go from one "
+        "version to another without losing anybody there is --takeover.",
+    ),
+    Option(
         "backlog", kinds.WHOLE, 2048, unit="connections", group=NETWORK, effect="start", check=between(1, 65535),
         help="How many connections may wait in each worker's queue. The kernel caps it at net.core.somaxconn.",
     ),

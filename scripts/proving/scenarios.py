@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
@@ -21,6 +22,7 @@ from proving.load import MIXED
 from proving.longjob import long_job
 from proving.releases import BROKEN
 from proving.round import Round
+from proving.server import Server
 
 # --- the scenarios
 
@@ -219,6 +221,36 @@ def takeover(tell: Tell) -> Result:
     return result
 
 
+def beside(tell: Tell) -> Result:
+    """Independent masters, each binding beside the one before and then stopping it: what is lost without a takeover."""
+    result, count = Result("beside"), 20
+    keeps = Path("/proc/sys/net/ipv4/tcp_migrate_req")
+    migrates = keeps.exists() and keeps.read_text().strip() == "1"
+    with Round(tell=tell) as rounds:
+        rounds.load.begin({"one-shot": {"rate": 400}, "keep-alive": {"users": 8, "every": 0.05, "requests": 1000}})
+        host, port = rounds.server.address
+        servers = [rounds.server]
+        with ExitStack() as stack:
+            for _ in range(count):
+                pause(rounds, 1)
+                directory = rounds.releases.directory(rounds.releases.write())
+                new = stack.enter_context(Server(directory, options=("--beside",), bind=f"{host}:{port}"))
+                rounds.watch.absent = True  # it looks at the first one
+                # The clients must not hold it against a server that it is behind: generations count in each by itself.
+                servers[-1].close()
+                servers.append(new)
+                tell(f"master {new.pid} serves alone")
+            account = rounds.finish()
+            result.take(rounds)
+    result.add("net.ipv4.tcp_migrate_req", "1" if migrates else "0", "told", True)
+    result.add("masters", str(count), "told", True)
+    bar, good = ("0", account.clean) if migrates else ("told", True)
+    result.add("requests failed", f"{account.failed} of {account.sent:,}", bar, good)
+    for reason, number in account.reasons().most_common(5):
+        result.add("  " + reason[:60], str(number), bar, good)
+    return result
+
+
 def old_code(tell: Tell) -> Result:
     """The code on disk has changed, and a worker is killed: its replacement, if it needs one, is the old version."""
     result = Result("old-code")
@@ -313,6 +345,7 @@ SCENARIOS: dict[str, Scenario] = {
     "kill": kill,
     "adoption": adoption,
     "takeover": takeover,
+    "beside": beside,
     "blocked": blocked,
     "steal": steal,
     "old-code": old_code,

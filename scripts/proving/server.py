@@ -64,6 +64,7 @@ class Server:
         application: str = "monolith:application",
         python: str = sys.executable,
         env: dict[str, str] | None = None,
+        bind: str = "127.0.0.1:0",
     ) -> None:
         self._files = tempfile.TemporaryDirectory(prefix="proving-")
         root = Path(self._files.name)
@@ -73,7 +74,7 @@ class Server:
         self.python = python
         self.command = [
             python, "-m", "reuseport", "serve", application,
-            "-b", "127.0.0.1:0", "-w", str(workers),
+            "-b", bind, "-w", str(workers),
             "--chdir", str(chdir), "--run-dir", str(self.run_dir), *options,
         ]  # fmt: skip
         self.workers = workers
