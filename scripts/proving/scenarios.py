@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
@@ -223,31 +224,31 @@ def takeover(tell: Tell) -> Result:
 
 def beside(tell: Tell) -> Result:
     """Independent masters, each binding beside the one before and then stopping it: what is lost without a takeover."""
-    result, count = Result("beside"), 20
+    result, count, users = Result("beside"), 20, 50
     keeps = Path("/proc/sys/net/ipv4/tcp_migrate_req")
     migrates = keeps.exists() and keeps.read_text().strip() == "1"
-    with Round(tell=tell) as rounds:
-        rounds.load.begin({"one-shot": {"rate": 400}, "keep-alive": {"users": 8, "every": 0.05, "requests": 1000}})
+    with Round(tell=tell) as rounds, ExitStack() as stack:
+        rounds.load.begin({"one-shot": {"rate": 400}, "keep-alive": {"users": users, "every": 0.1, "requests": 1000}})
         host, port = rounds.server.address
-        servers = [rounds.server]
-        with ExitStack() as stack:
-            for _ in range(count):
-                pause(rounds, 1)
-                directory = rounds.releases.directory(rounds.releases.write())
-                new = stack.enter_context(Server(directory, options=("--beside",), bind=f"{host}:{port}"))
-                rounds.watch.absent = True  # it looks at the first one
-                # The clients must not hold it against a server that it is behind: generations count in each by itself.
-                servers[-1].close()
-                servers.append(new)
-                tell(f"master {new.pid} serves alone")
-            account = rounds.finish()
-            result.take(rounds)
+        server = rounds.server
+        rounds.watch.absent = True  # what it looks at is the first to go
+        for _ in range(count):
+            pause(rounds, 1)
+            directory = rounds.releases.directory(rounds.releases.write())
+            new = stack.enter_context(Server(directory, options=("--beside",), bind=f"{host}:{port}"))
+            server.close()
+            server = new
+            tell(f"master {server.pid} serves alone")
+        account = rounds.finish()
+        result.report = rounds.report()
+    failed = Counter(trouble.kind for trouble in account.failures)
     result.add("net.ipv4.tcp_migrate_req", "1" if migrates else "0", "told", True)
-    result.add("masters", str(count), "told", True)
-    bar, good = ("0", account.clean) if migrates else ("told", True)
-    result.add("requests failed", f"{account.failed} of {account.sent:,}", bar, good)
-    for reason, number in account.reasons().most_common(5):
-        result.add("  " + reason[:60], str(number), bar, good)
+    result.add("masters that were followed", str(count), "told", True)
+    shown = f"{failed['one-shot']} of {account.sent_by_kind['one-shot']:,} failed"
+    result.add("new connections", shown, *(("0", not failed["one-shot"]) if migrates else ("told", True)))
+    shown = f"{failed['keep-alive']} of {account.sent_by_kind['keep-alive']:,} failed"
+    result.add("requests on kept connections", shown, "told", True)
+    result.add("kept connections closed while idle", f"{len(account.dropped)}", "told", True)
     return result
 
 
