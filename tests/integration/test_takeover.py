@@ -268,19 +268,21 @@ def test_a_superseded_master_that_is_told_twice_does_not_wait(server, second):
 
 def test_both_supervisors_hear_what_concerns_them(serve, second, tmp_path):
     supervisor, other = Supervisor(str(tmp_path / "old")), Supervisor(str(tmp_path / "new"))
-    one = serve(env={"NOTIFY_SOCKET": supervisor.address}).start()
+    one = serve(env={"NOTIFY_SOCKET": supervisor.address, "FDSTORE": "16"}).start()
     supervisor.await_words("READY")
     gate = one.gate("slow")
     slow = one.get_later("/gate?name=slow")
     gate.await_entered()
     try:
-        two = take_over(second(one, env={"NOTIFY_SOCKET": other.address}))
+        two = take_over(second(one, env={"NOTIFY_SOCKET": other.address, "FDSTORE": "16"}))
         other.await_words("READY")
         assert other.told[-1].get("MAINPID", str(two.pid)) == str(two.pid)
         wait_for(lambda: supervisor.status.startswith(f"superseded by master {two.pid}"), "the old unit's status")
         # It is not told to be stopping: no clock of its runs against the jobs.
         assert "STOPPING" not in supervisor.words()
         assert "generation 1 (one) drains: 1 request" in other.status
+        # The slots are kept where they belong by now.
+        assert (len(supervisor.stored), len(other.stored)) == (0, 2)
         gate.open()
         assert slow.result().version == "one"
         assert one.await_exit() == 0
@@ -297,6 +299,18 @@ def test_unix_sockets_and_their_paths(serve, second, tmp_path):
     assert two.get(address=f"unix:{path}").version == "two"
     assert two.cli("stop").exit == 0
     assert not path.exists()
+
+
+def test_a_pid_file_of_both_is_the_new_masters(serve, second, tmp_path):
+    options = ("--pid", str(tmp_path / "pid"))
+    one = serve(*options).start()
+    two = take_over(second(one, *options))
+    assert one.await_exit() == 0
+    assert int((tmp_path / "pid").read_text()) == two.pid
+    three = take_over(second(two, version="three"))
+    assert two.await_exit() == 0
+    assert not (tmp_path / "pid").exists()
+    three.settle(3)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
