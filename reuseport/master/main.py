@@ -67,7 +67,7 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
         sys.stderr.write(f"reuseport: {error}\n")
         return 1
     except TakeoverError as error:
-        sys.stderr.write(error.output + f"reuseport: nothing was taken over, and nothing has changed: {error}\n")
+        sys.stderr.write(error.output + f"reuseport: nothing was taken over: {error}\n")
         return 1
     return master.run()
 
@@ -93,7 +93,6 @@ class Master:
 
         release = complete(release_of(settings), extra)
         self.ids = ids = find_user(settings)
-        self.version = __version__
         self.run_dir = RunDir(settings.run_dir)
         supervision = passed.take(os.environ, os.getpid())
         become_subreaper()

@@ -102,14 +102,16 @@ class Releases:
         """Release the canary to everybody."""
         self._tell(ev.PromoteAsked(self._asker(client, wait)))
 
-    def begin_for_another(self, release: Release, asker: Asker) -> str:
+    def begin_for_another(self, release: Release, asker: Asker, objection: str) -> str:
         """Release what a master brings along that takes over from this one. Why not, or ""."""
+        self.asked += 1
         try:
+            if objection:
+                raise OptionError(objection)
             self._check_room(self.settings)
         except OptionError as error:
-            self.refuse(str(error))
+            self._refuse(None, str(error), log=True)
             return str(error)
-        self.asked += 1
         self._tell(ev.ReleaseAsked(release, asker))
         return ""
 
@@ -125,14 +127,10 @@ class Releases:
             client.watching = True
         return Asker(client.name, wait) if client else None
 
-    def refuse(self, error: str) -> None:
-        """Write down that a release was not begun."""
-        self._log("error", f"the release was not begun, and nothing has changed: {error}")
-        self._add("release", number=None, outcome="failed", error=error, seconds=0.0)
-
     def _refuse(self, client: Client | None, error: str, log: bool) -> None:
         if log:
-            self.refuse(error)
+            self._log("error", f"the release was not begun, and nothing has changed: {error}")
+            self._add("release", number=None, outcome="failed", error=error, seconds=0.0)
         if client:
             client.done(False, generation=None, error=error, output="")
 

@@ -70,8 +70,9 @@ class Slots:
         return [name for _, name, _ in self._bound]
 
     def bind(self) -> None:
-        """Bind every address that is not bound yet. SlotError where one is not to be had; then none stays bound."""
+        """Bind every address that is not bound yet. SlotError where one is not to be had; then it has bound none."""
         have = {address.path or where[1] for address, _, where in self._bound}
+        slots, bound = len(self.slots), len(self._bound)
         try:
             for name in self.addresses:
                 self._claim(name)
@@ -82,7 +83,7 @@ class Slots:
                     self._bind_inet(address)
             self._refuse_the_rest()
         except SlotError:
-            self.close()
+            self._close(slots, bound)
             raise
 
     @property
@@ -156,14 +157,17 @@ class Slots:
         self._bound.clear()
 
     def close(self) -> None:
-        for slot in self.slots:
+        self._close(0, 0)
+
+    def _close(self, slots: int, bound: int) -> None:
+        """Close all but the first so many. Those that were adopted are still somebody's, and so are their paths."""
+        for slot in self.slots[slots:]:
             slot.socket.close()
-        self.slots.clear()
-        for address, name, _ in self._bound:
+        for address, name, _ in self._bound[bound:]:
             if address.family == "unix" and name not in self._theirs:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(address.path)
-        self._bound.clear()
+        del self.slots[slots:], self._bound[bound:]
 
     def _bind_inet(self, address: Address) -> None:
         name, family, where = _find(address)

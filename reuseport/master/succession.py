@@ -26,6 +26,7 @@ from reuseport.ipc.rundir import RunDirError
 from reuseport.master.control import Client
 from reuseport.master.loop import READ, WRITE
 from reuseport.options import Settings
+from reuseport.version import __version__
 
 if TYPE_CHECKING:
     from reuseport.master.main import Master
@@ -64,33 +65,27 @@ class Succession:
     # --- a master comes -----------------------------------------------------------------------------------------------
 
     def asked(self, channel: Channel, question: Mapping[str, Any]) -> None:
-        """Another master wants to take over. It is of the same user, or root."""
+        """Another master, of the same user, wants to take over."""
         pid, _ = channel.peer()
         who = f"master {pid} (reuseport {question.get('version', 'unknown')})"
         self._master.log.write("info", f"{who} asks to take over")
-        release, objection = None, self._objection(pid, question)
-        if not objection:
-            release = _release(question["release"])
-            objection = self._at_odds(release, question)
-        if objection or release is None:
-            self._master.releases.refuse(objection)
-            _refuse(channel, objection)
-            channel.close()
-            return
+        objection = self._objection(pid, question)
+        release = Release() if objection else _release(question["release"])
+        objection = objection or self._at_odds(release, question)
         # A rollback loads the old version anew: a copy of its zygote would be this master's child, and keep it here.
         release = replace(release, standby=0.0, canary=None)
-        if refusal := self._master.releases.begin_for_another(release, Asker(SUCCESSOR)):
+        if refusal := self._master.releases.begin_for_another(release, Asker(SUCCESSOR), objection):
             _refuse(channel, refusal)
             channel.close()
             return
         self._channel, self._pid, self._who, self._recipe = channel, pid, who, release.recipe
         self._last = {"pid": pid, "at": time.time(), "outcome": "under way", "error": ""}
-        self._say("accepted", version=self._master.version)
+        self._say("accepted", version=__version__)
 
     def _objection(self, pid: int, question: Mapping[str, Any]) -> str:
         cluster = self._master.cluster
         if question.get("protocol") != PROTOCOL:
-            mine = f"this master ({self._master.version})"
+            mine = f"master {os.getpid()} (reuseport {__version__})"
             return f"{mine} takes part in takeovers of protocol {PROTOCOL}, not {question.get('protocol')}"
         if pid <= 0:
             return "the two masters do not see each other's processes: they run in different pid namespaces"
@@ -195,15 +190,19 @@ class Succession:
         if cluster.stopping or g is None or g.state != SERVING or g.release.recipe is not self._recipe:
             self._decline("the server is stopping" if cluster.stopping else "a newer release has taken its place")
             return
+        try:
+            self._master.switchboard.pass_everything(self._channel)
+            self._pidfd = os.pidfd_open(self._pid)
+        except OSError as error:
+            self._decline(f"nothing could be handed over: {error.strerror}")
+            return
         self._master.log.write("info", f"handing over to {self._who}")
         self._master.boot_logs.copy_news()
-        self._master.switchboard.pass_everything(self._channel)
         # From here on nothing is decided: who has the lock decides.
         self.paused = True
         self._master.run_dir.let_go(self._master.lock)
         self._say("yours", masters=self._master.predecessors.pids, theirs=self._master.slots.theirs)
-        # Not the end of its channel: its lock goes when its process does, a moment later.
-        self._pidfd = os.pidfd_open(self._pid)
+        # Its end, and not that of the channel: its lock goes when its process does, a moment later.
         self._master.loop.watch(self._pidfd, self._take_back)
         self._master.loop.later(PROMPT, self._take_back)
 

@@ -184,7 +184,7 @@ class Switchboard:
         if not messages:
             return
         hello, fds = messages[0]
-        if hello["type"] == "takeover" and channel.peer()[1] in (0, os.geteuid()) and not channel.closed:
+        if hello["type"] == "takeover" and channel.peer()[1] == os.geteuid() and not channel.closed:
             self._loop.forget(channel.fileno())
             self.on_successor(channel, hello)
             return

@@ -33,8 +33,6 @@ from reuseport.version import __version__
 
 # What ends this process like any other until it is a master.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-
-
 DYING = 2.0  # seconds between the end of a dying master's sockets and its own
 
 
