@@ -201,5 +201,7 @@ def _parts(master: Master) -> Iterator[tuple[str, Heritable]]:
         "tally": master.tally,
         "telling": master.telling,
         "reload": master.reload,
+        "predecessors": master.predecessors,
+        "succession": master.succession,
     }
     yield from ((name, part) for name, part in parts.items() if part is not None)

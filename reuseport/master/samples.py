@@ -51,6 +51,9 @@ class Series:
         os.write(self._file, line + b"\n")
         self._written += 1
 
+    def close(self) -> None:
+        os.close(self._file)
+
     def _open(self) -> int:
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         size = os.fstat(fd).st_size
@@ -85,6 +88,10 @@ class Samples:
                 if error.strerror != self._trouble:
                     self._trouble = error.strerror or str(error)
                     self._log("error", f"samples could not be written to {series.path}: {self._trouble}")
+
+    def close(self) -> None:
+        for series in self._series:
+            series.close()
 
     def encoded(self) -> bytes:
         """All of them, oldest first, as one list of JSON: by the minute, then by ten seconds."""

@@ -54,6 +54,20 @@ class Telling:
     def inherit(self, left: Mapping[str, Any]) -> None:
         """See `estate`."""
 
+    def rest(self) -> None:
+        """Answer nobody for now, see `Scrape.rest`."""
+        if self._scrape is not None:
+            self._scrape.rest()
+
+    def go_on(self) -> None:
+        if self._scrape is not None:
+            self._scrape.go_on()
+
+    def leave(self, *, keep_path: bool) -> None:
+        """Another master tells. `keep_path`: at the same unix socket."""
+        if self._scrape is not None:
+            self._scrape.close(keep_path=keep_path)
+
     def close(self, look: Look) -> None:
         """For the last time."""
         self.tell(look, 0)
