@@ -162,10 +162,11 @@ class Companions:
         return left
 
     def follow(self, generation: int, companions: Mapping[int, Companion]) -> None:
-        """What they have printed since the master died that had started them, or print now."""
+        """Go on where a master stopped that was to be this one's successor and had started them. `companions` are those
+        of the generation that there are."""
         for number, companion in companions.items():
-            if os.path.exists(self._run_dir.companion_log(f"{generation}.{companion.label}")):
-                self._output(Key(generation, number), companion.label, None)
+            self._output(Key(generation, number), companion.label, None)
+        self._clear_up(f"{generation}.*")
 
     def leave(self) -> None:
         """They are another master's. Its are the locks, too: it has got them."""
@@ -184,8 +185,12 @@ class Companions:
         for one in survivors:
             if one.key.is_companion:
                 self._output(one.key, one.release.seats()[one.key.number].label, None)
+        self._clear_up("*")
+
+    def _clear_up(self, whose: str) -> None:
+        """Copy what was printed by those who are no more."""
         known = {output.path for _, output in self._outputs.values()}
-        for path in Path(self._run_dir.path).glob(self._run_dir.companion_log("*").rpartition("/")[2]):
+        for path in Path(self._run_dir.path).glob(self._run_dir.companion_log(whose).rpartition("/")[2]):
             if str(path) not in known:
                 left = Output(str(path))
                 self._say(path.name.removeprefix("companion-").removesuffix(".log"), left.news(end=True))

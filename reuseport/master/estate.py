@@ -80,8 +80,8 @@ class Estate:
 
     def scraped_at(self) -> tuple[socket.socket, str] | None:
         """The socket at which the metrics are asked for, and its path; None where there was none."""
-        said = self.parts.get("telling")
-        return (socket.socket(fileno=said["socket"]), said["path"]) if said else None
+        said = self.parts.get("telling", {})
+        return (socket.socket(fileno=said["socket"]), said["path"]) if "socket" in said else None
 
     def enter(self, master: Master) -> None:
         """Give each part of a new master its own."""
@@ -199,6 +199,7 @@ def _parts(master: Master) -> Iterator[tuple[str, Heritable]]:
         "release_file": release_file,
         "stop_file": stop_file,
         "tally": master.tally,
+        "numbers": master.numbers,
         "telling": master.telling,
         "reload": master.reload,
         "predecessors": master.predecessors,

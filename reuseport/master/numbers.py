@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from reuseport.ipc.latencies import BUCKETS, LAYOUT, NANOSECONDS, THIS, Latencies, quantile
@@ -37,19 +37,37 @@ class Numbers:
         self._gone: dict[int, tuple[float, Figures]] = {}  # when, and with what; for the last scrape
         self._looks = deque([Look(time.monotonic(), NOTHING, {})], maxlen=WINDOW + 1)
 
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What is in neither file, for the next master: the clock is one for all processes."""
+        return {"gone": [[generation, when, figures] for generation, (when, figures) in self._gone.items()]}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        """Before `adopt`. Figures of another length are another version's."""
+        gone = [(number, when, figures) for number, when, figures in left["gone"] if len(figures) == len(NOTHING)]
+        self._gone |= {generation: (when, figures) for generation, when, figures in gone}
+
     def adopt(self) -> None:
         """Take over the files as an earlier master left them; the processes that there are have survived it."""
         survivors = {process.row for process in self._with_rows()}
         owners = self._latencies.owners()
         living = {owners[row] for row in survivors}
+        gone: dict[int, list[Figures]] = {}
         for row, generation in enumerate(owners[WORKER_ROWS:SERVER], WORKER_ROWS):
             if generation in living and generation not in self._sums:
                 self._sums[generation] = row
             elif generation:
+                gone.setdefault(generation, []).append(self._read(row))
                 self._move(row, SERVER)
         for row, generation in enumerate(owners[:WORKER_ROWS]):
             if generation and row not in survivors:
+                if generation not in living:
+                    settle(self._board.row(row))
+                    gone.setdefault(generation, []).append(self._read(row))
                 self._move(row, self._sum_of(generation) if generation in living else SERVER)
+        now = time.monotonic()
+        self._gone |= {
+            generation: (now, total(figures)) for generation, figures in gone.items() if generation not in living
+        }
         self._looks = deque([self.now()], maxlen=WINDOW + 1)  # what was served before is no traffic of this moment
 
     def is_dead(self, process: Process) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 
 from reuseport.ipc.latencies import BOUNDS, BUCKETS
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS, RSS
-from reuseport.master.figures import COUNTERS, Figures, Look, between
+from reuseport.master.figures import COUNTERS, NOTHING, Figures, Look, between
 from reuseport.master.metrics import CODES
 from reuseport.options import OptionError, Settings, parse_address
 
@@ -27,6 +28,16 @@ class Statsd:
         self._tags = f"|#{settings.dogstatsd_tags}" if settings.dogstatsd_tags else ""
         self._socket, self._to = _socket(settings)
         self._last: Look | None = None
+
+    @property
+    def told(self) -> Figures | None:
+        """The totals up to which it has been told."""
+        return self._last.server if self._last else None
+
+    def go_on_from(self, told: Figures) -> None:
+        """Where an earlier master stopped. One of another version may have counted otherwise: then from now on."""
+        if len(told) == len(NOTHING):
+            self._last = Look(time.monotonic(), told, {})
 
     def look(self, look: Look, workers: int) -> None:
         """Send what has come to the figures since the last look. To be called each second."""

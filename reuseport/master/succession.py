@@ -51,6 +51,7 @@ class Succession:
         self._channel: Channel | None = None
         self._who = ""
         self._recipe: Mapping[str, Any] | None = None  # what the successor has brought: its release is known by it
+        self._number = 0  # of the generation that has become of it
         self._awaited: Key | None = None  # the zygote that it has been asked to start
         self._launched: set[Key] = set()  # the companions, likewise
         self._due = False
@@ -94,7 +95,7 @@ class Succession:
             _refuse(channel, refusal)
             channel.close()
             return
-        self._channel, self._pid, self._who, self._recipe = channel, pid, who, release.recipe
+        self._channel, self._pid, self._who, self._recipe, self._number = channel, pid, who, release.recipe, 0
         self._last = {"pid": pid, "at": time.time(), "outcome": "under way", "error": ""}
         self._say("accepted", version=__version__, metrics=self._master.telling.address)
 
@@ -144,7 +145,7 @@ class Succession:
             self._master.events.append(ev.Started(key, error=f"{self._who} has gone"))
             return True
         self._master.processes.expect(key)
-        self._awaited = key
+        self._number, self._awaited = key.generation, key
         run_dir = self._master.run_dir
         self._say(
             "start",
@@ -281,7 +282,8 @@ class Succession:
         master.switchboard.pass_everything(channel)
         for key, lock in master.companions.locks.items():
             channel.send("lock", (lock,), generation=key.generation, number=key.number)
-        if metrics := master.telling.estate(lambda fd: fd):
+        metrics = master.telling.estate(lambda fd: fd)
+        if "socket" in metrics:
             channel.send("metrics", (metrics["socket"],), path=metrics["path"])
 
     def _write_books(self, fd: int) -> None:
@@ -290,6 +292,8 @@ class Succession:
         books = {
             "tally": master.tally.estate(lambda fd: fd),
             "losses": master.losses.estate(lambda fd: fd),
+            "numbers": master.numbers.estate(lambda fd: fd),
+            "telling": master.telling.estate(lambda fd: fd),
             "jobs": master.releases.ended_jobs(),
             "companions": self._left,
         }
@@ -376,12 +380,12 @@ class Succession:
     def _await_end(self) -> None:
         """Of the successor that was not to be: what those companions print that it has started is this master's to tell
         from then on, and not before."""
-        master, recipe = self._master, self._recipe
+        master, number = self._master, self._number
 
         def follow() -> None:
-            for g in master.cluster.generations.values():
-                if g.release.recipe is recipe and not self.heir:
-                    master.companions.follow(g.number, g.companions)
+            g = master.cluster.generations.get(number)
+            if not self.heir:
+                master.companions.follow(number, g.company if g else {})
 
         def gone() -> None:
             master.loop.forget(pidfd)
@@ -400,5 +404,3 @@ def _refuse(channel: Channel, error: str, output: str = "") -> None:
     while len(json.dumps(output)) > OUTPUT:
         output = output[len(output) // 2 :]
     channel.send("refused", error=error, output=output)
-
-

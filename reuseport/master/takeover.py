@@ -24,6 +24,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir
+from reuseport.master.estate import Heritable
 from reuseport.master.processes import spawn_zygote
 from reuseport.master.roster import Remains
 from reuseport.master.scrape import ScrapedAt, listen
@@ -91,10 +92,15 @@ class Bequest:
             master.switchboard.adopt_queue(generation, ends)
         for pid in self.masters:
             master.predecessors.watch(pid)
-        if "tally" in self.books:
-            master.tally.inherit(self.books["tally"])
-        if "losses" in self.books:
-            master.losses.inherit(self.books["losses"])
+        parts: dict[str, Heritable] = {
+            "tally": master.tally,
+            "losses": master.losses,
+            "numbers": master.numbers,
+            "telling": master.telling,
+        }
+        for name, part in parts.items():
+            if name in self.books:
+                part.inherit(self.books[name])
         master.releases.know_of(self.books.get("jobs", ()))
 
     def accept(self) -> None:

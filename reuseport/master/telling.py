@@ -49,10 +49,13 @@ class Telling:
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec: it is made with that (`Estate.scraped_at`)."""
-        return self._scrape.estate(lend) if self._scrape is not None else {}
+        scrape = self._scrape.estate(lend) if self._scrape is not None else {}
+        return {**scrape, "told": self._statsd.told if self._statsd is not None else None}
 
     def inherit(self, left: Mapping[str, Any]) -> None:
-        """See `estate`."""
+        """What a statsd was told need not be told again. For the rest see `estate`."""
+        if self._statsd is not None and left.get("told"):
+            self._statsd.go_on_from(left["told"])
 
     def rest(self) -> None:
         """Answer nobody for now, see `Scrape.rest`."""
