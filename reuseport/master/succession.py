@@ -392,6 +392,8 @@ class Succession:
             os.close(pidfd)
             follow()
 
+        if not number:
+            return
         try:
             pidfd = os.pidfd_open(self._pid)
         except ProcessLookupError:
