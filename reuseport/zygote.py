@@ -44,6 +44,7 @@ from setproctitle import setproctitle
 
 from reuseport.core.model import FIRST_JOB
 from reuseport.ipc import channel as channels
+from reuseport.ipc import user
 from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.stacks import STACK_SIGNAL
@@ -412,15 +413,8 @@ def become(ids: Sequence[int], directory: str) -> None:
     """Be another user, (uid, gid), if this is root. LoadError where that one could not import from `directory`."""
     if os.geteuid() != 0:
         return
-    import pwd
-
     uid, gid = ids
-    os.setgid(gid)
-    try:
-        os.initgroups(pwd.getpwuid(uid).pw_name, gid)
-    except KeyError:
-        os.setgroups([gid])
-    os.setuid(uid)
+    user.become(uid, gid)
     for place in (os.path.dirname(os.__file__), directory):
         if not os.access(place, os.R_OK | os.X_OK):
             raise application.LoadError(f"--user: uid {uid} cannot read {place}, which it must import from")

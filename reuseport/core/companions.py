@@ -192,9 +192,12 @@ def seats_left(release: Release, generation: int, ended: Collection[Key]) -> dic
 
 
 def adopt(g: Generation, one: ev.Survivor, now: float) -> Generation:
-    """One that outlived its master. If it has had its stop signal, the time that it has for it begins again."""
+    """One that outlived its master. If it has had its stop signal, the time that it has for it begins again; SIGKILL
+    may have been written down and not sent."""
     c = replace(g.companions[one.key.number], state=one.state, pid=one.pid, since=now)
-    if c.state == STOPPING and c.terms.stop_timeout:
+    if c.state == KILLED:
+        c = replace(c, state=STOPPING, kill_at=now)
+    elif c.state == STOPPING and c.terms.stop_timeout:
         c = replace(c, kill_at=now + c.terms.stop_timeout)
     return g.with_companion(one.key.number, c)
 

@@ -236,9 +236,12 @@ def _judge(t: Turn) -> None:
         g = t.put(replace(g, verdict=f"{g.crashes} of its processes have crashed"))
     if not g.verdict or t.state.booting is not None:
         return
-    old = predecessor(t, g)
+    old = None if t.state.leaving else predecessor(t, g)
     text = f"generation {g.number} failed its probation: {g.verdict}"
-    text += f"; generation {t.state.last + 1} brings back {old.origin}" if old else "; there is nothing to go back to"
+    if old is not None:
+        text += f"; generation {t.state.last + 1} brings back {old.origin}"
+    else:
+        text += "; the server is stopping" if t.state.leaving else "; there is nothing to go back to"
     t.do(ev.Record(g.number, "taken back", g.verdict, t.now - g.born), ev.Note("error", text))
     t.answer(g.askers, False, g.number, text)
     # Once is enough: from here on it is a generation like any other, until the rollback serves.

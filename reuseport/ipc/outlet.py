@@ -31,15 +31,17 @@ class Outlet:
     is why the last attempt to write failed, None if it did not; `is_file` says that a write is always taken whole.
     """
 
-    def __init__(self, path: str, standard: int) -> None:
+    def __init__(self, path: str, standard: int, post: Post | None = None) -> None:
+        """`post` is the way to the daemon, where there is one already."""
         self.path = path
         self.place = logplace.parse(path)
         self._standard = standard
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._lost = 0
+        self._told_of = 0  # how many pieces the notice tells of that waits first
         self._socket: _socket.socket | None = None
-        self._post: Post | None = None
+        self._post = post
         self.fd = -1
         self._told = False
         self.on_blocked: Callable[[], None] | None = None
@@ -50,9 +52,8 @@ class Outlet:
     def reopen(self) -> None:
         """Open the file again, after logrotate has moved it away. OSError where that is not possible."""
         if self.place.by_datagrams:
-            if self._post is None:
-                self._post = Post(self.place)
-                self.fd = self._post.fileno()
+            self._post = self._post or Post(self.place)
+            self.fd = self._post.fileno()
             return
         if self.path == "-":
             if self.fd == -1:
@@ -86,10 +87,15 @@ class Outlet:
         self._waiting.append(data)
         self._size += len(data)
         while self._size > BUFFER and len(self._waiting) > 1:
-            self._size -= len(self._waiting.popleft())
-            self._lost += 1
+            self._lose()
         if not self._told:
             self.flush()
+
+    def _lose(self) -> None:
+        """Give up the oldest piece. Who is not told of others has lost those, too."""
+        self._size -= len(self._waiting.popleft())
+        self._lost += self._told_of or 1
+        self._told_of = 0
 
     def notice(self, lost: int) -> bytes:
         """What is written in the place of so many pieces that nobody took; b"" for nothing."""
@@ -104,8 +110,8 @@ class Outlet:
         self._told = False
         while self._waiting:
             if self._lost:
-                lost, self._lost = self._lost, 0
-                notice = self.notice(lost)
+                self._told_of, self._lost = self._lost, 0
+                notice = self.notice(self._told_of)
                 self._waiting.appendleft(notice)
                 self._size += len(notice)
             data = self._waiting[0]
@@ -119,13 +125,13 @@ class Outlet:
             except OSError as error:
                 # The reader has gone, or the disk is full: what is written here cannot say so, and the server goes on.
                 self.error = error
-                self._size -= len(self._waiting.popleft())
-                self._lost += 1
+                self._lose()
                 return
             self.error = None
             self._size -= sent
             if sent == len(data):
                 self._waiting.popleft()
+                self._told_of = 0
             else:
                 self._waiting[0] = data[sent:]
 
@@ -138,7 +144,11 @@ class Outlet:
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the process goes on with behind an exec: what nobody has taken yet."""
-        return {"waiting": [one.decode("latin-1") for one in self._waiting], "lost": self._lost}
+        return {
+            "waiting": [one.decode("latin-1") for one in self._waiting],
+            "lost": self._lost,
+            "post": self._post.estate(lend) if self._post else None,
+        }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
         self._lost = int(left["lost"])

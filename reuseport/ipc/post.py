@@ -11,6 +11,8 @@ import errno
 import fcntl
 import os
 import socket
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from reuseport.options.logplace import JOURNALD, REMOTE, LogPlace
 
@@ -41,6 +43,15 @@ class Post:
                 error.filename = self._address
             raise
         return sock
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the process goes on with behind an exec, without asking for a host's address again."""
+        return {
+            "socket": lend(self._socket.fileno()),
+            "family": int(self._family),
+            "address": self._address,
+            "large": self._large,
+        }
 
     def fileno(self) -> int:
         """For a poll(2) until there is room."""
@@ -82,3 +93,13 @@ class Post:
         new = self._connected()
         self._socket.close()
         self._socket = new
+
+
+def inherited(left: Mapping[str, Any]) -> Post:
+    """The inverse of `estate`."""
+    post = Post.__new__(Post)
+    address = left["address"]
+    post._large, post._family = left["large"], left["family"]
+    post._address = address if isinstance(address, str) else tuple(address)
+    post._socket = _socket.socket(fileno=left["socket"])
+    return post

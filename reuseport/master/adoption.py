@@ -28,7 +28,7 @@ def adopt(master: Master, remains: Remains, otherwise: Release, *, renew: bool =
         # A companion may be known: this master has forked it for the one that it takes over from.
         process = master.processes.get(one.key) or master.processes.expect(one.key, remains.rows[one.key])
         master.processes.is_running(process, one.pid)
-    master.numbers.adopt()
+    master.numbers.adopt({one.key.generation for one in remains.adopted.survivors})
     _await_slots(master, remains)
     adopted = list(master.slots.slots)
     unwanted = [address for address in master.slots.addresses if not master.slots.is_wanted(address)]
@@ -46,7 +46,8 @@ def adopt(master: Master, remains: Remains, otherwise: Release, *, renew: bool =
 
 def _await_slots(master: Master, remains: Remains) -> None:
     deadline = time.monotonic() + PATIENCE
-    staff = [one for one in remains.adopted.survivors if not one.key.is_job]  # a job has no slot
+    survivors = remains.adopted.survivors
+    staff = [one for one in survivors if not one.key.is_job and not one.key.is_companion]  # these have no slot
     while missing := set(remains.slots) - {(slot.address, slot.index) for slot in master.slots.slots}:
         silent = [one.pid for one in staff if not master.switchboard.has_heard(one.key)]
         if not silent and not missing & master.switchboard.promised:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Container, Mapping
+from pathlib import Path
 from typing import Any
 
 from reuseport.core.model import BOOTING, ENDING, Cluster
@@ -68,6 +69,11 @@ class BootLogs:
         self._copy = copy
         self._by_generation: dict[int, BootLog] = {}
         self._following = False
+
+    def clear(self) -> None:
+        """Remove what an earlier master has left: who has survived it prints elsewhere by now."""
+        for path in Path(self._run_dir.path).glob("boot-*.log"):
+            path.unlink(missing_ok=True)
 
     def begin(self, generation: int) -> BootLog:
         """The generation's, followed for as long as it boots."""

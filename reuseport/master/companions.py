@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import pwd
 import signal
 import socket
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -23,6 +22,7 @@ from typing import Any, NoReturn
 
 from reuseport.core.events import Started, Survivor
 from reuseport.core.model import Companion, Key
+from reuseport.ipc import user
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir
 from reuseport.master.log import Log
@@ -80,11 +80,12 @@ class Companions:
                 signal.set_wakeup_fd(-1)  # it is the master's loop that this would wake
                 mask = self._processes.original_mask
                 _become(its, declared["command"], recipe["directory"], environment, ids, output, lock, mask)
+            # Without a descriptor for its end it cannot be had: then its wire is closed, and it ends.
+            self._processes.is_running(self._processes.expect(key), pid)
             failing.pop_all()
         self._wires[key] = mine
         if lock != -1:
             self._locks[key] = lock
-        self._processes.is_running(self._processes.expect(key), pid)
         return pid
 
     def go(self, key: Key) -> None:
@@ -293,6 +294,7 @@ def _become(
     try:
         for number in (*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
+        _close_all_but(wire.fileno(), output, lock)
         os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if not wire.recv(1):
@@ -304,7 +306,7 @@ def _become(
             os.set_inheritable(lock, True)
         if ids:
             doing = f"cannot become user {ids[0]}"
-            _become_user(*ids)
+            user.become(*ids)
         doing = f"cannot enter {directory}"
         os.chdir(directory)
         doing = f"cannot execute {command[0]!r}"
@@ -316,10 +318,10 @@ def _become(
         os._exit(NOT_EXECUTED)
 
 
-def _become_user(uid: int, gid: int) -> None:
-    os.setgid(gid)
-    try:
-        os.initgroups(pwd.getpwuid(uid).pw_name, gid)
-    except KeyError:
-        os.setgroups([gid])
-    os.setuid(uid)
+def _close_all_but(*kept: int) -> None:
+    """And the standard streams. The other ends of all wires, above all: whoever holds one hides the master's death."""
+    start = 3
+    for fd in sorted({*kept} - {-1}):
+        os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, os.sysconf("SC_OPEN_MAX"))

@@ -6,6 +6,7 @@ all, holds up nobody: what it does not take is kept, up to a bound at which it i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -18,7 +19,6 @@ from reuseport.master.loop import READ, WRITE, Loop
 
 VERSION = 1
 QUESTION = 65536  # bytes: the longest
-NO_DESCRIPTORS = 0.1  # seconds to wait when there are none left
 UNREAD = 4 << 20  # bytes that a client may leave unread, but for the last answer
 
 Answer = Callable[["Client", dict[str, Any]], None]
@@ -184,7 +184,8 @@ class Control:
     def close(self) -> None:
         path = self._socket.getsockname()
         self.leave()
-        os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
     def _accept(self) -> None:
         try:
@@ -193,7 +194,7 @@ class Control:
             return
         except OSError:
             # No descriptors are left. The client waits, or gives up; there is nobody to tell.
-            self.loop.rest(self._socket.fileno(), NO_DESCRIPTORS)
+            self.loop.rest(self._socket.fileno())
             return
         sock.setblocking(False)
         _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))

@@ -25,6 +25,7 @@ from reuseport.core import events as ev
 from reuseport.core import machine, record
 from reuseport.core.model import Cluster
 from reuseport.ipc import channel as channels
+from reuseport.ipc.post import Post, inherited
 from reuseport.ipc.scoreboard import Scoreboard
 from reuseport.master.history import History
 from reuseport.master.log import Log
@@ -78,10 +79,11 @@ class Estate:
         hellos, questions = self.parts["switchboard"]["hellos"], self.parts["control"]["socket"]
         return channels.listening(hellos), socket.socket(fileno=questions)
 
-    def scraped_at(self) -> tuple[socket.socket, str] | None:
-        """The socket at which the metrics are asked for, and its path; None where there was none."""
-        said = self.parts.get("telling", {})
-        return (socket.socket(fileno=said["socket"]), said["path"]) if "socket" in said else None
+    @property
+    def post(self) -> Post | None:
+        """The way to the log daemon, which may not be there just now, as a name server may not; None for other logs."""
+        said = self.parts["log"].get("post")
+        return inherited(said) if said else None
 
     def enter(self, master: Master) -> None:
         """Give each part of a new master its own."""
@@ -163,10 +165,10 @@ def rehearse(state: int) -> str:
     return ""
 
 
-def open_log(settings: Settings) -> Log:
-    """OptionError where that is not possible."""
+def open_log(settings: Settings, post: Post | None = None) -> Log:
+    """`post` is the way to its daemon, if that is known. OptionError where it cannot be opened."""
     try:
-        return Log(settings)
+        return Log(settings, post)
     except OSError as error:
         what = error.filename or settings.log_file
         raise OptionError(f"{settings.where('log_file')}: cannot open {what}: {error.strerror}") from None

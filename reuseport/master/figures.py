@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from operator import add, sub
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from reuseport.ipc.latencies import BUCKETS
 from reuseport.ipc.scoreboard import FIELDS
@@ -23,6 +23,12 @@ class Look(NamedTuple):
     time: float
     server: Figures
     generations: dict[int, Figures]
+
+
+def look_of(said: Any) -> Look:
+    """A look, after a way through JSON."""
+    when, server, generations = said
+    return Look(when, server, {int(number): figures for number, figures in generations.items()})
 
 
 def total(many: Iterable[Figures]) -> Figures:

@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from reuseport.master import files
+
 FILE = "history.jsonl"
 EVENTS = frozenset({"release", "drained", "taken back", "started", "stopped"})
 KEPT = 2000  # lines; a longer file is cut to half of that when a master starts
@@ -33,10 +35,7 @@ class History:
         self.lines: deque[dict[str, Any]] = deque(read(self.path), maxlen=KEPT)
         if trim and len(self.lines) == KEPT:
             self._shorten()
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
-            os.write(self._file, b"\n")  # the last line was torn; the next one must not be lost with it
+        self._file = files.appending(self.path)
 
     def add(self, line: dict[str, Any]) -> None:
         """Add a line. OSError where it could not be written down; it is remembered all the same."""
@@ -67,9 +66,7 @@ class History:
     def _shorten(self) -> None:
         for _ in range(KEPT // 2):
             self.lines.popleft()
-        with open(self.path + ".new", "w", encoding="utf-8", opener=_private) as file:
-            file.writelines(json.dumps(line, separators=(",", ":")) + "\n" for line in self.lines)
-        os.replace(self.path + ".new", self.path)
+        files.replace(self.path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in self.lines))
 
 
 def shown(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -93,7 +90,3 @@ def _parsed(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return dict(line) if isinstance(line, Mapping) and line.get("event") in EVENTS else None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)

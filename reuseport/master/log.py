@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from reuseport.ipc.logline import LEVELS, form_of
 from reuseport.ipc.outlet import Outlet
+from reuseport.ipc.post import Post
 from reuseport.options import Settings
 
 
 class Log(Outlet):
     """Goes where --log-file says. When lines were lost, because nobody read them, a line says so."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, post: Post | None = None) -> None:
         self._threshold = LEVELS[settings.log_level]
-        super().__init__(settings.log_file, 2)
+        super().__init__(settings.log_file, 2, post)
         self._form = form_of(self.place, settings)
         self._formed = self.place.by_datagrams or settings.capture_output
 

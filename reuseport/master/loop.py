@@ -17,6 +17,8 @@ from itertools import count
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 
+NO_DESCRIPTORS = 0.1  # seconds that whoever wants one waits when there are none left
+
 
 class Loop:
     def __init__(self) -> None:
@@ -43,7 +45,7 @@ class Loop:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def rest(self, fd: int, seconds: float) -> None:
+    def rest(self, fd: int, seconds: float = NO_DESCRIPTORS) -> None:
         """Do not look at the fd for so long: what it is ready for cannot be had now."""
         callback = self._callbacks[fd]
         self.forget(fd)
@@ -59,12 +61,13 @@ class Loop:
         for fd, _ in self._epoll.poll(timeout):
             callback = self._callbacks.get(fd)
             if callback is not None:  # an earlier callback of this round may have forgotten it
-                self._call(callback)
+                self.call(callback)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            self._call(heapq.heappop(self._timers)[2])
+            self.call(heapq.heappop(self._timers)[2])
 
-    def _call(self, callback: Callable[[], None]) -> None:
+    def call(self, callback: Callable[[], None]) -> None:
+        """As everything is called that comes out of the loop."""
         try:
             callback()
         except Exception:  # noqa: BLE001

@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import resource
-import signal
 import sys
 import time
 import traceback
@@ -26,7 +25,7 @@ from reuseport.core import events as ev
 from reuseport.core import machine
 from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key
 from reuseport.ipc import channel as channels
-from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
+from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import Scoreboard
@@ -48,6 +47,7 @@ from reuseport.master.releases import Releases, complete
 from reuseport.master.reload import Reload
 from reuseport.master.retirement import Predecessors, retire
 from reuseport.master.roster import Roster
+from reuseport.master.signals import Signals
 from reuseport.master.slots import SlotError, Slots
 from reuseport.master.succession import Succession
 from reuseport.master.switchboard import Switchboard
@@ -104,14 +104,12 @@ class Master:
 
         Raises what `run` reports.
         """
-        # Until the handlers stand, a signal must wait, and not end a master that has just written its pid file.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self.signals = Signals(self)
         self.first = settings  # what only a start can change: name, addresses, places of files
         self.extra = extra
         self.left = left
         self.started = left.started if left else time.time()
         self.events: deque[ev.Event] = deque()
-        self.signals: deque[int] = deque()
         self.exit_status: int | None = None
         self.losses = Losses()
         self.tally = Tally()
@@ -122,7 +120,7 @@ class Master:
         supervision = left.supervision if left else passed.take(os.environ, os.getpid())
         become_subreaper()
         _raise_descriptor_limit()
-        self.log = estate.open_log(settings)
+        self.log = estate.open_log(settings, left.post if left else None)
         self.loop = Loop()
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.notifier = Notifier(supervision, self.loop, self.log.write)
@@ -158,9 +156,9 @@ class Master:
             for slot in bequest.slots:
                 self.slots.adopt(*slot, theirs=slot[0] in bequest.theirs)
             self.companions.inherit(bequest.of_companions)
-        scraped_at = left.scraped_at() if left else bequest.scraped_at if bequest else None
-        self.telling = Telling(settings, umask, self.loop, self._facts, scraped_at)
+        self.telling = Telling(settings, self.loop, self._facts)
         if left is None:
+            self.telling.open(umask, bequest.scraped_at if bequest else None)
             if remains is None:
                 self.slots.bind()
                 for path in (self.run_dir.scoreboard, self.run_dir.latencies):
@@ -168,7 +166,9 @@ class Master:
                         os.unlink(path)  # of a master whose workers have died with it: this one counts anew
             self._write_pid_file()
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.printed)
-        self.companions.take_over(remains.adopted.survivors if remains else ())
+        if left is None:
+            self.boot_logs.clear()
+            self.companions.take_over(remains.adopted.survivors if remains else ())
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         self.latencies = Latencies(self.run_dir.latencies, create=True)
         self.numbers = Numbers(self.board, self.latencies, self.processes, samples)
@@ -231,7 +231,6 @@ class Master:
         self.switchboard.on_successor = self.succession.asked
         if left is not None:
             left.enter(self)
-            self.numbers.adopt()
         elif release is not None and remains is not None:
             adoption.adopt(self, remains, release, renew=bequest is not None and bequest.bereaved)
         elif release is not None:
@@ -241,19 +240,19 @@ class Master:
             bequest.accept()
 
     def run(self) -> int:
-        self._listen_to_signals()
+        self.signals.listen()
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
-        left, self.left = self.left, None
-        if left is None:
+        if self.left is None:
             self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
         else:
-            self._tell_of_upgrade(left)
+            self._tell_of_upgrade(self.left)
+            self.left = None
         if self.telling.address:
             self.log.write("info", f"metrics at {self.telling.address}")
         self.notifier.store(slot.socket for slot in self.slots.storable())
-        self._look_around()
-        self._count()
+        self.loop.call(self._look_around)
+        self.loop.call(self._count)
         gc.freeze()
         self._decide()
         while self.exit_status is None:
@@ -270,54 +269,23 @@ class Master:
 
     # --- hear -------------------------------------------------------------------------------------------------------
 
-    def _listen_to_signals(self) -> None:
-        """Handlers only enqueue; the wake-up fd makes the loop's one blocking call return (signal(7))."""
-        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-        def drain() -> None:
-            with contextlib.suppress(BlockingIOError):
-                while os.read(reader, 4096):
-                    pass
-
-        self.loop.watch(reader, drain)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, lambda received, _: self.signals.append(received))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        self.processes.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-    def _hear_signals(self) -> None:
-        while self.signals:
-            number = self.signals.popleft()
-            if number == signal.SIGCHLD:
-                self.processes.reap()
-            elif number == signal.SIGHUP:
-                self.releases.ask(None)
-            elif number == signal.SIGTERM:
-                self.events.append(self.stop_asked(insist=True))
-            elif number in (signal.SIGINT, signal.SIGQUIT):
-                self.events.append(ev.StopAsked(quick=True))
-            elif number in (signal.SIGTTIN, signal.SIGTTOU):
-                self.events.append(ev.ScaleAsked(1 if number == signal.SIGTTIN else -1))
-            elif number == signal.SIGUSR1:
-                self.reopen_log()
-                for process in self.processes.all():
-                    if process.key.number != ZYGOTE:
-                        self.switchboard.send(process.key, "reopen")
-            elif number == signal.SIGUSR2:
-                self.upgrade.ask()
-
     def catch_up(self) -> None:
         """With everything that has happened until now."""
-        self._hear_signals()
+        self.signals.hear()
         self.events.append(ev.Tick())
         self._decide()
 
     def _on_exit(self, process: Process, how: str) -> None:
-        if process.key.is_companion:
-            how = self.companions.ended(process) or how
+        # Whatever goes wrong with what it leaves behind, the core hears of the end; what was said before comes before.
+        try:
+            if process.key.is_companion:
+                how = self.companions.ended(process) or how
+            else:
+                self._clear_up_after(process, how)
+        finally:
             self.events.append(ev.Exited(process.key, how, process.clean))
-            return
+
+    def _clear_up_after(self, process: Process, how: str) -> None:
         self.switchboard.last_words(process)
         self.numbers.is_dead(process)
         self.tally.worker_ends(self.cluster, process.key)
@@ -336,7 +304,6 @@ class Master:
             for other in self.processes.all():
                 if other.key.generation == process.key.generation and not other.pid:
                     self.processes.forget(other.key)
-        self.events.append(ev.Exited(process.key, how))
 
     def on_question(self, client: Client, question: dict[str, Any]) -> None:
         answer = QUESTIONS.get(question["do"])
@@ -423,6 +390,7 @@ class Master:
         """What nothing tells of, at least once in a second."""
         timeout = self.releases.settings.timeout
         if not self.succession.heir:
+            # Whatever becomes of this look.
             self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._look_around)
         if self.succession.paused:
             return
@@ -485,12 +453,6 @@ class Master:
         self.log.write("info", text)
         if client := self.control.clients.get(left.asker):
             client.done(True, text=text)
-
-    def reopen_log(self) -> None:
-        try:
-            self.log.reopen()
-        except OSError as error:
-            self.log.write("error", f"the log could not be opened again, and goes on in the old file: {error}")
 
     def _write_pid_file(self) -> None:
         if not self.first.pid:

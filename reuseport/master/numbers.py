@@ -14,7 +14,7 @@ from typing import Any
 
 from reuseport.ipc.latencies import BUCKETS, LAYOUT, NANOSECONDS, THIS, Latencies, quantile
 from reuseport.ipc.scoreboard import ACTIVE, ERRORS, FIELDS, GAUGES, REQUESTS, ROWS, Scoreboard, settle
-from reuseport.master.figures import COUNTERS, NOTHING, Figures, Look, between, total
+from reuseport.master.figures import COUNTERS, NOTHING, Figures, Look, between, look_of, total
 from reuseport.master.processes import Process, Processes
 from reuseport.master.samples import Samples, rounded
 
@@ -37,20 +37,11 @@ class Numbers:
         self._gone: dict[int, tuple[float, Figures]] = {}  # when, and with what; for the last scrape
         self._looks = deque([Look(time.monotonic(), NOTHING, {})], maxlen=WINDOW + 1)
 
-    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
-        """What is in neither file, for the next master: the clock is one for all processes."""
-        return {"gone": [[generation, when, figures] for generation, (when, figures) in self._gone.items()]}
-
-    def inherit(self, left: Mapping[str, Any]) -> None:
-        """Before `adopt`. Figures of another length are another version's."""
-        gone = [(number, when, figures) for number, when, figures in left["gone"] if len(figures) == len(NOTHING)]
-        self._gone |= {generation: (when, figures) for generation, when, figures in gone}
-
-    def adopt(self) -> None:
-        """Take over the files as an earlier master left them; the processes that there are have survived it."""
+    def adopt(self, living: Collection[int]) -> None:
+        """Take over the files as an earlier master left them: the generations that live, of which some may have no
+        worker just now, and the processes that there are."""
         survivors = {process.row for process in self._with_rows()}
         owners = self._latencies.owners()
-        living = {owners[row] for row in survivors}
         gone: dict[int, list[Figures]] = {}
         for row, generation in enumerate(owners[WORKER_ROWS:SERVER], WORKER_ROWS):
             if generation in living and generation not in self._sums:
@@ -65,10 +56,31 @@ class Numbers:
                     gone.setdefault(generation, []).append(self._read(row))
                 self._move(row, self._sum_of(generation) if generation in living else SERVER)
         now = time.monotonic()
-        self._gone |= {
-            generation: (now, total(figures)) for generation, figures in gone.items() if generation not in living
-        }
+        self._gone |= {generation: (now, total(figures)) for generation, figures in gone.items()}
         self._looks = deque([self.now()], maxlen=WINDOW + 1)  # what was served before is no traffic of this moment
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec. Nobody dies unheard over that, so there is nothing to adopt."""
+        return {
+            "sums": self._sums,
+            "gone": self._gone,
+            "looks": list(self._looks),
+            "samples": self.samples.estate(),
+        }
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        self._sums = {int(generation): row for generation, row in left["sums"].items()}
+        self.go_on_from(left)
+
+    def go_on_from(self, left: Mapping[str, Any]) -> None:
+        """What a master that has lived until now tells beside the files; not if it counts otherwise than this one."""
+        looks = [look_of(look) for look in left["looks"]]
+        if any(len(look.server) != len(NOTHING) for look in looks):
+            return
+        self._gone |= {int(generation): (when, figures) for generation, (when, figures) in left["gone"].items()}
+        self._looks.clear()
+        self._looks.extend(looks)
+        self.samples.inherit(left["samples"])
 
     def is_dead(self, process: Process) -> None:
         """Its row is free when this returns."""

@@ -58,9 +58,10 @@ class Output:
 
     def estate(self) -> dict[str, Any]:
         """What the master goes on with behind an exec: what it has cut out of the file, and not told yet."""
-        return {"rest": self._rest.decode("latin-1"), "last": list(self.last)}
+        return {"offset": self._offset, "rest": self._rest.decode("latin-1"), "last": list(self.last)}
 
     def inherit(self, left: Mapping[str, Any]) -> None:
+        self._offset, self._resumed = left["offset"], False
         self._rest = left["rest"].encode("latin-1")
         self.last.extend(left["last"])
 
@@ -74,7 +75,8 @@ class Output:
         `end`: nothing more comes, so all of it is, and what has no end of its own is a line.
         """
         lines: list[str] = []
-        while self._read(lines) and end:
+        size = os.fstat(self._fd).st_size  # somebody whom it has left behind may print on, and faster than this reads
+        while self._read(lines) and end and self._offset < size:
             pass
         if end and self._rest:
             lines.append(_text(self._rest))

@@ -318,9 +318,10 @@ class Processes:
             os.close(process.pidfd)
             process.pidfd = -1
         process.clean = how == EXITED
-        # What it said before it died counts before its death does.
-        self._on_exit(process, how or "has gone")
-        del self._by_key[process.key]
+        try:
+            self._on_exit(process, how or "has gone")
+        finally:
+            del self._by_key[process.key]
 
 
 def high(fd: int) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from setproctitle import setproctitle
 
 from reuseport.master.processes import Process, parent_of
+from reuseport.master.signals import MEANINGS
 
 if TYPE_CHECKING:
     from reuseport.master.main import Master
@@ -93,14 +94,13 @@ def _wait(master: Master, superseded: str) -> None:
     stops = 0
     while master.processes.reap():
         master.loop.wait(None)
-        while master.signals:
-            number = master.signals.popleft()
+        for number in master.signals.come():
             if number == signal.SIGHUP:
                 master.log.write("error", f"no release here: {superseded}")
             elif number == signal.SIGUSR2:
                 master.log.write("error", f"no upgrade here: {superseded}")
             elif number == signal.SIGUSR1:
-                master.reopen_log()
+                MEANINGS[number](master)
             elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
                 stops += 1 if number == signal.SIGTERM else 2
             if stops > 1:

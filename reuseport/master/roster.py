@@ -20,6 +20,7 @@ from reuseport.core.events import Adopted, Survivor
 from reuseport.core.model import ACCEPTING, ATTENDING, ENDED, LEAVING, TOLD, WORKING, ZYGOTE, Cluster, Key
 from reuseport.core.record import release_of
 from reuseport.ipc.rundir import RunDirError
+from reuseport.master import files
 from reuseport.options import Settings
 
 VERSION = 1
@@ -73,7 +74,7 @@ class Roster:
         ]
         forked = {g.number: g.forked for g in generations}
         ended = [(g.number, n) for g in generations for n, c in g.companions.items() if c.state == ENDED]
-        now = (people, forked, [g.wanted for g in generations], ended, cluster.last, slots)
+        now = (people, forked, [(g.wanted, g.release.canary) for g in generations], ended, cluster.last, slots)
         if now == self._written:
             return
         data = {
@@ -89,10 +90,7 @@ class Roster:
                 for one in people
             ],
         }
-        # A reader sees the old one or the new one, never half of it.
-        with open(self._path + ".new", "w", encoding="utf-8", opener=_private) as file:
-            json.dump(data, file)
-        os.replace(self._path + ".new", self._path)
+        files.replace(self._path, json.dumps(data))
         self._written = now
 
     def remove(self) -> None:
@@ -153,10 +151,6 @@ def _people(g: Any) -> list[tuple[int, int, str, int]]:
     if g.zygote is not None:
         people.append((ZYGOTE, g.zygote.pid, "loaded" if g.zygote.loaded else "loading", 0))
     return people
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def start_time(pid: int) -> int:

@@ -11,12 +11,13 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from reuseport.ipc.latencies import BUCKETS, quantile
 from reuseport.ipc.scoreboard import ERRORS, REQUESTS
-from reuseport.master.figures import COUNTERS, NOTHING, Look, between
+from reuseport.master import files
+from reuseport.master.figures import COUNTERS, NOTHING, Look, between, look_of
 
 # file, seconds between two lines, lines kept
 FINE = ("samples.jsonl", 10.0, 8640)
@@ -36,7 +37,7 @@ class Series:
             read = _read(name)
             self.lines.extend(read)
         self._written = len(read)
-        self._file = self._open()
+        self._file = files.appending(self.path)
         self.since: Look | None = None
 
     def add(self, at: float, sample: dict[str, Any]) -> None:
@@ -46,20 +47,13 @@ class Series:
         if self._written >= self._kept:
             os.replace(self.path, self.path + ".1")
             os.close(self._file)
-            self._file = self._open()
+            self._file = files.appending(self.path)
             self._written = 0
         os.write(self._file, line + b"\n")
         self._written += 1
 
     def close(self) -> None:
         os.close(self._file)
-
-    def _open(self) -> int:
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        size = os.fstat(fd).st_size
-        if size and os.pread(fd, 1, size - 1) != b"\n":
-            os.write(fd, b"\n")  # the last line was torn; the next one must not be lost with it
-        return fd
 
 
 class Samples:
@@ -88,6 +82,15 @@ class Samples:
                 if error.strerror != self._trouble:
                     self._trouble = error.strerror or str(error)
                     self._log("error", f"samples could not be written to {series.path}: {self._trouble}")
+
+    def estate(self) -> dict[str, Any]:
+        """What the master goes on with behind an exec: since when it samples."""
+        return {series.path: series.since for series in self._series}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        for series in self._series:
+            if since := left.get(series.path):
+                series.since = look_of(since)
 
     def close(self) -> None:
         for series in self._series:

@@ -12,7 +12,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from reuseport.master.loop import READ, WRITE, Loop
@@ -21,7 +21,6 @@ from reuseport.options import OptionError, parse_address
 CLIENTS = 16
 REQUEST = 8192  # bytes
 PATIENCE = 10.0  # seconds for the whole of a scrape
-NO_DESCRIPTORS = 0.1  # seconds to wait when there are none left
 
 # From the Accept header to (content type, body).
 Answer = Callable[[str], tuple[str, bytes]]
@@ -52,6 +51,9 @@ class Client:
             self._out = respond(head, self._server.answer)
         elif len(self._in) > REQUEST:
             self._out = response("431 Request Header Fields Too Large")
+        self._send()
+
+    def _send(self) -> None:
         if self._out:
             self._server.loop.watch(self._socket.fileno(), self._writable, WRITE)
             self._writable()
@@ -66,14 +68,20 @@ class Client:
         if not self._out:
             self.close()
 
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        said, answer = self._in.decode("latin-1"), self._out.decode("latin-1")
+        return {"socket": lend(self._socket.fileno()), "in": said, "out": answer, "deadline": self.deadline}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        self._in, self._out = left["in"].encode("latin-1"), left["out"].encode("latin-1")
+        self.deadline = left["deadline"]
+        self._send()
+
     def close(self) -> None:
         if self._socket.fileno() != -1:
             self._server.loop.forget(self._socket.fileno())
             self._socket.close()
             self._server.clients.remove(self)
-
-
-ScrapedAt = tuple[socket.socket, str]  # the listening socket, and its path if it has one
 
 
 class Scrape:
@@ -96,8 +104,13 @@ class Scrape:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
-        """What the master goes on with behind an exec. Whoever scrapes at that moment tries again."""
-        return {"socket": lend(self._socket.fileno()), "path": self._path}
+        """What the master goes on with behind an exec."""
+        clients = [client.estate(lend) for client in self.clients]
+        return {"socket": lend(self._socket.fileno()), "path": self._path, "clients": clients}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        for one in left["clients"]:
+            self._add(socket.socket(fileno=one["socket"])).inherit(one)
 
     def rest(self) -> None:
         """Answer nobody who comes from now on: another master may do that, at the same socket."""
@@ -127,12 +140,17 @@ class Scrape:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError:
-            self.loop.rest(self._socket.fileno(), NO_DESCRIPTORS)  # none are left
+            self.loop.rest(self._socket.fileno())  # none are left
             return
         sock.setblocking(False)
         if len(self.clients) == CLIENTS:
             self.clients[0].close()
-        self.clients.append(Client(sock, self))
+        self._add(sock)
+
+    def _add(self, sock: socket.socket) -> Client:
+        client = Client(sock, self)
+        self.clients.append(client)
+        return client
 
 
 def respond(head: bytes, answer: Answer) -> bytes:
@@ -163,7 +181,7 @@ def response(
     return head.encode() + (b"" if silent else body)
 
 
-def listen(address: str, where: str, umask: int) -> ScrapedAt:
+def listen(address: str, where: str, umask: int) -> tuple[socket.socket, str]:
     """The socket for an address, which the option `where` has said, and its path if it has one. OptionError."""
     parsed = parse_address(address)
     shown = address.removeprefix("tcp:")

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from reuseport.ipc.latencies import BOUNDS, BUCKETS
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS, RSS
-from reuseport.master.figures import COUNTERS, NOTHING, Figures, Look, between
+from reuseport.master.figures import COUNTERS, NOTHING, Figures, Look, between, look_of
 from reuseport.master.metrics import CODES
 from reuseport.options import OptionError, Settings, parse_address
 
@@ -22,22 +22,27 @@ DATAGRAM = 1400  # bytes: one packet of an Ethernet
 
 
 class Statsd:
-    def __init__(self, settings: Settings) -> None:
-        """Resolve the address, once, for a look-up blocks. OptionError where it cannot be."""
+    def __init__(self, settings: Settings, left: Mapping[str, Any] | None = None) -> None:
+        """Resolve the address, once, for a look-up blocks, unless it is `left`. OptionError where it cannot be."""
         self._prefix = settings.statsd_prefix.rstrip(".") + "." if settings.statsd_prefix else ""
         self._tags = f"|#{settings.dogstatsd_tags}" if settings.dogstatsd_tags else ""
-        self._socket, self._to = _socket(settings)
         self._last: Look | None = None
+        if left is None:
+            self._socket, self._to = _socket(settings)
+            return
+        self._socket = socket.socket(fileno=left["socket"])
+        self._socket.setblocking(False)
+        self._to = left["to"] if isinstance(left["to"], str) else tuple(left["to"])
+        self._last = look_of(left["last"]) if left["last"] else None
 
-    @property
-    def told(self) -> Figures | None:
-        """The totals up to which it has been told."""
-        return self._last.server if self._last else None
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec: `left` of the next one."""
+        return {"socket": lend(self._socket.fileno()), "to": self._to, "last": self._last}
 
-    def go_on_from(self, told: Figures) -> None:
-        """Where an earlier master stopped. One of another version may have counted otherwise: then from now on."""
-        if len(told) == len(NOTHING):
-            self._last = Look(time.monotonic(), told, {})
+    def go_on_from(self, last: Look) -> None:
+        """What another master has told need not be told again. If it counts otherwise: from now on."""
+        if len(last.server) == len(NOTHING):
+            self._last = last
 
     def look(self, look: Look, workers: int) -> None:
         """Send what has come to the figures since the last look. To be called each second."""

@@ -282,8 +282,7 @@ class Succession:
         master.switchboard.pass_everything(channel)
         for key, lock in master.companions.locks.items():
             channel.send("lock", (lock,), generation=key.generation, number=key.number)
-        metrics = master.telling.estate(lambda fd: fd)
-        if "socket" in metrics:
+        if metrics := master.telling.estate(lambda fd: fd)["scrape"]:
             channel.send("metrics", (metrics["socket"],), path=metrics["path"])
 
     def _write_books(self, fd: int) -> None:

@@ -22,8 +22,6 @@ from reuseport.master.loop import READ, WRITE, Loop
 from reuseport.master.processes import Process, Processes, owner_of
 from reuseport.master.slots import Slot, Slots
 
-NO_DESCRIPTORS = 0.1  # seconds to wait when there are none left
-
 Message = tuple[dict[str, Any], list[int]]
 
 # What a process says, and the event that it becomes.
@@ -194,7 +192,7 @@ class Switchboard:
                 channel = channels.accept(self._hellos)
             except OSError as error:
                 self._log("error", f"a process cannot be heard for the moment: {error.strerror}")
-                self._loop.rest(self._hellos.fileno(), NO_DESCRIPTORS)
+                self._loop.rest(self._hellos.fileno())
                 return
             if channel is None:
                 return

@@ -24,7 +24,6 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir
-from reuseport.master.estate import Heritable
 from reuseport.master.processes import spawn_zygote
 from reuseport.master.roster import Remains
 from reuseport.master.scrape import ScrapedAt, listen
@@ -92,16 +91,16 @@ class Bequest:
             master.switchboard.adopt_queue(generation, ends)
         for pid in self.masters:
             master.predecessors.watch(pid)
-        parts: dict[str, Heritable] = {
-            "tally": master.tally,
-            "losses": master.losses,
-            "numbers": master.numbers,
-            "telling": master.telling,
+        readers = {
+            "tally": master.tally.inherit,
+            "losses": master.losses.inherit,
+            "jobs": master.releases.know_of,
+            "numbers": master.numbers.go_on_from,
+            "telling": master.telling.go_on_from,
         }
-        for name, part in parts.items():
+        for name, read in readers.items():
             if name in self.books:
-                part.inherit(self.books[name])
-        master.releases.know_of(self.books.get("jobs", ()))
+                read(self.books[name])
 
     def accept(self) -> None:
         """Say that this is the master now."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from reuseport.master.exposition import render, wanted
-from reuseport.master.figures import Look
+from reuseport.master.figures import Look, look_of
 from reuseport.master.loop import Loop
 from reuseport.master.metrics import METRICS, Facts
 from reuseport.master.scrape import Scrape, ScrapedAt, listen
@@ -15,25 +16,23 @@ from reuseport.options import Settings
 
 
 class Telling:
-    """`facts()` is asked for at each scrape; `scraped_at` is where, if that is open already.
+    """`facts()` is asked for at each scrape. Nobody is told anything before `open`, or `inherit`."""
 
-    OptionError where an address is not to be had.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        umask: int,
-        loop: Loop,
-        facts: Callable[[], Facts],
-        scraped_at: ScrapedAt | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, loop: Loop, facts: Callable[[], Facts]) -> None:
+        self._settings = settings
+        self._loop = loop
         self._facts = facts
-        self._statsd = Statsd(settings) if settings.statsd_host else None
         self._scrape: Scrape | None = None
+        self._statsd: Statsd | None = None
+
+    def open(self, umask: int, scraped_at: ScrapedAt | None = None) -> None:
+        """`scraped_at` is where, if that is open already. OptionError where an address is not to be had."""
+        settings = self._settings
+        if settings.statsd_host:
+            self._statsd = Statsd(settings)
         if settings.metrics:
             scraped_at = scraped_at or listen(settings.metrics, settings.where("metrics"), umask)
-            self._scrape = Scrape(*scraped_at, loop, self._answer)
+            self._scrape = Scrape(*scraped_at, self._loop, self._answer)
 
     @property
     def address(self) -> str | None:
@@ -48,14 +47,20 @@ class Telling:
             self._statsd.look(look, workers)
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
-        """What the master goes on with behind an exec: it is made with that (`Estate.scraped_at`)."""
-        scrape = self._scrape.estate(lend) if self._scrape is not None else {}
-        return {**scrape, "told": self._statsd.told if self._statsd is not None else None}
+        """What the master goes on with behind an exec: the sockets, since a name server, say, may be away just now."""
+        return {
+            "scrape": self._scrape.estate(lend) if self._scrape is not None else None,
+            "statsd": self._statsd.estate(lend) if self._statsd is not None else None,
+        }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
-        """What a statsd was told need not be told again. For the rest see `estate`."""
-        if self._statsd is not None and left.get("told"):
-            self._statsd.go_on_from(left["told"])
+        if scrape := left["scrape"]:
+            self._scrape = Scrape(socket.socket(fileno=scrape["socket"]), scrape["path"], self._loop, self._answer)
+            self._scrape.inherit(scrape)
+        if statsd := left["statsd"]:
+            self._statsd = Statsd(self._settings, statsd)
+
+    # --- beside another master ----------------------------------------------------------------------------------------
 
     def rest(self) -> None:
         """Answer nobody for now, see `Scrape.rest`."""
@@ -65,6 +70,11 @@ class Telling:
     def go_on(self) -> None:
         if self._scrape is not None:
             self._scrape.go_on()
+
+    def go_on_from(self, left: Mapping[str, Any]) -> None:
+        """Of an estate what is no socket: that the statsd of another master knows all until then."""
+        if self._statsd is not None and left["statsd"] and left["statsd"]["last"]:
+            self._statsd.go_on_from(look_of(left["statsd"]["last"]))
 
     def leave(self, *, keep_path: bool) -> None:
         """Another master tells. `keep_path`: at the same unix socket."""

@@ -22,6 +22,7 @@ from reuseport.ipc.channel import PACKET
 from reuseport.ipc.marks import VERSION, Marks
 from reuseport.ipc.pins import number_of, open_file
 from reuseport.ipc.rundir import RunDir
+from reuseport.master import files
 from reuseport.master.processes import Processes
 from reuseport.master.switchboard import Switchboard
 from reuseport.options import Settings
@@ -231,9 +232,7 @@ class Tenants:
     def _write_holds(self) -> None:
         path = self._holds_path
         try:
-            with open(path + ".new", "w", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
-                json.dump({"v": 1, "holds": self._holds}, file)
-            os.replace(path + ".new", path)
+            files.replace(path, json.dumps({"v": 1, "holds": self._holds}))
         except OSError as error:
             self.log("error", f"{path} could not be written; a next master would not know who is held: {error}")
 

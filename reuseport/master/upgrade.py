@@ -132,10 +132,9 @@ class Upgrade:
         """Become the new version. Returns only where that failed."""
         master, trial = self._master, self._trial
         assert trial is not None
-        self.due, self._trial = False, None
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            master.catch_up()  # with what those signals say that came until now
+            master.catch_up()  # with what those signals say that came until now; one for an upgrade is refused still
             if master.cluster.stopping or master.exit_status is not None:
                 raise Refused("the server was stopped")
             if self._command() != trial.command:
@@ -144,6 +143,7 @@ class Upgrade:
         except Refused as refused:
             self._refuse(master.control.clients.get(self._asker), refused)
         finally:
+            self.due, self._trial = False, None
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _try_out(self, command: Command) -> Trial:

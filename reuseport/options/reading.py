@@ -180,6 +180,8 @@ def read_toml(path: str, place: str) -> dict[str, Any]:
         raise OptionError(f"{asked}{path}{line}: not valid TOML: {what[:1].lower()}{what[1:]}") from error
     except UnicodeDecodeError as error:
         raise OptionError(f"{asked}{path}: not valid TOML: byte {error.start} is not UTF-8") from error
+    except RecursionError:
+        raise OptionError(f"{asked}{path}: its values are nested too deeply") from None
 
 
 def from_table(table: Mapping[str, Any], path: str, remarks: list[str]) -> Words:

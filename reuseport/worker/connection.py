@@ -112,8 +112,17 @@ class Connection(Stream):
 
     def _take(self, data: bytes | bytearray) -> None:
         """Serve the requests whose heads are complete in `data`; keep the rest."""
-        engine = self.engine
         self._pumping = True
+        try:
+            self._serve(data)
+        except BaseException:
+            self.abort()  # a defect: nobody would come to it again, and a drain would wait for it
+            raise
+        finally:
+            self._pumping = False
+
+    def _serve(self, data: bytes | bytearray) -> None:
+        engine = self.engine
         served = 0
         while True:
             end = data.find(b"\r\n\r\n")
@@ -160,7 +169,6 @@ class Connection(Stream):
                 self._resume_later()
                 break
             data = self.unread
-        self._pumping = False
 
     def _keep(self, data: bytes | bytearray) -> None:
         """Keep an incomplete head, unless it can be refused already."""
@@ -276,10 +284,6 @@ class Connection(Stream):
         self.engine.wheel.forget(self)
         self._reader.stop()
 
-    def leave(self) -> None:
-        """It is on its way: nothing here must hear of it any more. `take_back` undoes it."""
-        self._reader.leave()
-
     def put_back(self, head: bytes | bytearray, body: bytes) -> None:
         """The request whose head this was is another worker's: `unread` begins with it again, and with what of its body
         was taken, and nothing else is read until the connection is passed, or goes on here."""
@@ -350,9 +354,14 @@ class Connection(Stream):
         if self.state is PASSED:
             self.state = CLOSED
             self.unread = b""
-            self._reader.close()
+            self._reader.leave()
             self._sock.close()
             self.engine.connection_closed(self)
+
+    def give_back(self) -> None:
+        """It was not to be had: whoever has passed it on still has it, and its client must not notice."""
+        self.let_go()
+        self.passed()
 
     def inherit(self, data: bytes, seconds: float | None) -> None:
         """Go on where another worker has left it: `data` was read, and the deadline for the rest of that head, or for

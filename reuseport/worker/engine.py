@@ -233,12 +233,6 @@ class Engine:
             connection.abandon()
         self._open.clear()
 
-    def close_all(self) -> None:
-        """Close every connection now, whatever it is doing."""
-        self.draining = self.closing = True
-        for connection in list(self._open):
-            connection.close()
-
     # For connections and requests.
 
     def request_begins(self) -> None:

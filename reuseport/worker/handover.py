@@ -17,6 +17,7 @@ import array
 import errno
 import json
 import os
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -162,10 +163,6 @@ class Sender:
             return False
         finally:
             os.close(theirs)
-        # Only now: a connection that is taken back in this same turn of the loop must still be in its epoll set.
-        for connection in batch:
-            connection.leave()
-            self._loop_set.forget(connection.fileno())  # where it is if it has ever waited for room
         watcher = self._loop.io(ours, READ)
         self._batches[ours] = _Batch(batch, watcher, self._heir)
         watcher.start(self._answered, ours)
@@ -182,7 +179,9 @@ class Sender:
         accepted = os.read(acknowledgement, 1) == _ACCEPTED
         os.close(acknowledgement)
         if accepted:
+            # Only now do they leave the epoll sets: to come back into them could fail (ENOSPC).
             for connection in batch.connections:
+                self._loop_set.forget(connection.fileno())  # where it is if it has ever waited for room
                 connection.passed()
             return
         for connection in batch.connections:
@@ -198,13 +197,18 @@ class Sender:
 
 
 class Receiver:
-    """Takes what other workers give to this generation. `adopt(fd, peer, local, data, seconds)` gets each."""
+    """Takes what other workers give to this generation.
+
+    `adopt(fd, peer, local)` makes a connection of each, without reading; after an OSError, for want of room, the whole
+    batch goes back. `begin(connection, data, seconds)` serves it: what was read from it, and its deadline.
+    """
 
     def __init__(
         self,
         loop: Any,
         fd: int,
-        adopt: Callable[[int, Any, Any, bytes, float | None], None],
+        adopt: Callable[[int, Any, Any], Connection],
+        begin: Callable[[Connection, bytes, float | None], None],
         log: Callable[[str, str], None],
     ) -> None:
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, os.dup(fd))
@@ -212,6 +216,7 @@ class Receiver:
         self._socket.setblocking(False)
         self._loop = loop
         self._adopt = adopt
+        self._begin = begin
         self._log = log
         self._watcher = loop.io(self._socket.fileno(), READ)
         self._rest = loop.timer(REST)
@@ -268,10 +273,17 @@ class Receiver:
             self._log("error", "connections could not be taken over: no file descriptors are left")
             self._pause(NO_ROOM)
             return False
-        self._pause(REST)
         head, _, data = packet.partition(b"\n")
         entries = json.loads(head)["connections"]
         acknowledgement = fds[0]
+        try:
+            connections = self._adopt_all(entries, fds[1:])
+        except OSError as error:
+            os.close(acknowledgement)
+            self._log("error", f"connections could not be taken over: {error.strerror}")
+            self._pause(NO_ROOM)
+            return False
+        self._pause(REST)
         try:
             os.write(acknowledgement, _ACCEPTED)
         except BrokenPipeError:
@@ -279,10 +291,27 @@ class Receiver:
         finally:
             os.close(acknowledgement)
         start = 0
-        for (peer, local, length, seconds), fd in zip(entries, fds[1:], strict=True):
+        for connection, (_, _, length, seconds) in zip(connections, entries, strict=True):
             unread, start = data[start : start + length], start + length
-            self._adopt(fd, _address(peer), _address(local), unread, seconds)
+            try:
+                self._begin(connection, unread, seconds)
+            except Exception:  # noqa: BLE001 - one connection's defect must not cost the rest of the batch
+                self._loop.handle_error(self, *sys.exc_info())
         return True
+
+    def _adopt_all(self, entries: list[Any], fds: array.array[int]) -> list[Connection]:
+        """All of a batch or, with an OSError, none of it."""
+        connections: list[Connection] = []
+        try:
+            for (peer, local, *_), fd in zip(entries, fds, strict=True):
+                connections.append(self._adopt(fd, _address(peer), _address(local)))
+        except OSError:
+            for connection in connections:
+                connection.give_back()
+            for fd in fds[len(connections) :]:
+                os.close(fd)
+            raise
+        return connections
 
     def _pause(self, seconds: float) -> None:
         if self._watcher.active:

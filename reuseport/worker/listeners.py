@@ -206,6 +206,10 @@ class Acceptor:
             os.set_blocking(fd, False)
             self._adopt(fd, "" if slot.listener.shared else peer, slot.local)
         except Exception as error:  # noqa: BLE001
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                os.close(fd)
+                self._pause(error)
+                return False
             # One odd connection must not cost the slot: gevent stops a watcher whose callback raises.
             self._log("error", f"a connection from {peer!r} could not be taken: {type(error).__name__}: {error}")
             os.close(fd)

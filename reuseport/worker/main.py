@@ -32,6 +32,7 @@ from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.worker import application, health, jobprocess, logs, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
 from reuseport.worker.birth import Birth
+from reuseport.worker.connection import Connection
 from reuseport.worker.departure import leave
 from reuseport.worker.engine import Engine
 from reuseport.worker.handover import Receiver, Sender
@@ -140,7 +141,7 @@ class Worker:
         )
         self.engine.on_change = self._leave_if_done
         self.sender = Sender(self.loop, self.loop_set, self._keep_connections)
-        self.receiver = Receiver(self.loop, birth.queue[0], self._inherit, self.log)
+        self.receiver = Receiver(self.loop, birth.queue[0], self.engine.adopt, self._inherit, self.log)
         if self.limit:
             self.engine.on_request_end = self._count_request
         self._beat()
@@ -302,11 +303,10 @@ class Worker:
         assert self.engine is not None
         self.engine.accept(fd, peer, local)
 
-    def _inherit(self, fd: int, peer: Any, local: Any, data: bytes, seconds: float | None) -> None:
+    def _inherit(self, connection: Connection, data: bytes, seconds: float | None) -> None:
         assert self.engine is not None
-        connection = self.engine.adopt(fd, peer, local)
-        connection.inherit(data, seconds)
         self.board[TAKEN] += 1
+        connection.inherit(data, seconds)
         if self.stopping:
             connection.close_if_idle()
         elif self.engine.pass_on is not None:

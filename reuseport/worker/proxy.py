@@ -172,8 +172,8 @@ class Herald:
             return
         if found is not None:
             length, peer, local = found
-            self._reader.leave()
-            self._stop()
+            self._reader.stop()
+            self._forget()
             fd = self._sock.detach()
             engine = self._engine
             engine.connection_moved(self)
@@ -183,10 +183,9 @@ class Herald:
             if engine.pass_on is not None and connection.can_pass:
                 engine.is_idle(connection)
 
-    def _stop(self) -> None:
+    def _forget(self) -> None:
         self.deadline = NEVER
         self._engine.wheel.forget(self)
-        self._reader.close()
 
     def stays(self) -> None:
         """At a drain: as a connection's."""
@@ -204,7 +203,8 @@ class Herald:
     def close(self) -> None:
         """Close now, without a word: what to say it in is not known yet."""
         if self._sock.fileno() >= 0:
-            self._stop()
+            self._forget()
+            self._reader.close()
             self._sock.close()
             self._engine.connection_closed(self)
 

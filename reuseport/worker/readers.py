@@ -45,19 +45,16 @@ class Reader:
         self.fd = fd
         self.full = full
         self.callback: Callable[[], Any] | None = callback
-        self._enter()
-
-    def _enter(self) -> None:
-        self._readers.set.register(self.fd, EDGES)
-        self._readers.by_fd[self.fd] = self
+        try:
+            readers.set.register(fd, EDGES)
+        except FileExistsError:
+            readers.set.modify(fd, EDGES)
+        readers.by_fd[fd] = self
 
     def start(self, callback: Callable[[], Any]) -> None:
         """From now on call this when there is something to read, and if there is something already."""
         self.callback = callback
-        if self._readers.by_fd.get(self.fd) is self:
-            self.again()
-        else:
-            self._enter()
+        self.again()
 
     def stop(self) -> None:
         """Call nobody."""
@@ -69,7 +66,7 @@ class Reader:
             self._readers.set.modify(self.fd, EDGES)  # tells of what is there as if it had just come
 
     def leave(self) -> None:
-        """Take the descriptor out of the set: its open file will live on in other hands. `start` puts it back."""
+        """Take the descriptor out of the set, for good: its open file will live on in other hands."""
         self.callback = None
         if self._readers.by_fd.get(self.fd) is self:
             del self._readers.by_fd[self.fd]
@@ -93,7 +90,10 @@ class Readers:
         self._watcher.start(self._turn)
 
     def watch(self, fd: int, callback: Callable[[], Any], full: int) -> Reader:
-        """Put the descriptor into the set. OSError when the kernel has no room for it."""
+        """Put the descriptor into the set. OSError when the kernel has no room for it.
+
+        One that is in it has changed hands: from now on its former reader is nobody's.
+        """
         return Reader(self, fd, callback, full)
 
     def close(self) -> None:
@@ -104,15 +104,21 @@ class Readers:
 
     def _turn(self) -> None:
         by_fd = self.by_fd
-        for fd, events in self.set.poll(0, TURN):
-            reader = by_fd.get(fd)
-            if reader is None or reader.callback is None:
-                continue  # closed, or stopped, since the kernel was asked, or before: `start` looks again
-            if events != EPOLLIN:
-                # The stream ends behind the bytes that are there (RDHUP), which is no edge of its own; or a read stops
-                # short at urgent data (PRI).
-                reader.full = 1
+        ready = iter(self.set.poll(0, TURN))
+        while True:
+            reader = None
             try:
-                reader.callback()
+                for fd, events in ready:
+                    reader = by_fd.get(fd)
+                    if reader is None or reader.callback is None:
+                        continue  # closed, or stopped, since the kernel was asked, or before: `start` looks again
+                    if events != EPOLLIN:
+                        # The stream ends behind the bytes that are there (RDHUP), which is no edge of its own; or a
+                        # read stops short at urgent data (PRI).
+                        reader.full = 1
+                    reader.callback()
+                return
             except BaseException:  # noqa: BLE001 - as the loop does: one connection's defect is not the others'
-                self._hub.handle_error(reader, *sys.exc_info())
+                # Nor is it the set's, which the loop would not look at again. It may also be what a signal's handler
+                # of the application's has raised between two of them.
+                self._hub.handle_error(reader or self, *sys.exc_info())

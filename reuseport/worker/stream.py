@@ -100,7 +100,7 @@ class Stream:
         try:
             count = self.read_into(memoryview(piece))
         finally:
-            self.unread = unread + piece[:count]
+            self.unread = unread + piece[:count] + self.unread  # TLS may have decrypted more than a piece
         return count > 0
 
     def send(self, data: bytes) -> None:

@@ -8,6 +8,7 @@ costs one look per timeout and not two timer calls per request. Deadlines are co
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any, Protocol
 
@@ -76,7 +77,10 @@ class Wheel:
                 come.append(item)
         for item in come:
             if item.deadline <= now:
-                item.expire()
+                try:
+                    item.expire()
+                except BaseException:  # noqa: BLE001 - as the loop does; the others are nowhere but in `come` now
+                    self._loop.handle_error(item, *sys.exc_info())
             elif item.deadline != NEVER:
                 self.watch(item)
         if self._buckets:

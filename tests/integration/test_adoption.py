@@ -109,6 +109,8 @@ def test_a_generation_that_was_booting_when_the_master_died_is_given_up(server):
     assert server.get().version == "two"
     # Numbers only go forward: 2 was given out, and is not used again.
     assert server.status().serving == 3
+    assert server.cli("stop").exit == 0
+    assert not list(server.run_dir.glob("boot-*.log")), "what either master's generations printed"
 
 
 def test_a_stop_leaves_nothing_to_adopt(server):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
-from harness import APPS, Server, is_gone, make_venv, parent_of, wait_for
+from harness import APPS, Server, is_gone, make_venv, parent_of, title_of, wait_for
+
+from reuseport.core.model import FIRST_COMPANION
 
 SCRIPT = str(APPS / "companion.py")
 
@@ -133,7 +136,8 @@ def test_the_new_one_has_begun_when_the_old_one_is_signalled_and_the_drain_waits
     status = accompanied.wait(lambda s: s.serving == 2 and not s.generation(1)["workers"], "old workers gone")
     assert status.draining == [1]
     assert status.generation(1)["waits_for"]["companions"] == ["1.mail"]
-    assert "waits for 1 companion\n  companion 1.mail" in accompanied.cli("status").out
+    text = accompanied.cli("status").out
+    assert "waits for 1 companion, draining for" in text and "\n  companion 1.mail\n" in text
     accompanied.gate("mail-1").open()
     accompanied.settle(2)
     assert events(accompanied, what="signalled", generation=1)[-1]["times"] == 1
@@ -168,7 +172,7 @@ def test_each_generation_has_the_companions_of_its_own_configuration(accompanied
     [
         ("command = 'celry worker'", "companion 2.mail cannot execute 'celry': no such file or directory"),
         ("command = ['sh', '-c', 'echo no broker && exit 3']", "companion 2.mail exited with status 3"),
-        ("command = 'true'", "companion 2.mail exited "),
+        ("command = 'true'", "companion 2.mail exited, "),
     ],
 )
 def test_one_that_does_not_begin_fails_the_release_and_changes_nothing(keys, why, accompanied):
@@ -352,6 +356,110 @@ def test_one_that_drains_gets_no_second_signal_from_the_next_master(accompanied)
     accompanied.gate("mail-1").open()
     accompanied.settle(2)
     assert events(accompanied, what="signalled", generation=1)[-1]["times"] == 1
+
+
+def test_they_hold_up_no_next_master_for_want_of_slots(accompanied):
+    """Nobody who has a slot is left, but one who has let go of his, and companions, who say hello to nobody."""
+    slow = accompanied.get_later("/gate?name=slow")
+    (drains,) = accompanied.gate("slow").await_entered()
+    release(accompanied)
+    accompanied.await_drain()
+    accompanied.process.kill()
+    accompanied.process.wait()
+    for process in json.loads((accompanied.run_dir / "roster.json").read_text())["processes"]:
+        if process["pid"] != drains and process["number"] < FIRST_COMPANION:
+            os.kill(process["pid"], signal.SIGKILL)
+            wait_for(lambda pid=process["pid"]: is_gone(pid), "its end")
+    accompanied.launch()
+    accompanied.wait(lambda s: s.serving == 3 and s.draining == [1, 2], "a new generation")
+    accompanied.gate("slow").open()
+    assert slow.result().status == 200
+    for name in ("mail-1", "mail-2"):
+        accompanied.gate(name).open()
+    accompanied.settle(3)
+    assert [one["times"] for one in events(accompanied, what="signalled")] == [1, 1]
+
+
+KILLED_BEFORE_GO = """\
+import os, signal, sys
+from reuseport.cli.main import main
+from reuseport.master.companions import Companions
+Companions.go = lambda self, key: os.kill(os.getpid(), signal.SIGKILL)
+sys.argv = ["reuseport", *sys.argv[3:]]
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_whoever_was_not_told_to_go_ends_with_the_master(serve):
+    """Each holds one end of its wire only, and none of the others': else it would wait for ever, and be adopted."""
+    server = serve()
+    (server.root / "killed.py").write_text(KILLED_BEFORE_GO)
+    server.flags = (str(server.root / "killed.py"),)
+    declare(server, mail="", cron="")
+    server.launch()
+    server.await_exit()
+    left = lambda: [title_of(pid) for pid in server.processes()]  # noqa: E731
+    wait_for(lambda: not any("master" in title for title in left()), "the end of its forks")
+    server.flags = ()
+    server.start()
+    assert {c["state"] for c in server.status().current["companions"]} == {"running"}
+    assert len(events(server, what="begins")) == 2
+
+
+WITHOUT_A_PIDFD = """\
+import errno, os, sys
+from reuseport.cli.main import main
+from reuseport.master.processes import Processes
+whole = Processes.is_running
+
+def fail_once(self, process, pid):
+    if process.key.is_companion:
+        Processes.is_running = whole
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    whole(self, process, pid)
+
+Processes.is_running = fail_once
+sys.argv = ["reuseport", *sys.argv[3:]]
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_one_that_could_not_be_watched_ends_and_leaves_its_lock_to_the_next(serve):
+    server = serve()
+    (server.root / "without.py").write_text(WITHOUT_A_PIDFD)
+    server.flags = (str(server.root / "without.py"),)
+    declare(server, cron="exclusive = true")
+    server.start()
+    await_event(server, what="begins")
+    assert "no process for it: Too many open files" in server.log.read_text()
+    cron = await_state(server, "1.cron", "running")
+    titles = lambda: [title_of(pid) for pid in server.processes() if pid not in (server.pid, cron["pid"])]  # noqa: E731
+    wait_for(lambda: not any("master" in title for title in titles()), "the end of the first fork")
+
+
+def test_an_upgrade_loses_none_of_their_lines_and_starts_and_signals_nobody(serve):
+    server = start(serve(), mail="", cron="exclusive = true")
+    counting = server.root / "counting.py"
+    counting.write_text("import time\nfor n in range(10**6): print('line', n, flush=True); time.sleep(0.01)\n")
+    declare(server, mail="", cron="exclusive = true", counting=f"command = 'python {counting}'")
+    assert server.release().exit == 0
+    said = lambda: re.findall(r"\[2\.counting\] \[output\] line (\d+)\n", server.log.read_text())  # noqa: E731
+    wait_for(lambda: len(said()) > 20, "what it prints")
+    before = [c for g in server.status()["generations"] for c in g["companions"]]
+    for _ in range(2):
+        count = len(said())
+        assert server.question(do="upgrade")["ok"]
+        wait_for(lambda count=count: len(said()) > count + 20, "what it prints to the master behind the exec")
+    assert said() == [str(n) for n in range(len(said()))]
+    after = [c for g in server.status()["generations"] for c in g["companions"]]
+    for name in ("id", "pid", "state", "restarts", "why"):
+        assert [c[name] for c in after] == [c[name] for c in before]
+    for name in ("mail", "cron"):
+        (signalled,) = events(server, what="signalled", generation=1, name=name)
+        assert signalled["times"] == 1
+        server.gate(f"{name}-1").open()
+    server.settle(2)
+    await_event(server, what="begins", name="cron", generation=2)
 
 
 def test_companions_alone_are_waited_for_beside_a_new_beginning(accompanied):

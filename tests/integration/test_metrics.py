@@ -114,6 +114,31 @@ def test_the_totals_go_on_under_the_next_master(serve):
     assert server.status()["numbers"]["requests_per_second"] <= 1.1
 
 
+def test_an_upgrade_in_place_forgets_nothing_and_opens_nothing_anew(serve, tmp_path):
+    path, elsewhere = tmp_path / "metrics.sock", tmp_path / "statsd"
+    elsewhere.mkdir()
+    server = serve("--metrics", f"unix:{path}", "--statsd-host", f"unix:{elsewhere}/s").start()
+    for _ in range(15):
+        server.get()
+    server.write("two")
+    assert server.renew() == 2
+    gone = lambda: requests(scrape(server), "reuseport_requests_total")  # noqa: E731
+    wait_for(lambda: gone() == 15, "15 requests")
+    elsewhere.rmdir()  # which would be a mistake at a start
+    with Scraper(server) as scraper:
+        for _ in range(2):
+            assert server.question(do="upgrade")["ok"]
+            assert gone() == 15, "a generation that has gone lately is still told of"
+    assert scraper.trouble == [] and scraper.scrapes
+    elsewhere.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(str(elsewhere / "s"))
+        statsd.settimeout(20)
+        assert statsd.recv(65536).startswith(b"gunicorn.workers:2|g\n")
+    server.cli("stop")
+    assert server.await_exit() == 0 and not path.exists()
+
+
 def test_a_slow_or_silent_scraper_holds_up_nobody(serve):
     server = serve("--metrics", ANYWHERE).start()
     host, port = metrics_of(server).split(":")

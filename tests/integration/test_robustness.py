@@ -166,3 +166,41 @@ def test_a_log_that_nobody_reads_holds_up_nobody(serve):
         assert server.get().version == f"v{number}"
     assert server.cli("stop").exit == 0
     os.close(reader)
+
+
+DEFECTIVE = """\
+import sys
+from reuseport.cli.main import main
+from reuseport.master.companions import Companions
+from reuseport.master.releases import Releases
+from reuseport.master.touched import Touched
+
+def fail_once(kind, name):
+    whole = getattr(kind, name)
+    def method(*said):
+        setattr(kind, name, whole)
+        raise LookupError(f"a defect of {name}")
+    setattr(kind, name, method)
+
+for kind, name in ((Releases, "ask"), (Touched, "look"), (Companions, "ended")):
+    fail_once(kind, name)
+sys.argv = ["reuseport", *sys.argv[3:]]
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_defect_of_the_master_costs_its_own_event_only(serve):
+    """A signal, a look around, and the end of a companion."""
+    server = serve("--release-file", "again.txt")
+    (server.root / "defective.py").write_text(DEFECTIVE)
+    server.flags = (str(server.root / "defective.py"),)
+    companion = "name = 'once'\ncommand = 'sleep 0.5'\nready_after = 0.1\nrestart = 'never'\n"
+    (server.root / "reuseport.toml").write_text(f"[[companion]]\n{companion}")
+    server.start()
+    server.wait(lambda s: s.current["companions"][0]["state"] == "ended", "the companion's end is known")
+    server.hup()
+    for name in ("ask", "look", "ended"):
+        wait_for(lambda name=name: f"a defect of {name}" in server.log.read_text(), f"the defect of {name}")
+    (server.current / "again.txt").touch()
+    server.settle(2)
+    assert_well(server)

@@ -311,11 +311,11 @@ def test_orphans_leave_after_their_time_and_their_requests(serve):
 
 
 def test_orphans_that_find_another_master_stay(serve):
-    server = serve("--orphan-timeout", "1").start()
+    server = serve("--orphan-timeout", "5").start()
     before, address = server.status().pids(), server.address
     server.process.kill()
     server.process.wait()
     server.start()
-    wait_for(lambda: server.status()["master"]["uptime"] > 2.5, "longer than orphans would have stayed")
+    wait_for(lambda: server.status()["master"]["uptime"] > 5.5, "longer than orphans would have stayed")
     assert server.status().pids() == before
     assert server.get(address=address).pid in before

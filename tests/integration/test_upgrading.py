@@ -160,7 +160,8 @@ def test_what_happens_between_the_exec_and_the_new_master_is_not_lost(serve):
     assert told.result().json["result"].startswith("one in "), "the job has been made known, and run"
     status = server.settle(2)
     assert status["master"]["workers_wanted"] == 3, "the signal"
-    assert server.question(do="history")["history"][0]["number"] == 1
+    first = next(line for line in server.question(do="history")["history"] if line["event"] == "release")
+    assert (first["number"], first["outcome"]) == (1, "serving")
     assert f"worker 1.{[w['pid'] for w in before.workers()].index(victim) + 1} was killed" in server.log_end()
 
 

@@ -29,6 +29,7 @@ from reuseport.core.model import (
     ENDING,
     FIRST_JOB,
     FORKING,
+    KILLED,
     LEAVING,
     LOADING,
     OPENING,
@@ -545,6 +546,8 @@ class Audit:
         if key not in self.went:
             assert event == ev.Started(key, getattr(event, "pid", 0))
             return
+        if isinstance(event, ev.Adopted) and any(s.key == key and s.state == KILLED for s in event.survivors):
+            return  # it may not have been sent
         limit = self.company[key].stop_timeout
         late = bool(limit) and now - self.stopped[key] >= limit
         assert late or after.stopping == "quick", f"{key} was killed"

@@ -100,8 +100,14 @@ class Harness:
     def counter(self, field: int) -> int:
         return self.board[field]
 
+    def close_connections(self) -> None:
+        """Whatever they are doing."""
+        for connection in list(self.engine._open):
+            connection.close()
+
     def close(self) -> None:
-        self.engine.close_all()
+        self.engine.draining = self.engine.closing = True
+        self.close_connections()
         wait_for(lambda: self.engine.requests == 0)
         assert self.engine.connections == self.counter(scoreboard.CONNECTIONS) == 0
         assert self.counter(scoreboard.ACTIVE) == 0

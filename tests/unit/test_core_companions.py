@@ -16,6 +16,7 @@ from reuseport.core.model import (
     ENDED,
     ENDING,
     FIRST_COMPANION,
+    KILLED,
     RUNNING,
     SERVING,
     STANDBY,
@@ -382,6 +383,10 @@ def test_one_that_has_had_its_signal_gets_no_second_one_and_its_time_begins_agai
     assert story[1].state == DRAINING and state(story, MAIL) == STOPPING
     story.after(30)
     assert ev.Kill(MAIL) in story.commands
+
+
+def test_one_whose_sigkill_may_not_have_been_sent_gets_it_from_the_next_master():
+    assert ev.Kill(MAIL) in adopt(ev.Survivor(MAIL, 71, Release(), KILLED)).commands
 
 
 def test_one_that_had_ended_for_good_is_not_begun_anew_and_one_that_waited_is():

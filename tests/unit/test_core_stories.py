@@ -758,6 +758,17 @@ def test_a_generation_whose_workers_crash_is_taken_back(released):
     assert only(released.exit((3, 2)), ev.CopyZygote) == [ev.CopyZygote(4, 2)]
 
 
+def test_nothing_is_taken_back_once_a_stop_is_announced(released):
+    released.release(Asker("me"), probation=10.0)
+    released.serve(3)
+    released.tell(ev.StopAsked(delay=5.0))
+    commands = released.tell(ev.Judged(3, "it does worse"))
+    assert answers(commands) == {"me": (False, 3)}
+    assert not [c for c in commands if isinstance(c, ev.StartZygote | ev.CopyZygote)]
+    released.after(5)
+    assert released.states[3] == DRAINING
+
+
 def test_who_stands_its_probation_is_a_success(released):
     released.release(Asker("me"), probation=10.0)
     released.serve(3)

@@ -351,7 +351,7 @@ def test_a_stop_does_not_wait_for_who_has_connected_and_says_nothing(make, monke
         assert client.read_all() == b""
 
 
-def test_close_all(make):
+def test_closed_from_within(make):
     def application(environ, start_response):
         environ["wsgi.input"].read()
 
@@ -359,7 +359,7 @@ def test_close_all(make):
     with harness.connect() as idle, harness.connect() as reading:
         reading.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
         assert harness.engine.requests == 1
-        harness.engine.close_all()
+        harness.close_connections()
         assert (idle.read_all(), reading.read_all()) == (b"", b"")
     wait_for(lambda: harness.engine.requests == 0)
 

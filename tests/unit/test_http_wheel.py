@@ -35,6 +35,17 @@ def test_not_early_and_hardly_late(wheel):
     assert items[0].expired[0] < TICK + 1  # the machine may be busy
 
 
+def test_one_that_fails_takes_nobody_along(wheel, monkeypatch):
+    raised = []
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda context, kind, error, tb: raised.append(kind))
+    items = [Item() for _ in range(5)]
+    items[2].expire = lambda: 1 / 0
+    for item in items:
+        wheel.watch(item)
+    wait_for(lambda: sum(len(item.expired) for item in items) == 4)
+    assert raised == [ZeroDivisionError]
+
+
 def test_a_deadline_that_moves(wheel):
     later, sooner, never, forgotten = Item(0.1), Item(30), Item(0.1), Item(0.1)
     for item in (later, sooner, never, forgotten):

@@ -14,8 +14,9 @@ import sys
 import pytest
 
 from reuseport.ipc import logline
+from reuseport.ipc import outlet as outlet_module
 from reuseport.ipc.outlet import Outlet
-from reuseport.ipc.post import Post
+from reuseport.ipc.post import Post, inherited
 from reuseport.options import OptionError, load, logplace
 from reuseport.options.logplace import LogPlace
 from reuseport.worker import said
@@ -165,6 +166,31 @@ def test_a_daemon_that_is_started_again_is_found_again(daemon):
     daemon.start()
     post.send(b"two")
     assert daemon.all() == [b"two"]
+
+
+def test_behind_an_exec_nobody_needs_to_be_there(daemon):
+    outlet = Outlet(f"syslog:{daemon.path}", 2)
+    left = json.loads(json.dumps(outlet.estate(os.dup)))
+    daemon.stop()
+    another = Outlet(f"syslog:{daemon.path}", 2, inherited(left["post"]))
+    another.raw(b"lost")
+    daemon.start()
+    another.raw(b"found")
+    assert daemon.all()[-1] == b"found"
+
+
+def test_how_much_was_lost_while_nobody_was_there_is_said_in_full(daemon, monkeypatch):
+    monkeypatch.setattr(outlet_module, "BUFFER", 30)
+    outlet = Outlet(f"syslog:{daemon.path}", 2)
+    outlet.notice = lambda lost: b"lost %d" % lost
+    daemon.stop()
+    for _ in range(9):
+        outlet.raw(b"0123456789")
+    daemon.start()
+    outlet.raw(b"0123456789")
+    told = daemon.all()
+    kept = told.count(b"0123456789")
+    assert told == [b"lost %d" % (10 - kept)] + [b"0123456789"] * kept
 
 
 def test_nobody_there_is_said_with_the_path(tmp_path):

@@ -113,7 +113,7 @@ class World:
     def master(self) -> None:
         """Another one, which finds the files and the processes."""
         self.numbers = Numbers(self.board, self.latencies, self, SimpleNamespace(look=lambda look: None))
-        self.numbers.adopt()
+        self.numbers.adopt({key.generation for key in self.processes})
 
     def fork(self, generation: int, number: int) -> Key:
         row = next(row for row in range(WORKER_ROWS) if row not in {p.row for p in self.all()})
@@ -206,6 +206,31 @@ def test_another_master_goes_on_where_the_first_was_killed(world):
     world.master()
     assert world.numbers.now().generations == {}
     assert world.requests() == 8
+
+
+def test_a_generation_that_lives_without_a_worker_keeps_its_figures(world):
+    world.serve(world.fork(1, 1), [0.1] * 3)
+    world.serve(world.fork(2, 1), [0.1])
+    world.die(Key(1, 1))
+    world.numbers = Numbers(world.board, world.latencies, world, world.numbers.samples)
+    world.numbers.adopt({1, 2})
+    world.serve(world.fork(1, 2), [0.1])
+    assert (world.requests(1), world.requests(2), world.requests()) == (4, 1, 5)
+
+
+def test_behind_an_exec_it_goes_on_with_all_it_had(world, tmp_path):
+    world.numbers.samples = Samples(str(tmp_path), lambda *said: None)
+    world.serve(world.fork(1, 1), [0.1] * 3)
+    world.serve(world.fork(2, 1), [0.1])
+    world.serve(world.fork(3, 1), [0.1])
+    world.end(1)
+    world.die(Key(2, 1))
+    world.numbers.look(world.generations)
+    another = Numbers(world.board, world.latencies, world, Samples(str(tmp_path), lambda *said: None))
+    another.inherit(json.loads(json.dumps(world.numbers.estate(lambda fd: fd))))
+    assert another.now()[1:] == world.numbers.now()[1:], "one for a last scrape, one without workers, one with"
+    assert another.shown(3) == world.numbers.shown(3)
+    assert another.samples.estate() == world.numbers.samples.estate(), "what has been served since counts in the next"
 
 
 def test_more_generations_than_there_are_rows_for_their_dead(world):

@@ -118,6 +118,7 @@ MAIL = "[[companion]]\nname = 'mail'\ncommand = 'true'\n"
         ("workers = 3\n\nname =\n", "{path}:3: not valid TOML: invalid value"),
         ("name =", "{path}: not valid TOML: invalid value (at end of document)"),
         ("a = 'x", "{path}: not valid TOML: "),
+        ("a = " + "[" * 100_000, "{path}: its values are nested too deeply"),
         ("workers = 'x'", "{path}: workers: 'x' is not a whole number"),
         ("workers = true", "{path}: workers: True is not a whole number"),
         ("workers = [1]", "{path}: workers: [1] is not a whole number"),

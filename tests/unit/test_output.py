@@ -59,6 +59,32 @@ def test_in_the_end_all_of_it_is_copied(path: str) -> None:
     assert one.news(end=True) == ["line"] * (NEWS // 2) + ["last"]
 
 
+def test_somebody_who_prints_on_for_ever_holds_up_nobody(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Output(path)
+    write(one, b"line\n" * (NEWS // 2))
+    read = one._read
+
+    def and_more(lines: list[str]) -> bool:
+        assert len(lines) < 2 * NEWS, "it has not come to an end"
+        write(one, b"more\n" * (NEWS // 5))
+        return read(lines)
+
+    monkeypatch.setattr(one, "_read", and_more)
+    assert one.news(end=True)[: NEWS // 2] == ["line"] * (NEWS // 2)
+
+
+def test_an_exec_says_nothing_twice_where_nothing_can_be_cut_out(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_fallocate", lambda *_: -1)
+    one = Output(path)
+    write(one, b"said\nhalf")
+    assert one.news() == ["said"]
+    another = Output(path)
+    another.inherit(one.estate())
+    write(one, b" a line\n")
+    assert another.news() == ["half a line"]
+    assert list(another.last) == ["said", "half a line"]
+
+
 def test_too_much_at_once_is_given_up_and_said(path: str) -> None:
     one = Output(path)
     write(one, b"old\n" * (BACKLOG // 4 + 1))

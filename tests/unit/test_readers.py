@@ -203,24 +203,13 @@ def test_what_is_thrown_away_came_before(connect, engine):
 
 
 def test_passed_on_and_taken_back(connect, engine):
-    """Out of the set and in again; what came between is served."""
+    """What came between, when nobody was called, is served."""
     with connect() as client:
         (connection,) = engine.engine._open
         connection.let_go()
-        connection.leave()
         send_at_once(client, GET)
         turn()
         turn()
-        assert not client.received
-        connection.take_back()
-        client.read_until(b"0;")
-
-
-def test_taken_back_before_it_has_left_the_set(connect, engine):
-    with connect() as client:
-        (connection,) = engine.engine._open
-        connection.let_go()
-        client.send(GET)
         assert not client.received
         connection.take_back()
         client.read_until(b"0;")
@@ -231,7 +220,6 @@ def test_what_has_left_the_set_is_not_heard_of(engine):
     with engine.connect() as client:
         (connection,) = engine.engine._open
         connection.let_go()
-        connection.leave()
         copy = os.dup(connection.fileno())
         connection.passed()
         client.sock.send(GET)
@@ -349,6 +337,42 @@ def test_one_that_fails_takes_nobody_along(engine, defects):
         wait_for(lambda: (broken.receive(), client.receive()) and b"0;" in broken.received + client.received)
         assert type(defects.pop()) is ZeroDivisionError
         connection.close()
+
+
+def test_what_raises_between_two_of_them_makes_nobody_deaf(engine, defects):
+    """As the handler of a signal of the application's does, wherever the main thread is. The loop would not look at
+    the set again, and the edges of those that were still to be called would be lost."""
+    readers = engine.engine.readers
+    interrupted = []
+
+    class Interrupted(dict):
+        def get(self, fd):
+            if not interrupted:
+                interrupted.append(fd)
+                raise TimeoutError
+            return super().get(fd)
+
+    clients = [engine.connect() for _ in range(3)]
+    readers.by_fd = Interrupted(readers.by_fd)
+    for client in clients:
+        client.sock.send(GET)
+    wait_for(lambda: sum(client.receive() and b"0;" in client.received for client in clients) == 2)
+    assert type(defects.pop()) is TimeoutError
+    for client in clients:
+        client.sock.send(GET)
+        client.read_until(b"0;")
+        client.sock.close()
+
+
+def test_a_defect_closes_its_connection(connect, engine, defects):
+    """Nobody would come to it again, and a drain would wait for it for ever."""
+    run = engine.engine.run
+    engine.engine.run = lambda response: 1 / 0
+    with connect() as client:
+        client.sock.send(GET)
+        wait_for(lambda: engine.engine.connections == 0)
+        assert type(defects.pop()) is ZeroDivisionError
+    engine.engine.run = run
 
 
 def test_a_forked_child_leaves_the_set_alone(engine):

@@ -237,7 +237,7 @@ def test_a_lent_connection_is_closed_only_when_it_comes_back(make):
         wait_for(lambda: application.running)
         (connection,) = harness.engine._open
         fd = connection.fileno()
-        harness.engine.close_all()
+        harness.close_connections()
         assert connection.fileno() == fd, "its number must not become another connection's meanwhile"
         application.gate("/a").set()
         wait_for(lambda: harness.engine.connections == 0)

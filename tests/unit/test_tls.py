@@ -56,6 +56,26 @@ def test_a_body_in_many_records(engine):
     assert answer.echo["body"].encode("latin-1") == body
 
 
+def test_more_is_decrypted_at_once_than_a_piece(engine):
+    """A record that had come all but its last byte, and others behind it, while a chunk's size is waited for."""
+    body = bytes(range(256)) * 128
+    chunked = b"".join(b"%x\r\n%b\r\n" % (100, body[at : at + 100]) for at in range(0, 25000, 100)) + b"0\r\n\r\n"
+    engine.application = lambda environ, start_response: (
+        start_response("200 OK", []),
+        [b"%d;" % (environ["wsgi.input"].read() == body[:25000])],
+    )[1]
+    with TlsClient(engine) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        wait_for(lambda: engine.engine.requests)
+        for at, size in ((0, 16384), (16384, 8000), (24384, len(chunked) - 24384)):
+            client.tls.write(chunked[at : at + size])  # a record
+        data = client._out.read()
+        client.wire.send(data[:16405])
+        client.wire.send(data[16405:])
+        wait_for(lambda: client.receive() or client.received.endswith(b";"))
+        assert parse(client.received)[0].body == b"1;"
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_slow_client_gets_all_of_it_and_a_proper_end(engine, version):
     size = 2_000_000

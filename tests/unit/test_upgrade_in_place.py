@@ -5,15 +5,40 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from reuseport.core import record
 from reuseport.core.model import SERVING, Asker, Cluster, Generation, Release, Worker, Zygote
 from reuseport.master import estate
-from reuseport.master.upgrade import Command, command_of
+from reuseport.master.upgrade import Command, Refused, Upgrade, command_of
 
 CWD = "/srv/shop"
+
+
+def test_whoever_comes_for_another_one_at_the_last_moment_is_refused_and_takes_nobodys_place(monkeypatch):
+    """A SIGUSR2 that is heard between the end of the trial and the exec."""
+    log, answers = [], []
+    client = SimpleNamespace(done=lambda ok, **fields: answers.append(fields["error"]))
+    master = SimpleNamespace(
+        cluster=Cluster(), exit_status=None, log=SimpleNamespace(write=lambda level, text: log.append(text)),
+        control=SimpleNamespace(clients={"client 1": client}), catch_up=lambda: upgrade.ask(),
+    )  # fmt: skip
+    upgrade = Upgrade(master)
+    upgrade._trial, upgrade._asker = SimpleNamespace(command="it"), "client 1"
+    upgrade.due = True
+    monkeypatch.setattr(upgrade, "_command", lambda: "it")
+
+    def execute(command: str) -> None:
+        assert upgrade._asker == "client 1", "who is told by the next master"
+        raise Refused("the kernel will not")
+
+    monkeypatch.setattr(upgrade, "_exec", execute)
+    upgrade.perform()
+    assert ["under way already" in text for text in log] == [True, False]
+    assert answers == ["the kernel will not"]
+    assert not upgrade.due and upgrade._trial is None
 
 
 @pytest.fixture
