@@ -50,6 +50,12 @@ def ask(
         try:
             _send(connection, request, run_dir)
             done = _done(_lines(connection, timeout, tick), run_dir, on_event)
+            if done.get("superseded"):
+                # Another master has taken over: it is asked the same, or what this one says is to be asked instead.
+                return ask(
+                    run_dir, done.get("ask") or request, on_event=on_event, tick=tick, timeout=timeout,
+                    gone_within=gone_within, of_any_user=of_any_user,
+                )  # fmt: skip
             if gone_within is not None and done.get("ok"):
                 _await_end(connection, master, gone_within, run_dir)
         except TimeoutError as error:

@@ -25,7 +25,7 @@ BAR = 10  # columns
 def render(status: Mapping[str, Any], now: float, width: int | None = WIDTH, ink: Ink = PLAIN) -> str:
     """The state as text. `now` is in seconds of the epoch; `width` in columns, None for as wide as it takes."""
     generations = sorted(objects(status, "generations"), key=lambda one: one.get("number") or 0, reverse=True)
-    blocks = [_master(status, ink), _generations(generations, width, ink)]
+    blocks = [_master(status, now, ink), _generations(generations, width, ink)]
     workers = [worker for one in generations for worker in objects(one, "workers")]
     if workers:
         blocks.append(_workers(workers, width, ink))
@@ -45,7 +45,7 @@ def render(status: Mapping[str, Any], now: float, width: int | None = WIDTH, ink
     return "\n\n".join("\n".join(fit(block, width)) for block in blocks)
 
 
-def _master(status: Mapping[str, Any], ink: Ink) -> list[str]:
+def _master(status: Mapping[str, Any], now: float, ink: Ink) -> list[str]:
     master, serving = a_dict(status, "master"), status.get("serving")
     serves = f"serving generation {serving}" if serving else "serving no generation yet"
     name, state = words.text(master.get("name", "master")), words.text(master.get("state", "unknown"))
@@ -59,7 +59,18 @@ def _master(status: Mapping[str, Any], ink: Ink) -> list[str]:
     ]
     if numbers := a_dict(status, "numbers"):
         lines.append(f"  traffic  {_traffic(numbers, ink)}")
-    return lines
+    lines += [f"  earlier  master {pid} leaves with its last process" for pid in a_list(master, "earlier")]
+    return [*lines, *_takeover(a_dict(master, "takeover"), now, ink)]
+
+
+def _takeover(takeover: Mapping[str, Any], now: float, ink: Ink) -> list[str]:
+    """The one under way, or how the last one failed."""
+    if not takeover:
+        return []
+    if takeover.get("outcome") != "failed":
+        return [ink.paint("going", f"  takeover master {takeover.get('pid', ABSENT)} is taking over")]
+    when = f"{duration(now - takeover.get('at', now))} ago, by master {takeover.get('pid', ABSENT)}"
+    return [ink.paint("bad", f"  takeover the last takeover failed, {when}")]
 
 
 def _listens(addresses: Sequence[Any], slots: Sequence[Mapping[str, Any]], ink: Ink) -> list[str]:

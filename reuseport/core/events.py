@@ -134,6 +134,14 @@ class Exited:
 
 
 @dataclass(frozen=True)
+class DrainAwaited:
+    """Somebody waits until all that is older than this generation has drained, and has asked another master before."""
+
+    asker: Asker
+    generation: int
+
+
+@dataclass(frozen=True)
 class ScaleAsked:
     by: int
 
@@ -168,7 +176,7 @@ class Survivor:
 class Adopted:
     """What an earlier master of this run directory left behind, all of it at once, and how far it had counted.
 
-    `otherwise`: the release to begin with where none of it serves.
+    `otherwise`: the release to begin with where none of it serves; with `renew`, in any case.
     """
 
     survivors: tuple[Survivor, ...]
@@ -177,11 +185,12 @@ class Adopted:
     forked: Mapping[int, int] = field(default_factory=dict)  # generation -> the highest worker number given out
     otherwise: Release | None = None
     ended: tuple[Key, ...] = ()  # companions that had ended for good
+    renew: bool = False
 
 
 Event = (
     Tick | ReleaseAsked | PromoteAsked | Started | Loaded | Failed | Forked | Born | Ready | Accepting | LetGo | Retire
-    | Blocked | Unblocked | Judged | Pinned | Exited | ScaleAsked | StopAsked | Adopted
+    | Blocked | Unblocked | Judged | Pinned | Exited | DrainAwaited | ScaleAsked | StopAsked | Adopted
 )  # fmt: skip
 
 # --- commands -------------------------------------------------------------------------------------------------------

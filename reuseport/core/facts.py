@@ -281,6 +281,10 @@ def _judged(t: Turn, event: ev.Judged) -> None:
         t.put(replace(g, verdict=event.verdict))
 
 
+def _drain_awaited(t: Turn, event: ev.DrainAwaited) -> None:
+    t.change(drain_askers=(*t.state.drain_askers, (event.asker, event.generation)))
+
+
 def _scale_asked(t: Turn, event: ev.ScaleAsked) -> None:
     if t.state.stopping:
         return
@@ -348,7 +352,7 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
         t.note("info", f"generation {newest.number} of an earlier master is adopted, and serves on")
         t.need_slots(newest.wanted)  # an address may be new, or have lost some
         t.assign()
-    elif event.otherwise is not None:
+    if event.otherwise is not None and (event.renew or not accepting):
         t.begin(event.otherwise, ())
 
 
@@ -370,6 +374,7 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.Judged: _judged,
     ev.Pinned: _pinned,
     ev.Exited: _exited,
+    ev.DrainAwaited: _drain_awaited,
     ev.ScaleAsked: _scale_asked,
     ev.StopAsked: _stop_asked,
     ev.Adopted: _adopted,

@@ -93,16 +93,10 @@ class RunDir:
         except OSError as error:
             raise RunDirError(f"--run-dir: cannot open {self.lock}: {error.strerror}") from None
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            self.take_again(fd)
+        except RunDirError:
             os.close(fd)
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise RunDirError(f"--run-dir: cannot lock {self.lock}: {error.strerror}") from None
-            raise RunDirError(
-                f"--run-dir: {self.path} belongs to a running master (pid {self.owner() or 'unknown'}); "
-                "stop it, or give this server a name (-n) or a run directory of its own"
-            ) from None
-        Path(self.pid).write_text(f"{os.getpid()}\n")
+            raise
         self.keep()
         return fd
 
@@ -118,6 +112,23 @@ class RunDir:
         """Cleaners of /tmp leave a directory alone that somebody holds a BSD lock on (tmpfiles.d(5), "Age")."""
         self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self._directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def let_go(self, fd: int) -> None:
+        """Whoever takes the lock next is the master."""
+        fcntl.lockf(fd, fcntl.LOCK_UN)
+
+    def take_again(self, fd: int) -> None:
+        """Take the lock, and say whose it is. RunDirError where another master has it."""
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise RunDirError(f"--run-dir: cannot lock {self.lock}: {error.strerror}") from None
+            raise RunDirError(
+                f"--run-dir: {self.path} belongs to a running master (pid {self.owner() or 'unknown'}); stop it, take "
+                "over from it (--takeover), or give this server a name (-n) or a run directory of its own"
+            ) from None
+        Path(self.pid).write_text(f"{os.getpid()}\n")
 
     def owner(self) -> int | None:
         """The pid that the last owner wrote down; it may have died since."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from reuseport.core import events as ev
 from reuseport.core.model import BOOTING, ZYGOTE, Key
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.master.companions import LockTaken
 from reuseport.master.numbers import WORKER_ROWS
+from reuseport.master.succession import SUCCESSOR
 
 if TYPE_CHECKING:
     from reuseport.master.main import Master
@@ -41,6 +41,8 @@ def _start_zygote(master: Master, command: ev.StartZygote) -> None:
     boot_log = master.boot_logs.begin(key.generation)
     master.control.stages(f"generation {key.generation}: loading {command.release.recipe['directory']}")
     master.releases.begins(key.generation, command.release)
+    if master.succession.starts(command):
+        return
     try:
         process = master.processes.start_zygote(key, command.release.recipe, master.run_dir, boot_log)
     except OSError as error:
@@ -55,6 +57,10 @@ def _copy_zygote(master: Master, command: ev.CopyZygote) -> None:
     boot_log = master.boot_logs.begin(key.generation)
     master.control.stages(f"generation {key.generation}: from the zygote of generation {command.donor}")
     master.releases.begins(key.generation, master.cluster.generations[key.generation].release)
+    if master.predecessors.have(master.processes.get(Key(command.donor, ZYGOTE))):
+        # Its child, which would serve in the unit of a master that is about to leave, and keep it there.
+        master.events.append(ev.Started(key, error="the zygote is an earlier master's"))
+        return
     master.processes.expect(key)
     output = boot_log.open()
     master.switchboard.send(Key(command.donor, ZYGOTE), "copy", (output,), generation=key.generation)
@@ -75,6 +81,7 @@ def _fork(master: Master, command: ev.Fork) -> None:
 
 
 def _accept(master: Master, command: ev.Accept) -> None:
+    master.slots.listen()
     master.switchboard.send(command.key, "accept", own=command.slots, farewell=command.farewell)
 
 
@@ -112,19 +119,16 @@ def _abort(master: Master, command: ev.Abort) -> None:
 
 
 def _launch(master: Master, command: ev.Launch) -> None:
+    if master.succession.launches(command):
+        return
     g = master.cluster.generations[command.key.generation]
-    try:
-        pid = master.companions.launch(command.key, g.companions[command.key.number], g.release.recipe)
-    except LockTaken:
-        master.events.append(ev.Started(command.key, error="another one runs, and has the lock"))
-    except OSError as error:
-        master.events.append(ev.Started(command.key, error=f"no process for it: {error.strerror}"))
-    else:
-        master.events.append(ev.Started(command.key, pid))
+    companion = g.companions[command.key.number]
+    master.events.append(master.companions.begin(command.key, companion, g.release.recipe))
 
 
 def _go(master: Master, command: ev.Go) -> None:
-    master.companions.go(command.key)
+    if not master.succession.lets_go(command):
+        master.companions.go(command.key)
 
 
 def _stop(master: Master, command: ev.Stop) -> None:
@@ -140,6 +144,9 @@ def _kill(master: Master, command: ev.Kill) -> None:
 
 
 def _answer(master: Master, command: ev.Answer) -> None:
+    if command.asker.name == SUCCESSOR:
+        master.succession.answer(command)
+        return
     client = master.control.clients.get(command.asker.name)
     if client is None:
         return

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 PATIENCE = 10.0  # seconds for an earlier master's processes to hand over the slots
 
 
-def adopt(master: Master, remains: Remains, otherwise: Release) -> None:
-    """Take over processes and slots. `otherwise` is released where none of them serves.
+def adopt(master: Master, remains: Remains, otherwise: Release, *, renew: bool = False) -> None:
+    """Take over processes and slots. `otherwise` is released where none of them serves; with `renew`, in any case.
 
     SlotError where slots do not come back, or an address is not to be had.
     """
     for pid in remains.strays:
         end(pid)
     for one in remains.adopted.survivors:
-        process = master.processes.expect(one.key, remains.rows[one.key])
+        # A companion may be known: this master has forked it for the one that it takes over from.
+        process = master.processes.get(one.key) or master.processes.expect(one.key, remains.rows[one.key])
         master.processes.is_running(process, one.pid)
     master.numbers.adopt({one.key.generation for one in remains.adopted.survivors})
     _await_slots(master, remains)
@@ -40,7 +41,7 @@ def adopt(master: Master, remains: Remains, otherwise: Release) -> None:
             f"{', '.join(unwanted)} is served on, as under the earlier master, though --bind does not name it any "
             "more: a stop and a new start let go of it",
         )
-    master.events.appendleft(replace(remains.adopted, slots=master.slots.count, otherwise=otherwise))
+    master.events.appendleft(replace(remains.adopted, slots=master.slots.count, otherwise=otherwise, renew=renew))
 
 
 def _await_slots(master: Master, remains: Remains) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from reuseport.core.events import Survivor
+from reuseport.core.events import Started, Survivor
 from reuseport.core.model import Companion, Key
 from reuseport.ipc import user
 from reuseport.ipc.inherited import SIGNALS
@@ -51,7 +51,16 @@ class Companions:
         self._locks: dict[Key, int] = {}
         self._following = False
 
-    def launch(self, key: Key, companion: Companion, recipe: Mapping[str, Any]) -> int:
+    def begin(self, key: Key, companion: Companion, recipe: Mapping[str, Any]) -> Started:
+        """Fork the process, and say what came of it."""
+        try:
+            return Started(key, self._launch(key, companion, recipe))
+        except LockTaken:
+            return Started(key, error="another one runs, and has the lock")
+        except OSError as error:
+            return Started(key, error=f"no process for it: {error.strerror}")
+
+    def _launch(self, key: Key, companion: Companion, recipe: Mapping[str, Any]) -> int:
         """Fork the process, and return its pid. OSError where that is not possible; LockTaken."""
         declared = declaration(recipe, companion.terms.name)
         ids = recipe.get("ids") if os.geteuid() == 0 else None
@@ -80,8 +89,10 @@ class Companions:
         return pid
 
     def go(self, key: Key) -> None:
+        wire = self._wires.get(key)  # None: it has ended with the master that had forked it
         with contextlib.suppress(ConnectionError):  # it has died; its exit follows
-            self._wires[key].send(b"g")
+            if wire is not None:
+                wire.send(b"g")
 
     def stop(self, key: Key, companion: Companion, recipe: Mapping[str, Any]) -> None:
         """Its main process alone gets the signal: what it has forked is its own business."""
@@ -126,12 +137,47 @@ class Companions:
         }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
-        for *key, fd in left["wires"]:
+        """What `estate` or `let_go` has told."""
+        for *key, fd in left.get("wires", ()):
             self._wires[Key(*key)] = socket.socket(fileno=fd)
-        for *key, fd in left["locks"]:
+        for *key, fd in left.get("locks", ()):
             self._locks[Key(*key)] = fd
         for *key, who, output in left["outputs"]:
             self._follow_output(Key(*key), who, None).inherit(output)
+
+    # --- beside another master ----------------------------------------------------------------------------------------
+
+    @property
+    def locks(self) -> Mapping[Key, int]:
+        """Of the exclusive ones: whoever has one of these descriptors keeps the lock for as long as it is open."""
+        return self._locks
+
+    def let_go(self) -> dict[str, Any]:
+        """Follow nobody any more, since another master does from now on; what it, or this one, goes on with."""
+        for key in self._outputs:
+            self._copy_news(key)
+        left = {"outputs": [[*key, who, output.estate()] for key, (who, output) in self._outputs.items()]}
+        for _, output in self._outputs.values():
+            output.close()
+        self._outputs.clear()
+        return left
+
+    def follow(self, generation: int, companions: Mapping[int, Companion]) -> None:
+        """Go on where a master stopped that was to be this one's successor and had started them. `companions` are those
+        of the generation that there are."""
+        for number, companion in companions.items():
+            self._output(Key(generation, number), companion.label, None)
+        self._clear_up(f"{generation}.*")
+
+    def leave(self) -> None:
+        """They are another master's. Its are the locks, too: it has got them."""
+        self.let_go()
+        for lock in self._locks.values():
+            os.close(lock)
+        for wire in self._wires.values():
+            wire.close()
+        self._locks.clear()
+        self._wires.clear()
 
     # --- what they print ----------------------------------------------------------------------------------------------
 
@@ -140,8 +186,12 @@ class Companions:
         for one in survivors:
             if one.key.is_companion:
                 self._output(one.key, one.release.seats()[one.key.number].label, None)
+        self._clear_up("*")
+
+    def _clear_up(self, whose: str) -> None:
+        """Copy what was printed by those who are no more."""
         known = {output.path for _, output in self._outputs.values()}
-        for path in Path(self._run_dir.path).glob(self._run_dir.companion_log("*").rpartition("/")[2]):
+        for path in Path(self._run_dir.path).glob(self._run_dir.companion_log(whose).rpartition("/")[2]):
             if str(path) not in known:
                 left = Output(str(path))
                 self._say(path.name.removeprefix("companion-").removesuffix(".log"), left.news(end=True))

@@ -34,6 +34,7 @@ class Client:
         self._in = b""
         self._out = b""
         self._last = False
+        self.asked = False  # its question has been read
         self.watching = False  # whether it is told the stages of the release under way
         self.told: Any = None  # the progress that it has heard of last
 
@@ -74,6 +75,7 @@ class Client:
         except ValueError as error:
             self.done(False, error=f"not a question that this master understands: {error}")
             return
+        self.asked = True
         try:
             self._server.answer(self, question)
         except Exception:
@@ -105,12 +107,14 @@ class Client:
             "in": self._in.decode("latin-1"),
             "out": self._out.decode("latin-1"),
             "last": self._last,
+            "asked": self.asked,
             "watching": self.watching,
         }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
         self._in, self._out = left["in"].encode("latin-1"), left["out"].encode("latin-1")
         self._last, self.watching = left["last"], left["watching"]
+        self.asked = left.get("asked", True)
         self.flush()
 
     def close(self) -> None:
@@ -146,6 +150,14 @@ class Control:
         self._socket = sock
         loop.watch(sock.fileno(), self._accept)
 
+    def listen_again(self) -> None:
+        """Another master may have put a socket of its own in the place of this one."""
+        path = self._socket.getsockname()
+        self.loop.forget(self._socket.fileno())
+        self._socket.close()
+        self._socket = listen(path)
+        self.loop.watch(self._socket.fileno(), self._accept)
+
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
         clients = [client.estate(lend) for client in self.clients.values()]
@@ -162,13 +174,18 @@ class Control:
             if client.watching:
                 client.say(event="stage", text=text, level=level)
 
-    def close(self) -> None:
+    def leave(self) -> None:
+        """Hear nobody any more. The path is another master's."""
         for client in list(self.clients.values()):
             client.close()
         self.loop.forget(self._socket.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._socket.getsockname())
         self._socket.close()
+
+    def close(self) -> None:
+        path = self._socket.getsockname()
+        self.leave()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
     def _accept(self) -> None:
         try:

@@ -204,5 +204,7 @@ def _parts(master: Master) -> Iterator[tuple[str, Heritable]]:
         "numbers": master.numbers,
         "telling": master.telling,
         "reload": master.reload,
+        "predecessors": master.predecessors,
+        "succession": master.succession,
     }
     yield from ((name, part) for name, part in parts.items() if part is not None)

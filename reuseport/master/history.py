@@ -42,6 +42,9 @@ class History:
         self.lines.append(line)
         os.write(self._file, json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
+    def close(self) -> None:
+        os.close(self._file)
+
     @property
     def last(self) -> int:
         """The highest generation number there ever was."""

@@ -45,10 +45,13 @@ from reuseport.master.questions import QUESTIONS, whole_status
 from reuseport.master.recipe import release_of
 from reuseport.master.releases import Releases, complete
 from reuseport.master.reload import Reload
+from reuseport.master.retirement import Predecessors, retire
 from reuseport.master.roster import Roster
 from reuseport.master.signals import Signals
 from reuseport.master.slots import SlotError, Slots
+from reuseport.master.succession import Succession
 from reuseport.master.switchboard import Switchboard
+from reuseport.master.takeover import TakeoverError, take_over
 from reuseport.master.tally import Tally
 from reuseport.master.telling import Telling
 from reuseport.master.tenants import Tenants
@@ -70,6 +73,9 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
         master = Master(settings, extra or {})
     except (OptionError, RunDirError, SlotError) as error:
         sys.stderr.write(f"reuseport: {error}\n")
+        return 1
+    except TakeoverError as error:
+        sys.stderr.write(error.output + f"reuseport: nothing was taken over: {error}\n")
         return 1
     return master.run()
 
@@ -108,12 +114,23 @@ class Master:
         self.losses = Losses()
         self.tally = Tally()
 
-        release = complete(release_of(settings), extra) if left is None else None
-        ids = find_user(settings)
+        self.ids = ids = find_user(settings)
         self.run_dir = RunDir(settings.run_dir)
         self.roster = Roster(self.run_dir.roster)
-        remains = None
+        supervision = left.supervision if left else passed.take(os.environ, os.getpid())
+        become_subreaper()
+        _raise_descriptor_limit()
+        self.log = estate.open_log(settings, left.post if left else None)
+        self.loop = Loop()
+        self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
+        self.notifier = Notifier(supervision, self.loop, self.log.write)
+        self.processes = Processes(self.loop, self._on_exit)
+        self.companions = Companions(self.run_dir, self.loop, self.processes, self.log)
+        release, bequest, remains = None, None, None
         if left is None:
+            release = complete(release_of(settings), extra)
+            if settings.takeover != "no":
+                bequest = take_over(self, release)
             self.lock = self.run_dir.own()
             remains = self.roster.read()
             if remains is not None and (odds := remains.at_odds(settings, ids)):
@@ -122,34 +139,33 @@ class Master:
         else:
             self.lock = left.lock
             self.run_dir.keep()
-        self.log = estate.open_log(settings, left.post if left else None)
         history, samples = estate.open_state(settings, self.log.write)
         self.cluster = left.cluster if left else Cluster(last=history.last)
         if settings.umask is not None:
             os.umask(settings.umask)
-        supervision = left.supervision if left else passed.take(os.environ, os.getpid())
         given = passed.sockets_of(supervision)
         units = tuple(dict.fromkeys(one.address for one in given if not one.stored))
         # Without a word about addresses those that were passed are meant.
         addresses = units if units and settings.sources["bind"] == DEFAULT else settings.bind
+        if bequest and not bequest.bereaved:
+            addresses = bequest.addresses
+            remains = remains and bequest.settled(remains)
         umask = 0 if settings.umask is None else settings.umask
-        self.slots = Slots(addresses, settings.backlog, umask, given)
-        self.loop = Loop()
+        self.slots = Slots(addresses, settings.backlog, umask, given, beside=settings.beside)
+        if bequest:
+            for slot in bequest.slots:
+                self.slots.adopt(*slot, theirs=slot[0] in bequest.theirs)
+            self.companions.inherit(bequest.of_companions)
         self.telling = Telling(settings, self.loop, self._facts)
         if left is None:
-            self.telling.open(umask)
+            self.telling.open(umask, bequest.scraped_at if bequest else None)
             if remains is None:
                 self.slots.bind()
                 for path in (self.run_dir.scoreboard, self.run_dir.latencies):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(path)  # of a master whose workers have died with it: this one counts anew
             self._write_pid_file()
-        become_subreaper()
-        _raise_descriptor_limit()
-        self.notifier = Notifier(supervision, self.loop, self.log.write)
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.printed)
-        self.processes = Processes(self.loop, self._on_exit)
-        self.companions = Companions(self.run_dir, self.loop, self.processes, self.log)
         if left is None:
             self.boot_logs.clear()
             self.companions.take_over(remains.adopted.survivors if remains else ())
@@ -157,14 +173,13 @@ class Master:
         self.latencies = Latencies(self.run_dir.latencies, create=True)
         self.numbers = Numbers(self.board, self.latencies, self.processes, samples)
         if left is None:
-            hellos, questions = channels.listen(self.run_dir.hello), control.listen(self.run_dir.control)
+            hellos, questions = self._listen(), control.listen(self.run_dir.control)
         else:
             hellos, questions = left.doors()
         if ids:
             # They lie where only the master's own user can put anything else in their place.
             os.chown(self.run_dir.scoreboard, *ids, follow_symlinks=False)
             os.chown(self.run_dir.latencies, *ids, follow_symlinks=False)
-            os.chown(self.run_dir.hello, *ids, follow_symlinks=False)
         self.switchboard = Switchboard(
             hellos,
             ids[0] if ids else os.geteuid(),
@@ -194,7 +209,7 @@ class Master:
         adopted = sorted({one.key.generation for one in remains.adopted.survivors}) if remains is not None else []
         if left is None:
             self.releases.note("started", pid=os.getpid(), name=settings.name, adopted=adopted)
-        self.control = Control(questions, self.loop, self._on_question)
+        self.control = Control(questions, self.loop, self.on_question)
         self.progress = Progress(
             lambda: list(self.control.clients.values()), lambda g: status.work_of(g, self.processes, self.board)
         )
@@ -209,15 +224,20 @@ class Master:
             if release is not None:
                 self.reload.watch(release.recipe["directory"])
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
-        self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
         self.upgrade = upgrade.Upgrade(self)
+        self.predecessors = Predecessors(self)
+        self.succession = Succession(self)
+        self.switchboard.on_successor = self.succession.asked
         if left is not None:
             left.enter(self)
         elif release is not None and remains is not None:
-            adoption.adopt(self, remains, release)
+            adoption.adopt(self, remains, release, renew=bequest is not None and bequest.bereaved)
         elif release is not None:
             self.events.append(ev.ReleaseAsked(release))
+        if bequest:
+            bequest.enter(self)
+            bequest.accept()
 
     def run(self) -> int:
         self.signals.listen()
@@ -236,7 +256,11 @@ class Master:
         gc.freeze()
         self._decide()
         while self.exit_status is None:
-            self.loop.wait(machine.wake_at(self.cluster))
+            self.loop.wait(None if self.succession.paused else machine.wake_at(self.cluster))
+            if self.succession.heir:
+                return retire(self, self.succession.heir)
+            if self.succession.paused:
+                continue
             self.catch_up()
             if self.upgrade.due:
                 self.upgrade.perform()
@@ -281,9 +305,11 @@ class Master:
                 if other.key.generation == process.key.generation and not other.pid:
                     self.processes.forget(other.key)
 
-    def _on_question(self, client: Client, question: dict[str, Any]) -> None:
+    def on_question(self, client: Client, question: dict[str, Any]) -> None:
         answer = QUESTIONS.get(question["do"])
-        if answer is None:
+        if self.succession.paused:
+            self.succession.hold(client, question)
+        elif answer is None:
             client.done(False, error=f"this master ({__version__}) does not know {question['do']!r}")
         else:
             answer(self, client, question)
@@ -313,6 +339,7 @@ class Master:
             self._write_roster()
         self._notify()
         self.progress.look(self.cluster, time.monotonic())
+        self.succession.look()
 
     def _act(self, command: ev.Command) -> None:
         try:
@@ -334,10 +361,39 @@ class Master:
         self.tally.jobs["ended"] += 1
         self.releases.job_ended(key, job)
 
+    def _listen(self) -> Any:
+        """The socket for hellos, at a path where only the master's own user can put anything else."""
+        hellos = channels.listen(self.run_dir.hello)
+        if self.ids:
+            os.chown(self.run_dir.hello, *self.ids, follow_symlinks=False)
+        return hellos
+
+    def go_on(self) -> None:
+        """Another master had begun to take this one's place, and may have left its own traces."""
+        self.switchboard.close()
+        self.switchboard.listen(self._listen())
+        self.control.listen_again()
+        self.roster = Roster(self.run_dir.roster)
+        try:
+            history, samples = estate.open_state(self.first, self.log.write, trim=False)
+            self._write_pid_file()
+        except OptionError as error:
+            self.log.write("error", str(error))
+        else:
+            self.releases.history.close()
+            self.numbers.samples.close()
+            self.releases.history, self.numbers.samples = history, samples
+        self.processes.go_on()
+        self.telling.go_on()
+
     def _look_around(self) -> None:
         """What nothing tells of, at least once in a second."""
         timeout = self.releases.settings.timeout
-        self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._look_around)  # whatever becomes of this look
+        if not self.succession.heir:
+            # Whatever becomes of this look.
+            self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._look_around)
+        if self.succession.paused:
+            return
         for file in self.touched:
             file.look()
         if self.reload is not None:
@@ -349,7 +405,13 @@ class Master:
             self.watch.look(self.cluster, timeout)
 
     def _count(self) -> None:
-        self.loop.later(1.0, self._count)
+        if not self.succession.heir:
+            self.loop.later(1.0, self._count)
+        if not self.succession.paused:
+            self.count()
+
+    def count(self) -> None:
+        """Look what has been served, and tell of it."""
         look = self.numbers.look(self.cluster.generations)
         self.telling.tell(look, sum(len(g.having(ACCEPTING)) for g in self.cluster.generations.values()))
 

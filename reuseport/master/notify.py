@@ -148,6 +148,22 @@ class Notifier:
         for start in range(0, len(new), FDS):
             self._send(f"FDSTORE=1\nFDNAME={STORED}", new[start : start + FDS])
 
+    def retire(self, status: str) -> None:
+        """Another master has taken over. The unit stays active: while it is not said to stop no clock runs against the
+        jobs that it waits for. What the supervisor keeps is the other's to give."""
+        if self._socket is None:
+            return
+        if self._supervision.store:
+            self._send(f"FDSTOREREMOVE=1\nFDNAME={STORED}")
+        self._said = Said(ready=True, status=status)
+        self._send(f"READY=1\nSTATUS={status}")
+
+    def stopping(self) -> None:
+        """It leaves as soon as it can, and asks for time until then."""
+        if self._socket is not None and not self._said.stopping:
+            self._said = self._said._replace(stopping=True)
+            self._send("STOPPING=1")
+
     def _watch(self, seconds: float) -> None:
         """A loop that does not turn any more does not say so, either."""
         self._loop.later(seconds, lambda: self._watch(seconds))

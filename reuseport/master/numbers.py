@@ -42,14 +42,21 @@ class Numbers:
         worker just now, and the processes that there are."""
         survivors = {process.row for process in self._with_rows()}
         owners = self._latencies.owners()
+        gone: dict[int, list[Figures]] = {}
         for row, generation in enumerate(owners[WORKER_ROWS:SERVER], WORKER_ROWS):
             if generation in living and generation not in self._sums:
                 self._sums[generation] = row
             elif generation:
+                gone.setdefault(generation, []).append(self._read(row))
                 self._move(row, SERVER)
         for row, generation in enumerate(owners[:WORKER_ROWS]):
             if generation and row not in survivors:
+                if generation not in living:
+                    settle(self._board.row(row))
+                    gone.setdefault(generation, []).append(self._read(row))
                 self._move(row, self._sum_of(generation) if generation in living else SERVER)
+        now = time.monotonic()
+        self._gone |= {generation: (now, total(figures)) for generation, figures in gone.items()}
         self._looks = deque([self.now()], maxlen=WINDOW + 1)  # what was served before is no traffic of this moment
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
@@ -63,9 +70,16 @@ class Numbers:
 
     def inherit(self, left: Mapping[str, Any]) -> None:
         self._sums = {int(generation): row for generation, row in left["sums"].items()}
-        self._gone = {int(generation): (when, figures) for generation, (when, figures) in left["gone"].items()}
+        self.go_on_from(left)
+
+    def go_on_from(self, left: Mapping[str, Any]) -> None:
+        """What a master that has lived until now tells beside the files; not if it counts otherwise than this one."""
+        looks = [look_of(look) for look in left["looks"]]
+        if any(len(look.server) != len(NOTHING) for look in looks):
+            return
+        self._gone |= {int(generation): (when, figures) for generation, (when, figures) in left["gone"].items()}
         self._looks.clear()
-        self._looks.extend(map(look_of, left["looks"]))
+        self._looks.extend(looks)
         self.samples.inherit(left["samples"])
 
     def is_dead(self, process: Process) -> None:

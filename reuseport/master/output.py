@@ -115,7 +115,10 @@ class Output:
             os.ftruncate(self._fd, 0)
             self._offset = 0
 
-    def remove(self) -> None:
+    def close(self) -> None:
         os.close(self._fd)
+
+    def remove(self) -> None:
+        self.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)

@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,9 +49,55 @@ class Process:
     channel: Channel | None = None
     row: int = -1
     started: float = 0.0  # monotonic seconds
-    clean: bool = False  # it has exited with status 0
+    clean: bool = False  # it has exited with status 0, as far as is known
+    told: bool = False  # it is another master's child, which tells of its end
     asked_again: int = 0  # how often its exit status was not to be had yet
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
+
+
+def spawn_zygote(
+    generation: int, recipe: Mapping[str, Any], run_dir: RunDir, output: int, mask: Collection[int]
+) -> int:
+    """Exec the release's interpreter on its own copy of this package; its pid. OSError where that is not possible.
+
+    `output` is what it prints to until it has loaded, and is closed here; `mask` are the signals that it blocks. `-P`
+    keeps the application's directory out of sys.path until the server's own modules are imported, so that an
+    application's `json.py` cannot take the place of the standard library's.
+    """
+    variables = {
+        "run_dir": run_dir.path,
+        "hello": run_dir.hello,
+        "scoreboard": run_dir.scoreboard,
+        "generation": generation,
+        "threads": recipe["settings"]["values"].get("threads", 0),  # it must know before it imports anything
+    }
+    environment = {
+        **os.environ,
+        **recipe["environment"],
+        "REUSEPORT_RUN_DIR": run_dir.path,
+        "REUSEPORT_GENERATION": str(generation),
+        ZYGOTE_VARIABLE: json.dumps(variables),
+    }
+    with contextlib.ExitStack() as stack:
+        output = high(output)
+        stack.callback(os.close, output)
+        null = high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        stack.callback(os.close, null)
+        return os.posix_spawn(
+            recipe["interpreter"],
+            [recipe["interpreter"], "-P", *recipe.get("flags", ()), "-m", "reuseport.zygote"],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, 1, STDOUT_COPY),
+                (os.POSIX_SPAWN_DUP2, 2, STDERR_COPY),
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+            ],
+            # The master's terminal signals reach the whole group; a zygote must not die of them.
+            setsigmask=mask,
+            setsigdef=[signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1, signal.SIGABRT],
+        )
 
 
 def end(pid: int, within: float = 2.0) -> None:
@@ -77,6 +123,15 @@ def owner_of(pid: int) -> int | None:
         return None
 
 
+def parent_of(pid: int) -> int:
+    """0 where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 EXITED = "exited"  # with status 0
 
 
@@ -96,6 +151,7 @@ class Processes:
         self._loop = loop
         self._on_exit = on_exit
         self._by_key: dict[Key, Process] = {}
+        self._resting = False
         self._exits: dict[int, str] = {}  # how children ended that were reaped before anybody knew of them
         self.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
@@ -111,58 +167,24 @@ class Processes:
         return process
 
     def start_zygote(self, key: Key, recipe: Mapping[str, Any], run_dir: RunDir, boot_log: BootLog) -> Process:
-        """Exec the release's interpreter on its own copy of this package. OSError where that is not possible.
-
-        `-P` keeps the application's directory out of sys.path until the server's own modules are imported, so that
-        an application's `json.py` cannot take the place of the standard library's.
-        """
-        variables = {
-            "run_dir": run_dir.path,
-            "hello": run_dir.hello,
-            "scoreboard": run_dir.scoreboard,
-            "generation": key.generation,
-            "threads": recipe["settings"]["values"].get("threads", 0),  # it must know before it imports anything
-        }
-        environment = {
-            **os.environ,
-            **recipe["environment"],
-            "REUSEPORT_RUN_DIR": run_dir.path,
-            "REUSEPORT_GENERATION": str(key.generation),
-            ZYGOTE_VARIABLE: json.dumps(variables),
-        }
-        with contextlib.ExitStack() as stack:
-            output = high(boot_log.open())
-            stack.callback(os.close, output)
-            null = high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-            stack.callback(os.close, null)
-            pid = os.posix_spawn(
-                recipe["interpreter"],
-                [recipe["interpreter"], "-P", *recipe.get("flags", ()), "-m", "reuseport.zygote"],
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, 1, STDOUT_COPY),
-                    (os.POSIX_SPAWN_DUP2, 2, STDERR_COPY),
-                    (os.POSIX_SPAWN_DUP2, null, 0),
-                    (os.POSIX_SPAWN_DUP2, output, 1),
-                    (os.POSIX_SPAWN_DUP2, output, 2),
-                ],
-                # The master's terminal signals reach the whole group; a zygote must not die of them.
-                setsigmask=self.original_mask,
-                setsigdef=[signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1, signal.SIGABRT],
-            )
+        """See `spawn_zygote`."""
+        pid = spawn_zygote(key.generation, recipe, run_dir, boot_log.open(), self.original_mask)
         process = self.expect(key)
         self.is_running(process, pid)
         return process
 
-    def is_running(self, process: Process, pid: int) -> None:
-        """The process has this pid: watch for its exit. If it has gone already, that is reported now."""
+    def is_running(self, process: Process, pid: int, *, told: bool = False) -> None:
+        """The process has this pid: watch for its exit. If it has gone already, that is reported now.
+
+        `told`: its parent, which is another master, tells of its exit, and knows how it was (`has_ended`).
+        """
         if process.pid == pid:
             return
         if process.pidfd != -1:
             self._loop.forget(process.pidfd)
             os.close(process.pidfd)
             process.pidfd = -1
-        process.pid = pid
+        process.pid, process.told = pid, told
         process.started = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             process.pidfd = os.pidfd_open(pid)
@@ -183,15 +205,18 @@ class Processes:
             return False
         return True
 
-    def reap(self) -> None:
-        """Collect every child that has ended: workers and zygotes, and, as PID 1, whatever else was left to us."""
+    def reap(self) -> bool:
+        """Collect every child that has ended: workers and zygotes, and, as PID 1, whatever else was left to us.
+
+        Whether there are others, that live.
+        """
         while True:
             try:
                 info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
             except ChildProcessError:
-                return
+                return False
             if info is None:
-                return
+                return True
             self._exits[info.si_pid] = in_words(info)
             if len(self._exits) > FORGOTTEN:
                 del self._exits[next(iter(self._exits))]
@@ -227,14 +252,58 @@ class Processes:
             if process.pid:
                 self._watch(process)
 
+    # --- beside another master ----------------------------------------------------------------------------------------
+
+    def has_ended(self, key: Key, how: str) -> None:
+        """What its parent tells, see `is_running`."""
+        process = self._by_key.get(key)
+        if process is not None and process.told:
+            process.told = False
+            self._exits[process.pid] = how
+            self._gone(process)
+
+    def nobody_tells(self) -> None:
+        """The parent of those whose ends it would tell has gone. That an exit was clean is not known of them."""
+        for process in self._by_key.values():
+            if process.told:
+                process.told = False
+                if not self._resting:
+                    self._watch(process)
+
+    def rest(self) -> None:
+        """Notice no exits: another master may be there to act on them."""
+        self._resting = True
+        for process in self._by_key.values():
+            if process.pidfd != -1:
+                self._loop.forget(process.pidfd)
+
+    def go_on(self) -> None:
+        """After a rest."""
+        self._resting = False
+        for process in self._by_key.values():
+            if process.pid:
+                self._watch(process)
+
+    def close(self) -> None:
+        """Another master watches them from now on."""
+        self.rest()
+        for process in self._by_key.values():
+            if process.pidfd != -1:
+                os.close(process.pidfd)
+        self._by_key.clear()
+
+    # --- exits --------------------------------------------------------------------------------------------------------
+
     def _watch(self, process: Process) -> None:
+        if process.told:
+            return
         if process.pidfd != -1:
             self._loop.watch(process.pidfd, lambda: self._gone(process))
         else:
             self._loop.later(0, lambda: self._gone(process))
 
     def _gone(self, process: Process) -> None:
-        if self._by_key.get(process.key) is not process:
+        if self._by_key.get(process.key) is not process or self._resting:
             return
         self.reap()
         how = self._exits.pop(process.pid, "")

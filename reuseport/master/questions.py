@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from reuseport.core import events as ev
+from reuseport.core.model import Asker
 from reuseport.master import status
 from reuseport.master.control import Client
 from reuseport.version import __version__
@@ -38,6 +39,12 @@ def _promote(master: Master, client: Client, question: Question) -> None:
 def _rollback(master: Master, client: Client, question: Question) -> None:
     number = question.get("generation")
     master.releases.back(client, None if number is None else int(number), _wait(question))
+
+
+def _await_drain(master: Master, client: Client, question: Question) -> None:
+    """What a client asks who has waited for that at a master from which this one has taken over."""
+    client.watching = True
+    master.events.append(ev.DrainAwaited(Asker(client.name, "drained"), int(question["generation"])))
 
 
 def _history(master: Master, client: Client, question: Question) -> None:
@@ -76,6 +83,8 @@ def whole_status(master: Master) -> dict[str, Any]:
         "run_dir": master.run_dir.path,
         "addresses": master.slots.addresses,
         "metrics": master.telling.address,
+        "earlier": master.predecessors.pids,
+        "takeover": master.succession.shown(),
     }
     whole = status.of(master.cluster, master.processes, master.board, about, time.monotonic())
     for g in whole["generations"]:
@@ -89,6 +98,7 @@ QUESTIONS: dict[str, Callable[[Master, Client, Question], None]] = {
     "release": _release,
     "promote": _promote,
     "rollback": _rollback,
+    "await drain": _await_drain,
     "history": _history,
     "stop": _stop,
     "upgrade": _upgrade,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -69,7 +69,7 @@ class Releases:
             "settings": self.settings.to_json(),
             "asked": self.asked,
             "begun": {number: asdict(release) for number, release in self._begun.items()},
-            "jobs": [[*of, jobs] for of, jobs in self._jobs.items()],
+            "jobs": self.ended_jobs(),
             "before": self._before,
         }
 
@@ -77,7 +77,7 @@ class Releases:
         self.settings = Settings.from_json(left["settings"])
         self.asked = left["asked"]
         self._begun = {int(number): record.release_of(release) for number, release in left["begun"].items()}
-        self._jobs = {(number, draining): jobs for number, draining, jobs in left["jobs"]}
+        self.know_of(left["jobs"])
         answers, errors = left["before"]
         self._before = answers, errors
 
@@ -124,6 +124,19 @@ class Releases:
     def promote(self, client: Client, wait: str = "ready") -> None:
         """Release the canary to everybody."""
         self._tell(ev.PromoteAsked(self._asker(client, wait)))
+
+    def begin_for_another(self, release: Release, asker: Asker, objection: str) -> str:
+        """Release what a master brings along that takes over from this one. Why not, or ""."""
+        self.asked += 1
+        try:
+            if objection:
+                raise OptionError(objection)
+            self._check_room(self.settings)
+        except OptionError as error:
+            self._refuse(None, str(error), log=True)
+            return str(error)
+        self._tell(ev.ReleaseAsked(release, asker))
+        return ""
 
     def _begin(self, client: Client | None, wait: str, release: Release) -> None:
         self._tell(ev.ReleaseAsked(release, self._asker(client, wait)))
@@ -272,6 +285,13 @@ class Releases:
         jobs.append({**facts, "at": round(now, 3), "lost": lost})
         if len(jobs) > 2 * JOBS:
             jobs[:] = _longest(jobs)
+
+    def ended_jobs(self) -> list[Any]:
+        """Those that the history is still to tell of, for the next master."""
+        return [[*of, jobs] for of, jobs in self._jobs.items()]
+
+    def know_of(self, ended_jobs: Iterable[Any]) -> None:
+        self._jobs = {(number, draining): jobs for number, draining, jobs in ended_jobs}
 
     def note(self, event: str, **fields: Any) -> None:
         """The master itself has "started" or "stopped"."""

@@ -68,6 +68,15 @@ class Reload:
         for directory in left["directories"]:
             self.watch(directory)
 
+    def close(self) -> None:
+        """Another master has taken over: what is saved from now on is nothing to this one."""
+        self._changed = ""
+        self._known.clear()
+        if self._inotify is not None:
+            self._loop.forget(self._inotify.fileno())
+            os.close(self._inotify.fileno())
+            self._inotify = None
+
     def look(self) -> None:
         """What nothing tells of, once in a second."""
         others = {os.path.realpath(path) for path in self._extra()}
@@ -154,6 +163,8 @@ class Reload:
             self._loop.later(QUIET, self._settle)
 
     def _settle(self) -> None:
+        if not self._changed:
+            return
         left = self._changed_at + QUIET - time.monotonic()
         if left > 0:
             self._loop.later(left, self._settle)

@@ -52,6 +52,9 @@ class Series:
         os.write(self._file, line + b"\n")
         self._written += 1
 
+    def close(self) -> None:
+        os.close(self._file)
+
 
 class Samples:
     """`log(level, text)` hears of trouble with the disk, once."""
@@ -88,6 +91,10 @@ class Samples:
         for series in self._series:
             if since := left.get(series.path):
                 series.since = look_of(since)
+
+    def close(self) -> None:
+        for series in self._series:
+            series.close()
 
     def encoded(self) -> bytes:
         """All of them, oldest first, as one list of JSON: by the minute, then by ten seconds."""

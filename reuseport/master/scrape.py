@@ -93,7 +93,7 @@ class Scrape:
         self.clients: list[Client] = []  # oldest first
         self._socket, self._path = listening, path
         self._socket.setblocking(False)
-        loop.watch(self._socket.fileno(), self._accept, READ)
+        self.go_on()
 
     @property
     def address(self) -> str:
@@ -112,18 +112,25 @@ class Scrape:
         for one in left["clients"]:
             self._add(socket.socket(fileno=one["socket"])).inherit(one)
 
+    def rest(self) -> None:
+        """Answer nobody who comes from now on: another master may do that, at the same socket."""
+        self.loop.forget(self._socket.fileno())
+
+    def go_on(self) -> None:
+        self.loop.watch(self._socket.fileno(), self._accept, READ)
+
     def look(self) -> None:
         """Let go of those who have had their time. To be called each second."""
         now = time.monotonic()
         while self.clients and self.clients[0].deadline <= now:
             self.clients[0].close()
 
-    def close(self) -> None:
+    def close(self, *, keep_path: bool = False) -> None:
         while self.clients:
             self.clients[0].close()
         self.loop.forget(self._socket.fileno())
         self._socket.close()
-        if self._path:
+        if self._path and not keep_path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from reuseport.core import events as ev
@@ -41,10 +41,15 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._master.processes.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
+    def come(self) -> Iterator[int]:
+        """Those that have come, each once."""
+        while self._come:
+            yield self._come.popleft()
+
     def hear(self) -> None:
         """Do what those mean that have come."""
-        while self._come:
-            meaning = MEANINGS[self._come.popleft()]
+        for number in self.come():
+            meaning = MEANINGS[number]
             self._master.loop.call(lambda meaning=meaning: meaning(self._master))
 
 

@@ -57,14 +57,23 @@ class Passed:
 class Slots:
     """All slots of all addresses. `open` makes more of them; they only ever become more."""
 
-    def __init__(self, addresses: Iterable[str], backlog: int, umask: int, passed: Iterable[Passed] = ()) -> None:
+    def __init__(
+        self,
+        addresses: Iterable[str],
+        backlog: int,
+        umask: int,
+        passed: Iterable[Passed] = (),
+        *,
+        beside: bool = False,
+    ) -> None:
+        """`beside`: another server may have the addresses, and keeps their clients until `listen`."""
         self._wanted = [parse_address(a) for a in addresses]
         self._passed = list(passed)  # those that no address has claimed yet
-        self._theirs: set[str] = (
-            set()
-        )  # addresses whose first slot is a socket unit's: it is neither stored nor removed
+        self._theirs: set[str] = set()  # addresses whose first slot is a socket unit's: neither stored nor removed
         self._backlog = backlog
         self._umask = umask
+        self._beside = beside
+        self._silent = beside
         self.slots: list[Slot] = []
         self._bound: list[tuple[Address, str, tuple[object, ...]]] = []  # the address, its name, what to bind to
 
@@ -74,12 +83,12 @@ class Slots:
         return [name for _, name, _ in self._bound]
 
     def bind(self) -> None:
-        """Bind every address that is not bound yet. SlotError where one is not to be had; then none stays bound.
+        """Bind every address that is not bound yet. SlotError where one is not to be had; then it has bound none.
 
-        Those that were bound before belong to processes that serve on: their paths stay.
+        Those that were bound before belong to processes that serve on.
         """
-        before = set(self.addresses)
         have = {address.path or where[1] for address, _, where in self._bound}
+        slots, bound = len(self.slots), len(self._bound)
         try:
             for name in self.addresses:
                 self._claim(name)
@@ -90,8 +99,7 @@ class Slots:
                     self._bind_inet(address)
             self._refuse_the_rest()
         except SlotError:
-            self._theirs.update(before)
-            self.close()
+            self._close(slots, bound)
             raise
 
     def is_wanted(self, name: str) -> bool:
@@ -101,8 +109,15 @@ class Slots:
             return any(one.path == address.path for one in self._wanted)
         return any(one.family != "unix" and one.port in (0, address.port) for one in self._wanted)
 
-    def adopt(self, address: str, index: int, shared: bool, fd: int) -> None:
+    @property
+    def theirs(self) -> list[str]:
+        """The addresses that belong to a socket unit."""
+        return sorted(self._theirs)
+
+    def adopt(self, address: str, index: int, shared: bool, fd: int, *, theirs: bool = False) -> None:
         """Take over the slot that an earlier master opened, from a process that has it. A second copy is closed."""
+        if theirs:
+            self._theirs.add(address)
         if any(slot.address == address and slot.index == index for slot in self.slots):
             os.close(fd)
             return
@@ -115,12 +130,20 @@ class Slots:
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
         slots = [(slot.address, slot.index, slot.shared, lend(slot.socket.fileno())) for slot in self.slots]
-        return {"slots": slots, "theirs": list(self._theirs)}
+        return {"slots": slots, "theirs": self.theirs, "silent": self._silent}
 
     def inherit(self, left: Mapping[str, Any]) -> None:
         for address, index, shared, fd in left["slots"]:
             self.adopt(address, index, shared, fd)
         self._theirs = set(left["theirs"])
+        self._silent = left.get("silent", False)
+
+    def listen(self) -> None:
+        """Somebody will accept: from now on clients may come. Only where that was not so from the start."""
+        if self._silent:
+            self._silent = False
+            for slot in self.slots:
+                slot.socket.listen(self._backlog)
 
     @property
     def count(self) -> int:
@@ -157,38 +180,43 @@ class Slots:
                 self.slots.append(new[-1])
         return new, ""
 
-    def close(self) -> None:
+    def differ_from(self, names: Iterable[str]) -> str:
+        """What is wrong with these (see `names_of`) if they should be the addresses that are bound; "" for nothing."""
+        left = list(self.addresses)
+        for name in names:
+            same = next((one for one in left if may_be(name, one)), None)
+            if same is None:
+                return f"{name} is none of {', '.join(self.addresses)}, which the running master listens on"
+            left.remove(same)
+        return f"the running master also listens on {', '.join(left)}" if left else ""
+
+    def leave(self) -> None:
+        """Close them here only: another master has them, and with them the paths."""
         for slot in self.slots:
             slot.socket.close()
         self.slots.clear()
-        for address, name, _ in self._bound:
+        self._bound.clear()
+
+    def close(self) -> None:
+        self._close(0, 0)
+
+    def _close(self, slots: int, bound: int) -> None:
+        """Close all but the first so many. Those that were adopted are still somebody's, and so are their paths."""
+        for slot in self.slots[slots:]:
+            slot.socket.close()
+        for address, name, _ in self._bound[bound:]:
             if address.family == "unix" and name not in self._theirs:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(address.path)
-        self._bound.clear()
+        del self.slots[slots:], self._bound[bound:]
 
     def _bind_inet(self, address: Address) -> None:
-        name = f"{address.host}:{address.port}" if address.family == "inet" else f"[{address.host}]:{address.port}"
-        try:
-            found = socket.getaddrinfo(
-                address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-        except socket.gaierror as error:
-            raise SlotError(f"--bind: {name}: {error.strerror}") from None
-        wanted = socket.AF_INET6 if address.family == "inet6" else socket.AF_INET
-        family, _, _, _, where = next((f for f in found if f[0] == wanted), found[0])
+        name, family, where = _find(address)
         address = address._replace(family="inet6" if family == socket.AF_INET6 else "inet")
         if self._claim(_name_of(where)):
             return
-        # SO_REUSEPORT would let us bind beside another server and share its clients: look first.
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(where)
-                if where[1]:
-                    probe.listen(1)
-            except OSError as error:
-                raise SlotError(_why(name, error)) from None
+        if not self._beside:
+            _look(name, family, where)
         first = self._listener(address, where, name)
         where = first.getsockname()
         name = _name_of(where)
@@ -212,10 +240,12 @@ class Slots:
                 only = beside.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
             sock.bind(where)
-            sock.listen(self._backlog)
+            if not self._silent:
+                sock.listen(self._backlog)
         except OSError as error:
             sock.close()
-            raise SlotError(_why(name, error)) from None
+            hint = " that does not share it (SO_REUSEPORT, of the same user)" if self._beside else ""
+            raise SlotError(_why(name, error) + (hint if error.errno == errno.EADDRINUSE else "")) from None
         return sock
 
     def _bind_unix(self, address: Address) -> None:
@@ -288,6 +318,45 @@ class Slots:
                 f"LISTEN_FDS: {', '.join(strangers)} was passed, but is no --bind: name it there, or leave --bind out "
                 "and the sockets that are passed are the addresses"
             )
+
+
+def names_of(addresses: Iterable[str]) -> list[str]:
+    """What the slots of these addresses would be called, with the port 0 for any. SlotError, if a host has no address.
+
+    It may ask a name server, and so wait.
+    """
+    parsed = [parse_address(one) for one in addresses]
+    return [f"unix:{one.path}" if one.family == "unix" else _name_of(_find(one)[2]) for one in parsed]
+
+
+def may_be(name: str, bound: str) -> bool:
+    """Whether what is `bound` is what this name (see `names_of`) stands for."""
+    host, _, port = name.rpartition(":")
+    return name == bound or (port == "0" and bound.rpartition(":")[0] == host) or _is_same_path(name, bound)
+
+
+def _find(address: Address) -> tuple[str, socket.AddressFamily, tuple[object, ...]]:
+    """An IP address as the user knows it, its family, and what to bind to. SlotError."""
+    name = f"{address.host}:{address.port}" if address.family == "inet" else f"[{address.host}]:{address.port}"
+    try:
+        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise SlotError(f"--bind: {name}: {error.strerror}") from None
+    wanted = socket.AF_INET6 if address.family == "inet6" else socket.AF_INET
+    family, _, _, _, where = next((f for f in found if f[0] == wanted), found[0])
+    return name, family, where
+
+
+def _look(name: str, family: socket.AddressFamily, where: tuple[object, ...]) -> None:
+    """SO_REUSEPORT would let us bind beside another server and share its clients: SlotError if there is one."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(where)
+            if where[1]:
+                probe.listen(1)
+        except OSError as error:
+            raise SlotError(_why(name, error)) from None
 
 
 def _name_of(where: tuple[object, ...]) -> str:

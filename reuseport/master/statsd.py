@@ -14,7 +14,7 @@ from typing import Any
 
 from reuseport.ipc.latencies import BOUNDS, BUCKETS
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS, RSS
-from reuseport.master.figures import COUNTERS, Figures, Look, between, look_of
+from reuseport.master.figures import COUNTERS, NOTHING, Figures, Look, between, look_of
 from reuseport.master.metrics import CODES
 from reuseport.options import OptionError, Settings, parse_address
 
@@ -38,6 +38,11 @@ class Statsd:
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec: `left` of the next one."""
         return {"socket": lend(self._socket.fileno()), "to": self._to, "last": self._last}
+
+    def go_on_from(self, last: Look) -> None:
+        """What another master has told need not be told again. If it counts otherwise: from now on."""
+        if len(last.server) == len(NOTHING):
+            self._last = last
 
     def look(self, look: Look, workers: int) -> None:
         """Send what has come to the figures since the last look. To be called each second."""

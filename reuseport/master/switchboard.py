@@ -51,7 +51,6 @@ class Switchboard:
         recipe_of: Callable[[int], Mapping[str, Any] | None],
         job_ended: Callable[[Key, dict[str, Any]], None],
     ) -> None:
-        self._hellos = hellos
         self._workers_uid = workers_uid
         self._trusted = {0, os.geteuid(), workers_uid}
         self._name = name
@@ -66,9 +65,16 @@ class Switchboard:
         self.on_stay: Callable[[str, int, float], None] = lambda tenant, generation, seconds: None
         self.on_hello: Callable[[Key], None] = lambda key: None  # a worker can be spoken to from now on
         self.on_import: Callable[[str], None] = lambda directory: None
+        # Another master wants to take over, by this question of its.
+        self.on_successor: Callable[[Channel, Mapping[str, Any]], None] = lambda channel, question: channel.close()
         self.promised: set[tuple[str, int]] = set()  # slots that somebody has: they come behind the hello
         self._queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
-        loop.watch(hellos.fileno(), self._on_hello)
+        self.listen(hellos)
+
+    def listen(self, hellos: _socket.socket) -> None:
+        """Take hellos from this socket."""
+        self._hellos = hellos
+        self._loop.watch(hellos.fileno(), self._on_hello)
 
     def send(self, key: Key, kind: str, fds: tuple[int, ...] = (), **fields: Any) -> bool:
         """False where there is nobody to say it to."""
@@ -148,6 +154,32 @@ class Switchboard:
         for number, (receiving, sending) in left["queues"].items():
             self._queues[int(number)] = socket.socket(fileno=receiving), socket.socket(fileno=sending)
 
+    def pass_everything(self, channel: Channel) -> None:
+        """Slots and hand-over queues, for the master that comes after this one."""
+        self._pass_slots(channel, self._slots.slots)
+        for generation, ends in self._queues.items():
+            channel.send("queue", tuple(end.fileno() for end in ends), generation=generation)
+
+    def adopt_queue(self, generation: int, fds: list[int]) -> None:
+        """Take over the hand-over queue of a generation. A second copy is closed."""
+        if generation in self._queues:
+            for fd in fds:
+                os.close(fd)
+        else:
+            receiving, sending = (socket.socket(fileno=fd) for fd in fds)
+            self._queues[generation] = receiving, sending
+
+    def leave(self) -> None:
+        """Hang up: everybody says hello to the master that is there now."""
+        self.close()
+        for process in self._processes.all():
+            if process.channel is not None:
+                self._hang_up(process.channel)
+                process.channel = None
+        for channel in list(self._strangers):
+            self._hang_up(channel)
+        self.forget_queues(())
+
     def close(self) -> None:
         self._loop.forget(self._hellos.fileno())
         self._hellos.close()
@@ -182,6 +214,10 @@ class Switchboard:
         if not messages:
             return
         hello, fds = messages[0]
+        if hello["type"] == "takeover" and channel.peer()[1] == os.geteuid() and not channel.closed:
+            self._loop.forget(channel.fileno())
+            self.on_successor(channel, hello)
+            return
         key = Key(int(hello.get("generation", 0)), int(hello.get("number", 0)))
         expected = self._processes.get(key)
         unknown = expected is None and (
@@ -199,7 +235,7 @@ class Switchboard:
         process = expected or self._processes.expect(key)
         self._processes.is_running(process, pid)
         if hello.get("queue"):
-            self._adopt_queue(key.generation, fds[:2])
+            self.adopt_queue(key.generation, fds[:2])
             del fds[:2]
         self.promised.update((address, index) for address, index, _ in hello["slots"])
         self._adopt_slots(hello["slots"], fds)
@@ -327,11 +363,3 @@ class Switchboard:
         """The generation's hand-over queue; the master keeps both ends, so that a new zygote gets the same one."""
         ends = self._queues[generation] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return ends
-
-    def _adopt_queue(self, generation: int, fds: list[int]) -> None:
-        if generation in self._queues:
-            for fd in fds:
-                os.close(fd)
-        else:
-            receiving, sending = (socket.socket(fileno=fd) for fd in fds)
-            self._queues[generation] = receiving, sending

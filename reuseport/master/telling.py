@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reuseport.master.exposition import render, wanted
-from reuseport.master.figures import Look
+from reuseport.master.figures import Look, look_of
 from reuseport.master.loop import Loop
 from reuseport.master.metrics import METRICS, Facts
-from reuseport.master.scrape import Scrape, listen
+from reuseport.master.scrape import Scrape, ScrapedAt, listen
 from reuseport.master.statsd import Statsd
 from reuseport.options import Settings
 
@@ -25,13 +25,14 @@ class Telling:
         self._scrape: Scrape | None = None
         self._statsd: Statsd | None = None
 
-    def open(self, umask: int) -> None:
-        """OptionError where an address is not to be had."""
+    def open(self, umask: int, scraped_at: ScrapedAt | None = None) -> None:
+        """`scraped_at` is where, if that is open already. OptionError where an address is not to be had."""
         settings = self._settings
         if settings.statsd_host:
             self._statsd = Statsd(settings)
         if settings.metrics:
-            self._scrape = Scrape(*listen(settings.metrics, settings.where("metrics"), umask), self._loop, self._answer)
+            scraped_at = scraped_at or listen(settings.metrics, settings.where("metrics"), umask)
+            self._scrape = Scrape(*scraped_at, self._loop, self._answer)
 
     @property
     def address(self) -> str | None:
@@ -58,6 +59,27 @@ class Telling:
             self._scrape.inherit(scrape)
         if statsd := left["statsd"]:
             self._statsd = Statsd(self._settings, statsd)
+
+    # --- beside another master ----------------------------------------------------------------------------------------
+
+    def rest(self) -> None:
+        """Answer nobody for now, see `Scrape.rest`."""
+        if self._scrape is not None:
+            self._scrape.rest()
+
+    def go_on(self) -> None:
+        if self._scrape is not None:
+            self._scrape.go_on()
+
+    def go_on_from(self, left: Mapping[str, Any]) -> None:
+        """Of an estate what is no socket: that the statsd of another master knows all until then."""
+        if self._statsd is not None and left["statsd"] and left["statsd"]["last"]:
+            self._statsd.go_on_from(look_of(left["statsd"]["last"]))
+
+    def leave(self, *, keep_path: bool) -> None:
+        """Another master tells. `keep_path`: at the same unix socket."""
+        if self._scrape is not None:
+            self._scrape.close(keep_path=keep_path)
 
     def close(self, look: Look) -> None:
         """For the last time."""

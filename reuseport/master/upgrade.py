@@ -94,14 +94,21 @@ class Upgrade:
         self._asker = ""
         self.due = False
 
+    @property
+    def under_way(self) -> bool:
+        return self._trial is not None
+
     def ask(self, client: Client | None = None) -> None:
         """Try the new version out, and become it if that goes well. Whoever asked is told by it, or why not by us."""
         master = self._master
-        if self._trial is not None or self.due:
+        if self.under_way:
             self._refuse(client, Refused("an upgrade is under way already"))
             return
         if master.cluster.stopping:
             self._refuse(client, Refused("the server is stopping"))
+            return
+        if master.succession.under_way:
+            self._refuse(client, Refused("another master is taking over (reuseport status)"))
             return
         self._asker = client.name if client else ""
         try:

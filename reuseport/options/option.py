@@ -18,7 +18,8 @@ class Option:
     """One option.
 
     `default` is a value, or a function of (the values before it in the table, the origin). `flags` and `aliases` are
-    what is typed besides --NAME; only `flags` are shown in the help. `bare` is what the flag alone means, and a remark.
+    what is typed besides --NAME; only `flags` are shown in the help. `bare` is what the flag alone means, and a remark
+    ("" for none).
     `check` sees the whole value, after every source, and raises ValueError like a kind. `keys` are those of a table,
     declared like options themselves.
     """

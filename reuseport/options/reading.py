@@ -116,7 +116,7 @@ def from_flags(
         place = entry.name if entry.positional else flag
         if text is None and entry.bare:
             text, remark = entry.bare
-            remarks.append(remark)
+            remarks += [remark] if remark else []
         for item in _items(
             entry, "true" if text is None else text, place, split=entry.kind in (kinds.DIRECTORIES, networks.PEER)
         ):

@@ -195,6 +195,13 @@ OPTIONS: tuple[Option, ...] = (
         "templates say. A relative path lies in --chdir.",
     ),
     Option(
+        "takeover", kinds.choice("no", "yes", "if-running"), "no", group=RELEASES, effect="start", bare=("yes", ""),
+        help="Start beside the master that owns the run directory, and take over from it: this version is loaded, then "
+        "gets the addresses and all that still drains, and the other master leaves with its last job. Until then a "
+        "failure changes nothing. Without a running master, yes (--takeover alone) refuses to start; if-running starts "
+        "as usual.",
+    ),
+    Option(
         "label", kinds.TEXT, "", group=RELEASES, default_text="the last part of the application's directory",
         help="What this version is called in `reuseport status` and `reuseport history`. `reuseport release --label` "
         "says it for one release.",
@@ -225,6 +232,12 @@ OPTIONS: tuple[Option, ...] = (
         check=address.check_addresses,
         help="An address to listen on; repeatable. HOST:PORT, :PORT (every IPv4 address), [IPV6]:PORT or unix:PATH. "
         "Port 0 takes a free one. REUSEPORT_BIND may hold several, separated by commas.",
+    ),
+    Option(
+        "beside", kinds.SWITCH, False, group=NETWORK, effect="start",
+        help="Bind to TCP addresses that another server of the same user has (with SO_REUSEPORT), and share its "
+        "clients from when the first generation is ready. Otherwise an address in use is an error. To go from one "
+        "version to another without losing anybody there is --takeover.",
     ),
     Option(
         "backlog", kinds.WHOLE, 2048, unit="connections", group=NETWORK, effect="start", check=between(1, 65535),

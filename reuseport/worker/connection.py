@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BURST = 32  # pipelined requests answered before other connections get their turn
 LINGER_TIME = 2.0  # seconds
+FIRST = 1.0  # seconds that a stop leaves somebody who has just connected for the first request
 
 WAITING = "waiting"  # for the first byte of a request
 HEAD = "head"  # some of a head has come
@@ -53,7 +54,9 @@ class Connection(Stream):
     """
 
     plain = True
-    __slots__ = ("_checked", "_pumping", "forwarded", "remote_addr", "remote_port", "state", "template", "tenant")
+    __slots__ = (
+        "_checked", "_fresh", "_pumping", "forwarded", "remote_addr", "remote_port", "state", "template", "tenant",
+    )  # fmt: skip
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
         if isinstance(peer, tuple):
@@ -67,6 +70,7 @@ class Connection(Stream):
         self.forwarded: Any = None  # applies what a trusted proxy says of its client
         self.state = WAITING
         self._checked = 0  # offset in `unread` up to which a head's lines were judged
+        self._fresh = True  # it has had no request yet
         self._pumping = False  # `_take` is on the hub's stack
         self.tenant: str | None = None  # whose its last request was, as far as --tenant says so
         self._set_deadline(engine.header_timeout)
@@ -230,6 +234,7 @@ class Connection(Stream):
                 self.close()
             return
         self.state = WAITING
+        self._fresh = False
         engine = self.engine
         self._set_deadline(engine.keep_alive)
         if engine.pass_on is not None:
@@ -316,12 +321,17 @@ class Connection(Stream):
         self._sock.close()
 
     def close_if_idle(self) -> None:
-        """Close it, unless it has something of a request, read or unread."""
+        """Close it, unless it has something of a request, read or unread. Who has just connected has one on its way."""
         if self.state is not WAITING or self.unread:
             return
         try:
             waits = bool(self._sock.recv(1, socket.MSG_PEEK))
-        except OSError:  # nothing has come (EAGAIN), or nothing can come any more
+        except BlockingIOError:
+            waits = self._fresh
+            if self._fresh:
+                self._fresh = False
+                self._set_deadline(FIRST)
+        except OSError:  # nothing can come any more
             waits = False
         if not waits:
             self.close()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
@@ -22,6 +24,7 @@ from proving.load import MIXED
 from proving.longjob import long_job
 from proving.releases import BROKEN
 from proving.round import Round
+from proving.server import Server
 from proving.upgrades import upgrade
 
 # --- the scenarios
@@ -188,6 +191,69 @@ def adoption(tell: Tell) -> Result:
     return result
 
 
+def takeover(tell: Tell) -> Result:
+    """Ten masters, each of which takes over from the one before, under mixed load: nobody notices, all leave."""
+    result, count, through = Result("takeover"), 10, 20.0
+    with Round(tell=tell) as rounds:
+        rounds.load.begin(MIXED)
+        pause(rounds, 1)
+        seconds = []
+        for number in range(count):
+            if number in (2, 6):
+                rounds.load.once("export", f"/slow?seconds={through:g}", planned=through)
+            version = rounds.releases.write()
+            began = time.monotonic()
+            rounds.server.take_over(rounds.releases.directory(version))
+            seconds.append(time.monotonic() - began)
+            rounds.load.served(rounds.serving)
+            tell(f"master {rounds.server.pid} has taken over with version {version}")
+            pause(rounds, 2)
+        account = rounds.finish()
+        serving = rounds.serving
+        rounds.server.wait(
+            lambda status: not status["master"]["earlier"], through + 10, "see the earlier masters leave"
+        )
+        left = [earlier.wait(timeout=10) for earlier in rounds.server.superseded]
+        result.take(rounds)
+    result.add("takeovers", f"{len(seconds)} of {count}, generation {serving} serves", str(count), serving == count + 1)
+    result.add("each", f"median {median(seconds):.2f} s, worst {max(seconds):.2f} s", "told", True)
+    result.add("masters that left with 0", f"{left.count(0)} of {count}", str(count), left == [0] * count)
+    closed = len(account.dropped)
+    result.add("idle connections that were closed", f"{closed} ({account.moved} moved)", "0", closed == 0)
+    result.add("requests failed", f"{account.failed} of {account.sent:,}", "0", account.clean)
+    return result
+
+
+def beside(tell: Tell) -> Result:
+    """Independent masters, each binding beside the one before and then stopping it: what is lost without a takeover."""
+    result, count, users = Result("beside"), 20, 50
+    keeps = Path("/proc/sys/net/ipv4/tcp_migrate_req")
+    migrates = keeps.exists() and keeps.read_text().strip() == "1"
+    with Round(tell=tell) as rounds, ExitStack() as stack:
+        rounds.load.begin({"one-shot": {"rate": 400}, "keep-alive": {"users": users, "every": 0.1, "requests": 1000}})
+        host, port = rounds.server.address
+        server = rounds.server
+        rounds.watch.absent = True  # what it looks at is the first to go
+        for _ in range(count):
+            pause(rounds, 1)
+            directory = rounds.releases.directory(rounds.releases.write())
+            new = stack.enter_context(Server(directory, options=("--beside",), bind=f"{host}:{port}"))
+            server.close()
+            server = new
+            tell(f"master {server.pid} serves alone")
+        account = rounds.finish()
+        result.report = rounds.report()
+    failed = Counter(trouble.kind for trouble in account.failures)
+    result.add("net.ipv4.tcp_migrate_req", "1" if migrates else "0", "told", True)
+    result.add("masters that were followed", str(count), "told", True)
+    shown = f"{failed['one-shot']} of {account.sent_by_kind['one-shot']:,} failed"
+    result.add("new connections", shown, *(("0", not failed["one-shot"]) if migrates else ("told", True)))
+    shown = f"{failed['keep-alive']} of {account.sent_by_kind['keep-alive']:,} failed"
+    result.add("requests on kept connections", shown, "told", True)
+    result.add("kept connections closed while idle", f"{len(account.dropped)}", "told", True)
+    return result
+
+
 def old_code(tell: Tell) -> Result:
     """The code on disk has changed, and a worker is killed: its replacement, if it needs one, is the old version."""
     result = Result("old-code")
@@ -282,6 +348,8 @@ SCENARIOS: dict[str, Scenario] = {
     "kill": kill,
     "adoption": adoption,
     "upgrade": upgrade,
+    "takeover": takeover,
+    "beside": beside,
     "blocked": blocked,
     "steal": steal,
     "old-code": old_code,

@@ -65,6 +65,7 @@ class Server:
         application: str = "monolith:application",
         python: str = sys.executable,
         env: dict[str, str] | None = None,
+        bind: str = "127.0.0.1:0",
     ) -> None:
         self._files = tempfile.TemporaryDirectory(prefix="proving-")
         root = Path(self._files.name)
@@ -74,13 +75,14 @@ class Server:
         self.python = python
         self.command = [
             python, "-m", "reuseport", "serve", application,
-            "-b", "127.0.0.1:0", "-w", str(workers),
+            "-b", bind, "-w", str(workers),
             "--chdir", str(chdir), "--run-dir", str(self.run_dir), *options,
         ]  # fmt: skip
         self.workers = workers
         self.env = {**os.environ, **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
         self._sessions: set[int] = set()  # of this master and of those before it, whose workers may live on
+        self.superseded: list[subprocess.Popen[bytes]] = []  # masters that another one has taken over from
         self.address = ("", 0)
 
     def __enter__(self) -> Server:
@@ -103,10 +105,29 @@ class Server:
 
     def start(self) -> None:
         """Start it and wait until all its workers serve."""
+        self.process = self._launch(self.command)
+        status = self.wait(lambda status: len(self.ready(status)) >= self.workers, START_WITHIN, "serve")
+        host, _, port = status["master"]["addresses"][0].rpartition(":")
+        self.address = (host.removeprefix("tcp:"), int(port))
+
+    def take_over(self, chdir: Path) -> None:
+        """Start another master, with the application in `chdir`, that takes over; wait until it is the master."""
+        assert self.process is not None
+        place = self.command.index("--chdir") + 1
+        before, command = self.process, [*self.command[:place], str(chdir), *self.command[place + 1 :], "--takeover"]
+        self.process = self._launch(command)
+        self.wait(
+            lambda status: status["master"]["pid"] == self.pid and len(self.ready(status)) >= self.workers,
+            START_WITHIN,
+            "take over",
+        )
+        self.superseded.append(before)
+
+    def _launch(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             # A session of its own: the terminal's Ctrl-C reaches the script, which then ends the server in order.
-            self.process = subprocess.Popen(
-                self.command,
+            process = subprocess.Popen(
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -114,10 +135,8 @@ class Server:
                 start_new_session=True,
                 preexec_fn=end_with_the_script,
             )
-        self._sessions.add(self.process.pid)
-        status = self.wait(lambda status: len(self.ready(status)) >= self.workers, START_WITHIN, "serve")
-        host, _, port = status["master"]["addresses"][0].rpartition(":")
-        self.address = (host.removeprefix("tcp:"), int(port))
+        self._sessions.add(process.pid)
+        return process
 
     def close(self, *, at_once: bool = False) -> None:
         """End it, gracefully unless it must be at once, and every process of its session in any case."""
@@ -138,6 +157,8 @@ class Server:
             for leader in self._sessions:
                 for pid in session(leader):
                     os.kill(pid, signal.SIGKILL)
+            for earlier in self.superseded:
+                earlier.wait()
             self.process = None
         self._files.cleanup()
 
@@ -158,6 +179,8 @@ class Server:
             with sock.makefile("rb") as lines:
                 for line in lines:
                     event = json.loads(line)
+                    if event.get("superseded"):
+                        return self.status()  # it was another master's to answer
                     if event.get("event") == "done":
                         if "status" not in event:
                             raise ConnectionError(f"no status: {event.get('error') or event.get('text') or event}")

@@ -453,6 +453,8 @@ class Server:
             with sock.makefile("rb") as lines:
                 for line in lines:
                     message = json.loads(line)
+                    if message.get("superseded"):
+                        return self.question(**question)
                     if message["event"] == "done":
                         return message
         raise ConnectionError("the control socket closed before it had answered")

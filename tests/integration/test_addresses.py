@@ -6,7 +6,7 @@ import socket
 import stat
 
 import pytest
-from harness import Server
+from harness import Server, wait_for
 
 
 def has_ipv6() -> bool:
@@ -134,3 +134,25 @@ def test_an_address_in_the_time_wait_of_another_server_is_free(serve, server):
     assert connection.getresponse().read()
     assert server.cli("stop").exit == 0
     assert serve(bind=(address,)).start().get().status == 200
+
+
+def test_beside_another_server_nobody_waits_for_one_that_loads(serve):
+    one = serve().start()
+    two = serve("--beside", bind=(one.address,))
+    two.write("two", "basic.pass_gate('import')\n")
+    two.launch()
+    gate = two.gate("import")
+    gate.await_entered()
+    assert {one.get(timeout=5).version for _ in range(40)} == {"one"}
+    gate.open()
+    two.settle()
+    wait_for(lambda: one.get().version == "two", "an answer of the other one")
+    wait_for(lambda: one.get().version == "one", "an answer of the first one")
+    assert one.cli("stop").exit == 0
+    assert {two.get().version for _ in range(20)} == {"two"}
+
+
+def test_beside_a_server_that_shares_nothing_is_refused(serve):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        line = refused(serve("--beside", bind=(f"127.0.0.1:{other.getsockname()[1]}",)))
+    assert "is in use by another server that does not share it" in line

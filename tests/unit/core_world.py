@@ -981,7 +981,7 @@ class World:
             how = "could not be forked"
             z.says.append(ev.Started(key, error=how) if key.number == ZYGOTE else ev.Exited(key, how))
 
-    def lose_master(self, release: Release) -> None:
+    def lose_master(self, release: Release, renew: bool = False) -> None:
         """The master dies, and with it all that was on its way; the next one adopts whom it finds, kills the rest."""
         left, last, slots = [], self.cluster.last, self.cluster.slots
         roster = {
@@ -1029,7 +1029,7 @@ class World:
         self.loose.clear()
         self.cluster, self.audit = Cluster(), Audit()
         self.story.append(f"{self.now:8.3f} the master dies")
-        self.feed(ev.Adopted(tuple(left), last, slots, forked, release, ended))
+        self.feed(ev.Adopted(tuple(left), last, slots, forked, release, ended, renew))
 
     # --- fairness ---------------------------------------------------------------------------------------------------
 

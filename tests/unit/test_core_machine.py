@@ -27,7 +27,9 @@ from reuseport.core.model import (
     SERVING,
     TOLD,
     WARMING,
+    ZYGOTE,
     Asker,
+    Key,
     Release,
     Terms,
 )
@@ -225,11 +227,18 @@ class AnyStory(RuleBasedStateMachine):
             self.world.feed(ev.Unblocked(p.key) if w.blocked else ev.Blocked(p.key))
 
     @precondition(lambda self: not self.world.audit.finish and self.world.cluster.served)
-    @rule(release=RELEASES)
-    def master_dies(self, release: dict) -> None:
-        """If nobody is left who accepts, the next master begins with a release as the first one did."""
+    @rule(release=RELEASES, renew=st.booleans())
+    def master_dies(self, release: dict, renew: bool) -> None:
+        """If nobody is left who accepts, the next master begins with a release as the first one did; one that was about
+        to take over does so in any case. Who takes over from a living master finds no more than from a dead one."""
         self.asked += 1
-        self.world.lose_master(self._made({**release, "canary": None}))
+        self.world.lose_master(self._made({**release, "canary": None}), renew)
+
+    @rule()
+    def successor_dies(self) -> None:
+        """The master whose version boots: its zygote may well go on."""
+        if booting := self.world.cluster.booting:
+            self.world.feed(ev.Failed(Key(booting.number, ZYGOTE), "the master that was to take over has gone"))
 
     @rule()
     def master_is_upgraded(self) -> None:

@@ -669,6 +669,13 @@ def test_where_nobody_has_survived_who_accepts_the_next_master_begins_with_a_rel
     assert [c.generation for c in only(commands, ev.StartZygote)] == [8] and not only(commands, ev.Finish)
 
 
+def test_who_was_about_to_take_over_from_a_master_that_dies_adopts_and_releases(story):
+    release = Release(recipe={"id": 0}, workers=1)
+    left = (ev.Survivor(Key(7, 1), 7001, release, ACCEPTING, 0),)
+    story.tell(ev.Adopted(left, last=7, slots=1, otherwise=replace(release, recipe={"id": 1}), renew=True))
+    assert story.states == {7: SERVING, 8: LOADING}
+
+
 def test_the_next_release_gets_a_number_that_was_never_used(story):
     adopt(story, (6, 0, "loaded"), (6, 1, ACCEPTING), (6, 2, ACCEPTING))
     story.release()

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS
+from reuseport.worker import connection
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -325,6 +326,28 @@ def test_drained_idle_connection_keeps_its_timeout(make):
         client.send(GET)
         client.read_until(b"hello")
         harness.engine.drain()
+        assert client.read_all() == b""
+
+
+def test_a_stop_does_not_overtake_the_first_request_of_who_has_just_connected(make, monkeypatch):
+    monkeypatch.setattr(connection, "FIRST", 30.0)
+    harness = make()
+    with harness.connect() as kept, harness.connect() as fresh:
+        kept.send(GET)
+        kept.read_until(b"hello")
+        harness.engine.close_idle()
+        harness.engine.drain()
+        assert kept.read_all() == b""
+        fresh.send(GET)
+        (answer,) = parse(fresh.read_all())
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+def test_a_stop_does_not_wait_for_who_has_connected_and_says_nothing(make, monkeypatch):
+    monkeypatch.setattr(connection, "FIRST", 0.1)
+    harness = make(header_timeout=3600.0)
+    with harness.connect() as client:
+        harness.engine.close_idle()
         assert client.read_all() == b""
 
 

@@ -75,6 +75,11 @@ def test_who_it_runs_as():
     assert not any("CAP_" in line for line in made("shop:app", "-b", ":80", user="root"))
 
 
+def test_two_units_that_take_over_from_each_other_share_a_directory_that_ends_with_neither():
+    assert value(made("shop:app"), "RuntimeDirectoryPreserve") == "restart"
+    assert value(made("shop:app", "--takeover", "if-running"), "RuntimeDirectoryPreserve") == "yes"
+
+
 def test_it_waits_for_as_long_as_a_boot_may_take():
     assert value(made("shop:app", "--boot-timeout", "10m", "--probation", "60"), "TimeoutStartSec") == "690"
 

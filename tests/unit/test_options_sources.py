@@ -76,7 +76,7 @@ SAMPLES = {
     "group": "nobody", "max_worker_memory": "512M",
     "max_error_rate": "50%", "label": "v2", "state_dir": "/var/lib/shop",
     "request_id": "make", "reload_extra_file": "templates", "metrics": "127.0.0.1:9100",
-    "statsd_host": "127.0.0.1:8125",
+    "statsd_host": "127.0.0.1:8125", "takeover": "if-running",
 }  # fmt: skip
 
 

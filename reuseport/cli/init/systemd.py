@@ -62,8 +62,14 @@ def text(app: Described) -> str:
             f"RuntimeDirectory={place}",
             # systemd sets it again for each ExecReload.
             f"RuntimeDirectoryMode={'0711' if settings.user else '0700'}",
-            "RuntimeDirectoryPreserve=restart",
         ]
+        if settings.takeover == "no":
+            lines += ["RuntimeDirectoryPreserve=restart"]
+        else:
+            lines += [
+                "# It is also that of the unit that is taken over from, or takes over, and must not end with either.",
+                "RuntimeDirectoryPreserve=yes",
+            ]
     if not app.says("state_dir"):
         lines += ["# The history of releases, for `reuseport rollback`.", f"StateDirectory={place}"]
     lines += ["# Every client is a descriptor.", "LimitNOFILE=524288"]

@@ -1,0 +1,407 @@
+"""The succession: what a master does for another one that takes over from it (`reuseport serve --takeover`).
+
+A takeover is a release and then an orderly death. The release is this master's own, decided by its core like any other;
+only the zygote and the companions are started by the successor, as children of its own, from what it brings along. So
+whatever fails until the new generation serves has changed nothing. Then the successor gets the slots, the queues, what
+this master has counted and the lock of the run directory, reads the roster, and is the master, as it would be if this
+one had died.
+
+Whoever has the lock is the master, at each moment. This one stops deciding before it lets go of the lock, and takes it
+back if the successor does not say that it has come so far. `takeover.py` is the other side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from reuseport.core import events as ev
+from reuseport.core import record
+from reuseport.core.model import BOOTING, SERVING, ZYGOTE, Asker, Key, Release
+from reuseport.ipc import channel as channels
+from reuseport.ipc.channel import PACKET, Channel
+from reuseport.ipc.rundir import RunDirError
+from reuseport.master.control import Client
+from reuseport.master.loop import READ, WRITE
+from reuseport.options import Settings
+from reuseport.version import __version__
+
+if TYPE_CHECKING:
+    from reuseport.master.main import Master
+
+PROTOCOL = 1  # of what the two masters say
+SUCCESSOR = "successor"  # as an asker's name
+PROMPT = 10.0  # seconds for the successor to do what needs no more than a fork
+OUTPUT = PACKET // 2  # bytes of what a generation printed, as JSON
+
+# What spans both versions: tenants are promised something, and workers are trusted, by all that live.
+SHARED = ("tenant", "tenant_isolation")
+
+
+class Succession:
+    """`paused`: the master decides nothing, since another one may own the run directory by now. `heir`: the pid of the
+    one that does; 0 while it is this one."""
+
+    def __init__(self, master: Master) -> None:
+        self._master = master
+        self._channel: Channel | None = None
+        self._who = ""
+        self._recipe: Mapping[str, Any] | None = None  # what the successor has brought: its release is known by it
+        self._number = 0  # of the generation that has become of it
+        self._awaited: Key | None = None  # the zygote that it has been asked to start
+        self._launched: set[Key] = set()  # the companions, likewise
+        self._due = False
+        self._last: dict[str, Any] | None = None
+        self._pid = 0
+        self._pidfd = -1  # the successor's, while it is waited for
+        self._left: dict[str, Any] = {}  # of the companions, for it or for another try of this one
+        self._held: list[tuple[Client, dict[str, Any]]] = []  # questions for whoever will be the master
+        self.paused = False
+        self.heir = 0
+        self.metrics_go_on = True  # the successor answers where this master has
+
+    @property
+    def under_way(self) -> bool:
+        return self._channel is not None
+
+    def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
+        """What the master goes on with behind an exec, before which no takeover is under way (`Upgrade`)."""
+        return {"last": self._last}
+
+    def inherit(self, left: Mapping[str, Any]) -> None:
+        self._last = left["last"]
+
+    def shown(self) -> dict[str, Any] | None:
+        """The takeover under way, or how the last one failed, for `status`."""
+        return self._last
+
+    # --- a master comes -----------------------------------------------------------------------------------------------
+
+    def asked(self, channel: Channel, question: Mapping[str, Any]) -> None:
+        """Another master, of the same user, wants to take over."""
+        pid, _ = channel.peer()
+        who = f"master {pid} (reuseport {question.get('version', 'unknown')})"
+        self._master.log.write("info", f"{who} asks to take over")
+        objection = self._objection(pid, question)
+        release = Release() if objection else record.release_of(question["release"])  # as another version puts it
+        objection = objection or self._at_odds(release, question)
+        # A rollback loads the old version anew: a copy of its zygote would be this master's child, and keep it here.
+        release = replace(release, standby=0.0, canary=None)
+        if refusal := self._master.releases.begin_for_another(release, Asker(SUCCESSOR), objection):
+            _refuse(channel, refusal)
+            channel.close()
+            return
+        self._channel, self._pid, self._who, self._recipe, self._number = channel, pid, who, release.recipe, 0
+        self._last = {"pid": pid, "at": time.time(), "outcome": "under way", "error": ""}
+        self._say("accepted", version=__version__, metrics=self._master.telling.address)
+
+    def _objection(self, pid: int, question: Mapping[str, Any]) -> str:
+        cluster = self._master.cluster
+        if question.get("protocol") != PROTOCOL:
+            mine = f"master {os.getpid()} (reuseport {__version__})"
+            return f"{mine} takes part in takeovers of protocol {PROTOCOL}, not {question.get('protocol')}"
+        if pid <= 0:
+            return "the two masters do not see each other's processes: they run in different pid namespaces"
+        if self._channel is not None:
+            return f"{self._who} is taking over already"
+        if cluster.leaving:
+            return "the server is stopping"
+        if self._master.upgrade.under_way:
+            return "it is being replaced in place by another version (reuseport upgrade): try again when it has been"
+        if cluster.serving is None:
+            return "nothing serves yet: there is nothing to take over"
+        return ""
+
+    def _at_odds(self, release: Release, question: Mapping[str, Any]) -> str:
+        """What the successor's options may not change, since both versions live by it."""
+        theirs, mine = Settings.from_json(release.recipe["settings"]), self._master.first
+        if question["addresses"] is not None and (why := self._master.slots.differ_from(question["addresses"])):
+            return f"--bind: {why}: other addresses need a new start"
+        for name in SHARED:
+            if getattr(theirs, name) != getattr(mine, name):
+                flag = "--" + name.replace("_", "-")
+                return f"{flag} is {getattr(mine, name)!r} in the running master, and {getattr(theirs, name)!r} in this"
+        if os.path.realpath(theirs.state_dir) != os.path.realpath(mine.state_dir):
+            return f"--state-dir is {mine.state_dir} in the running master: history and holds must be the same"
+        ids = release.recipe["ids"]
+        if (tuple(ids) if ids else None) != self._master.ids:
+            return "--user and --group must be those of the running master"
+        return ""
+
+    # --- its generation boots -----------------------------------------------------------------------------------------
+
+    def starts(self, command: ev.StartZygote) -> bool:
+        """Whether this zygote is the successor's to start, which it is asked for."""
+        if self._recipe is None or command.release.recipe is not self._recipe:
+            return False
+        key = Key(command.generation, ZYGOTE)
+        if self._channel is None:
+            if self._master.cluster.generations[key.generation].state not in BOOTING:
+                return False  # it serves: now it is this master's like any other
+            self._master.events.append(ev.Started(key, error=f"{self._who} has gone"))
+            return True
+        self._master.processes.expect(key)
+        self._number, self._awaited = key.generation, key
+        run_dir = self._master.run_dir
+        self._say(
+            "start",
+            generation=key.generation,
+            hello=run_dir.hello,
+            scoreboard=run_dir.scoreboard,
+            boot_log=run_dir.boot_log(key.generation),
+        )
+        self._master.loop.later(PROMPT, lambda: self._lost("does not answer") if self._awaited is key else None)
+        return True
+
+    def launches(self, command: ev.Launch) -> bool:
+        """Whether this companion is the successor's to start, which it is asked for."""
+        key = command.key
+        if not self._has_brought(key):
+            return False
+        self._master.processes.expect(key)
+        self._launched.add(key)
+        self._say("launch", generation=key.generation, number=key.number)
+        self._master.loop.later(PROMPT, lambda: self._lost("does not answer") if key in self._launched else None)
+        return True
+
+    def lets_go(self, command: ev.Go) -> bool:
+        if not self._has_brought(command.key):
+            return False
+        self._say("go", generation=command.key.generation, number=command.key.number)
+        return True
+
+    def _has_brought(self, key: Key) -> bool:
+        g = self._master.cluster.generations.get(key.generation)
+        return self._channel is not None and g is not None and g.release.recipe is self._recipe
+
+    def _on_message(self, message: Mapping[str, Any]) -> None:
+        if message["type"] == "started" and self._awaited is not None:
+            key, self._awaited = self._awaited, None
+            if error := str(message.get("error", "")):
+                self._master.processes.forget(key)
+                self._master.events.append(ev.Started(key, error=error))
+                return
+            process = self._master.processes.get(key) or self._master.processes.expect(key)
+            self._master.processes.is_running(process, int(message["pid"]))
+            self._master.events.append(ev.Started(key, process.pid))
+        elif message["type"] == "launched":
+            self._on_launched(Key(int(message["generation"]), int(message["number"])), message)
+        elif message["type"] == "ended":
+            key = Key(int(message["generation"]), int(message["number"]))
+            self._master.processes.has_ended(key, str(message["how"]))
+        elif message["type"] == "mine" and self.paused:
+            self.heir, self.metrics_go_on = self._pid, bool(message.get("metrics"))
+            self._forget()
+
+    def _on_launched(self, key: Key, message: Mapping[str, Any]) -> None:
+        if key not in self._launched:
+            return
+        self._launched.discard(key)
+        process, error = self._master.processes.get(key), str(message.get("error", ""))
+        if error or process is None:
+            self._master.processes.forget(key)
+            self._master.events.append(ev.Started(key, error=error))
+            return
+        self._master.processes.is_running(process, int(message["pid"]), told=True)
+        self._master.events.append(ev.Started(key, process.pid))
+
+    def _lost(self, how: str) -> None:
+        """The successor has died, or hangs: its generation is given up, unless it serves by now."""
+        self._hang_up()
+        if self.paused:
+            return  # its death, or the time, decides
+        self._fail(f"{self._who} {how}")
+        key, self._awaited = self._awaited, None
+        if key is not None and not ((process := self._master.processes.get(key)) and process.pid):
+            self._master.processes.forget(key)
+            self._master.events.append(ev.Started(key, error=f"{self._who} {how}"))
+            return
+        for launched in self._launched:
+            self._master.processes.forget(launched)
+            self._master.events.append(ev.Started(launched, error=f"{self._who} {how}"))
+        self._launched.clear()
+        for g in self._master.cluster.generations.values():
+            if g.release.recipe is self._recipe:
+                self._master.events.append(ev.Failed(Key(g.number, ZYGOTE), f"{self._who} {how}"))
+
+    # --- and then -----------------------------------------------------------------------------------------------------
+
+    def answer(self, command: ev.Answer) -> None:
+        """The successor's release has ended."""
+        if self._channel is None:
+            return
+        g = self._master.cluster.generations.get(command.generation)
+        if command.ok and g is not None and g.release.recipe is self._recipe:
+            self._due = True
+            return
+        error = "a newer release has taken its place" if command.ok else command.text
+        self._decline(error, self._master.boot_logs.tail(command.generation))
+
+    def look(self) -> None:
+        """Hand over, if that is due: not in the middle of another release, which would be lost."""
+        master, cluster = self._master, self._master.cluster
+        # A companion that it has been asked for would otherwise be nobody's.
+        waits = not cluster.leaving and (cluster.booting is not None or bool(self._launched))
+        if not self._due or self._channel is None or waits:
+            return
+        self._due = False
+        g = cluster.serving
+        if cluster.leaving or g is None or g.state != SERVING or g.release.recipe is not self._recipe:
+            self._decline("the server is stopping" if cluster.leaving else "a newer release has taken its place")
+            return
+        try:
+            self._pass_everything(self._channel)
+            self._pidfd = os.pidfd_open(self._pid)
+            books = os.memfd_create("reuseport-books", os.MFD_CLOEXEC)
+        except OSError as error:
+            self._decline(f"nothing could be handed over: {error.strerror}")
+            return
+        master.log.write("info", f"handing over to {self._who}")
+        master.boot_logs.copy_news()
+        master.count()  # what was served until now is told by this master
+        # From here on nothing is decided, nor counted: who has the lock decides.
+        self.paused = True
+        master.processes.rest()
+        master.telling.rest()
+        self._left = master.companions.let_go()
+        master.run_dir.let_go(master.lock)
+        self._write_books(books)
+        self._say("yours", (books,), masters=master.predecessors.pids, theirs=master.slots.theirs)
+        os.close(books)
+        # Its end, and not that of the channel: its lock goes when its process does, a moment later.
+        self._master.loop.watch(self._pidfd, self._take_back)
+        self._master.loop.later(PROMPT, self._take_back)
+
+    def _pass_everything(self, channel: Channel) -> None:
+        """What consists of descriptors."""
+        master = self._master
+        master.switchboard.pass_everything(channel)
+        for key, lock in master.companions.locks.items():
+            channel.send("lock", (lock,), generation=key.generation, number=key.number)
+        if metrics := master.telling.estate(lambda fd: fd)["scrape"]:
+            channel.send("metrics", (metrics["socket"],), path=metrics["path"])
+
+    def _write_books(self, fd: int) -> None:
+        """What this master has counted and noted, and lies nowhere else, into a file in memory."""
+        master = self._master
+        books = {
+            "tally": master.tally.estate(lambda fd: fd),
+            "losses": master.losses.estate(lambda fd: fd),
+            "numbers": master.numbers.estate(lambda fd: fd),
+            "telling": master.telling.estate(lambda fd: fd),
+            "jobs": master.releases.ended_jobs(),
+            "companions": self._left,
+        }
+        with open(fd, "w", encoding="utf-8", closefd=False) as file:
+            json.dump(books, file)
+
+    def _take_back(self) -> None:
+        """The successor has not said that it is the master. If nobody has the lock this one goes on."""
+        if not self.paused or self.heir:
+            return
+        self._forget()
+        try:
+            self._master.run_dir.take_again(self._master.lock)
+        except RunDirError:
+            self.heir = self._master.run_dir.owner() or -1
+            return
+        self.paused = False
+        self._master.go_on()
+        self._master.companions.inherit(self._left)
+        self._fail("it has gone, or hangs; this master goes on")
+        held, self._held = self._held, []
+        for client, question in held:
+            self._master.on_question(client, question)
+
+    def _forget(self) -> None:
+        self._hang_up()
+        self._master.loop.forget(self._pidfd)
+        os.close(self._pidfd)
+
+    def hold(self, client: Client, question: dict[str, Any]) -> None:
+        client.asked = False
+        self._held.append((client, question))
+
+    # --- talk ---------------------------------------------------------------------------------------------------------
+
+    def _decline(self, error: str, output: str = "") -> None:
+        self._fail(error)
+        if self._channel is not None:
+            _refuse(self._channel, error, output)
+            self._hang_up()
+
+    def _fail(self, error: str) -> None:
+        if self._last is not None:
+            self._last = {**self._last, "at": time.time(), "outcome": "failed", "error": error}
+        self._master.log.write("error", f"the takeover by {self._who} has failed: {error}")
+
+    def _say(self, kind: str, fds: tuple[int, ...] = (), **fields: Any) -> None:
+        assert self._channel is not None
+        self._channel.send(kind, fds, **fields)
+        self._watch(self._channel)
+
+    def _watch(self, channel: Channel) -> None:
+        self._master.loop.watch(channel.fileno(), self._hear, READ | WRITE if channel.unsent else READ)
+
+    def _hear(self) -> None:
+        channel = self._channel
+        assert channel is not None
+        channel.flush()
+        try:
+            messages = channel.receive()
+        except channels.ChannelError as error:
+            self._master.log.write("error", f"{self._who} sent nonsense: {error}")
+            messages, channel.closed = [], True
+        for message, fds in messages:
+            for fd in fds:
+                os.close(fd)
+            self._on_message(message)
+        if self._channel is not channel:
+            return
+        if channel.closed:
+            self._lost("has gone")
+        else:
+            self._watch(channel)
+
+    def _hang_up(self) -> None:
+        if self._channel is not None:
+            self._master.loop.forget(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+            self._master.processes.nobody_tells()
+            if not self.heir:
+                self._await_end()
+
+    def _await_end(self) -> None:
+        """Of the successor that was not to be: what those companions print that it has started is this master's to tell
+        from then on, and not before."""
+        master, number = self._master, self._number
+
+        def follow() -> None:
+            g = master.cluster.generations.get(number)
+            if not self.heir:
+                master.companions.follow(number, g.company if g else {})
+
+        def gone() -> None:
+            master.loop.forget(pidfd)
+            os.close(pidfd)
+            follow()
+
+        if not number:
+            return
+        try:
+            pidfd = os.pidfd_open(self._pid)
+        except ProcessLookupError:
+            follow()
+        else:
+            master.loop.watch(pidfd, gone)
+
+
+def _refuse(channel: Channel, error: str, output: str = "") -> None:
+    while len(json.dumps(output)) > OUTPUT:
+        output = output[len(output) // 2 :]
+    channel.send("refused", error=error, output=output)

@@ -1,0 +1,281 @@
+"""A master that takes over from a running one, until it is the master itself (`reuseport serve --takeover`).
+
+It knocks where zygotes and workers say hello, with what it wants to release; starts the zygote and the companions when
+it is told to, since they are to be its own children; and waits. The other master decides everything (`succession.py`),
+so all that can be done here is to fail, which changes nothing: at the end of this process, or of the channel, what it
+has started is given up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from reuseport.core import events as ev
+from reuseport.core.model import Key, Release
+from reuseport.ipc import channel as channels
+from reuseport.ipc.channel import Channel
+from reuseport.ipc.inherited import SIGNALS
+from reuseport.ipc.rundir import RunDir
+from reuseport.master.processes import spawn_zygote
+from reuseport.master.roster import Remains
+from reuseport.master.scrape import ScrapedAt, listen
+from reuseport.master.slots import SlotError, may_be, names_of
+from reuseport.master.succession import PROMPT, PROTOCOL
+from reuseport.options import Settings
+from reuseport.options.settings import DEFAULT
+from reuseport.version import __version__
+
+if TYPE_CHECKING:
+    from reuseport.master.main import Master
+
+# What ends this process like any other until it is a master.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+DYING = 2.0  # seconds between the end of a dying master's sockets and its own
+
+
+class TakeoverError(Exception):
+    """Nothing has been taken over, and nothing has changed. `output`: what the application printed."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
+
+
+@dataclass
+class Bequest:
+    """What the other master gives. `masters` are the pids of the earlier ones that wait for their last process, and
+    `theirs` the addresses that belong to a socket unit. `books` is what it has counted and noted; `locks` are those of
+    exclusive companions, and `scraped_at` is where metrics are asked for.
+
+    `bereaved`: it gives nothing, since it has died meanwhile; what it left is to be adopted, and this version released.
+    """
+
+    channel: Channel
+    bereaved: bool = False
+    masters: list[int] = field(default_factory=list)
+    theirs: list[str] = field(default_factory=list)
+    slots: list[tuple[str, int, bool, int]] = field(default_factory=list)  # address, index, shared, descriptor
+    queues: list[tuple[int, list[int]]] = field(default_factory=list)  # generation, receiving and sending end
+    locks: list[tuple[int, int, int]] = field(default_factory=list)  # a companion's key, and the descriptor
+    scraped_at: ScrapedAt | None = None
+    keeps_metrics: bool = False  # the socket for them is the other master's
+    books: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def addresses(self) -> list[str]:
+        return list(dict.fromkeys(address for address, *_ in self.slots))
+
+    @property
+    def of_companions(self) -> dict[str, Any]:
+        """For `Companions.inherit`."""
+        return {"locks": self.locks, **self.books.get("companions", {"outputs": ()})}
+
+    def settled(self, remains: Remains) -> Remains:
+        """What the roster tells. The probation of what serves is over: the other master has waited for that."""
+        survivors = tuple(
+            replace(one, release=replace(one.release, probation=0.0)) for one in remains.adopted.survivors
+        )
+        return replace(remains, adopted=replace(remains.adopted, survivors=survivors))
+
+    def enter(self, master: Master) -> None:
+        """Give each part of a new master its own, but for the slots, which come first, and the companions' part."""
+        for generation, ends in self.queues:
+            master.switchboard.adopt_queue(generation, ends)
+        for pid in self.masters:
+            master.predecessors.watch(pid)
+        readers = {
+            "tally": master.tally.inherit,
+            "losses": master.losses.inherit,
+            "jobs": master.releases.know_of,
+            "numbers": master.numbers.go_on_from,
+            "telling": master.telling.go_on_from,
+        }
+        for name, read in readers.items():
+            if name in self.books:
+                read(self.books[name])
+
+    def accept(self) -> None:
+        """Say that this is the master now."""
+        self.channel.send("mine", metrics=self.keeps_metrics)  # unheard by one that has died
+        self.channel.close()
+
+
+def take_over(master: Master, release: Release) -> Bequest | None:
+    """Have the running master release this version and hand over. Blocks: there is nobody yet who needs this process.
+
+    `master` is to be one, and has no more than a log, a loop and what starts processes. None where no master runs, and
+    none need (--takeover if-running). TakeoverError, OptionError.
+    """
+    settings, run_dir = master.first, master.run_dir
+    _check_owner(settings, run_dir)
+    try:
+        channel = channels.connect(run_dir.hello)
+    except OSError:
+        if settings.takeover == "if-running":
+            return None
+        raise TakeoverError(
+            f"no master owns {run_dir.path}, so there is nothing to take over (--run-dir, or -n, says where one is "
+            "looked for); start without --takeover, or with --takeover if-running"
+        ) from None
+    with contextlib.ExitStack() as stack:
+        # A HUP waits until this is a master; what ends a process ends this one.
+        before = signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_DFL))
+        return _Candidate(master, channel, release).wait()
+
+
+def _check_owner(settings: Settings, run_dir: RunDir) -> None:
+    """Slots can be shared by one user only, and so can everything else there."""
+    with contextlib.suppress(OSError):
+        owner = os.stat(run_dir.path).st_uid
+        if owner != os.geteuid():
+            where = settings.where("run_dir")
+            raise TakeoverError(f"{where}: {run_dir.path} belongs to uid {owner}, and this runs as {os.geteuid()}")
+
+
+class _Candidate:
+    def __init__(self, master: Master, channel: Channel, release: Release) -> None:
+        self._master = master
+        self._channel = channel
+        self._release = release
+        self._pid, _ = channel.peer()
+        self._generation = 0
+        self._heard = False
+        self._bequest = Bequest(channel)
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, []) - set(SIGNALS)
+        channel.be_patient()
+
+    def wait(self) -> Bequest:
+        master = self._master
+        master.roster.read()  # RunDirError, better now than when it is needed
+        master.processes.original_mask = self._mask
+        with contextlib.ExitStack() as stack:
+            other = os.pidfd_open(self._pid)
+            stack.callback(os.close, other)
+            stack.callback(master.loop.forget, self._channel.fileno())
+            try:
+                addresses = None if master.first.sources["bind"] == DEFAULT else names_of(master.first.bind)
+            except SlotError as error:
+                raise TakeoverError(str(error)) from None
+            self._channel.send(
+                "takeover", protocol=PROTOCOL, version=__version__, release=asdict(self._release), addresses=addresses
+            )
+            master.loop.watch(self._channel.fileno(), lambda: None)
+            master.loop.later(PROMPT, self._wonder)
+            while True:
+                master.loop.wait(None)
+                self._tell_of_ends()
+                for message, fds in self._channel.receive():
+                    if self._on_message(message, fds):
+                        return self._bequest
+                if self._channel.closed:
+                    self._mourn(other)
+                    return Bequest(self._channel, bereaved=True)
+
+    def _wonder(self) -> None:
+        if not self._heard:
+            self._channel.closed = True
+
+    def _tell_of_ends(self) -> None:
+        """The companions are children of this process, so only it knows how they end."""
+        events = self._master.events
+        while events:
+            event = events.popleft()
+            assert isinstance(event, ev.Exited)
+            self._channel.send("ended", generation=event.key.generation, number=event.key.number, how=event.how)
+
+    def _on_message(self, message: Mapping[str, Any], fds: list[int]) -> bool:
+        """Whether that was the last one."""
+        self._heard = True
+        kind = message["type"]
+        if kind == "accepted":
+            version = message.get("version", "unknown")
+            self._master.log.write("info", f"taking over from master {self._pid} (reuseport {version})")
+            self._look_at_metrics(message.get("metrics"))
+        elif kind == "start":
+            self._start(message)
+        elif kind == "launch":
+            self._launch(Key(int(message["generation"]), int(message["number"])))
+        elif kind == "go":
+            self._master.companions.go(Key(int(message["generation"]), int(message["number"])))
+        elif kind == "slots":
+            self._bequest.slots += [(*name, fd) for name, fd in zip(message["slots"], fds, strict=True)]
+        elif kind == "queue":
+            self._bequest.queues.append((int(message["generation"]), fds))
+        elif kind == "lock":
+            self._bequest.locks.append((int(message["generation"]), int(message["number"]), *fds))
+        elif kind == "metrics":
+            self._take_metrics(fds[0], str(message["path"]))
+        elif kind == "yours":
+            self._bequest.masters = [*message["masters"], self._pid]
+            self._bequest.theirs = message["theirs"]
+            if fds:
+                with open(fds[0], encoding="utf-8") as books:
+                    books.seek(0)
+                    self._bequest.books = json.load(books)
+            return True
+        elif kind == "refused":
+            output = str(message.get("output", "")) + self._master.companions.tail(self._generation)
+            raise TakeoverError(str(message["error"]), output)
+        elif kind == "quit":
+            raise TakeoverError(f"master {self._pid} is of a version of reuseport that cannot be taken over from")
+        return False
+
+    def _look_at_metrics(self, theirs: str | None) -> None:
+        """The other master's address for metrics, if it is to be this one's, is handed over like the slots. Any other
+        has to be had now, while a failure changes nothing. OptionError."""
+        settings = self._master.first
+        if not settings.metrics:
+            return
+        with contextlib.suppress(SlotError):  # what is wrong with it is said below
+            if theirs is not None and may_be(names_of([settings.metrics])[0], theirs):
+                self._bequest.keeps_metrics = True
+                return
+        self._bequest.scraped_at = listen(settings.metrics, settings.where("metrics"), settings.umask or 0)
+
+    def _take_metrics(self, fd: int, path: str) -> None:
+        if self._bequest.keeps_metrics:
+            self._bequest.scraped_at = socket.socket(fileno=fd), path
+        else:
+            os.close(fd)
+
+    def _start(self, message: Mapping[str, Any]) -> None:
+        """The zygote belongs to this master, but talks to the other one until that hands over."""
+        self._generation = int(message["generation"])
+        run_dir, recipe = self._master.run_dir, self._release.recipe
+        # It may be of another version: where its files lie is its to say.
+        run_dir.hello, run_dir.scoreboard = message["hello"], message["scoreboard"]
+        self._master.log.write("info", f"loading {recipe['directory']} as generation {self._generation}")
+        try:
+            output = os.open(message["boot_log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            pid = spawn_zygote(self._generation, recipe, run_dir, output, self._mask)
+        except OSError as error:
+            self._channel.send("started", error=f"cannot execute {recipe['interpreter']}: {error.strerror}")
+            return
+        self._channel.send("started", pid=pid)
+
+    def _launch(self, key: Key) -> None:
+        """Likewise a companion. What it prints is this master's to tell, from the beginning."""
+        companion = self._release.seats()[key.number]
+        started = self._master.companions.begin(key, companion, self._release.recipe)
+        self._channel.send(
+            "launched", generation=key.generation, number=key.number, pid=started.pid, error=started.error
+        )
+
+    def _mourn(self, other: int) -> None:
+        """The channel has ended without a word. If the other master has died this one is the next."""
+        # Its lock goes with it, which is a moment later than its sockets.
+        if not select.select([other], [], [], DYING)[0]:
+            raise TakeoverError(f"master {self._pid} has not answered, or has hung up: its log may say why")
+        self._master.log.write(
+            "warning", f"master {self._pid} died while it was to be taken over from: adopting what it left"
+        )
