@@ -84,6 +84,9 @@ class Client:
             self._server.clients.remove(self)
 
 
+ScrapedAt = tuple[socket.socket, str]  # the listening socket, and its path if it has one
+
+
 class Scrape:
     """Answers whoever comes to the listening socket; `path` is a unix socket's, removed at the end."""
 
@@ -181,7 +184,7 @@ def response(
     return head.encode() + (b"" if silent else body)
 
 
-def listen(address: str, where: str, umask: int) -> tuple[socket.socket, str]:
+def listen(address: str, where: str, umask: int) -> ScrapedAt:
     """The socket for an address, which the option `where` has said, and its path if it has one. OptionError."""
     parsed = parse_address(address)
     shown = address.removeprefix("tcp:")
