@@ -42,8 +42,8 @@ class Signals:
         self._master.processes.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
     def come(self) -> Iterator[int]:
-        """Those that have come, each once."""
-        while self._come:
+        """Those that have come until now: whoever sends them without a pause must not keep the master from all else."""
+        for _ in range(len(self._come)):
             yield self._come.popleft()
 
     def hear(self) -> None:

@@ -212,7 +212,7 @@ class _Candidate:
         elif kind == "queue":
             self._bequest.queues.append((int(message["generation"]), fds))
         elif kind == "lock":
-            self._bequest.locks.append((int(message["generation"]), int(message["number"]), *fds))
+            self._bequest.locks.append((int(message["generation"]), int(message["number"]), fds[0]))
         elif kind == "metrics":
             self._take_metrics(fds[0], str(message["path"]))
         elif kind == "yours":
