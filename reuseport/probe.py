@@ -11,7 +11,7 @@ import sys
 
 EARLY = frozenset(sys.modules)  # what sitecustomize and .pth files have imported: it was there before any patch
 
-from reuseport import zygote
+import reuseport.zygote  # noqa: F401 - it patches
 
 import inspect
 import json
@@ -24,7 +24,7 @@ from gevent import monkey
 
 from reuseport.options import Settings
 from reuseport.version import __version__
-from reuseport.worker import application, forksafety
+from reuseport.worker import application, forksafety, ground
 
 # What is here by the server's own doing, or gevent's.
 OURS = frozenset({"reuseport", "gevent", "greenlet", "zope", "setproctitle", "_distutils_hack", "__main__"})
@@ -34,7 +34,7 @@ def main() -> None:
     report = int(sys.argv.pop())
     with open(report, encoding="utf-8", closefd=False) as file:
         order = json.load(file)
-    zygote.tell_stack_on_signal()
+    ground.tell_stack_on_signal()
     found = look(Settings.from_json(order["settings"]), order["directory"], order["ids"], {report})
     with open(report, "w", encoding="utf-8", closefd=False) as file:
         file.seek(0)
@@ -52,7 +52,7 @@ def look(settings: Settings, directory: str, ids: tuple[int, int] | None, known_
     began = time.monotonic()
     try:
         if ids:
-            zygote.become(ids, directory)
+            ground.become(ids, directory)
         if settings.umask is not None:
             os.umask(settings.umask)
         application.prepare_path(directory, tuple(settings.pythonpath))

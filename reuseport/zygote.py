@@ -27,29 +27,24 @@ if not json.loads(os.environ.get(ZYGOTE_VARIABLE, "{}")).get("threads"):
     metadata.entry_points = _entry_points
 
 import _socket
-import contextlib
-import faulthandler
 import gc
 import signal
 import ssl
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from posix import close  # gevent's os.close leaves it to its loop, which never runs here
 from typing import Any
 
-import greenlet
 from setproctitle import setproctitle
 
 from reuseport.core.model import FIRST_JOB
 from reuseport.ipc import channel as channels
-from reuseport.ipc import user
 from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.rundir import RunDir
-from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.options import Settings, certificates
-from reuseport.worker import application, forksafety, logs, said
+from reuseport.worker import application, forksafety, ground, logs, said
 from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
 from reuseport.worker.door import Door
@@ -144,7 +139,7 @@ class Zygote:
         self.lifeline = Lifeline()
         gc.collect()
         gc.freeze()
-        _flush()
+        ground.flush()
         self.boot_output = os.dup(1)
         os.dup2(STDOUT_COPY, 1)
         os.dup2(STDERR_COPY, 2)
@@ -173,7 +168,7 @@ class Zygote:
             with open(fd, "wb", closefd=False) as file:
                 file.write(json.dumps({name: pem.decode("latin-1") for name, pem in self.pems.items()}).encode())
         os.environ[ZYGOTE_VARIABLE] = json.dumps(born)
-        _flush()
+        ground.flush()
         self.channel.close()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -204,7 +199,7 @@ class Zygote:
 
     def _fork_twice(self, failed: Callable[[str], None], forked: Callable[[int], None]) -> bool:
         """So that the child's parent is the master (its subreaper) and not this process. True in the child."""
-        _flush()
+        ground.flush()
         try:
             with self.lifeline.held():
                 middle = fork()
@@ -403,35 +398,17 @@ class Zygote:
 
     def _become_user(self) -> None:
         if ids := self.recipe.get("ids"):
-            become(ids, self.recipe["directory"])
+            ground.become(ids, self.recipe["directory"])
 
     def _known_fds(self) -> set[int]:
         return {self.channel.fileno(), *self.queue, *(one.fd for one in self.listeners.values())}
-
-
-def become(ids: Sequence[int], directory: str) -> None:
-    """Be another user, (uid, gid), if this is root. LoadError where that one could not import from `directory`."""
-    if os.geteuid() != 0:
-        return
-    uid, gid = ids
-    user.become(uid, gid)
-    for place in (os.path.dirname(os.__file__), directory):
-        if not os.access(place, os.R_OK | os.X_OK):
-            raise application.LoadError(f"--user: uid {uid} cannot read {place}, which it must import from")
-
-
-def _flush() -> None:
-    """What stays in a buffer would be written once by every process that is forked."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(ValueError):
-            stream.flush()
 
 
 def main() -> None:
     """Be a zygote, and then in each forked child a worker."""
     born = json.loads(os.environ.pop(ZYGOTE_VARIABLE))
     zygote = Zygote.current = Zygote(born)
-    tell_stack_on_signal()
+    ground.tell_stack_on_signal()
     try:
         birth = zygote.run()
     except application.LoadError as error:
@@ -444,27 +421,6 @@ def main() -> None:
         traceback.print_exc()
         os._exit(1)
     live(birth)
-
-
-def tell_stack_on_signal() -> None:
-    """Until a process is ready, the stack signal ends it, and standard error tells what it was at.
-
-    The C handler runs even where no Python code does. It shows who has the thread, and for an application that waits
-    in a patched call that is the hub; the Python handler, which can run then, adds where the application waits.
-    """
-    main_greenlet = greenlet.getcurrent()
-
-    def tell(number: int, frame: Any) -> None:
-        if main_greenlet.gr_frame is not None and greenlet.getcurrent() is not main_greenlet:
-            sys.stderr.write("The application waits in (most recent call last):\n")
-            stack = [f for f in traceback.extract_stack(main_greenlet.gr_frame) if not application.is_ours(f.filename)]
-            traceback.print_list(stack)
-        _flush()
-        os._exit(1)
-
-    signal.signal(STACK_SIGNAL, tell)
-    faulthandler.enable()
-    faulthandler.register(STACK_SIGNAL, chain=True)
 
 
 def live(birth: Birth | None) -> None:

@@ -93,6 +93,7 @@ class Channel:
     def receive(self) -> list[tuple[dict[str, Any], list[int]]]:
         """All messages that have arrived, with the fds that came along (close-on-exec). Sets `closed` at the end."""
         messages: list[tuple[dict[str, Any], list[int]]] = []
+        reset = False
         while not self.closed:
             try:
                 data, extra, flags, _ = self._sock.recvmsg(
@@ -101,8 +102,10 @@ class Channel:
             except (BlockingIOError, InterruptedError):
                 break
             except ConnectionError:
-                self.closed = True
-                break
+                # The peer went without having read all that it was sent. The kernel says so once, and before it gives
+                # out what the peer itself had said.
+                self.closed, reset = reset, True
+                continue
             fds = array.array("i")
             for level, kind, payload in extra:
                 if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:

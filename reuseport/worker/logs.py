@@ -24,6 +24,7 @@ from reuseport.ipc.outlet import Outlet
 from reuseport.options import Settings
 
 from .application import LoadError
+from .said import Said
 
 ERROR_LOGGERS = ("reuseport.error", "gunicorn.error")
 ACCESS_LOGGERS = ("reuseport.access", "gunicorn.access")
@@ -179,3 +180,39 @@ class LoggerSink:
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join(LAST_WORDS)
+
+
+class Sinks:
+    """Where the lines of one worker go, made after the import in the process that writes. `said` is its log.
+
+    `access` takes the line of a request; None where there is no access log.
+    """
+
+    def __init__(self, settings: Settings, generation: int, who: str, loop: Any, said: Said) -> None:
+        errors = configured(ERROR_LOGGERS) if settings.log_config else None
+        requests = configured(ACCESS_LOGGERS) if settings.log_config else None
+        self.access: Callable[[str], None] | None = None
+        self._file: FileSink | None = None
+        self._logger: LoggerSink | None = None
+        if errors or requests:
+            sink = self._logger = LoggerSink()
+            sink.start()
+            extra = {"generation": generation, "worker": who}
+            if errors:
+                said.logger = lambda level, text: sink.write(errors, LEVELS[level], text, **extra)
+            if requests:
+                self.access = lambda text: sink.write(requests, LEVELS["info"], text, **extra)
+        if self.access is None and settings.access_log:
+            self._file = FileSink(settings, who, loop, said)
+            self.access = self._file.write
+
+    def reopen(self) -> None:
+        """As after a rotation."""
+        if self._file is not None:
+            self._file.reopen()
+
+    def close(self) -> None:
+        """At the worker's end. What the file has to say of its own goes through the logger, if there is one."""
+        for sink in (self._file, self._logger):
+            if sink is not None:
+                sink.close()

@@ -82,8 +82,7 @@ class Worker:
             self.limit += random.randint(0, self.settings.max_requests_jitter)
         self._watchers: list[Any] = []
         self.log = Said(self.settings, self.id)
-        self._sinks: list[Any] = []  # what must be closed at the end
-        self._access_file: logs.FileSink | None = None
+        self.sinks: logs.Sinks | None = None
         self.link = Link(
             self.loop,
             birth.run_dir.hello,
@@ -194,27 +193,13 @@ class Worker:
 
     def _open_logs(self) -> AccessLog | None:
         """After the import, in the process that writes: where lines go from now on."""
-        errors = logs.configured(logs.ERROR_LOGGERS) if self.settings.log_config else None
-        requests = logs.configured(logs.ACCESS_LOGGERS) if self.settings.log_config else None
-        write: Callable[[str], None] | None = None
-        if errors or requests:
-            sink = logs.LoggerSink()
-            sink.start()
-            self._sinks.append(sink)
-            extra = {"generation": self.birth.generation, "worker": self.id}
-            if errors:
-                self.log.logger = lambda level, text: sink.write(errors, logs.LEVELS[level], text, **extra)
-            if requests:
-                write = lambda text: sink.write(requests, logs.LEVELS["info"], text, **extra)  # noqa: E731
-        if write is None and self.settings.access_log:
-            self._access_file = logs.FileSink(self.settings, self.id, self.loop, self.log)
-            self._sinks.insert(0, self._access_file)
-            write = self._access_file.write
+        self.sinks = logs.Sinks(self.settings, self.birth.generation, self.id, self.loop, self.log)
+        write = self.sinks.access
         return None if write is None else AccessLog(self.settings.access_log_format, write, self.log)
 
     def _reopen(self) -> None:
-        if self._access_file is not None:
-            self._access_file.reopen()
+        if self.sinks is not None:
+            self.sinks.reopen()
         self.log.reopen()
 
     def _hello(self, channel: channels.Channel) -> None:
@@ -518,6 +503,6 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         application.print_traceback(error)
         worker.link.say("failed", error=f"worker {worker.id}: {type(error).__name__}: {error}")
         status = 1
-    for sink in worker._sinks:
-        sink.close()
+    if worker.sinks is not None:
+        worker.sinks.close()
     leave(status)

@@ -57,7 +57,7 @@ def application(environ, start_response):
         headers.append(("Content-Length", str(len(data))))
     start_response("200 OK", headers)
     if how == "file":
-        file = TemporaryFile()
+        file = TemporaryFile()  # noqa: SIM115 - the server closes it
         file.write(data)
         file.seek(0)
         return environ["wsgi.file_wrapper"](file)

@@ -32,7 +32,7 @@ from typing import Any
 
 from harness import Server
 
-LONGEST = float(os.environ.get("LONGEST", "30"))  # seconds without any progress after which a connection counts as forgotten
+LONGEST = 30.0  # seconds without any progress after which a connection counts as forgotten
 
 
 @dataclass
@@ -188,7 +188,8 @@ class Client:
         self.sock.setblocking(False)
         self.answers = Answers()
         self.ended = ""  # how the server's half has
-        self.doing = ""
+        self.doing = ""  # what a fault tells of it
+        self.sent = (0, 0)  # of how many bytes of that
         self.broken = False  # nothing can be sent any more
 
     def live(self, name: str) -> None:
@@ -310,13 +311,7 @@ class Client:
         if not readable and not writable and not pending:
             if seconds:
                 self.ended = "forgotten"
-                self.doing += f" sent {self.sent} as {self.sock.getsockname()}"
-                if os.environ.get("ADVERSARY_STACKS"):
-                    import subprocess
-                    with open("/tmp/stacks.%d" % os.getpid(), "ab") as f:
-                        f.write(self.doing.encode() + b"\n")
-                        f.flush()
-                        subprocess.run([sys.executable, "-m", "reuseport", "stacks", "--run-dir", os.environ["ADVERSARY_STACKS"]], stdout=f, stderr=f)
+                self.doing += f", sent {self.sent}, as {self.sock.getsockname()}"
             return False
         if readable or pending:
             try:
@@ -329,7 +324,7 @@ class Client:
                 self.ended = f"broken: {error!r}"
                 return True
             if not data:
-                self.ended = f"ended, {self.doing}"
+                self.ended = "ended"
             self.answers.feed(data)
         return True
 
@@ -462,7 +457,6 @@ def main() -> None:
     try:
         server.write("one", whole=CODE)
         server.start()
-        os.environ["ADVERSARY_STACKS"] = str(server.run_dir)
         print(f"seed {told.seed}, {server.address}", flush=True)
         account = run(
             server, told.seconds, told.seed,

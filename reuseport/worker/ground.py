@@ -1,0 +1,61 @@
+"""What a process is made before the application's code runs in it: the user it shall be, and one that tells its stack.
+
+For a zygote and for the doctor's probe, which loads as a zygote does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import greenlet
+
+from reuseport.ipc import user
+from reuseport.ipc.stacks import STACK_SIGNAL
+
+from . import application
+
+
+def become(ids: Sequence[int], directory: str) -> None:
+    """Be another user, (uid, gid), if this is root. LoadError where that one could not import from `directory`."""
+    if os.geteuid() != 0:
+        return
+    uid, gid = ids
+    user.become(uid, gid)
+    for place in (os.path.dirname(os.__file__), directory):
+        if not os.access(place, os.R_OK | os.X_OK):
+            raise application.LoadError(f"--user: uid {uid} cannot read {place}, which it must import from")
+
+
+def flush() -> None:
+    """What stays in a buffer would be written once by every process that is forked."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(ValueError):
+            stream.flush()
+
+
+def tell_stack_on_signal() -> None:
+    """Until a process is ready, the stack signal ends it, and standard error tells what it was at.
+
+    The C handler runs even where no Python code does. It shows who has the thread, and for an application that waits
+    in a patched call that is the hub; the Python handler, which can run then, adds where the application waits.
+    """
+    main_greenlet = greenlet.getcurrent()
+
+    def tell(number: int, frame: Any) -> None:
+        if main_greenlet.gr_frame is not None and greenlet.getcurrent() is not main_greenlet:
+            sys.stderr.write("The application waits in (most recent call last):\n")
+            stack = [f for f in traceback.extract_stack(main_greenlet.gr_frame) if not application.is_ours(f.filename)]
+            traceback.print_list(stack)
+        flush()
+        os._exit(1)
+
+    signal.signal(STACK_SIGNAL, tell)
+    faulthandler.enable()
+    faulthandler.register(STACK_SIGNAL, chain=True)
