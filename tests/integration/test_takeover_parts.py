@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -211,8 +212,8 @@ def test_a_statsd_is_told_of_every_request_once(serve, second):  # noqa: F811
             two = take_over(second(one, *options))
             assert one.await_exit() == 0
             load.more(50)
-        heard = 0
-        while heard < load.answers:
+        heard, deadline = 0, time.monotonic() + 20
+        while heard < load.answers and time.monotonic() < deadline:
             for line in statsd.recv(65536).decode().split("\n"):
                 name, _, value = line.partition(":")
                 heard += int(value.partition("|")[0]) if name == "gunicorn.requests" else 0
