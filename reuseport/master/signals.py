@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from reuseport.master.main import Master
 
 
+# The second of them means more than the first. Any other that waits already says all that there is to say, as in the
+# kernel: so whoever sends without a pause cannot keep the master from everything else.
+COUNTED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU})
+
+
 class Signals:
     """They wait from the moment this is made, before the master has written its pid file, until `listen`."""
 
@@ -37,12 +42,16 @@ class Signals:
         self._master.loop.watch(reader, drain)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in SIGNALS:
-            signal.signal(number, lambda received, _: self._come.append(received))
+            signal.signal(number, lambda received, _: self._take(received))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._master.processes.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
+    def _take(self, number: int) -> None:
+        if number in COUNTED or number not in self._come:
+            self._come.append(number)
+
     def come(self) -> Iterator[int]:
-        """Those that have come until now: whoever sends them without a pause must not keep the master from all else."""
+        """Those that have come until now, and none that comes while they are acted on."""
         for _ in range(len(self._come)):
             yield self._come.popleft()
 

@@ -157,6 +157,8 @@ class Audit:
                     self.jobs.discard(key)
             case ev.Started(key, error=error) if error and key.is_companion:
                 self._forget_companion(key)
+            case ev.DrainAwaited(asker, generation):
+                self.asked[asker.name] = (asker, generation - 1)
             case ev.PromoteAsked(asker):
                 if asker:
                     self.asked[asker.name] = (asker, 0)

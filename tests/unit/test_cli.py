@@ -312,6 +312,14 @@ def test_status_reads_well_in_80_columns() -> None:
     assert "/srv/customers/shop/releases/20261122-1" in render(STATUS, 1300, None)
 
 
+def test_status_tells_of_other_masters() -> None:
+    takeover = {"pid": 12, "at": 40.0, "outcome": "failed", "error": "no"}
+    text = render({"master": {"earlier": [7, 9], "takeover": takeover}}, 100.0)
+    assert "  earlier  master 7 leaves with its last process\n  earlier  master 9" in text
+    assert "  takeover the last takeover failed, 1m ago, by master 12\n" in text
+    assert "master 12 is taking over" in render({"master": {"takeover": {**takeover, "outcome": "under way"}}}, 100.0)
+
+
 def test_status_of_another_version_may_miss_anything() -> None:
     assert render({}, 0)
     assert render({"generations": [{"workers": [{}]}], "releases": [{}], "master": None, "serving": None}, 0)

@@ -129,6 +129,13 @@ class AnyStory(RuleBasedStateMachine):
         self.world.feed(ev.PromoteAsked(Asker(f"asker {self.asked}", wait) if wait else None))
 
     @rule()
+    def drain_is_awaited(self) -> None:
+        """By who has asked another master before."""
+        if serving := self.world.cluster.serving:
+            self.asked += 1
+            self.world.feed(ev.DrainAwaited(Asker(f"asker {self.asked}", "drained"), serving.number))
+
+    @rule()
     def is_judged(self) -> None:
         if serving := self.world.cluster.serving:
             self.world.feed(ev.Judged(serving.number, "it does worse"))

@@ -150,6 +150,14 @@ def test_whoever_waits_for_the_drain_hears_when_the_last_old_worker_has_gone(ser
     assert serving.states == {2: SERVING}
 
 
+def test_who_has_waited_for_a_drain_at_another_master_waits_on_and_hears_it_once(story):
+    adopt(story, (6, 0, "loaded"), (6, 1, LEAVING), (7, 0, "loaded"), (7, 1, ACCEPTING), (7, 2, ACCEPTING))
+    assert answers(story.tell(ev.DrainAwaited(Asker("me", "drained"), 7))) == {}
+    commands = [*story.exit((6, 1)), *story.exit((6, 0))]
+    assert answers(commands) == {"me": (True, 7)}
+    assert answers(story.tell(ev.DrainAwaited(Asker("late", "drained"), 7))) == {"late": (True, 7)}
+
+
 def test_many_generations_drain_side_by_side(serving):
     for number in (2, 3, 4):
         serving.release()
