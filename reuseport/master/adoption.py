@@ -24,6 +24,8 @@ def adopt(master: Master, remains: Remains, otherwise: Release, *, renew: bool =
     """
     for pid in remains.strays:
         end(pid)
+    for key in {process.key for process in master.processes.all()} - {one.key for one in remains.adopted.survivors}:
+        master.processes.forget(key)
     for one in remains.adopted.survivors:
         # A companion may be known: this master has forked it for the one that it takes over from.
         process = master.processes.get(one.key) or master.processes.expect(one.key, remains.rows[one.key])

@@ -183,6 +183,9 @@ class Companions:
 
     def take_over(self, survivors: Iterable[Survivor]) -> None:
         """Go on where an earlier master stopped; what was printed by those who have ended is copied now."""
+        survivors = list(survivors)
+        for key in self._locks.keys() - {one.key for one in survivors}:
+            os.close(self._locks.pop(key))  # handed over, and its holder has died meanwhile
         for one in survivors:
             if one.key.is_companion:
                 self._output(one.key, one.release.seats()[one.key.number].label, None)

@@ -191,8 +191,11 @@ class Processes:
         self._watch(process)
 
     def forget(self, key: Key) -> None:
-        """It has never come to be."""
-        self._by_key.pop(key, None)
+        """It has never come to be, or is known to have gone."""
+        process = self._by_key.pop(key, None)
+        if process is not None and process.pidfd != -1:
+            self._loop.forget(process.pidfd)
+            os.close(process.pidfd)
 
     def signal(self, key: Key, number: int) -> bool:
         """Send a signal, by pidfd: never to another process that got the same pid. False where there is nobody."""

@@ -12,11 +12,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import Server, is_gone, parent_of, wait_for
+from harness import APPS, Server, is_gone, parent_of, title_of, wait_for
 from test_companions import await_event, await_state, companion, declare, events, start
 from test_metrics import ANYWHERE, Scraper, metrics_of, requests, scrape
 from test_supervision import launch_with, listener
-from test_takeover import await_log, await_owner, fails, log_of, second, take_over  # noqa: F401
+from test_takeover import await_log, await_owner, fails, log_of, processor_time, second, take_over  # noqa: F401
 from test_upgrading import HANGING, Installed
 
 # --- companions -------------------------------------------------------------------------------------------------------
@@ -78,6 +78,53 @@ def test_an_exclusive_companion_that_only_the_new_version_has_begins_as_its_mast
     os.kill(begun["pid"], signal.SIGKILL)
     wait_for(lambda: len(events(two, what="begins")) == 2, "another one in its place")
     await_log(two, "companion 2.cron was killed by SIGKILL")
+
+
+HANDED = "            self.lock = self.run_dir.own()\n"
+SLOWLY = "            import basic\n            basic.pass_gate('handed')\n" + HANDED
+
+
+@pytest.fixture
+def handed(second):  # noqa: F811
+    """Makes a master that comes to the gate `handed` when everything is in its hands, and it has seen nothing yet."""
+
+    def make(first: Server, **companions: str) -> Server:
+        installed = Installed(lambda *options, **fields: second(first, *options, **fields))
+        installed.install("0.2.0", master_main=(HANDED, SLOWLY))
+        two = companies(first, installed.server, **companions)
+        two.env["PYTHONPATH"] += f":{APPS}"
+        two.launch()
+        two.gate("handed").await_entered()
+        return two
+
+    return make
+
+
+def test_the_lock_of_one_that_ends_while_it_is_handed_over_is_free(serve, handed):
+    one = start(serve(), cron=CRON)
+    two = handed(one, cron=CRON)
+    (old,) = events(one, what="begins")
+    one.gate("cron-1").open()
+    wait_for(lambda: title_of(old["pid"]) == "", "its end, which nobody has noticed yet")
+    two.gate("handed").open()
+    await_owner(two, 2)
+    await_state(two, "2.cron", "running")
+    assert one.await_exit() == 0
+
+
+def test_a_new_one_that_dies_while_it_is_handed_over_is_started_again(serve, handed):
+    one = serve().start()
+    two = handed(one, mail="")
+    (first,) = events(two, what="begins")
+    os.kill(first["pid"], signal.SIGKILL)
+    two.gate("handed").open()
+    await_owner(two, 2)
+    wait_for(lambda: len(events(two, what="begins")) == 2, "another one in its place")
+    await_state(two, "2.mail", "running")
+    assert one.await_exit() == 0
+    before, since = processor_time(two.pid), time.monotonic()
+    wait_for(lambda: time.monotonic() > since + 1, "a while")
+    assert processor_time(two.pid) - before < 0.5, "it does not look at what has gone for ever"
 
 
 def test_a_companion_that_does_not_begin_fails_the_takeover_and_both_say_why(serve, second):  # noqa: F811
