@@ -413,12 +413,13 @@ def main() -> None:
         birth = zygote.run()
     except application.LoadError as error:
         zygote.imports.tell(zygote.channel, error)
+        ground.flush()  # before it is said: who asked is shown what was printed
         zygote.channel.send("failed", error=str(error))
-        sys.stderr.flush()
         os._exit(1)
     except BaseException:  # noqa: BLE001
         # A defect of the server itself: without this, a finally of the application's could still run.
         traceback.print_exc()
+        ground.flush()
         os._exit(1)
     live(birth)
 

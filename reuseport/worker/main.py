@@ -29,7 +29,7 @@ from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
 from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, TURNED, Scoreboard, settle
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.worker import application, health, jobprocess, logs, running, tenancy, warmup
+from reuseport.worker import application, ground, health, jobprocess, logs, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
 from reuseport.worker.birth import Birth
 from reuseport.worker.connection import Connection
@@ -496,11 +496,13 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         _wait_for_end(worker)
     except (application.LoadError, warmup.WarmupError) as error:
         worker.imports.tell(worker.link.channel, error)
+        ground.flush()  # before it is said: who asked is shown what was printed
         worker.link.say("failed", error=str(error))
         status = 1
     except BaseException as error:  # noqa: BLE001
         # The application's, from a start hook, SystemExit included; or a defect of ours. Both end this worker visibly.
         application.print_traceback(error)
+        ground.flush()
         worker.link.say("failed", error=f"worker {worker.id}: {type(error).__name__}: {error}")
         status = 1
     if worker.sinks is not None:

@@ -336,7 +336,8 @@ class Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("REUSEPORT_") and k != "WEB_CONCURRENCY"}
+        ours = ("WEB_CONCURRENCY", "PYTHONUNBUFFERED")  # of whoever runs the tests
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("REUSEPORT_") and k not in ours}
         own = {"TEST_GATES": str(self.gates), "REUSEPORT_RUN_DIR": str(self.run_dir), "PYTHONDONTWRITEBYTECODE": "1"}
         return {**inherited, **own, **self.env}
 

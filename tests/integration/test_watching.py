@@ -36,6 +36,11 @@ def jobbing(serve: Callable[..., Server]) -> Server:
     return server.start()
 
 
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests in the background ignores it
+
+
 class Terminal:
     """A command on a terminal of its own; `text` is all that it has written."""
 
@@ -47,7 +52,7 @@ class Terminal:
         environ = {**inherited, "TERM": "xterm-256color", **env}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "reuseport", *words], stdin=inner, stdout=inner, stderr=inner, cwd=server.root,
-            env=environ, start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            env=environ, start_new_session=True, preexec_fn=_take_terminal,
         )  # fmt: skip
         self.inner = inner
         self.text = ""
