@@ -38,6 +38,7 @@ from .upgrade import UpgradeCaller, Upgraded, spread
 from .wheel import Wheel
 from .wsgi import Caller, template
 
+MANY_LATENCIES = 256  # no client waits for more of them to be counted: some 50 µs
 TEMPLATES = 1024  # local addresses, of which PROXY headers can name any number
 
 
@@ -90,6 +91,7 @@ class Engine:
         self.readers = Readers(self.hub)
         self.board = board
         self.latencies: list[float] = []  # seconds; whoever counts them takes them out
+        self.count_latencies: Callable[[], None] = self.latencies.clear  # is called when there are many
         self._open: set[Connection] = set()
         self.tls = tls
         self.proxy_protocol = settings.proxy_protocol
@@ -250,7 +252,10 @@ class Engine:
         if failed:
             board[ERRORS] += 1
         if status != 101:  # how long a connection stays taken over is no latency
-            self.latencies.append((response.ended or monotonic()) - response.began)
+            latencies = self.latencies
+            latencies.append((response.ended or monotonic()) - response.began)
+            if len(latencies) >= MANY_LATENCIES:
+                self.count_latencies()
         self.requests -= 1
         board[ACTIVE] = self.requests
         if self.on_request_end is not None:

@@ -139,6 +139,7 @@ class Worker:
             access=self._open_logs(),
         )
         self.engine.on_change = self._leave_if_done
+        self.engine.count_latencies = partial(count, self.latencies, self.engine.latencies)
         self.sender = Sender(self.loop, self.loop_set, self._keep_connections)
         self.receiver = Receiver(self.loop, birth.queue[0], self.engine.adopt, self._inherit, self.log)
         if self.limit:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS
 from reuseport.worker import connection
+from reuseport.worker.engine import MANY_LATENCIES
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -528,6 +529,22 @@ def test_many_at_once(make):
         assert client.read_all().endswith(b"hello")
         client.sock.close()
     assert harness.counter(REQUESTS) == 200
+
+
+def test_latencies_are_counted_before_there_are_so_many_that_clients_would_wait_for_it(make):
+    harness, counted = make(), []
+
+    def count():
+        counted.append(len(harness.engine.latencies))
+        harness.engine.latencies.clear()
+
+    harness.engine.count_latencies = count
+    client = harness.connect()
+    client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * (MANY_LATENCIES + 10))
+    wait_for(lambda: harness.counter(REQUESTS) == MANY_LATENCIES + 10)
+    client.sock.close()
+    assert counted == [MANY_LATENCIES]
+    assert len(harness.engine.latencies) == 10
 
 
 # Rubbish.
