@@ -24,7 +24,7 @@ from typing import Any
 
 from reuseport.cli import place
 from reuseport.cli.failure import FAILED, NO_MASTER, USAGE, Failure
-from reuseport.cli.frame import ANSWER_SECONDS
+from reuseport.cli.frame import ANSWER_SECONDS, json_option
 from reuseport.cli.words import duration
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.stacks import LINES_SIGNAL, SNAPSHOT_SIGNAL
@@ -59,14 +59,7 @@ OPTIONS = (
         default_text="all",
         help="A process, by its pid or as `reuseport status` calls it: 7.2 is a worker, 7 all of generation 7.",
     ),
-    Option(
-        "json",
-        kinds.SWITCH,
-        False,
-        group="Options",
-        where=frozenset({FLAG}),
-        help="Print one JSON object for each process, as an array.",
-    ),
+    json_option("one JSON object for each process, as an array"),
 )
 TAKES = (*OPTIONS, *place.WHERE)
 

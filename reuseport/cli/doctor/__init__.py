@@ -13,13 +13,13 @@ from typing import Any
 
 from reuseport.cli import place
 from reuseport.cli.failure import FAILED, NO_MASTER, USAGE, Failure
-from reuseport.options import OPTIONS, Option, OptionError, Settings, kinds, load, working_directory
+from reuseport.cli.frame import ANSWER_SECONDS, json_option
+from reuseport.options import OPTIONS, OptionError, Settings, load, working_directory
 from reuseport.options.manual import manual
 from reuseport.options.reading import from_flags
 from reuseport.options.settings import make_origin
-from reuseport.options.table import FLAG, FOREIGN
+from reuseport.options.table import FOREIGN
 
-ANSWER_SECONDS = 10.0
 MARKS = {"problem": "problem", "warning": "warning", "fine": "     ok"}
 
 ABOUT = """\
@@ -32,16 +32,7 @@ Say what you would say to `reuseport serve`, whose options are all taken.
 
 Exit status: 0 there is no problem (warnings there may be); 1 there is one; 2 wrong usage."""
 
-OWN = (
-    Option(
-        "json",
-        kinds.SWITCH,
-        False,
-        group="Options",
-        where=frozenset({FLAG}),
-        help="Print the findings as one JSON array.",
-    ),
-)
+OWN = (json_option("the findings as one JSON array"),)
 TAKES = (*OWN, *OPTIONS)
 
 

@@ -121,10 +121,6 @@ def _proxy_protocol(value: Any) -> str:
     return {"true": "auto", "false": "off"}.get(str(value).lower(), str(value).lower())
 
 
-def _truth(value: Any) -> bool:
-    return str(value).lower() == "true"
-
-
 _ASGI = "is for ASGI, which reuseport does not serve"
 _HTTP2 = "concerns HTTP/2, which is not spoken here: put nginx or another proxy in front"
 _SYSLOG = 'is log_file = "syslog" and access_log = "syslog"; or "journald", or "syslog://HOST:PORT"'
