@@ -24,6 +24,7 @@ import gevent.monkey
 
 from reuseport import hooks, jobs
 from reuseport.core.routing import Table
+from reuseport.ipc import begun
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
@@ -123,7 +124,9 @@ class Worker:
         birth.application = app
         self._accept_signals()
         self.loop_set = LoopSet(self.loop)
-        self.reporter = JobReporter(self.loop, self.board, self.link.say, self._jobs_changed)
+        self.reporter = JobReporter(
+            self.loop, self.board, begun.my_row(birth.run_dir.begun, birth.row), self.link.say, self._jobs_changed
+        )
         describe_server(birth, self.loop)
         steal = os.environ.get("REUSEPORT_STEAL", "1") != "0"
         self.acceptor = Acceptor(self.loop, self.loop_set, self._adopt, self.board, self.log, steal)
