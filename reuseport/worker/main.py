@@ -38,6 +38,7 @@ from reuseport.worker.departure import leave
 from reuseport.worker.engine import Engine
 from reuseport.worker.handover import Receiver, Sender
 from reuseport.worker.imports import Imports
+from reuseport.worker.interrupts import is_server
 from reuseport.worker.jobprocess import JobProcess, describe_server
 from reuseport.worker.link import Link
 from reuseport.worker.listeners import Acceptor, Listener, pass_slots
@@ -468,6 +469,7 @@ class Worker:
         self.ended.set()
 
 
+@is_server
 def _wait_for_end(worker: Worker) -> None:
     """Until the worker may leave. What a greenlet of the application throws at the main one (SystemExit) ends nobody
     else's request: the worker is replaced, and drains."""
