@@ -257,7 +257,8 @@ def _lost(jobs: Sequence[Mapping[str, Any]], now: float, ink: Ink) -> list[str]:
         tenant = f", tenant {words.text(job['tenant'])}" if job.get("tenant") else ""
         facts = [words.text(job.get("name", "?")) + tenant]
         facts += [f"{duration(job.get('age'))} old", f"{duration(now - job.get('at', now))} ago"]
-        lines.append(f"  job {', '.join(facts)}: its process {job.get('pid', ABSENT)} {words.text(job.get('how'))}")
+        who = f"its process {job['pid']}" if job.get("pid") else f"worker {words.text(job.get('worker'))}"
+        lines.append(f"  job {', '.join(facts)}: {who} {words.text(job.get('how'))}")
     return lines
 
 

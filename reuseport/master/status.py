@@ -157,23 +157,24 @@ def work_of(g: Generation, processes: Processes, board: scoreboard.Scoreboard) -
 
 def jobs_of(process: Process) -> list[dict[str, Any]]:
     """The jobs that a process has told of, oldest first; ages in seconds."""
+    return sorted((job_of(process, job) for job in process.jobs.values()), key=lambda job: -job["age"])
+
+
+def job_of(process: Process, job: Mapping[str, Any]) -> dict[str, Any]:
+    """A job that a process has told of, as `status` shows it."""
     now = time.time()
-    jobs = [
-        {
-            "name": job["name"],
-            "tenant": job["tenant"],
-            "age": round(now - job["started"], 3),
-            "progress": job["fraction"],
-            "text": job["text"],
-            "where": job.get("where", ""),
-            "pid": process.pid,
-            "deadline": job.get("deadline"),
-            "left": None if job.get("deadline") is None else round(job["started"] + job["deadline"] - now, 3),
-            "overdue": bool(job.get("overdue")),
-        }
-        for job in process.jobs.values()
-    ]
-    return sorted(jobs, key=lambda job: -job["age"])
+    return {
+        "name": job["name"],
+        "tenant": job["tenant"],
+        "age": round(now - job["started"], 3),
+        "progress": job["fraction"],
+        "text": job["text"],
+        "where": job.get("where", ""),
+        "pid": process.pid,
+        "deadline": job.get("deadline"),
+        "left": None if job.get("deadline") is None else round(job["started"] + job["deadline"] - now, 3),
+        "overdue": bool(job.get("overdue")),
+    }
 
 
 def told(job: Mapping[str, Any]) -> str:

@@ -221,11 +221,12 @@ class TlsConnection(Connection):
                 continue
             except OSError as error:
                 raise BodyError(400, f"the client is gone: {error.strerror or error}") from error
+            except BaseException:
+                self.abort()  # as in Stream
+                raise
             if not self.unread:
                 return 0
-        piece = self.take(len(view))
-        view[: len(piece)] = piece
-        return len(piece)
+        return self.take_into(view)
 
     def send(self, data: bytes) -> None:
         sock = self._sock
