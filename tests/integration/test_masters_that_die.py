@@ -89,7 +89,7 @@ def lose_master(server) -> None:
 
 
 def next_master(server):
-    """Start it, and wait until nothing is on its way any more: all that lives serves, drains, tries out or stands by."""
+    """Start it, and wait until nothing is on its way any more: all that lives serves, drains, is tried or stands by."""
     server.launch()
     calm = {"serving", "canary", "draining", "standby"}
 
@@ -222,7 +222,7 @@ def test_a_promotion_goes_on_under_the_next_master_or_can_be_asked_for_again(tri
     assert not trial.status()["lost"]["count"]
     for one in events(trial, what="begins"):
         alive = [c["pid"] for c in trial.status().current["companions"]]
-        wait_for(lambda one=one: one["pid"] in alive or is_gone(one["pid"]), "no companion of nobody's")
+        wait_for(lambda pid=one["pid"], alive=alive: pid in alive or is_gone(pid), "no companion of nobody's")
 
 
 # --- a rollback from standby ------------------------------------------------------------------------------------------
