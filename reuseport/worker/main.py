@@ -254,8 +254,11 @@ class Worker:
         kind = message["type"]
         if kind == "accept" and self.state in ("ready", "serving"):
             assert self.acceptor is not None
-            if message["own"] is not None:  # a canary leaves the slots alone
+            if message["own"] is not None:
                 self.acceptor.own(message["own"])
+            else:
+                # A canary leaves the slots alone, also one that a master has promoted who died over it.
+                self.acceptor.rest()
             if self.state == "ready":
                 self.receiver.start()
             # A next master may not know of the stop that its predecessor announced: then there is none any more.
