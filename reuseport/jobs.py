@@ -62,6 +62,13 @@ def pins_nobody(tenant: str) -> Callable[[], None] | None:
 
 
 pin = pins_nobody  # a worker that knows tenants puts its own function here
+
+
+def nobody_notes(one: Job, begins: bool) -> None:
+    """A job begins, and nothing of it has run; or it has ended. In any thread."""
+
+
+note = nobody_notes  # a worker writes down here what it had begun if it is killed
 tenant_now: ContextVar[str | None] = ContextVar("reuseport.tenant", default=None)  # whose request this code runs for
 
 
@@ -130,6 +137,7 @@ class Job:
         self.started = started or time.time()
         if self.tenant is not None:
             self._unpin = pin(self.tenant)
+        note(self, True)
         (active if registry is None else registry)[self.number] = self
         changed()
 
@@ -140,6 +148,7 @@ class Job:
         unpin, self._unpin = self._unpin, None
         if unpin is not None:
             unpin()
+        note(self, False)
         changed()
 
     def bound(self, always: bool = False, overdue: bool = True) -> None:
