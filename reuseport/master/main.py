@@ -163,6 +163,7 @@ class Master:
             if remains is None:
                 self.slots.bind()
                 dead = adoption.left_by_the_dead(self.run_dir)
+                adoption.clear_up(self.run_dir, ())
                 for path in self.run_dir.shared:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(path)  # of a master whose workers have died with it: this one counts anew
