@@ -36,6 +36,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from reuseport.options.machine import whose
+
 # A file in work/ that belongs to a process.
 _SOMEBODYS = re.compile(r"(?P<zygote>\d+)\.door|(stacks|snapshot|lines)-(?P<who>\d+\.j?\d+)\.(txt|json)(\.new)?")
 
@@ -116,6 +118,7 @@ class RunDir:
             raise RunDirError(f"--run-dir: cannot open {self.lock}: {error.strerror}") from None
         try:
             self.take_again(fd)
+            self.sign()
         except RunDirError:
             os.close(fd)
             raise
@@ -140,17 +143,24 @@ class RunDir:
         fcntl.lockf(fd, fcntl.LOCK_UN)
 
     def take_again(self, fd: int) -> None:
-        """Take the lock, and say whose it is. RunDirError where another master has it."""
+        """Take the lock. RunDirError where another master has it."""
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise RunDirError(f"--run-dir: cannot lock {self.lock}: {error.strerror}") from None
             raise RunDirError(
-                f"--run-dir: {self.path} belongs to a running master (pid {self.owner() or 'unknown'}); stop it, take "
-                "over from it (--takeover), or give this server a name (-n) or a run directory of its own"
+                f"--run-dir: {self.path} belongs to a running master (pid {self.owner() or 'unknown'}): `reuseport "
+                "release` loads a new version into it, `--takeover` replaces it, and another server takes a name (-n) "
+                "or a run directory of its own"
             ) from None
-        Path(self.pid).write_text(f"{os.getpid()}\n")
+
+    def sign(self) -> None:
+        """Write down who has the lock. RunDirError where that cannot be written."""
+        try:
+            Path(self.pid).write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            raise RunDirError(f"--run-dir: cannot write {self.pid}: {error.strerror}") from None
 
     def owner(self) -> int | None:
         """The pid that the last owner wrote down; it may have died since."""
@@ -166,7 +176,7 @@ class RunDir:
                 os.makedirs(parent, mode=0o755)
             elif os.stat(parent).st_uid not in (0, os.geteuid()):
                 # Its owner could put another directory in the place of ours.
-                raise RunDirError(f"--run-dir: {parent} belongs to another user (uid {os.stat(parent).st_uid})")
+                raise RunDirError(f"--run-dir: {parent} {whose(os.stat(parent).st_uid)}")
             os.mkdir(path, 0o700)
         except FileExistsError:
             self._check(path)
@@ -178,4 +188,4 @@ class RunDir:
         if not stat.S_ISDIR(info.st_mode):
             raise RunDirError(f"--run-dir: {path} is not a directory")
         if path == self.path and info.st_uid != os.geteuid():
-            raise RunDirError(f"--run-dir: {path} belongs to uid {info.st_uid}, not to {os.geteuid()}, who runs this")
+            raise RunDirError(f"--run-dir: {path} {whose(info.st_uid)}")
