@@ -391,7 +391,12 @@ def run(birth: Birth) -> None:
 
 def captured(worker: Worker, app: Any) -> None:
     """The script that this worker runs has called `reuseport.serve(app)`: go on from inside that call, for good."""
-    _live(worker, lambda: worker.get_ready(app))
+
+    def birth() -> None:
+        application.check(app, "what reuseport.serve was given")
+        worker.get_ready(app)
+
+    _live(worker, birth)
 
 
 def _live(worker: Worker, birth: Callable[[], None]) -> None:
