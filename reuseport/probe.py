@@ -69,6 +69,7 @@ def look(settings: Settings, directory: str, ids: tuple[int, int] | None, known_
         found["early"] = sorted(_unpatched())
         found["ssl_early"] = "ssl" in EARLY
     found["psycopg2_waits_green"] = _call("psycopg2.extensions", "get_wait_callback") is not None
+    found["django_keeps"] = sorted(_kept_by_django())
     found["oracledb_thick"] = _call("oracledb", "is_thin_mode") is False
     return found
 
@@ -96,6 +97,16 @@ def _unpatched() -> Iterator[str]:
         held = {originals[id(value)] for value in list(vars(sys.modules[name]).values()) if id(value) in originals}
         if held:
             yield f"{name} ({', '.join(sorted(held)[:3])})"
+
+
+def _kept_by_django() -> Iterator[str]:
+    """Databases whose connections Django keeps beyond a request, other than in a pool."""
+    settings = getattr(sys.modules.get("django.conf"), "settings", None)
+    if settings is not None and settings.configured:
+        for alias, terms in settings.DATABASES.items():
+            age = terms.get("CONN_MAX_AGE", 0)
+            if age != 0 and not (terms.get("OPTIONS") or {}).get("pool"):
+                yield f"{alias!r} (CONN_MAX_AGE={age})"
 
 
 def _call(module: str, function: str) -> Any:

@@ -129,7 +129,7 @@ def _generations(generations: Sequence[Mapping[str, Any]], width: int | None, in
                 str(one.get("number", ABSENT)),
                 ink.state(words.text(one.get("state"))),
                 duration(one.get("age")),
-                str(len(workers)),
+                str(sum(worker.get("place", 0) >= 0 for worker in workers)),  # the others are processes of jobs
                 str(sum(a_dict(worker, "requests").get("active") or 0 for worker in workers)),
                 rate(numbers.get("requests_per_second")),
                 latency(numbers.get("p50")),
@@ -257,7 +257,8 @@ def _lost(jobs: Sequence[Mapping[str, Any]], now: float, ink: Ink) -> list[str]:
         tenant = f", tenant {words.text(job['tenant'])}" if job.get("tenant") else ""
         facts = [words.text(job.get("name", "?")) + tenant]
         facts += [f"{duration(job.get('age'))} old", f"{duration(now - job.get('at', now))} ago"]
-        lines.append(f"  job {', '.join(facts)}: its process {job.get('pid', ABSENT)} {words.text(job.get('how'))}")
+        who = f"its process {job['pid']}" if job.get("pid") else f"worker {words.text(job.get('worker'))}"
+        lines.append(f"  job {', '.join(facts)}: {who} {words.text(job.get('how'))}")
     return lines
 
 

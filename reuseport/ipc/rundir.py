@@ -11,6 +11,7 @@
       hello.sock        every process of every generation says hello to the master here
       scoreboard        one row of counters per worker
       latencies         and one histogram
+      begun             and the jobs that it began last
       pins              locked bytes say which tenant has jobs where (--tenant)
       marks             how far each tenant has moved
       work/             belongs to the workers' user, who alone writes to it: a root master follows no link in it
@@ -51,8 +52,14 @@ class RunDir:
         self._directory = -1
         self.scoreboard = os.path.join(path, "scoreboard")
         self.latencies = os.path.join(path, "latencies")
+        self.begun = os.path.join(path, "begun")
         self.pins = os.path.join(path, "pins")
         self.marks = os.path.join(path, "marks")
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """What workers map."""
+        return self.scoreboard, self.latencies, self.begun
 
     def boot_log(self, generation: int) -> str:
         return os.path.join(self.path, f"boot-{generation}.log")

@@ -72,6 +72,7 @@ def _fork(master: Master, command: ev.Fork) -> None:
     row = next(row for row in range(WORKER_ROWS) if row not in taken)
     master.board.clear(row)
     master.latencies.give(row, command.key.generation)
+    master.begun.row(row).give(command.key)
     master.processes.expect(command.key, row)
     g = master.cluster.generations.get(command.key.generation)
     booting = g is not None and g.state in BOOTING

@@ -7,6 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reuseport.core.model import Release
+from reuseport.ipc.begun import Begun
+from reuseport.ipc.rundir import RunDir
+from reuseport.ipc.scoreboard import Scoreboard
 from reuseport.master.processes import end
 from reuseport.master.roster import Remains
 from reuseport.master.slots import SlotError
@@ -30,6 +33,7 @@ def adopt(master: Master, remains: Remains, otherwise: Release, *, renew: bool =
         # A companion may be known: this master has forked it for the one that it takes over from.
         process = master.processes.get(one.key) or master.processes.expect(one.key, remains.rows[one.key])
         master.processes.is_running(process, one.pid)
+    master.losses.of_the_dead(master.board, master.begun, {one.row for one in master.processes.all()})
     master.numbers.adopt({one.key.generation for one in remains.adopted.survivors})
     _await_slots(master, remains)
     adopted = list(master.slots.slots)
@@ -44,6 +48,14 @@ def adopt(master: Master, remains: Remains, otherwise: Release, *, renew: bool =
             "more: a stop and a new start let go of it",
         )
     master.events.appendleft(replace(remains.adopted, slots=master.slots.count, otherwise=otherwise, renew=renew))
+
+
+def left_by_the_dead(run_dir: RunDir) -> tuple[Scoreboard, Begun] | None:
+    """What shows which jobs were under way when an earlier master and all its workers died; None where nothing does."""
+    try:
+        return Scoreboard(run_dir.scoreboard), Begun(run_dir.begun)
+    except FileNotFoundError:
+        return None
 
 
 def _await_slots(master: Master, remains: Remains) -> None:

@@ -25,6 +25,7 @@ from reuseport.core import events as ev
 from reuseport.core import machine
 from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key
 from reuseport.ipc import channel as channels
+from reuseport.ipc.begun import Begun
 from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, RunDirError
@@ -115,7 +116,6 @@ class Master:
         self.started = left.started if left else time.time()
         self.events: deque[ev.Event] = deque()
         self.exit_status: int | None = None
-        self.losses = Losses()
         self.tally = Tally()
 
         self.ids = ids = find_user(settings)
@@ -126,11 +126,12 @@ class Master:
         _raise_descriptor_limit()
         self.log = estate.open_log(settings, left.post if left else None)
         self.loop = Loop()
+        self.losses = Losses(self.log.write, self.loop.later, self._on_job_lost, self._on_job_ended)
         self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
         self.notifier = Notifier(supervision, self.loop, self.log.write)
         self.processes = Processes(self.loop, self._on_exit)
         self.companions = Companions(self.run_dir, self.loop, self.processes, self.log)
-        release, bequest, remains = None, None, None
+        release, bequest, remains, dead = None, None, None, None
         if left is None:
             release = complete(release_of(settings), extra)
             if settings.takeover != "no":
@@ -165,7 +166,8 @@ class Master:
             self.telling.open(umask, bequest.scraped_at if bequest else None)
             if remains is None:
                 self.slots.bind()
-                for path in (self.run_dir.scoreboard, self.run_dir.latencies):
+                dead = adoption.left_by_the_dead(self.run_dir)
+                for path in self.run_dir.shared:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(path)  # of a master whose workers have died with it: this one counts anew
             self._write_pid_file()
@@ -175,6 +177,7 @@ class Master:
             self.companions.take_over(remains.adopted.survivors if remains else ())
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         self.latencies = Latencies(self.run_dir.latencies, create=True)
+        self.begun = Begun(self.run_dir.begun, create=True)
         self.numbers = Numbers(self.board, self.latencies, self.processes, samples)
         if left is None:
             hellos, questions = self._listen(), control.listen(self.run_dir.control)
@@ -182,8 +185,8 @@ class Master:
             hellos, questions = left.doors()
         if ids:
             # They lie where only the master's own user can put anything else in their place.
-            os.chown(self.run_dir.scoreboard, *ids, follow_symlinks=False)
-            os.chown(self.run_dir.latencies, *ids, follow_symlinks=False)
+            for path in self.run_dir.shared:
+                os.chown(path, *ids, follow_symlinks=False)
         self.switchboard = Switchboard(
             hellos,
             ids[0] if ids else os.geteuid(),
@@ -213,6 +216,8 @@ class Master:
         adopted = sorted({one.key.generation for one in remains.adopted.survivors}) if remains is not None else []
         if left is None:
             self.releases.note("started", pid=os.getpid(), name=settings.name, adopted=adopted)
+            if dead is not None:
+                self.losses.of_the_dead(*dead, survivors=())
         self.control = Control(questions, self.loop, self.on_question)
         self.progress = Progress(
             lambda: list(self.control.clients.values()), lambda g: status.work_of(g, self.processes, self.board)
@@ -232,6 +237,7 @@ class Master:
         self.upgrade = upgrade.Upgrade(self)
         self.predecessors = Predecessors(self)
         self.succession = Succession(self)
+        self.switchboard.on_job = self.losses.has_come
         self.switchboard.on_successor = self.succession.asked
         if left is not None:
             left.enter(self)
@@ -291,13 +297,9 @@ class Master:
 
     def _clear_up_after(self, process: Process, how: str) -> None:
         self.switchboard.last_words(process)
+        self.losses.of(process, how, self.board, self.begun)
         self.numbers.is_dead(process)
         self.tally.worker_ends(self.cluster, process.key)
-        for lost in status.jobs_of(process):
-            self.log.write("error", self.losses.add(str(process.key), process.pid, how, lost))
-        for job in process.jobs.values():
-            self.tally.jobs["lost"] += 1
-            self.releases.job_ended(process.key, job, lost=True)
         for file in (self.run_dir.stacks, self.run_dir.snapshot, self.run_dir.lines):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file(str(process.key)))
@@ -364,6 +366,10 @@ class Master:
     def _on_job_ended(self, key: Key, job: dict[str, Any]) -> None:
         self.tally.jobs["ended"] += 1
         self.releases.job_ended(key, job)
+
+    def _on_job_lost(self, key: Key, job: dict[str, Any]) -> None:
+        self.tally.jobs["lost"] += 1
+        self.releases.job_ended(key, job, lost=True)
 
     def _listen(self) -> Any:
         """The socket for hellos, at a path where only the master's own user can put anything else."""
@@ -482,8 +488,7 @@ class Master:
         self.slots.close()
         self.boot_logs.remove()
         self.companions.forget_all_but(())
-        shared = self.run_dir.scoreboard, self.run_dir.latencies
-        for path in (*shared, self.run_dir.hello, self.run_dir.pid, self.first.pid):
+        for path in (*self.run_dir.shared, self.run_dir.hello, self.run_dir.pid, self.first.pid):
             if path:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)

@@ -65,6 +65,7 @@ class Switchboard:
         self._strangers: dict[Channel, int] = {}  # who has connected and not said hello yet, and its pid
         self.on_stay: Callable[[str, int, float], None] = lambda tenant, generation, seconds: None
         self.on_hello: Callable[[Key], None] = lambda key: None  # a worker can be spoken to from now on
+        self.on_job: Callable[[Key, dict[str, Any]], None] = lambda key, job: None  # a process of its own has it
         self.on_import: Callable[[str], None] = lambda directory: None
         # Another master wants to take over, by this question of its.
         self.on_successor: Callable[[Channel, Mapping[str, Any]], None] = lambda channel, question: channel.close()
@@ -346,6 +347,8 @@ class Switchboard:
         elif kind == "job":
             if process := self._processes.get(key):
                 process.jobs[int(message["number"])] = message
+                if key.is_job:
+                    self.on_job(key, message)
         elif kind == "job-ended":
             process = self._processes.get(key)
             if process and (job := process.jobs.pop(int(message["number"]), None)):

@@ -121,7 +121,7 @@ class Engine:
         self._identity = generation, worker, multiprocess
         self._templates: dict[Any, dict[str, Any]] = {}
         self._date = b""
-        self._date_at = 0  # seconds since the epoch
+        self._date_at = 0.0  # seconds since the epoch
 
     def adopt(self, fd: int, peer: Any, local: Any, *, data: bytes = b"") -> Connection:
         """Take over an accepted, non-blocking client fd that speaks HTTP; `data` was read from it already."""
@@ -285,5 +285,5 @@ class Engine:
         if not self._date_at <= now < self._date_at + 1:
             # In this order: another thread may look in between.
             self._date = f"Date: {formatdate(int(now), usegmt=True)}\r\n".encode()
-            self._date_at = int(now)
+            self._date_at = now // 1
         return self._date

@@ -24,6 +24,7 @@ import gevent.monkey
 
 from reuseport import hooks, jobs
 from reuseport.core.routing import Table
+from reuseport.ipc import begun
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
@@ -37,6 +38,7 @@ from reuseport.worker.departure import leave
 from reuseport.worker.engine import Engine
 from reuseport.worker.handover import Receiver, Sender
 from reuseport.worker.imports import Imports
+from reuseport.worker.interrupts import is_server
 from reuseport.worker.jobprocess import JobProcess, describe_server
 from reuseport.worker.link import Link
 from reuseport.worker.listeners import Acceptor, Listener, pass_slots
@@ -122,7 +124,9 @@ class Worker:
         birth.application = app
         self._accept_signals()
         self.loop_set = LoopSet(self.loop)
-        self.reporter = JobReporter(self.loop, self.board, self.link.say, self._jobs_changed)
+        self.reporter = JobReporter(
+            self.loop, self.board, begun.my_row(birth.run_dir.begun, birth.row), self.link.say, self._jobs_changed
+        )
         describe_server(birth, self.loop)
         steal = os.environ.get("REUSEPORT_STEAL", "1") != "0"
         self.acceptor = Acceptor(self.loop, self.loop_set, self._adopt, self.board, self.log, steal)
@@ -250,8 +254,11 @@ class Worker:
         kind = message["type"]
         if kind == "accept" and self.state in ("ready", "serving"):
             assert self.acceptor is not None
-            if message["own"] is not None:  # a canary leaves the slots alone
+            if message["own"] is not None:
                 self.acceptor.own(message["own"])
+            else:
+                # A canary leaves the slots alone, also one that a master has promoted who died over it.
+                self.acceptor.rest()
             if self.state == "ready":
                 self.receiver.start()
             # A next master may not know of the stop that its predecessor announced: then there is none any more.
@@ -462,6 +469,7 @@ class Worker:
         self.ended.set()
 
 
+@is_server
 def _wait_for_end(worker: Worker) -> None:
     """Until the worker may leave. What a greenlet of the application throws at the main one (SystemExit) ends nobody
     else's request: the worker is replaced, and drains."""

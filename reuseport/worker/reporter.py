@@ -1,7 +1,8 @@
 """Tells the master of this worker's jobs, as they begin, get on and end.
 
 Only differences travel, and not more often than every REPORT seconds: a job that is over before that needs no report,
-and thousands of short ones must not keep the master busy. The count in the scoreboard is always true.
+and thousands of short ones must not keep the master busy. The count in the scoreboard is always true, and what was
+begun last stands in shared memory (`ipc/begun.py`), for a master that has to tell what was lost with this process.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from reuseport import jobs
+from reuseport.ipc.begun import Row
 from reuseport.ipc.scoreboard import JOBS
 
 REPORT = 0.05  # seconds
@@ -54,8 +56,11 @@ def _facts(one: jobs.Job) -> dict[str, Any]:
 class JobReporter:
     """`say(kind, **fields)` speaks to the master; `on_change()` is called in the loop after each change."""
 
-    def __init__(self, loop: Any, board: Any, say: Callable[..., None], on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: Any, board: Any, begun: Row, say: Callable[..., None], on_change: Callable[[], None]
+    ) -> None:
         self._board = board
+        self._begun = begun
         self._ledger = Ledger(say)
         self._on_change = on_change
         self._timer = loop.timer(REPORT)
@@ -65,6 +70,13 @@ class JobReporter:
         jobs.active.clear()
         jobs.starting.clear()
         jobs.changed = self._from_any_thread
+        jobs.note = self._note
+
+    def _note(self, one: jobs.Job, begins: bool) -> None:
+        if begins:
+            self._begun.add(one.number, one.name, one.tenant, one.started, one.where == jobs.PROCESS)
+        else:
+            self._begun.remove(one.number)
 
     def _from_any_thread(self) -> None:
         self._board[JOBS] = len(jobs.active) + len(jobs.starting)
@@ -93,6 +105,7 @@ class JobReporter:
         jobs.active.clear()
         jobs.starting.clear()
         jobs.changed = _nothing
+        jobs.note = jobs.nobody_notes
 
 
 def _nothing() -> None:

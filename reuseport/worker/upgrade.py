@@ -29,6 +29,7 @@ from gevent.socket import socket as GeventSocket
 from gevent.socket import wait_read, wait_write
 
 from .body import NoBody
+from .interrupts import is_server
 from .stream import PIECE, Disconnected
 from .wheel import NEVER
 from .wsgi import Caller, describe
@@ -243,6 +244,7 @@ class Upgraded:
             self.app = UpgradeSocket(self, self._sock.detach())
         self.engine.connection_upgraded(connection, self)
 
+    @is_server
     def _carry_in(self, data: bytes) -> None:
         """From the client to the application."""
         try:
@@ -262,6 +264,7 @@ class Upgraded:
         with contextlib.suppress(OSError):
             self._pair.shutdown(socket.SHUT_WR)
 
+    @is_server
     def _carry_out(self) -> None:
         """From the application to the client."""
         sock = self._sock
@@ -287,6 +290,7 @@ class Upgraded:
         timer.start(function, *arguments)
         self._timers.append(timer)
 
+    @is_server
     def _go_away(self) -> None:
         if self._ended:
             self._later(HANDLER_TIME, self._give_up)

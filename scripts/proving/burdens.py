@@ -203,25 +203,30 @@ def _on(cores: set[int]) -> Iterator[None]:
 
 
 def idle(peers: list[Peer], tell: Tell) -> Table:
-    """What a kept connection costs: memory of 4,000 (growth of PSS), CPU of 10,000 (of one core, over 3 s)."""
+    """What a kept connection costs: memory of 4,000 (PSS), CPU of 10,000 and of none (of a core, over 3 s)."""
+
+    def cpu_of(running: Running) -> float:
+        cpu = running.cpu()
+        time.sleep(IDLE_FOR)
+        return (running.cpu() - cpu) / IDLE_FOR
 
     def measure(peer: Peer) -> list[str]:
         with Running(peer, cores=SERVER_CORES) as running:
             with crowd(running.port, "idle", 200):  # what the first ones cost once is not theirs
                 pass
             time.sleep(0.5)
+            alone = cpu_of(running)
             before = running.memory()
             with crowd(running.port, "idle", IDLE) as closed:
                 memory = (running.memory() - before) / IDLE
             with crowd(running.port, "idle", MORE_IDLE) as closed_too:
                 time.sleep(1)
-                cpu = running.cpu()
-                time.sleep(IDLE_FOR)
-                cpu = (running.cpu() - cpu) / IDLE_FOR
-        return [f"{memory / 1024:.1f} kB", f"{cpu:.2%}", f"{sum(closed) + sum(closed_too):,}"]
+                cpu = cpu_of(running)
+        return [f"{memory / 1024:.1f} kB", f"{cpu:.2%}", f"{alone:.2%}", f"{sum(closed) + sum(closed_too):,}"]
 
-    rows = each(peers, tell, measure, 3)
-    return f"idle connections, {IDLE:,} and {MORE_IDLE:,}", ["memory each", "CPU of all", "closed by the server"], rows
+    rows = each(peers, tell, measure, 4)
+    columns = ["memory each", "CPU of all", "CPU without them", "closed by the server"]
+    return f"idle connections, {IDLE:,} and {MORE_IDLE:,}", columns, rows
 
 
 # --- a fixed rate, and slow clients beside it
@@ -242,8 +247,11 @@ def fixed_rate(peers: list[Peer], tell: Tell, rounds: int = 2) -> Table:
     return f"{PACE:,} requests/s, open loop", ["p50", "p99", "worst", "failed"], each(peers, tell, measure, 4)
 
 
-def slow_clients(peers: list[Peer], tell: Tell, rounds: int = 2) -> Table:
-    """p99 of others, at 1,000 requests a second: beside 2,000 slow heads, bodies and readers, and without them."""
+def slow_clients(peers: list[Peer], tell: Tell, rounds: int = 5) -> Table:
+    """p99 of others, at 1,000 requests a second: beside 2,000 slow heads, bodies and readers, and without them.
+
+    Medians of five pairs, the ratio of each pair's: what else the machine does is in both of a pair, or in few pairs.
+    """
 
     def measure(peer: Peer) -> list[str]:
         without, beside, failed, gone = [], [], 0, 0
@@ -267,13 +275,8 @@ def slow_clients(peers: list[Peer], tell: Tell, rounds: int = 2) -> Table:
                 f"{gone:,}",
             ]
         before, after = (median(run["p99"] for run in runs) for runs in (without, beside))
-        return [
-            f"{before * 1000:.2f} ms",
-            f"{after * 1000:.2f} ms",
-            f"{after / before:.2f} x",
-            str(failed),
-            f"{gone:,}",
-        ]
+        ratio = median(two["p99"] / one["p99"] for one, two in zip(without, beside, strict=True))  # seconds apart
+        return [f"{before * 1000:.2f} ms", f"{after * 1000:.2f} ms", f"{ratio:.2f} x", str(failed), f"{gone:,}"]
 
     columns = ["p99 without", "p99 beside them", "ratio", "failed", "slow ones closed"]
     return f"{SLOW:,} slow clients", columns, each(peers, tell, measure, 5)

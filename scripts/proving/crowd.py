@@ -57,9 +57,9 @@ def stand(port: int, kind: str, count: int) -> int:
     ends = select.poll()
     ends.register(sys.stdin, select.POLLIN | select.POLLHUP)
     closed = at = 0
-    while not ends.poll(10 if kind != "idle" else 1000):
-        # A hundredth of the crowd every 10 ms: the crowd must not move in step.
-        for _ in range(0 if kind == "idle" else max(1, count // 100)):
+    while not ends.poll(1 if kind != "idle" else 1000):
+        # A thousandth of the crowd every ms: it must not move in step, nor hold up the others that share its core.
+        for _ in range(0 if kind == "idle" else max(1, count // 1000)):
             sock, one = crowd[at]
             if not trickle(sock, one):
                 closed += 1

@@ -51,6 +51,18 @@ def test_what_an_import_leaves_behind_and_which_drivers_it_brings(tmp_path: Path
     assert not bad(found)
 
 
+def test_connections_that_django_would_keep(tmp_path: Path):
+    sqlite = {"ENGINE": "django.db.backends.sqlite3"}
+    kept, pooled = {**sqlite, "CONN_MAX_AGE": None}, {**sqlite, "CONN_MAX_AGE": 60, "OPTIONS": {"pool": True}}
+    databases = {"default": kept, "other": pooled}
+    settle = f"from django.conf import settings\nsettings.configure(DATABASES={databases!r})\n"
+    (tmp_path / "shop.py").write_text(settle + APP)
+    _, found = examine(tmp_path, "shop:app")
+    [one] = bad(found)
+    assert "Django keeps its connections to 'default' (CONN_MAX_AGE=None)" in one["text"]
+    assert not bad(examine(tmp_path, "shop:app", "--threads", "2")[1])
+
+
 def test_what_was_imported_before_the_patches(tmp_path: Path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site/grabby.py").write_text("from socket import socket\nimport ssl\n")

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from harness import PATIENCE, Background, Server, ask, make_venv, parent_of, title_of, wait_for
 from test_embedding import SCRIPT
+from test_reload import WITHOUT_INOTIFY
 from test_supervision import launch_with, listener, name_of, supervisor  # noqa: F401
 
 import reuseport
@@ -574,3 +575,30 @@ def test_a_virtual_environment_that_was_flipped_brings_another_python(serve):
     assert outcome.exit == 1
     assert f"cannot execute {link}/bin/python: No such file or directory" in outcome.err
     assert server.renew() == 3
+
+
+@pytest.mark.parametrize("has_inotify", [True, False])
+def test_a_file_that_was_saved_during_the_exec_releases(serve, has_inotify):
+    installed = Installed(serve, "--reload")
+    server = installed.server
+    directory = server.write("one", "import shop.prices\n")
+    (directory / "shop").mkdir()
+    prices = directory / "shop" / "prices.py"
+    prices.write_text("")
+    if not has_inotify:
+        (server.root / "without").mkdir()
+        (server.root / "without" / "sitecustomize.py").write_text(WITHOUT_INOTIFY)
+        server.env["PYTHONPATH"] += f":{server.root / 'without'}"
+    server.start()
+    assert ("no inotify" in server.log.read_text()) is not has_inotify
+    installed.install("0.2.0", version=('__version__ = "0.2.0"\n', AWAY))
+    asker = server.begin("upgrade")
+    server.gate("exec").await_entered()
+    prices.write_text("SAVED = True\n")
+    server.gate("exec").open()
+    assert server.end(asker).exit == 0
+    server.settle(2)
+    assert f"{prices if has_inotify else prices.parent} has changed: releasing (--reload)" in server.log.read_text()
+    # And what is saved later is noticed as before.
+    prices.write_text("SAVED = 'twice'\n")
+    server.settle(3)

@@ -423,3 +423,10 @@ def test_a_master_that_does_not_answer_is_a_finding(monkeypatch, tmp_path) -> No
         listener.listen()
         assert "has not answered for 0.1 seconds" in doctor._status(["--run-dir", "run"])
     assert doctor._status(["--run-dir", "run"]) == {}, "its socket alone is no master"
+
+
+def test_connections_that_django_keeps_for_greenlets_which_end() -> None:
+    [one] = judged("django", django_keeps=["'default' (CONN_MAX_AGE=600)"])
+    assert one.grade == "warning" and "'default' (CONN_MAX_AGE=600)" in one.text
+    assert judged("django", threads=4, django_keeps=["'default' (CONN_MAX_AGE=600)"]) == []
+    assert judged("django", django_keeps=[]) == []

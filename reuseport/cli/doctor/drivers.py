@@ -129,3 +129,11 @@ def drivers(probe: Probe, threads: int) -> Iterator[Finding]:
             yield warning(f"{one.text}: the whole worker stands still meanwhile", one.remedy)
         else:
             yield fine(one.good)
+    # https://docs.djangoproject.com/en/stable/ref/databases/#persistent-connections: each thread keeps its own, and a
+    # greenlet counts as one, which here ends with its request.
+    if (kept := probe.get("django_keeps")) and not threads:
+        yield warning(
+            f"Django keeps its connections to {', '.join(kept)}, each for one greenlet, which ends with its request: "
+            "every request opens another, and leaves it to the garbage collector, until the database refuses more",
+            f"CONN_MAX_AGE=0 and OPTIONS={{'pool': True}} (psycopg 3) or a pooler such as PgBouncer, {THREADS}",
+        )

@@ -1,0 +1,113 @@
+"""Which jobs a worker has: written down before anything of a job runs, in memory that the master maps, too.
+
+A worker tells the master of its jobs by message, and not at once. One that is killed has told nothing of what it began
+within its last moments; what it has written here can still be read. Row i belongs to whom row i of the scoreboard
+belongs to. It has room for the jobs that were begun last: older ones have been told of long ago.
+
+A job may begin and end in any thread. Its number decides which entry is its own, so no two that live share one, unless
+there are more than entries. An entry's number is stored last, and taken away first: half of an entry is none.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from reuseport.core.model import Key
+from reuseport.ipc.scoreboard import ROWS, mapped
+
+ENTRIES = 16
+ENTRY_BYTES = 192
+HEADER_BYTES = 64
+ROW_BYTES = HEADER_BYTES + ENTRIES * ENTRY_BYTES
+NAME_BYTES, TENANT_BYTES = 120, 48
+# Behind an entry's number: when it began (Unix time), whether it is for a process, has a tenant, and how long both are.
+_FACTS = struct.Struct("=d??BB")
+_TEXT = 8 + _FACTS.size
+# The header: the worker's generation, 0 for nobody's row, and its number. The master writes it.
+
+
+class Entry(NamedTuple):
+    """A job that has begun and not ended. `asked`: it was asked for, and its process was not known yet."""
+
+    number: int
+    name: str
+    tenant: str | None
+    started: float
+    asked: bool
+
+
+class Row:
+    """The jobs of one worker, who alone calls `add` and `remove`."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._bytes = view.cast("B")
+
+    def add(self, number: int, name: str, tenant: str | None, started: float, asked: bool) -> None:
+        at = _at(number)
+        self._view[at // 8] = 0
+        called = str(name).encode(errors="replace")[:NAME_BYTES]
+        whose = b"" if tenant is None else str(tenant).encode(errors="replace")[:TENANT_BYTES]
+        _FACTS.pack_into(self._bytes, at + 8, started, asked, tenant is not None, len(called), len(whose))
+        self._bytes[at + _TEXT : at + _TEXT + len(called)] = called
+        self._bytes[at + _TEXT + NAME_BYTES : at + _TEXT + NAME_BYTES + len(whose)] = whose
+        self._view[at // 8] = number
+
+    def remove(self, number: int) -> None:
+        at = _at(number)
+        if self._view[at // 8] == number:
+            self._view[at // 8] = 0
+
+    def give(self, owner: Key | None) -> None:
+        """Empty it: from now on it is that worker's, or nobody's."""
+        self._view[:] = memoryview(bytes(ROW_BYTES)).cast("Q")
+        if owner is not None:
+            self._view[0], self._view[1] = owner
+
+    @property
+    def owner(self) -> Key | None:
+        return Key(self._view[0], self._view[1]) if self._view[0] else None
+
+    def entries(self) -> list[Entry]:
+        """Those that had not ended, oldest first."""
+        return sorted(filter(None, map(self._entry, range(ENTRIES))), key=lambda entry: entry.started)
+
+    def _entry(self, index: int) -> Entry | None:
+        at = _at(index)
+        if not self._view[at // 8]:
+            return None
+        started, asked, owned, long, wide = _FACTS.unpack_from(self._bytes, at + 8)
+        called = bytes(self._bytes[at + _TEXT : at + _TEXT + min(long, NAME_BYTES)])
+        whose = self._bytes[at + _TEXT + NAME_BYTES : at + _TEXT + NAME_BYTES + min(wide, TENANT_BYTES)]
+        tenant = bytes(whose).decode(errors="replace") if owned else None
+        return Entry(self._view[at // 8], called.decode(errors="replace"), tenant, started, asked)
+
+
+class Begun:
+    """The mapped file. FileNotFoundError where no master has made it."""
+
+    def __init__(self, path: str, *, create: bool = False) -> None:
+        self._view = mapped(path, ROWS * ROW_BYTES, create=create)
+
+    def row(self, index: int) -> Row:
+        """IndexError if there is none."""
+        if not 0 <= index < ROWS:
+            raise IndexError(f"there are {ROWS} rows, not {index + 1}")
+        return Row(self._view[index * ROW_BYTES // 8 : (index + 1) * ROW_BYTES // 8])
+
+    def owned(self) -> list[int]:
+        """The rows that belong to somebody."""
+        return [index for index, owner in enumerate(self._view[:: ROW_BYTES // 8].tolist()) if owner]
+
+
+def my_row(path: str, index: int) -> Row:
+    """A worker's own row; one that nobody else sees if its master is too old to have the file."""
+    try:
+        return Begun(path).row(index)
+    except FileNotFoundError:
+        return Row(memoryview(bytearray(ROW_BYTES)).cast("Q"))
+
+
+def _at(number: int) -> int:
+    return HEADER_BYTES + number % ENTRIES * ENTRY_BYTES
