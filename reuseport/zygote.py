@@ -121,6 +121,7 @@ class Zygote:
 
     def captured(self, app: Any, workers: int | None) -> Birth | None:
         """The script has called `reuseport.serve(app)`: go on from inside that call."""
+        application.check(app, "what reuseport.serve was given")
         self.application = app
         return self.serve_forks(workers)
 

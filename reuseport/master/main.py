@@ -7,6 +7,7 @@ decides nothing itself and blocks in one place, `Loop.wait`. It never imports ge
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -63,6 +64,8 @@ from reuseport.options.checks import find_user
 from reuseport.options.settings import DEFAULT
 from reuseport.version import __version__
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 # What the next master must know of, should this one die over it. Whoever may have begun to accept must not be taken for
 # a stray; a companion must not run unknown, nor get a second stop signal.
 WRITTEN_FIRST = ev.Fork | ev.Accept | ev.Attend | ev.Drain | ev.Go | ev.Stop
@@ -77,6 +80,12 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
         return 1
     except TakeoverError as error:
         sys.stderr.write(error.output + f"reuseport: nothing was taken over: {error}\n")
+        return 1
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        room = "14 MB" if settings.tenant else "5 MB"
+        sys.stderr.write(f"reuseport: --run-dir: {settings.run_dir}: {error.strerror}; what lies there takes {room}\n")
         return 1
     return master.run()
 
@@ -121,6 +130,7 @@ class Master:
         self.ids = ids = find_user(settings)
         self.run_dir = RunDir(settings.run_dir)
         self.roster = Roster(self.run_dir.roster)
+        self._roster_failed = False  # it could not be written the last time, which is told once
         supervision = left.supervision if left else passed.take(os.environ, os.getpid())
         become_subreaper()
         _raise_descriptor_limit()
@@ -167,6 +177,7 @@ class Master:
             if remains is None:
                 self.slots.bind()
                 dead = adoption.left_by_the_dead(self.run_dir)
+                adoption.clear_up(self.run_dir, ())
                 for path in self.run_dir.shared:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(path)  # of a master whose workers have died with it: this one counts anew
@@ -359,7 +370,14 @@ class Master:
         try:
             self.roster.write(self.cluster, rows, tuple((slot.address, slot.index) for slot in self.slots.slots))
         except OSError as error:
-            self.log.write("error", f"the roster could not be written; a next master could not adopt: {error}")
+            if not self._roster_failed:
+                told = f"{self.run_dir.roster} cannot be written, so a next master could not adopt: {error.strerror}"
+                self.log.write("error", told)
+            self._roster_failed = True
+        else:
+            if self._roster_failed:
+                self.log.write("warning", f"{self.run_dir.roster} can be written again")
+            self._roster_failed = False
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 

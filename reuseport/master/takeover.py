@@ -30,6 +30,7 @@ from reuseport.master.scrape import ScrapedAt, listen
 from reuseport.master.slots import SlotError, may_be, names_of
 from reuseport.master.succession import PROMPT, PROTOCOL
 from reuseport.options import Settings
+from reuseport.options.machine import whose
 from reuseport.options.settings import DEFAULT
 from reuseport.version import __version__
 
@@ -139,7 +140,7 @@ def _check_owner(settings: Settings, run_dir: RunDir) -> None:
         owner = os.stat(run_dir.path).st_uid
         if owner != os.geteuid():
             where = settings.where("run_dir")
-            raise TakeoverError(f"{where}: {run_dir.path} belongs to uid {owner}, and this runs as {os.geteuid()}")
+            raise TakeoverError(f"{where}: {run_dir.path} {whose(owner)}")
 
 
 class _Candidate:
