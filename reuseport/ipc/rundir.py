@@ -27,13 +27,19 @@ exec, which keeps the process, keeps the lock.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from reuseport.options.machine import whose
+
+# A file in work/ that belongs to a process.
+_SOMEBODYS = re.compile(r"(?P<zygote>\d+)\.door|(stacks|snapshot|lines)-(?P<who>\d+\.j?\d+)\.(txt|json)(\.new)?")
 
 
 class RunDirError(Exception):
@@ -89,6 +95,15 @@ class RunDir:
     def lines(self, process: str) -> str:
         """Where its handler in C does, if its interpreter cannot."""
         return os.path.join(self.work, f"lines-{process}.txt")
+
+    def clear_up(self, lives: Callable[[str], bool]) -> None:
+        """Remove the files of processes that live no more, of whose end no master has heard. `lives` is asked by the
+        names that they are shown under: "7.2", "7.0" for a zygote."""
+        for name in os.listdir(self.work):
+            found = _SOMEBODYS.fullmatch(name)
+            if found and not lives(found["who"] or f"{found['zygote']}.0"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self.work, name))
 
     def own(self) -> int:
         """Create what is missing, take the lock and return its descriptor, which must stay open.

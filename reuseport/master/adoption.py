@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reuseport.core.model import Release
+from reuseport.core.model import Key, Release
 from reuseport.ipc.begun import Begun
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.scoreboard import Scoreboard
-from reuseport.master.processes import end
+from reuseport.master.processes import end, owner_of
 from reuseport.master.roster import Remains
 from reuseport.master.slots import SlotError
 
@@ -27,6 +28,7 @@ def adopt(master: Master, remains: Remains, otherwise: Release, *, renew: bool =
     """
     for pid in remains.strays:
         end(pid)
+    clear_up(master.run_dir, {one.key for one in remains.adopted.survivors})
     for key in {process.key for process in master.processes.all()} - {one.key for one in remains.adopted.survivors}:
         master.processes.forget(key)
     for one in remains.adopted.survivors:
@@ -56,6 +58,17 @@ def left_by_the_dead(run_dir: RunDir) -> tuple[Scoreboard, Begun] | None:
         return Scoreboard(run_dir.scoreboard), Begun(run_dir.begun)
     except FileNotFoundError:
         return None
+
+
+def clear_up(run_dir: RunDir, survivors: Collection[Key]) -> None:
+    """Remove what those have left who died while there was no master, or together with it."""
+    known = set(map(str, survivors))
+
+    def lives(who: str) -> bool:
+        number = who.partition(".j")[2]  # a job may have begun that no master has heard of
+        return who in known or (number != "" and owner_of(int(number)) is not None)
+
+    run_dir.clear_up(lives)
 
 
 def _await_slots(master: Master, remains: Remains) -> None:
