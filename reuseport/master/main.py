@@ -170,7 +170,7 @@ class Master:
         if bequest:
             for slot in bequest.slots:
                 self.slots.adopt(*slot, theirs=slot[0] in bequest.theirs)
-            self.companions.inherit(bequest.of_companions)
+            bequest.enter_companions(self.companions)
         self.telling = Telling(settings, self.loop, self._facts)
         if left is None:
             self.telling.open(umask, bequest.scraped_at if bequest else None)

@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir
+from reuseport.master.companions import Companions
 from reuseport.master.processes import spawn_zygote
 from reuseport.master.roster import Remains
 from reuseport.master.scrape import ScrapedAt, listen
@@ -74,10 +75,10 @@ class Bequest:
     def addresses(self) -> list[str]:
         return list(dict.fromkeys(address for address, *_ in self.slots))
 
-    @property
-    def of_companions(self) -> dict[str, Any]:
-        """For `Companions.inherit`."""
-        return {"locks": self.locks, **self.books.get("companions", {"outputs": ()})}
+    def enter_companions(self, companions: Companions) -> None:
+        """TakeoverError where that part of the books cannot be read."""
+        with self._reading("companions"):
+            companions.inherit({"locks": self.locks, **self.books.get("companions", {"outputs": ()})})
 
     def settled(self, remains: Remains) -> Remains:
         """What the roster tells. The probation of what serves is over: the other master has waited for that."""
@@ -87,7 +88,10 @@ class Bequest:
         return replace(remains, adopted=replace(remains.adopted, survivors=survivors))
 
     def enter(self, master: Master) -> None:
-        """Give each part of a new master its own, but for the slots, which come first, and the companions' part."""
+        """Give each part of a new master its own, but for the slots, which come first, and the companions' part.
+
+        TakeoverError where one cannot be read.
+        """
         for generation, ends in self.queues:
             master.switchboard.adopt_queue(generation, ends)
         for pid in self.masters:
@@ -101,7 +105,18 @@ class Bequest:
         }
         for name, read in readers.items():
             if name in self.books:
-                read(self.books[name])
+                with self._reading(name):
+                    read(self.books[name])
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise TakeoverError(
+                f"what master {self.masters[-1]} leaves of its {name} is not what this version reads "
+                f"({type(error).__name__}: {error}); it goes on, and has this version of the application by now"
+            ) from error
 
     def accept(self) -> None:
         """Say that this is the master now."""
