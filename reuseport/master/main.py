@@ -31,7 +31,7 @@ from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import Scoreboard
-from reuseport.master import adoption, control, estate, passed, status, upgrade
+from reuseport.master import adoption, control, estate, passed, rehearsal, status, upgrade
 from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.companions import Companions
@@ -94,11 +94,15 @@ def resume() -> int:
     """Go on as what this process was before an exec (`upgrade`), or only try whether that could be done."""
     said = json.loads(os.environ.pop(UPGRADE_VARIABLE))
     if "answer" in said:
-        return upgrade.rehearse(said)
+        return rehearsal.run(said, _heir)
     left = estate.read(said["state"])
     for fd in left.fds:
         os.set_inheritable(fd, False)
-    return Master(left.first, left.extra, left).run()
+    return _heir(left).run()
+
+
+def _heir(left: estate.Estate) -> Master:
+    return Master(left.first, left.extra, left)
 
 
 def _raise_descriptor_limit() -> None:
@@ -150,7 +154,7 @@ class Master:
         else:
             self.lock = left.lock
             self.run_dir.keep()
-        history, samples = estate.open_state(settings, self.log.write)
+        history, samples = estate.open_state(settings, self.log.write, trim=left is None)
         self.cluster = left.cluster if left else Cluster(last=history.last)
         if settings.umask is not None:
             os.umask(settings.umask)
