@@ -188,8 +188,8 @@ class Adopted:
     forked: Mapping[int, int] = field(default_factory=dict)  # generation -> the highest worker number given out
     otherwise: Release | None = None
     ended: tuple[Key, ...] = ()
-    gone: Mapping[Key, bool] = field(default_factory=dict)
     renew: bool = False
+    gone: Mapping[Key, bool] = field(default_factory=dict)
 
 
 Event = (
