@@ -266,7 +266,8 @@ class Master:
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
         if self.left is None:
-            self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
+            where += f"; master pid {os.getpid()}; run directory {self.run_dir.path}"
+            self.log.write("info", f"reuseport {__version__} on {where}")
         else:
             self._tell_of_upgrade(self.left)
             self.left = None

@@ -417,7 +417,8 @@ def test_whoever_was_not_told_to_go_ends_with_the_master(serve):
     server.flags = ()
     server.start()
     assert {c["state"] for c in server.status().current["companions"]} == {"running"}
-    assert len(events(server, what="begins")) == 2
+    # Each has run for a while by now, but may not have come to say so.
+    wait_for(lambda: len(events(server, what="begins")) == 2, "that two begin")
 
 
 WITHOUT_A_PIDFD = """\
