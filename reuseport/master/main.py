@@ -253,7 +253,8 @@ class Master:
         if left is not None:
             left.enter(self)
         elif release is not None and remains is not None:
-            adoption.adopt(self, remains, release, renew=bequest is not None and bequest.bereaved)
+            ends = bequest.ends if bequest else {}
+            adoption.adopt(self, remains, release, ends, renew=bequest is not None and bequest.bereaved)
         elif release is not None:
             self.events.append(ev.ReleaseAsked(release))
         if bequest:

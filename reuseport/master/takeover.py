@@ -55,7 +55,8 @@ class TakeoverError(Exception):
 class Bequest:
     """What the other master gives. `masters` are the pids of the earlier ones that wait for their last process, and
     `theirs` the addresses that belong to a socket unit. `books` is what it has counted and noted; `locks` are those of
-    exclusive companions, and `scraped_at` is where metrics are asked for.
+    exclusive companions, and `scraped_at` is where metrics are asked for. `ends`: how companions have ended, by pid,
+    which their parent alone has seen, and the other master may not have heard any more.
 
     `bereaved`: it gives nothing, since it has died meanwhile; what it left is to be adopted, and this version released.
     """
@@ -70,6 +71,7 @@ class Bequest:
     scraped_at: ScrapedAt | None = None
     keeps_metrics: bool = False  # the socket for them is the other master's
     books: Mapping[str, Any] = field(default_factory=dict)
+    ends: dict[int, str] = field(default_factory=dict)
 
     @property
     def addresses(self) -> list[str]:
@@ -166,6 +168,7 @@ class _Candidate:
         self._pid, _ = channel.peer()
         self._generation = 0
         self._heard = False
+        self._pids: dict[Key, int] = {}  # of the companions that were started last
         self._bequest = Bequest(channel)
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, []) - set(SIGNALS)
         channel.be_patient()
@@ -195,7 +198,7 @@ class _Candidate:
                         return self._bequest
                 if self._channel.closed:
                     self._mourn(other)
-                    return Bequest(self._channel, bereaved=True)
+                    return Bequest(self._channel, bereaved=True, ends=self._bequest.ends)
 
     def _wonder(self) -> None:
         if not self._heard:
@@ -207,6 +210,8 @@ class _Candidate:
         while events:
             event = events.popleft()
             assert isinstance(event, ev.Exited)
+            if (pid := self._pids.get(event.key)) is not None:
+                self._bequest.ends[pid] = event.how
             self._channel.send("ended", generation=event.key.generation, number=event.key.number, how=event.how)
 
     def _on_message(self, message: Mapping[str, Any], fds: list[int]) -> bool:
@@ -283,6 +288,7 @@ class _Candidate:
         """Likewise a companion. What it prints is this master's to tell, from the beginning."""
         companion = self._release.seats()[key.number]
         started = self._master.companions.begin(key, companion, self._release.recipe)
+        self._pids[key] = started.pid
         self._channel.send(
             "launched", generation=key.generation, number=key.number, pid=started.pid, error=started.error
         )
