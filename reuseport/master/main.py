@@ -170,7 +170,7 @@ class Master:
         if bequest:
             for slot in bequest.slots:
                 self.slots.adopt(*slot, theirs=slot[0] in bequest.theirs)
-            self.companions.inherit(bequest.of_companions)
+            bequest.enter_companions(self.companions)
         self.telling = Telling(settings, self.loop, self._facts)
         if left is None:
             self.telling.open(umask, bequest.scraped_at if bequest else None)
@@ -253,7 +253,8 @@ class Master:
         if left is not None:
             left.enter(self)
         elif release is not None and remains is not None:
-            adoption.adopt(self, remains, release, renew=bequest is not None and bequest.bereaved)
+            ends = bequest.ends if bequest else {}
+            adoption.adopt(self, remains, release, ends, renew=bequest is not None and bequest.bereaved)
         elif release is not None:
             self.events.append(ev.ReleaseAsked(release))
         if bequest:
