@@ -161,6 +161,21 @@ def test_what_was_set_is_what_signal_tells(handler):
         signal.raise_signal(signal.SIGALRM)
 
 
+def test_handlers_are_set_and_asked_for_by_name_as_ever(handler):
+    assert signal.signal(signalnum=signal.SIGALRM, handler=signal.SIG_IGN) is handler
+    assert signal.getsignal(signalnum=signal.SIGALRM) is signal.SIG_IGN
+    signal.signal(signal.SIGALRM, handler)
+
+
+def test_a_real_time_signal_has_no_name_and_its_handler_s_error_is_reported_like_any(handler, reported):
+    unnamed = signal.SIGRTMIN + 1
+    before = signal.signal(unnamed, handler)
+    gevent.get_hub().loop.run_callback(signal.raise_signal, unnamed)
+    turn()
+    signal.signal(unnamed, before)
+    assert [type(error) for error in reported] == [TimeoutError]
+
+
 def test_a_body_whose_reading_was_interrupted_can_be_read_on(engine):
     """By a Timeout between two chunks, when nothing was lost."""
 
