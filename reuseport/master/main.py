@@ -225,6 +225,8 @@ class Master:
         self.tenants = Tenants(settings, self.run_dir, ids, adopting, self.processes, self.switchboard)
         self.tenants.tell, self.tenants.log = self.events.append, self.log.write
         adopted = sorted({one.key.generation for one in remains.adopted.survivors}) if remains is not None else []
+        if bequest:
+            bequest.enter_counts(self)  # and only then what this one finds is added
         if left is None:
             self.releases.note("started", pid=os.getpid(), name=settings.name, adopted=adopted)
             if dead is not None:
@@ -416,6 +418,7 @@ class Master:
             self.numbers.samples.close()
             self.releases.history, self.numbers.samples = history, samples
         self.processes.go_on()
+        self.losses.go_on()
         self.telling.go_on()
 
     def _look_around(self) -> None:

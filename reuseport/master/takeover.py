@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +89,12 @@ class Bequest:
         )
         return replace(remains, adopted=replace(remains.adopted, survivors=survivors))
 
+    def enter_counts(self, master: Master) -> None:
+        """Let a new master go on from what was counted and noted, before it adds anything. TakeoverError as `enter`."""
+        self._enter(tally=master.tally.inherit, losses=master.losses.inherit, jobs=master.releases.know_of)
+
     def enter(self, master: Master) -> None:
-        """Give each part of a new master its own, but for the slots, which come first, and the companions' part.
+        """Give each other part of it its own, but for the slots, which come first, and the companions' part.
 
         TakeoverError where one cannot be read.
         """
@@ -98,13 +102,9 @@ class Bequest:
             master.switchboard.adopt_queue(generation, ends)
         for pid in self.masters:
             master.predecessors.watch(pid)
-        readers = {
-            "tally": master.tally.inherit,
-            "losses": master.losses.inherit,
-            "jobs": master.releases.know_of,
-            "numbers": master.numbers.go_on_from,
-            "telling": master.telling.go_on_from,
-        }
+        self._enter(numbers=master.numbers.go_on_from, telling=master.telling.go_on_from)
+
+    def _enter(self, **readers: Callable[[Any], None]) -> None:
         for name, read in readers.items():
             if name in self.books:
                 with self._reading(name):

@@ -156,6 +156,16 @@ def test_who_is_waited_for_is_waited_for_behind_an_exec(world):
     assert [name for _, name in world.lost] == ["export"]
 
 
+def test_a_master_that_another_one_takes_over_from_gives_nobody_up_until_it_goes_on(world):
+    world.dies(asked_for(world))
+    world.losses.rest()
+    world.pass_time()
+    assert world.lost == []
+    world.losses.go_on()
+    world.pass_time()
+    assert [name for _, name in world.lost] == ["export"]
+
+
 def test_what_the_dead_had_is_found_by_the_next_master(world):
     living, dead = world.worker(Key(7, 1), 0, count=1), world.worker(Key(7, 2), 1, count=2)
     for one in (living, dead):
