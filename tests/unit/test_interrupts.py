@@ -197,6 +197,55 @@ def test_a_body_whose_reading_was_interrupted_can_be_read_on(engine):
         wait_for(lambda: client.receive() and client.received.endswith(b"abcde"))
 
 
+@pytest.mark.parametrize("pieces", [(POST + b"ab", b"cde"), (CHUNKED + b"2\r\nab\r\n", b"3\r\ncde\r\n0\r\n\r\n")])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda file: file.read(),
+        lambda file: file.read(5),
+        lambda file: file.readinto(bytearray(5)),
+        lambda file: file.readline(),
+        lambda file: file.readlines(),
+    ],
+)
+def test_a_body_of_which_a_call_has_lost_a_part_cannot_be_read_on(engine, read, pieces):
+    """A Timeout ends a call that has taken something, and what comes behind that would look like all of the body."""
+
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        for patience in (0.01, 10):
+            with gevent.Timeout(patience, False):
+                return [str(read(environ["wsgi.input"])).encode()]
+        raise AssertionError("the rest did not come")
+
+    engine.application = application
+    first, rest = pieces
+    with engine.connect() as client:
+        client.send(first)
+        gevent.sleep(0.05)
+        with contextlib.suppress(OSError):
+            client.send(rest)
+        client.read_all()
+        (answer,) = parse(client.received)
+        assert (answer.status, b"interrupted" in answer.body) == (400, True)
+
+
+@pytest.mark.parametrize("read", [lambda file: file.read(), lambda file: next(file)])
+def test_a_body_of_which_nothing_had_come_can_be_read_after_a_timeout(engine, read):
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        while True:
+            with gevent.Timeout(0.01, False):
+                return [read(environ["wsgi.input"])]
+
+    engine.application = application
+    with engine.connect() as client:
+        client.send(POST)
+        gevent.sleep(0.03)
+        client.send(b"abcde")
+        wait_for(lambda: client.receive() and client.received.endswith(b"abcde"))
+
+
 def test_what_was_half_sent_never_looks_whole(engine):
     """The application takes an exception from write() for a reason to write something else."""
 
