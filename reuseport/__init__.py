@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from reuseport.hooks import on_drain as on_drain
     from reuseport.hooks import on_start as on_start
     from reuseport.jobs import Job as Job
-    from reuseport.jobs import JobLost as JobLost
     from reuseport.jobs import job as job
     from reuseport.jobs import progress as progress
-    from reuseport.jobs import spawn as spawn
+    from reuseport.spawned import JobLost as JobLost
+    from reuseport.spawned import spawn as spawn
 
     draining: bool
 
@@ -46,11 +46,11 @@ _HOMES = {
     "on_drain": "reuseport.hooks",
     "Job": "reuseport.jobs",
     "JobCancelled": "reuseport.deadlines",
-    "JobLost": "reuseport.jobs",
+    "JobLost": "reuseport.spawned",
     "JobTimeout": "reuseport.deadlines",
     "job": "reuseport.jobs",
     "progress": "reuseport.jobs",
-    "spawn": "reuseport.jobs",
+    "spawn": "reuseport.spawned",
 }
 
 

@@ -13,7 +13,6 @@ EARLY = frozenset(sys.modules)  # what sitecustomize and .pth files have importe
 
 import reuseport.zygote  # noqa: F401 - it patches
 
-import inspect
 import json
 import os
 import time
@@ -56,8 +55,7 @@ def look(settings: Settings, directory: str, ids: tuple[int, int] | None, known_
         if settings.umask is not None:
             os.umask(settings.umask)
         application.prepare_path(directory, tuple(settings.pythonpath))
-        app = application.load(settings.app, settings.factory)
-        found["asgi"] = inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__)
+        application.load(settings.app, settings.factory)
     except application.LoadError as error:
         found["error"] = str(error)
     found["seconds"] = time.monotonic() - began

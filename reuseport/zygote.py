@@ -44,7 +44,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.rundir import RunDir
 from reuseport.options import Settings, certificates
-from reuseport.worker import application, forksafety, ground, logs, said
+from reuseport.worker import application, forksafety, ground, interrupts, logs, said
 from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
 from reuseport.worker.door import Door
@@ -121,6 +121,7 @@ class Zygote:
 
     def captured(self, app: Any, workers: int | None) -> Birth | None:
         """The script has called `reuseport.serve(app)`: go on from inside that call."""
+        application.check(app, "what reuseport.serve was given")
         self.application = app
         return self.serve_forks(workers)
 
@@ -406,6 +407,7 @@ class Zygote:
 
 def main() -> None:
     """Be a zygote, and then in each forked child a worker."""
+    interrupts.guard()
     born = json.loads(os.environ.pop(ZYGOTE_VARIABLE))
     zygote = Zygote.current = Zygote(born)
     ground.tell_stack_on_signal()

@@ -20,6 +20,7 @@ from typing import Any
 from reuseport.cli.failure import NO_MASTER, Failure
 from reuseport.ipc.rundir import RunDir
 from reuseport.options.address import UNIX_PATH_BYTES
+from reuseport.options.machine import name_of
 
 VERSION = 1
 CONNECT_SECONDS = 5.0
@@ -84,11 +85,22 @@ def connect(run_dir: str, *, of_any_user: bool = False) -> socket.socket:
             raise Failure(f"no master in {run_dir}", NO_MASTER) from error
         if isinstance(error, TimeoutError) or error.errno == errno.EAGAIN:
             raise Failure(f"the master in {run_dir} does not take connections") from error
-        raise Failure(f"cannot reach the master in {run_dir}: {(error.strerror or str(error)).lower()}") from error
+        why = (error.strerror or str(error)).lower()
+        owner = _owner(run_dir) if error.errno == errno.EACCES else ""
+        whose = f"; it belongs to {owner}: ask as that user" if owner else ""
+        raise Failure(f"cannot reach the master in {run_dir}: {why}{whose}") from error
     except Failure:
         connection.close()
         raise
     return connection
+
+
+def _owner(path: str) -> str:
+    """Whose the directory is; "" where that cannot be seen."""
+    try:
+        return name_of(os.stat(path).st_uid)
+    except OSError:
+        return ""
 
 
 def is_alive(run_dir: str) -> bool:

@@ -129,7 +129,7 @@ def _generations(generations: Sequence[Mapping[str, Any]], width: int | None, in
                 str(one.get("number", ABSENT)),
                 ink.state(words.text(one.get("state"))),
                 duration(one.get("age")),
-                str(len(workers)),
+                str(sum(worker.get("place", 0) >= 0 for worker in workers)),  # the others are processes of jobs
                 str(sum(a_dict(worker, "requests").get("active") or 0 for worker in workers)),
                 rate(numbers.get("requests_per_second")),
                 latency(numbers.get("p50")),

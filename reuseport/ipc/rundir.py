@@ -27,11 +27,19 @@ exec, which keeps the process, keeps the lock.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
+
+from reuseport.options.machine import whose
+
+# A file in work/ that belongs to a process.
+_SOMEBODYS = re.compile(r"(?P<zygote>\d+)\.door|(stacks|snapshot|lines)-(?P<who>\d+\.j?\d+)\.(txt|json)(\.new)?")
 
 
 class RunDirError(Exception):
@@ -88,6 +96,15 @@ class RunDir:
         """Where its handler in C does, if its interpreter cannot."""
         return os.path.join(self.work, f"lines-{process}.txt")
 
+    def clear_up(self, lives: Callable[[str], bool]) -> None:
+        """Remove the files of processes that live no more, of whose end no master has heard. `lives` is asked by the
+        names that they are shown under: "7.2", "7.0" for a zygote."""
+        for name in os.listdir(self.work):
+            found = _SOMEBODYS.fullmatch(name)
+            if found and not lives(found["who"] or f"{found['zygote']}.0"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self.work, name))
+
     def own(self) -> int:
         """Create what is missing, take the lock and return its descriptor, which must stay open.
 
@@ -101,6 +118,7 @@ class RunDir:
             raise RunDirError(f"--run-dir: cannot open {self.lock}: {error.strerror}") from None
         try:
             self.take_again(fd)
+            self.sign()
         except RunDirError:
             os.close(fd)
             raise
@@ -125,17 +143,24 @@ class RunDir:
         fcntl.lockf(fd, fcntl.LOCK_UN)
 
     def take_again(self, fd: int) -> None:
-        """Take the lock, and say whose it is. RunDirError where another master has it."""
+        """Take the lock. RunDirError where another master has it."""
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise RunDirError(f"--run-dir: cannot lock {self.lock}: {error.strerror}") from None
             raise RunDirError(
-                f"--run-dir: {self.path} belongs to a running master (pid {self.owner() or 'unknown'}); stop it, take "
-                "over from it (--takeover), or give this server a name (-n) or a run directory of its own"
+                f"--run-dir: {self.path} belongs to a running master (pid {self.owner() or 'unknown'}): `reuseport "
+                "release` loads a new version into it, `--takeover` replaces it, and another server takes a name (-n) "
+                "or a run directory of its own"
             ) from None
-        Path(self.pid).write_text(f"{os.getpid()}\n")
+
+    def sign(self) -> None:
+        """Write down who has the lock. RunDirError where that cannot be written."""
+        try:
+            Path(self.pid).write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            raise RunDirError(f"--run-dir: cannot write {self.pid}: {error.strerror}") from None
 
     def owner(self) -> int | None:
         """The pid that the last owner wrote down; it may have died since."""
@@ -151,7 +176,7 @@ class RunDir:
                 os.makedirs(parent, mode=0o755)
             elif os.stat(parent).st_uid not in (0, os.geteuid()):
                 # Its owner could put another directory in the place of ours.
-                raise RunDirError(f"--run-dir: {parent} belongs to another user (uid {os.stat(parent).st_uid})")
+                raise RunDirError(f"--run-dir: {parent} {whose(os.stat(parent).st_uid)}")
             os.mkdir(path, 0o700)
         except FileExistsError:
             self._check(path)
@@ -163,4 +188,4 @@ class RunDir:
         if not stat.S_ISDIR(info.st_mode):
             raise RunDirError(f"--run-dir: {path} is not a directory")
         if path == self.path and info.st_uid != os.geteuid():
-            raise RunDirError(f"--run-dir: {path} belongs to uid {info.st_uid}, not to {os.geteuid()}, who runs this")
+            raise RunDirError(f"--run-dir: {path} {whose(info.st_uid)}")

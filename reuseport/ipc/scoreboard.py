@@ -90,12 +90,13 @@ def settle(row: memoryview) -> None:
 
 
 def mapped(path: str, size: int, *, create: bool) -> memoryview:
-    """A file of at least `size` bytes as unsigned 64-bit numbers that every process that maps it shares."""
+    """A file of at least `size` bytes as unsigned 64-bit numbers that every process that maps it shares. OSError."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     fd = os.open(path, flags, 0o600)
     try:
         if os.fstat(fd).st_size < size:
-            os.ftruncate(fd, size)
+            # All of it now: a page that the disk has no room for would end whoever touches it (SIGBUS, mmap(2)).
+            os.posix_fallocate(fd, 0, size)
         return memoryview(mmap.mmap(fd, size)).cast("Q")
     finally:
         os.close(fd)

@@ -5,34 +5,30 @@ the descriptors that belong to it. So nobody notices: no worker or zygote, whose
 in it, no client of the command line that waits for a release, and no release that is under way.
 
 It is JSON, and fields are only ever added. `VERSION` changes when an older master's estate cannot be gone on from any
-more; the trial before the exec (`rehearse`) then says so, and the older master stays.
+more; the trial before the exec (`rehearsal.py`) then says so, and the older master stays.
 """
 
 from __future__ import annotations
 
 import _socket
+import contextlib
 import json
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from reuseport import options
-from reuseport.core import events as ev
-from reuseport.core import machine, record
+from reuseport.core import record
 from reuseport.core.model import Cluster
 from reuseport.ipc import channel as channels
 from reuseport.ipc.post import Post, inherited
-from reuseport.ipc.scoreboard import Scoreboard
 from reuseport.master.history import History
 from reuseport.master.log import Log
 from reuseport.master.passed import Supervision
 from reuseport.master.samples import Samples
 from reuseport.options import OptionError, Settings
-from reuseport.options.checks import find_user
 from reuseport.version import __version__
 
 if TYPE_CHECKING:
@@ -86,10 +82,11 @@ class Estate:
         return inherited(said) if said else None
 
     def enter(self, master: Master) -> None:
-        """Give each part of a new master its own."""
+        """Give each part of a new master its own. EstateError where one cannot read it."""
         for name, part in _parts(master):
             if name in self.parts:
-                part.inherit(self.parts[name])
+                with _reading(self.before, name):
+                    part.inherit(self.parts[name])
 
 
 def this_version() -> str:
@@ -129,17 +126,28 @@ def write(master: Master, asker: str) -> tuple[int, list[int]]:
 
 def read(fd: int) -> Estate:
     """The inverse of `write`. EstateError where it is of a version that this one cannot go on from."""
+    return estate_of(load(fd))
+
+
+def load(fd: int) -> dict[str, Any]:
     with open(fd, encoding="utf-8") as file:
         file.seek(0)
-        data = json.load(file)
+        data: dict[str, Any] = json.load(file)
+    return data
+
+
+def estate_of(data: Mapping[str, Any]) -> Estate:
+    """EstateError, as `read`."""
     if data["v"] != VERSION:
         raise EstateError(f"the state of reuseport {data['version']} is number {data['v']}, this reads {VERSION}")
+    with _reading(data["version"], "cluster"):
+        cluster = record.cluster_of(data["cluster"])
     return Estate(
         data["version"],
         data["asker"],
         Settings.from_json(data["first"]),
         data["extra"],
-        record.cluster_of(data["cluster"]),
+        cluster,
         data["started"],
         data["lock"],
         tuple(data["fds"]),
@@ -147,22 +155,15 @@ def read(fd: int) -> Estate:
     )
 
 
-def rehearse(state: int) -> str:
-    """In a process of the new version, whether a master could go on from there; "", or why not. Changes nothing.
-
-    What the new master would open is opened, what the configuration says now is read, and the core takes a step.
-    """
+@contextlib.contextmanager
+def _reading(before: str, name: str) -> Iterator[None]:
     try:
-        estate = read(state)
-        find_user(estate.first)
-        options.reload(Settings.from_json(estate.parts["releases"]["settings"]))
-        log = open_log(estate.first)
-        open_state(estate.first, log.write, trim=False)
-    except (EstateError, OptionError) as error:
-        return str(error)
-    Scoreboard(estate.first.run_dir + "/scoreboard")
-    machine.step(estate.cluster, ev.Tick(), time.monotonic())
-    return ""
+        yield
+    except Exception as error:
+        raise EstateError(
+            f"what reuseport {before} leaves of its {name.replace('_', ' ')} is not what this version reads "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def open_log(settings: Settings, post: Post | None = None) -> Log:

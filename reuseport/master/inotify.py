@@ -18,10 +18,10 @@ _EVENT = struct.Struct("iIII")
 
 
 class Inotify:
-    def __init__(self) -> None:
-        """OSError where the kernel has none to give."""
+    def __init__(self, fd: int = -1) -> None:
+        """`fd`: one that there is already. OSError where the kernel has none to give."""
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = self._called(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._fd = self._called(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)) if fd == -1 else fd
 
     def fileno(self) -> int:
         return self._fd

@@ -7,6 +7,7 @@ decides nothing itself and blocks in one place, `Loop.wait`. It never imports ge
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -30,7 +31,7 @@ from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.scoreboard import Scoreboard
-from reuseport.master import adoption, control, estate, passed, status, upgrade
+from reuseport.master import adoption, control, estate, passed, rehearsal, status, upgrade
 from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.companions import Companions
@@ -63,6 +64,8 @@ from reuseport.options.checks import find_user
 from reuseport.options.settings import DEFAULT
 from reuseport.version import __version__
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 # What the next master must know of, should this one die over it. Whoever may have begun to accept must not be taken for
 # a stray; a companion must not run unknown, nor get a second stop signal.
 WRITTEN_FIRST = ev.Fork | ev.Accept | ev.Attend | ev.Drain | ev.Go | ev.Stop
@@ -78,6 +81,12 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
     except TakeoverError as error:
         sys.stderr.write(error.output + f"reuseport: nothing was taken over: {error}\n")
         return 1
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        room = "14 MB" if settings.tenant else "5 MB"
+        sys.stderr.write(f"reuseport: --run-dir: {settings.run_dir}: {error.strerror}; what lies there takes {room}\n")
+        return 1
     return master.run()
 
 
@@ -85,11 +94,15 @@ def resume() -> int:
     """Go on as what this process was before an exec (`upgrade`), or only try whether that could be done."""
     said = json.loads(os.environ.pop(UPGRADE_VARIABLE))
     if "answer" in said:
-        return upgrade.rehearse(said)
+        return rehearsal.run(said, _heir)
     left = estate.read(said["state"])
     for fd in left.fds:
         os.set_inheritable(fd, False)
-    return Master(left.first, left.extra, left).run()
+    return _heir(left).run()
+
+
+def _heir(left: estate.Estate) -> Master:
+    return Master(left.first, left.extra, left)
 
 
 def _raise_descriptor_limit() -> None:
@@ -117,6 +130,7 @@ class Master:
         self.ids = ids = find_user(settings)
         self.run_dir = RunDir(settings.run_dir)
         self.roster = Roster(self.run_dir.roster)
+        self._roster_failed = False  # it could not be written the last time, which is told once
         supervision = left.supervision if left else passed.take(os.environ, os.getpid())
         become_subreaper()
         _raise_descriptor_limit()
@@ -140,7 +154,7 @@ class Master:
         else:
             self.lock = left.lock
             self.run_dir.keep()
-        history, samples = estate.open_state(settings, self.log.write)
+        history, samples = estate.open_state(settings, self.log.write, trim=left is None)
         self.cluster = left.cluster if left else Cluster(last=history.last)
         if settings.umask is not None:
             os.umask(settings.umask)
@@ -156,13 +170,14 @@ class Master:
         if bequest:
             for slot in bequest.slots:
                 self.slots.adopt(*slot, theirs=slot[0] in bequest.theirs)
-            self.companions.inherit(bequest.of_companions)
+            bequest.enter_companions(self.companions)
         self.telling = Telling(settings, self.loop, self._facts)
         if left is None:
             self.telling.open(umask, bequest.scraped_at if bequest else None)
             if remains is None:
                 self.slots.bind()
                 dead = adoption.left_by_the_dead(self.run_dir)
+                adoption.clear_up(self.run_dir, ())
                 for path in self.run_dir.shared:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(path)  # of a master whose workers have died with it: this one counts anew
@@ -238,7 +253,8 @@ class Master:
         if left is not None:
             left.enter(self)
         elif release is not None and remains is not None:
-            adoption.adopt(self, remains, release, renew=bequest is not None and bequest.bereaved)
+            ends = bequest.ends if bequest else {}
+            adoption.adopt(self, remains, release, ends, renew=bequest is not None and bequest.bereaved)
         elif release is not None:
             self.events.append(ev.ReleaseAsked(release))
         if bequest:
@@ -250,7 +266,8 @@ class Master:
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
         if self.left is None:
-            self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
+            where += f"; master pid {os.getpid()}; run directory {self.run_dir.path}"
+            self.log.write("info", f"reuseport {__version__} on {where}")
         else:
             self._tell_of_upgrade(self.left)
             self.left = None
@@ -355,7 +372,14 @@ class Master:
         try:
             self.roster.write(self.cluster, rows, tuple((slot.address, slot.index) for slot in self.slots.slots))
         except OSError as error:
-            self.log.write("error", f"the roster could not be written; a next master could not adopt: {error}")
+            if not self._roster_failed:
+                told = f"{self.run_dir.roster} cannot be written, so a next master could not adopt: {error.strerror}"
+                self.log.write("error", told)
+            self._roster_failed = True
+        else:
+            if self._roster_failed:
+                self.log.write("warning", f"{self.run_dir.roster} can be written again")
+            self._roster_failed = False
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 

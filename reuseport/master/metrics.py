@@ -136,7 +136,7 @@ def _by_state(facts: Facts) -> Iterable[tuple[tuple[Any, ...], Value]]:
 def _memory(facts: Facts) -> Iterable[tuple[tuple[Any, ...], Value]]:
     for g in facts.status["generations"]:
         for kind in ("pss", "rss"):
-            yield (g["number"], kind), sum(w["memory"][kind] for w in g["workers"])
+            yield (g["number"], kind), sum(one["memory"][kind] for one in [*g["workers"], g["zygote"]] if one)
 
 
 def _jobs(facts: Facts) -> Iterable[tuple[tuple[Any, ...], Value]]:
@@ -263,7 +263,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "reuseport_memory_bytes", GAUGE, ("generation", "kind"),
-        "Memory of the workers: pss shares out what they have in common, rss counts it for each.", _memory,
+        "Memory of workers, zygotes, jobs' processes: pss shares out what is common, rss counts it for each.", _memory,
     ),
     Metric(
         "reuseport_jobs", GAUGE, ("generation", "state"), "Registered jobs; overdue: still there after their deadline.",

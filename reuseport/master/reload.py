@@ -61,21 +61,43 @@ class Reload:
             self._known[path] = self._see(path)
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
-        """What the master goes on with behind an exec: who has imported says so once."""
-        return {"directories": sorted(self._code)}
+        """What the master goes on with behind an exec: who has imported says so once, and what is saved meanwhile waits
+        in the descriptor, or is not as it was seen last."""
+        return {
+            "directories": sorted(self._code),
+            "inotify": -1 if self._inotify is None else lend(self._inotify.fileno()),
+            "watches": list(self._watches.items()),
+            "known": self._known,
+            "changed": self._changed,
+        }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
+        fd = left.get("inotify", -1)
+        known = {
+            directory: {name: tuple(stamp) for name, stamp in stamps.items()}
+            for directory, stamps in left.get("known", {}).items()
+        }
+        if fd != -1:
+            self._give_up_inotify()
+            self._inotify = Inotify(fd)
+            self._loop.watch(fd, self._hear)
+            self._watches = dict(left["watches"])
+            self._known = {directory: self._see(directory) for directory in self._known}
         for directory in left["directories"]:
             self.watch(directory)
+        for directory in known.keys() & self._known.keys():
+            if fd != -1:
+                self._known[directory] = known[directory]  # one that has been replaced is found at the next look
+            elif self._stamps(directory) != known[directory]:
+                self._note(directory)
+        if left.get("changed"):
+            self._note(left["changed"])
 
     def close(self) -> None:
         """Another master has taken over: what is saved from now on is nothing to this one."""
         self._changed = ""
         self._known.clear()
-        if self._inotify is not None:
-            self._loop.forget(self._inotify.fileno())
-            os.close(self._inotify.fileno())
-            self._inotify = None
+        self._give_up_inotify()
 
     def look(self) -> None:
         """What nothing tells of, once in a second."""
@@ -151,10 +173,14 @@ class Reload:
     def _do_without(self, error: OSError) -> None:
         self._log("warning", f"--reload: no inotify ({error.strerror}): files are looked at once in a second")
         if self._inotify is not None:
+            self._give_up_inotify()
+            self._known = {directory: self._stamps(directory) for directory in self._known}
+
+    def _give_up_inotify(self) -> None:
+        if self._inotify is not None:
             self._loop.forget(self._inotify.fileno())
             os.close(self._inotify.fileno())
             self._inotify = None
-            self._known = {directory: self._stamps(directory) for directory in self._known}
 
     def _note(self, path: str) -> None:
         self._changed_at = time.monotonic()

@@ -17,7 +17,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from reuseport.master.in_use import who
 from reuseport.options import Address, parse_address
+
+HINTS = {
+    errno.EACCES: "; for a port below 1024 be root (with --user), let the unit say AmbientCapabilities="
+    "CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start",
+    errno.EADDRNOTAVAIL: "; no interface of this machine has that address",
+}
 
 
 class SlotError(Exception):
@@ -244,8 +251,7 @@ class Slots:
                 sock.listen(self._backlog)
         except OSError as error:
             sock.close()
-            hint = " that does not share it (SO_REUSEPORT, of the same user)" if self._beside else ""
-            raise SlotError(_why(name, error) + (hint if error.errno == errno.EADDRINUSE else "")) from None
+            raise SlotError(_why(name, error, shared=self._beside)) from None
         return sock
 
     def _bind_unix(self, address: Address) -> None:
@@ -381,7 +387,9 @@ def _why_not_beside(name: str) -> str:
     )
 
 
-def _why(name: str, error: OSError) -> str:
+def _why(name: str, error: OSError, *, shared: bool = False) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"--bind: {name} is in use by another server"
-    return f"--bind: cannot bind {name}: {error.strerror}"
+        hint = " that does not share it (SO_REUSEPORT, of the same user)" if shared else ""
+        return f"--bind: {name} is in use by another server{hint}{'' if name.startswith('unix:') else who(name)}"
+    hint = "" if name.startswith("unix:") else HINTS.get(error.errno or 0, "")
+    return f"--bind: cannot bind {name}: {(error.strerror or str(error)).lower()}{hint}"

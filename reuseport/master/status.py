@@ -25,6 +25,7 @@ from reuseport.core.model import (
     slots_of,
 )
 from reuseport.ipc import scoreboard
+from reuseport.master.memory import memory_of
 from reuseport.master.processes import Process, Processes
 
 
@@ -50,6 +51,7 @@ def _generation(
     workers = [_worker(g, n, w, processes, board, slots, now) for n, w in sorted(g.workers.items())]
     companions = [_companion(g, c, now) for _, c in sorted(g.companions.items())]
     zygote = processes.get(Key(g.number, ZYGOTE)) if g.zygote else None
+    of_zygote = memory_of(zygote, now) if zygote else None
     return {
         "number": g.number,
         "state": "booting" if g.state in BOOTING else g.state,
@@ -59,12 +61,15 @@ def _generation(
         "app": g.release.recipe.get("app"),
         "label": g.release.recipe.get("label", ""),
         "source": g.release.source,
-        "zygote": {"pid": zygote.pid, "loaded": bool(g.zygote and g.zygote.loaded)} if zygote else None,
+        "zygote": (
+            {"pid": zygote.pid, "loaded": bool(g.zygote and g.zygote.loaded), "memory": of_zygote} if zygote else None
+        ),
         "age": round(now - g.born, 3),
         "since": round(now - g.since, 3),
         "failure": g.failure,
         "wanted": g.wanted,
-        "memory": sum(w["memory"]["pss"] or w["memory"]["rss"] for w in workers),
+        "memory": sum(w["memory"]["pss"] or w["memory"]["rss"] for w in workers)
+        + (of_zygote["pss"] if of_zygote else 0),  # and not its resident memory, which is the workers', too
         "workers": workers,
         "companions": companions,
         "waits_for": {
@@ -105,7 +110,11 @@ def _worker(
         "stolen": counters["stolen"],
         "taken": counters["taken"],
         "errors": counters["errors"],
-        "memory": {"rss": counters["rss"], "pss": counters["pss"]},
+        "memory": (
+            memory_of(process, now)
+            if process and process.key.is_job
+            else {"rss": counters["rss"], "pss": counters["pss"]}
+        ),
         "jobs": counters["jobs"] or (len(process.jobs) if process and process.key.is_job else 0),
         "jobs_now": jobs_of(process) if process else [],
         "retiring": w.retiring,

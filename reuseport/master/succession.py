@@ -310,6 +310,10 @@ class Succession:
             self.heir = self._master.run_dir.owner() or -1
             return
         self.paused = False
+        try:
+            self._master.run_dir.sign()
+        except RunDirError as error:
+            self._master.log.write("error", str(error))
         self._master.go_on()
         self._master.companions.inherit(self._left)
         self._fail("it has gone, or hangs; this master goes on")

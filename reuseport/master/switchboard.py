@@ -21,6 +21,7 @@ from reuseport.ipc.channel import Channel
 from reuseport.master.loop import READ, WRITE, Loop
 from reuseport.master.processes import Process, Processes, owner_of
 from reuseport.master.slots import Slot, Slots
+from reuseport.version import __version__
 
 Message = tuple[dict[str, Any], list[int]]
 
@@ -230,11 +231,18 @@ class Switchboard:
             # whose generation has gone: it has not begun yet, and what asked for it is dead.
             for fd in fds:
                 os.close(fd)
-            channel.send("quit")
-            self._hang_up(channel)
+            self._send_away(channel)
             return
         process = expected or self._processes.expect(key)
         self._processes.is_running(process, pid)
+        if key.number == ZYGOTE and hello["state"] != "loaded" and hello["v"] != channels.VERSION:
+            self._send_away(channel)
+            error = (
+                f"its reuseport sends messages of number {hello['v']}, and this master is reuseport {__version__}, "
+                f"which understands number {channels.VERSION}"
+            )
+            self._tell(ev.Failed(key, error))
+            return
         if hello.get("queue"):
             self.adopt_queue(key.generation, fds[:2])
             del fds[:2]
@@ -296,6 +304,10 @@ class Switchboard:
         if channel.closed:
             self._hang_up(channel)
         return messages
+
+    def _send_away(self, channel: Channel) -> None:
+        channel.send("quit")
+        self._hang_up(channel)
 
     def _hang_up(self, channel: Channel) -> None:
         if channel.fileno() != -1:

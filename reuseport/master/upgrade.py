@@ -1,8 +1,8 @@
 """The master replaces itself in place by another version of this package or of Python: same pid, same children.
 
 First a trial: what started this master is started once more, as a child that reads the master's state, says whether it
-could go on from there, and ends. Only then the master execs it. The exec is the point of no return, so everything that
-can fail comes before it; whatever does leaves this master as it was.
+could go on from there (`rehearsal.py`), and ends. Only then the master execs it. The exec is the point of no return, so
+everything that can fail comes before it; whatever does leaves this master as it was.
 
 Signals are blocked from before the exec until the handlers of the new master stand: they wait in the process, which
 keeps them (execve(2), signal(7)).
@@ -273,14 +273,6 @@ class Trial:
             reason = f"the new version {self._late or how}"
             reason += ", and has not said whether it could go on from here" if how == "exited" else ""
         self._on_end(Refused(reason, output[-TAIL:]))
-
-
-def rehearse(said: dict[str, Any]) -> int:
-    """The trial's own side. What it raises is the answer, too: a traceback, and no word."""
-    error = estate.rehearse(said["state"])
-    with open(said["answer"], "w", encoding="utf-8") as file:
-        json.dump({"v": estate.VERSION, "version": estate.this_version(), "error": error}, file)
-    return 1 if error else 0
 
 
 def _environment(**fds: int) -> dict[str, str]:

@@ -114,7 +114,7 @@ def _unfit_run_dir(settings: Settings) -> list[str]:
     if not path.is_dir():
         return [f"{begin} is not a directory; --run-dir takes another"]
     if owner != os.geteuid():
-        return [f"{begin} belongs to user {owner}, not to {os.geteuid()}; --run-dir takes another"]
+        return [f"{begin} {machine.whose(owner)}"]
     return []
 
 

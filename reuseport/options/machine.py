@@ -146,3 +146,16 @@ def _number(text: str, what: str) -> int:
     if number >= 0xFFFFFFFF:
         raise ValueError(f"{text} is not the number of a {what}")
     return number
+
+
+def name_of(uid: int) -> str:
+    """A user for a message: "www-data (uid 33)", "uid 7777" where the system knows no name."""
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def whose(uid: int) -> str:
+    """For a message about something that is another user's."""
+    return f"belongs to {name_of(uid)}, and this runs as {name_of(os.geteuid())}"

@@ -7,6 +7,7 @@ server's frames above it.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import runpy
 import sys
@@ -15,6 +16,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reuseport.options import parse_app
+from reuseport.options.arguments import did_you_mean
+
+USUAL = ("app", "application", "create_app()", "make_app()")  # what applications are called
 
 
 class LoadError(Exception):
@@ -41,14 +45,57 @@ def load(name: str, factory: bool) -> Callable[..., Any]:
         try:
             value = getattr(value, part)
         except AttributeError:
-            raise LoadError(f"module {spec.module} ({module.__file__}) has no {attribute!r}") from None
+            hint = _meant(attribute, module)
+            raise LoadError(f"module {spec.module} ({module.__file__}) has no {attribute!r}{hint}") from None
     if spec.call or factory:
         if not callable(value):
             raise LoadError(f"{name}: {attribute!r} is no function that could make an application: {value!r}")
+        if _takes(value, 2) and not _takes(value, 0):
+            what = "the () behind it" if spec.call else "--factory"
+            raise LoadError(f"{name}: {attribute!r} makes no application, it is one: leave out {what}")
         value = _guard(f"calling {spec.module}:{attribute}()", value)
-    if not callable(value):
-        raise LoadError(f"{name}: {attribute!r} is no WSGI application: {type(value).__name__} is not callable")
+        check(value, f"{name}: what {attribute!r} returned")
+    else:
+        check(value, f"{name}: {attribute!r}", f"{spec.module}:{attribute}()")
     return value
+
+
+def check(app: Any, what: str, made_by: str = "") -> None:
+    """LoadError where no request could be served by this, so that a release fails and not each request after it.
+
+    `made_by` is how the application is named if this turns out to make one.
+    """
+    if not callable(app):
+        raise LoadError(f"{what} is no WSGI application: {type(app).__name__} is not callable")
+    if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__):
+        kind = "" if inspect.isroutine(app) else f" ({type(app).__name__})"
+        raise LoadError(f"{what} is an ASGI application{kind}, and this server speaks WSGI (Django: wsgi.py)")
+    if made_by and _takes(app, 0):
+        raise LoadError(f"{what} is no WSGI application, but seems to make one: {made_by}, with (), calls it")
+    if not _takes(app, 2):
+        raise LoadError(f"{what} is no WSGI application: it cannot be called with environ and start_response")
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many arguments. Of what takes any number, or is in C, only 2 is thought."""
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return count == 2
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in signature.parameters.values()):
+        return count == 2
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _meant(attribute: str, module: Any) -> str:
+    """The end of an error about a name that a module has not: what could have been meant, or nothing."""
+    names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    usual = next((f"; did you mean {module.__name__}:{name}?" for name in USUAL if name.rstrip("()") in names), "")
+    return did_you_mean(attribute, names, f"{module.__name__}:") or usual
 
 
 def run_script(script: Mapping[str, Any]) -> None:
@@ -72,7 +119,15 @@ def _import(module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
             raise
-        raise LoadError(f"there is no module {error.name!r} in {os.getcwd()} or elsewhere on sys.path") from None
+        where = next((path for path in ("src", "lib") if _lies_in(path, error.name)), "")
+        hint = f"it lies in {where}: --pythonpath {where}" if where else "--chdir says where it lies"
+        here = f"in {os.getcwd()} or elsewhere on sys.path"
+        raise LoadError(f"there is no module {error.name!r} {here}; {hint}") from None
+
+
+def _lies_in(directory: str, module: str) -> bool:
+    path = os.path.join(directory, *module.split("."))
+    return os.path.isdir(path) or os.path.isfile(f"{path}.py")
 
 
 def _guard(doing: str, function: Callable[[], Any]) -> Any:

@@ -88,7 +88,8 @@ class Body(io.RawIOBase):
         self._total = 0
         self._fields = fields
         self._extensions = 0
-        self._in_chunks = False  # the first chunk's size was read
+        self._ends_chunk = False  # the CRLF behind the current chunk is still to be read
+        self._torn = False  # what was taken from the stream last has not come to anything yet
         self.ask: Callable[[], None] | None = None  # sends 100 Continue
 
     def file(self) -> io.BufferedReader:
@@ -117,6 +118,10 @@ class Body(io.RawIOBase):
                 raise BodyError(400, "the client closed before the end of the body")
         except BodyError as error:
             self.error = error
+            raise
+        except BaseException:
+            if self._torn:
+                self.error = BodyError(400, "reading the body was interrupted")
             raise
         self._left -= got
         if not self._left and not self._chunked:
@@ -160,9 +165,10 @@ class Body(io.RawIOBase):
 
     def _next_chunk(self) -> bool:
         """Read the next chunk's size; False after the last one and the trailers behind it."""
-        if self._in_chunks and self._line(0):
-            raise BodyError(400, "a chunk is longer than its size")
-        self._in_chunks = True
+        if self._ends_chunk:
+            if self._line(0):
+                raise BodyError(400, "a chunk is longer than its size")
+            self._ends_chunk = self._torn = False
         line = self._line(CHUNK_LINE)
         match = CHUNK.fullmatch(line)
         if match is None:
@@ -175,6 +181,7 @@ class Body(io.RawIOBase):
         if self._limit and self._total > self._limit:
             raise BodyError(413, "the body is too large")
         if self._left:
+            self._ends_chunk, self._torn = True, False
             return True
         fields = 0
         while line := self._line(BUFFER):  # trailers: validated, and dropped, for WSGI has no place for them
@@ -197,4 +204,5 @@ class Body(io.RawIOBase):
                 raise BodyError(400, "the client closed before the end of the body")
         if end == 0 or stream.unread[end - 1] != 0x0D:
             raise BodyError(400, "bare LF between chunks")
+        self._torn = True
         return stream.take(end + 1)[:-2]

@@ -30,6 +30,7 @@ from reuseport.ipc import line as lines
 from reuseport.ipc.marks import Marks
 from reuseport.ipc.pins import JOBS as PINNING
 from reuseport.ipc.pins import Pins, open_file
+from reuseport.spawned import JobLost
 from reuseport.worker import application, tenancy, warmup
 from reuseport.worker.birth import Birth
 from reuseport.worker.departure import leave
@@ -155,7 +156,7 @@ class JobProcess:
             data = pickle.dumps(error)
             pickle.loads(data)
         except Exception:  # noqa: BLE001 - it is the application's class that decides what
-            told = jobs.JobLost(f"job {self.job.name!r} raised what cannot be pickled:\n{text}")
+            told = JobLost(f"job {self.job.name!r} raised what cannot be pickled:\n{text}")
             data = pickle.dumps(told)
         self._send(lines.ERROR, data)
 

@@ -143,6 +143,14 @@ class Acceptor:
             self._sibling_watcher.start(self._arrived)
         self._arm()
 
+    def rest(self) -> None:
+        """Accept nothing until the next `own`, but keep the slots."""
+        self._accepting = False
+        for watcher in (self._sibling_watcher, self._look_timer, self._pause_timer):
+            watcher.stop()
+        for slot in self._slots.values():
+            slot.watcher.stop()
+
     def stop(self, take_rest: bool = False) -> None:
         """Accept nothing more and let go of the slots. `take_rest`: first take what waits in all the queues."""
         if take_rest:

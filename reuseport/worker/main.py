@@ -7,10 +7,8 @@ channel ends it serves on, and says hello to the next master that owns the run d
 
 from __future__ import annotations
 
-import _thread
 import faulthandler
 import os
-import random
 import signal
 import sys
 from collections.abc import Callable
@@ -22,26 +20,28 @@ import gevent.event
 import gevent.hub
 import gevent.monkey
 
-from reuseport import hooks, jobs
 from reuseport.core.routing import Table
 from reuseport.ipc import begun
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
-from reuseport.ipc.scoreboard import JOBS, REQUESTS, RSS, TAKEN, TURNED, Scoreboard, settle
+from reuseport.ipc.scoreboard import TAKEN, TURNED, Scoreboard, settle
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.worker import application, ground, health, jobprocess, logs, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
 from reuseport.worker.birth import Birth
 from reuseport.worker.connection import Connection
 from reuseport.worker.departure import leave
+from reuseport.worker.drain import Drain
 from reuseport.worker.engine import Engine
 from reuseport.worker.handover import Receiver, Sender
 from reuseport.worker.imports import Imports
+from reuseport.worker.interrupts import is_server
 from reuseport.worker.jobprocess import JobProcess, describe_server
 from reuseport.worker.link import Link
 from reuseport.worker.listeners import Acceptor, Listener, pass_slots
 from reuseport.worker.loopset import LoopSet
+from reuseport.worker.replacement import TERM, Replacement
 from reuseport.worker.reporter import JobReporter
 from reuseport.worker.router import Router, make_router
 from reuseport.worker.said import Said, speak_through
@@ -49,7 +49,6 @@ from reuseport.worker.snapshot import Snapshots
 from reuseport.worker.vitals import Vitals
 
 TURN = 0.25  # seconds between two signs of life
-TERM = "it got a SIGTERM that the master did not send"
 
 
 class Worker:
@@ -70,17 +69,10 @@ class Worker:
         self.engine: Engine | None = None
         self.acceptor: Acceptor | None = None
         self.early: list[dict[str, Any]] = []  # what the master said before the engine stood
-        self.retiring = ""  # why this worker wants to be replaced
-        self.heir = 0
+        self.drain = Drain(self)
         self.farewell = False  # the server is about to stop
-        self.stopping = False
-        self.told_to_drain = False
-        self.attending = False  # it drains, but stays for those of its generation's tenants who are kept there
         self.router: Router | None = None
         self.routes: tuple[dict[str, Any], list[int]] | None = None  # the newest, while there is no router yet
-        self.limit = self.settings.max_requests
-        if self.limit and self.settings.max_requests_jitter:
-            self.limit += random.randint(0, self.settings.max_requests_jitter)
         self._watchers: list[Any] = []
         self.log = Said(self.settings, self.id)
         self.sinks: logs.Sinks | None = None
@@ -93,6 +85,7 @@ class Worker:
             lost=self._on_master_lost,
             alone=self._on_no_master,
         )
+        self.replacement = Replacement(self.settings, self.board, self.link.say)
         self.vitals = Vitals(self.board, self.id, birth.name)
         self.imports = Imports(self.settings.reload)
 
@@ -141,12 +134,12 @@ class Worker:
             tls=birth.tls,
             access=self._open_logs(),
         )
-        self.engine.on_change = self._leave_if_done
+        self.engine.on_change = self.drain.leave_if_done
         self.engine.count_latencies = partial(count, self.latencies, self.engine.latencies)
-        self.sender = Sender(self.loop, self.loop_set, self._keep_connections)
+        self.sender = Sender(self.loop, self.loop_set, self.drain.keep_connections)
         self.receiver = Receiver(self.loop, birth.queue[0], self.engine.adopt, self._inherit, self.log)
-        if self.limit:
-            self.engine.on_request_end = self._count_request
+        if self.replacement.after:
+            self.engine.on_request_end = self.replacement.count_request
         self._beat()
         os.register_at_fork(after_in_child=self._abandon)
         warmup.call_start_hooks()
@@ -222,14 +215,13 @@ class Worker:
         if again:
             pass_slots(channel, listeners)
             self.reporter.again()
-            if self.retiring:
-                self.link.say("retire", reason=self.retiring)
+            self.replacement.repeat()
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         if message["type"] == "slots":
             self._add_slots(message["slots"], fds)
         elif message["type"] == "heir":
-            self._set_heir(message, fds)
+            self.drain.set_heir(message, fds)
         elif message["type"] == "routes":
             self._set_routes(message, fds)
         elif self.engine is None:
@@ -245,16 +237,19 @@ class Worker:
 
     def _on_no_master(self, seconds: float) -> None:
         patience = self.settings.orphan_timeout
-        if patience and seconds >= patience and not self.stopping:
+        if patience and seconds >= patience and not self.drain.last:
             self.log("warning", f"no master has come within {patience:g} s (--orphan-timeout): leaving")
-            self._drain(last=True)
+            self.drain.begin(last=True)
 
     def _on_message(self, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind == "accept" and self.state in ("ready", "serving"):
             assert self.acceptor is not None
-            if message["own"] is not None:  # a canary leaves the slots alone
+            if message["own"] is not None:
                 self.acceptor.own(message["own"])
+            else:
+                # A canary leaves the slots alone, also one that a master has promoted who died over it.
+                self.acceptor.rest()
             if self.state == "ready":
                 self.receiver.start()
             # A next master may not know of the stop that its predecessor announced: then there is none any more.
@@ -262,15 +257,15 @@ class Worker:
             self.state = "serving"
             self.link.say("accepting")
         elif kind == "attend" and self.state in ("ready", "serving"):
-            self.attending = True
+            self.drain.attending = True
             if self.state == "ready":
                 self.receiver.start()
-            self._drain(last=False)
+            self.drain.begin(last=False)
         elif kind == "drain":
-            self.told_to_drain = True
-            self.attending = False
+            self.drain.told = True
+            self.drain.attending = False
             if message["last"]:
-                self._drain(last=True)
+                self.drain.begin(last=True)
         elif kind == "quit":
             self.exit()
         elif kind == "reopen":
@@ -296,24 +291,10 @@ class Worker:
         assert self.engine is not None
         self.board[TAKEN] += 1
         connection.inherit(data, seconds)
-        if self.stopping:
+        if self.drain.last:
             connection.close_if_idle()
         elif self.engine.pass_on is not None:
             self.engine.is_idle(connection)  # it came to a worker that is leaving, too
-
-    def _set_heir(self, message: dict[str, Any], fds: list[int]) -> None:
-        """The generation that gets this worker's connections; news for as long as this worker lives."""
-        if self.engine is None or not fds:
-            for fd in fds:
-                os.close(fd)
-            return
-        if self.stopping:
-            os.close(fds[0])
-            return
-        self.heir = int(message["generation"])
-        self.sender.set_heir(fds[0], int(message["workers"]))
-        if self.state == "draining":
-            self._hand_over()
 
     def _set_routes(self, message: dict[str, Any], fds: list[int]) -> None:
         """Which generations there are, and the ways to their queues."""
@@ -326,33 +307,6 @@ class Worker:
         queues = dict(zip(message["queues"], fds, strict=True))
         self.router.set_table(Table.from_json(message["table"]), queues, int(message["workers"]))
 
-    def _keep_connections(self, refused: Any = None) -> None:
-        """Nobody takes them: each is answered once more, and closed. At a stop idle ones are closed at once."""
-        assert self.engine is not None
-        self.engine.drain()
-        if self.stopping:
-            self.engine.close_idle()
-
-    def _hand_over(self) -> None:
-        assert self.engine is not None
-        if self.heir == self.birth.generation:
-            # What it gives to its own generation's queue must not come back to itself.
-            self.receiver.stop(self.loop_set)
-        self.engine.drain_to(self.sender.give if self.router is None else self._give_what_may_go)
-
-    def _give_what_may_go(self, connections: list[Any]) -> None:
-        assert self.router is not None
-        if going := self.router.sort_out(connections):
-            self.sender.give(going)
-
-    def _count_request(self) -> None:
-        if not self.retiring and self.board[REQUESTS] >= self.limit:
-            self._retire(f"it has answered {self.board[REQUESTS]} requests (--max-requests)")
-
-    def _retire(self, reason: str) -> None:
-        self.retiring = reason
-        self.link.say("retire", reason=reason)
-
     def _beat(self) -> None:
         """A sign of life, and whatever else must be looked at now and then."""
         timer = self.loop.timer(TURN, TURN)
@@ -364,13 +318,11 @@ class Worker:
         self.vitals.beat()
         self._put_down()
         self.imports.tell(self.link.channel)
-        limit = self.settings.max_worker_memory
-        if limit and self.board[RSS] > limit and not self.retiring and self.state == "serving":
-            self._retire(f"it uses {self.board[RSS] >> 20} MiB (--max-worker-memory)")
-        if self.state == "draining":
+        if self.state == "serving":
+            self.replacement.look_at_memory()
+        elif self.state == "draining":
             self.vitals.retitle(draining=True)
-            if self.router is not None and not self.engine.closing and (free := self.router.no_longer_kept()):
-                self.sender.give(free)
+            self.drain.give_free()
 
     def _put_down(self) -> None:
         """What requests leave to be counted later. How long a warm-up takes is no client's latency."""
@@ -384,66 +336,14 @@ class Worker:
     def _on_term(self) -> None:
         """The master's TERM follows its word. Anybody else's is a wish to be replaced, unless it is repeated."""
         self.link.hear()
-        if self.told_to_drain or self.link.channel is None or self.retiring == TERM:
-            self._drain(last=False)
+        if self.drain.told or self.link.channel is None or self.replacement.reason == TERM:
+            self.drain.begin(last=False)
         else:
-            self._retire(TERM)
-
-    def _drain(self, last: bool) -> None:
-        """Accept nothing new, finish what there is, leave. `last`: nobody accepts after this worker."""
-        self.attending = self.attending and not (last or self.told_to_drain)
-        if self.state == "draining":
-            if last and not self.stopping:
-                self.stopping = True
-                self._keep_connections()
-            self._leave_if_done()
-            return
-        self.state = "draining"
-        self.stopping = last
-        if last:
-            self.farewell = True
-            self.engine.close_idle()  # before the queues are emptied: what waits there has a request
-        self.acceptor.stop(take_rest=last)
-        self.link.say("let-go")
-        self.vitals.retitle(draining=True)
-        hooks.draining = True
-        for function in hooks.drain_hooks:
-            # A greenlet, where threads are patched.
-            _thread.start_new_thread(self._call_drain_hook, (function,))
-        if last:
-            self.engine.drain()
-        elif self.sender.has_heir:
-            self._hand_over()
-        else:
-            self.engine.drain()
-        self._leave_if_done()
-
-    def _call_drain_hook(self, function: Callable[[], Any]) -> None:
-        try:
-            function()
-        except Exception as error:  # noqa: BLE001
-            self.log("error", f"a drain hook failed: {type(error).__name__}: {error}")
-            application.print_traceback(error)
+            self.replacement.ask(TERM)
 
     def _jobs_changed(self) -> None:
-        overdue = jobs.overdue()
-        if overdue and not self.retiring:
-            names = ", ".join(repr(one.name) for one in overdue)
-            self._retire(f"what it runs goes on {self.settings.job_grace:g} s after its deadline: job {names}")
-        self._leave_if_done()
-
-    def _leave_if_done(self) -> None:
-        engine = self.engine
-        if self.attending or self.state != "draining":
-            return
-        # Jobs that cannot be ended otherwise end with their worker, as soon as it has no other work.
-        overdue = jobs.overdue()
-        stuck = sum(one.in_request for one in overdue)
-        if engine.requests <= stuck and engine.connections <= stuck and self.board[JOBS] <= len(overdue):
-            # What waits in the queue would be lost with the answer that it was taken; it goes straight on to the heir.
-            if self.heir != self.birth.generation and self.receiver.empty():
-                return
-            self.exit()
+        self.replacement.look_at_jobs()
+        self.drain.leave_if_done()
 
     def _abandon(self) -> None:
         """In a child that the application has forked. gevent keeps the watchers alive there, so without this the child
@@ -465,6 +365,7 @@ class Worker:
         self.ended.set()
 
 
+@is_server
 def _wait_for_end(worker: Worker) -> None:
     """Until the worker may leave. What a greenlet of the application throws at the main one (SystemExit) ends nobody
     else's request: the worker is replaced, and drains."""
@@ -475,7 +376,7 @@ def _wait_for_end(worker: Worker) -> None:
             raise
         except BaseException as error:  # noqa: BLE001
             worker.log("error", f"a greenlet of the application raised {type(error).__name__}: {error}")
-            worker._retire(f"a greenlet raised {type(error).__name__}")
+            worker.replacement.ask(f"a greenlet raised {type(error).__name__}")
 
 
 def run(birth: Birth) -> None:
@@ -490,7 +391,12 @@ def run(birth: Birth) -> None:
 
 def captured(worker: Worker, app: Any) -> None:
     """The script that this worker runs has called `reuseport.serve(app)`: go on from inside that call, for good."""
-    _live(worker, lambda: worker.get_ready(app))
+
+    def birth() -> None:
+        application.check(app, "what reuseport.serve was given")
+        worker.get_ready(app)
+
+    _live(worker, birth)
 
 
 def _live(worker: Worker, birth: Callable[[], None]) -> None:

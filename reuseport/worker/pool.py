@@ -20,6 +20,8 @@ from weakref import getweakrefcount
 
 from greenlet import getcurrent, greenlet
 
+from .interrupts import is_server
+
 IDLE = 128  # greenlets kept for later: more than run at once on most days
 
 _switch = greenlet.switch
@@ -54,6 +56,7 @@ class Pool:
         self._first = job
         greenlet(self._main, self._hub).switch()
 
+    @is_server
     def _main(self) -> None:
         # A greenlet keeps the arguments that it was started with while it lives: so the first job comes otherwise.
         job, self._first = self._first, None

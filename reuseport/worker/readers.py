@@ -119,6 +119,5 @@ class Readers:
                     reader.callback()
                 return
             except BaseException:  # noqa: BLE001 - as the loop does: one connection's defect is not the others'
-                # Nor is it the set's, which the loop would not look at again. It may also be what a signal's handler
-                # of the application's has raised between two of them.
+                # Nor is it the set's, which the loop would not look at again.
                 self._hub.handle_error(reader or self, *sys.exc_info())

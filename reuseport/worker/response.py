@@ -15,6 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .body import NO_BODY, Body, NoBody
+from .stream import Disconnected
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -204,15 +205,22 @@ class Response:
                 data = data[:-excess]
         elif self._chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        if lines is not None:
-            lines.append(data)
-            self.connection.send(b"".join(lines))
-        elif data:
-            self._since_turn += len(data)
-            if self._since_turn > TURN:
-                self._since_turn = 0
-                self.connection.let_others()
-            self.connection.send(data)
+        try:
+            if lines is not None:
+                lines.append(data)
+                self.connection.send(b"".join(lines))
+            elif data:
+                self._since_turn += len(data)
+                if self._since_turn > TURN:
+                    self._since_turn = 0
+                    self.connection.let_others()
+                self.connection.send(data)
+        except Disconnected:
+            raise
+        except BaseException:
+            # A Timeout, or what a signal's handler raises. A part may be out, and the application may go on behind it.
+            self.connection.abort()
+            raise
         if excess:
             raise ValueError("the body is longer than its Content-Length")
 

@@ -30,6 +30,7 @@ from reuseport import jobs
 from reuseport.deadlines import original
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.stacks import LINES_SIGNAL, SNAPSHOT_SIGNAL
+from reuseport.spawned import Handle
 from reuseport.worker.pool import Pool
 from reuseport.worker.threads import Threads
 from reuseport.worker.wsgi import Caller, describe
@@ -39,7 +40,7 @@ DEPTH = 40  # innermost frames of each
 TEXT = 500  # characters of a request's line
 
 _SERVE = Caller.serve.__code__
-_JOB = jobs.Handle.run.__code__
+_JOB = Handle.run.__code__
 _IDLE = {Pool._main.__code__, Threads._run.__code__}  # innermost in one that waits for its next request
 
 Told = dict[str, Any]

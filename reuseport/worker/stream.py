@@ -78,12 +78,22 @@ class Stream:
         piece, self.unread = bytes(unread[:count]), unread[count:]
         return piece
 
+    def take_into(self, view: memoryview) -> int:
+        """As `take`, into the view; returns how many."""
+        # All or nothing: from the first change on there is no call, behind which a signal's handler could raise.
+        count = min(len(self.unread), len(view))
+        view[:count] = self.unread[:count]
+        self.unread = self.unread[count:]
+        return count
+
+    def abort(self) -> None:
+        """Close so that the client sees that something is missing."""
+        raise NotImplementedError
+
     def read_into(self, view: memoryview) -> int:
         """Read some of the request's body, waiting for it; 0 when the client has finished. BodyError if it is gone."""
         if self.unread:
-            piece = self.take(len(view))
-            view[: len(piece)] = piece
-            return len(piece)
+            return self.take_into(view)
         while True:
             try:
                 return self._sock.recv_into(view)
@@ -91,6 +101,9 @@ class Stream:
                 self._await_body()
             except OSError as error:
                 raise BodyError(400, f"the client is gone: {error.strerror}") from error
+            except BaseException:
+                self.abort()  # a signal's handler has raised, and nobody knows how many bytes were taken
+                raise
 
     def read_more(self) -> bool:
         """Add to `unread`, waiting for it; False when the client has finished. BodyError if it is gone."""

@@ -4,8 +4,9 @@ OpenSSL works on memory here, never on the socket. So whatever it wants to send 
 alert) waits in a buffer, and a read never waits for room. And all that was received is decrypted at once, into the
 connection's `unread`: no complete record ever stays inside, where no event would tell of the request in it.
 
-Nobody can hand TLS state over. So a connection stays where it is: a drain closes it behind its next response, and if no
-request comes for some seconds without one. To close it at once would meet the next request of a busy client under way.
+Nobody can hand TLS state over. So a connection stays where it is: a drain closes it behind its next response, or, when
+no request has begun for some seconds, without one. To close it at once would meet a busy client's next request under
+way. A part of a record is the beginning of a request: what is in it shows only when the rest has come.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ipc.scoreboard import BYTES_OUT
 from .body import BodyError
-from .connection import CLOSED, LINGER_TIME, LINGERING, SERVING, WAITING, Connection
+from .connection import CLOSED, HEAD, LINGER_TIME, LINGERING, SERVING, WAITING, Connection
 from .response import refusal
 from .stream import PIECE, Disconnected
 from .wheel import TICK
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 WRITE = 2
 LAST_CALL = 5.0  # seconds in which a client can still ask for something when its worker drains
 SLICE = 65536  # bytes encrypted at once
+HEADER = 5  # bytes of a record's header
 HANDSHAKE = "handshake"  # a connection's state until it is over
 
 
@@ -45,6 +47,8 @@ class TlsSocket:
         self._out = ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._in, self._out, server_side=True)
         self._left = memoryview(b"")  # ciphertext for which the kernel had no room
+        self._header = b""  # of a record (RFC 8446 section 5.1) whose length has not come yet
+        self._missing = 0  # bytes of the record whose beginning has come
         self._ended = False
         self.fileno = sock.fileno
         self.setsockopt = sock.setsockopt
@@ -53,12 +57,31 @@ class TlsSocket:
     def feed(self, data: bytes) -> None:
         """Put in what was received already."""
         self._in.write(data)
+        self._follow(data)
+
+    def _follow(self, data: bytes) -> None:
+        """See where records end: how much of one has come OpenSSL does not say."""
+        at = self._missing
+        while at < len(data):
+            header = self._header + data[at : at + HEADER - len(self._header)]
+            if len(header) < HEADER:
+                self._header = header
+                at = len(data)
+            else:
+                at += HEADER - len(self._header) + int.from_bytes(header[3:])
+                self._header = b""
+        self._missing = at - len(data)
+
+    @property
+    def in_record(self) -> bool:
+        """Whether a part of a record has come, whose rest has not."""
+        return self._missing > 0 or self._header != b""
 
     def receive(self) -> bool:
         """Take some ciphertext from the kernel; False at the end of the stream. Raises as recv does."""
         data = self.raw.recv(PIECE)
         if data:
-            self._in.write(data)
+            self.feed(data)
         return bool(data)
 
     def recv(self, count: int = 0) -> bytes:
@@ -147,7 +170,18 @@ class TlsConnection(Connection):
             self._receive_handshake()
         else:
             super()._readable()
+            self._see_whether_begun()
         self._reader.again()  # how much plaintext there was says nothing of what is left in the kernel
+
+    def _resume(self) -> None:
+        super()._resume()
+        self._see_whether_begun()
+
+    def _see_whether_begun(self) -> None:
+        """A part of a record is a part of a head."""
+        if self.state is WAITING and not self._parked and not self.unread and self._sock.in_record:
+            self.state = HEAD
+            self._set_deadline(self.engine.header_timeout)
 
     def _receive_handshake(self) -> None:
         try:
@@ -192,6 +226,7 @@ class TlsConnection(Connection):
             return
         if data:
             self._take(data)
+        self._see_whether_begun()
 
     def _flush_later(self) -> None:
         """No greenlet waits for room: the loop sends the rest."""
@@ -221,11 +256,12 @@ class TlsConnection(Connection):
                 continue
             except OSError as error:
                 raise BodyError(400, f"the client is gone: {error.strerror or error}") from error
+            except BaseException:
+                self.abort()  # as in Stream
+                raise
             if not self.unread:
                 return 0
-        piece = self.take(len(view))
-        view[: len(piece)] = piece
-        return len(piece)
+        return self.take_into(view)
 
     def send(self, data: bytes) -> None:
         sock = self._sock
@@ -263,7 +299,8 @@ class TlsConnection(Connection):
         if not keep_alive and self.state is SERVING and not self._waiting:
             self.state = WAITING  # so that `close` waits until the kernel has room for close_notify
         super().request_done(keep_alive, body_taken)
-        if self.engine.draining and self.state is WAITING:
+        self._see_whether_begun()
+        if self.engine.draining:
             self.stays()
 
     def stays(self) -> None:
@@ -286,7 +323,9 @@ class TlsConnection(Connection):
         try:
             data = self._sock.recv()
         except BlockingIOError:
-            self.close()
+            self._see_whether_begun()
+            if self.state is WAITING:
+                self.close()
         except OSError:
             self.close()
         else:

@@ -5,9 +5,9 @@ with it flask-sock and Flask-SocketIO, look there. Nothing happens before it is 
 connection is the application's; whatever the WSGI call then returns is not sent, and its end closes the connection.
 
 Nobody waits without a limit for such a connection: a drain closes each within --websocket-drain, spread over that time,
-so that the clients do not all come back at once. What the application sends is followed frame by frame, so that the
-server can say 1001 "going away" (RFC 6455 section 7.4.1) between two of its frames. The client's answer reaches the
-application like any closing by the client. A protocol that is no WebSocket sees the end of the stream.
+so that the clients do not all come back at once. The server says 1001 "going away" (RFC 6455 section 7.4.1) between two
+of the application's frames (`frames`). The client's answer reaches the application like any closing by the client. A
+protocol that is no WebSocket sees the end of the stream.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import _socket
 import contextlib
 import errno
 import random
-import re
 import socket
 import time
 import traceback
@@ -24,11 +23,12 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import gevent
-from gevent.lock import BoundedSemaphore
 from gevent.socket import socket as GeventSocket
 from gevent.socket import wait_read, wait_write
 
 from .body import NoBody
+from .frames import UpgradeSocket
+from .interrupts import is_server
 from .stream import PIECE, Disconnected
 from .wheel import NEVER
 from .wsgi import Caller, describe
@@ -40,12 +40,9 @@ if TYPE_CHECKING:
 
 OFFER = "gunicorn.socket"  # in environ
 READ = 1
-GOING_AWAY = b"\x88\x02\x03\xe9"  # an unmasked close frame with the code 1001
 ANSWER_TIME = 5.0  # seconds for the client to answer it
 HANDLER_TIME = 10.0  # seconds for the application to end after that; who needs longer registers a job
 LINGER_TIME = 2.0  # seconds
-LONGEST_HEAD = 65536  # bytes of a response head that is followed
-HEAD = re.compile(rb"http/1\.[01] [1-5][0-9][0-9] ")
 
 
 def spread(connections: Collection[Upgraded], seconds: float) -> None:
@@ -92,127 +89,6 @@ class OfferedSocket:
         return getattr(self._offer.take(), name)
 
 
-class Frames:
-    """Follows what is sent: a response's head, then, if it says 101 and WebSocket, frames (RFC 6455 section 5.2)."""
-
-    def __init__(self) -> None:
-        self.status = 0  # the response's
-        self.is_websocket = False
-        self.closing = False  # a close frame was among them
-        self._head: bytes | None = b""
-        self._begun = b""  # of a frame's header
-        self._left = 0  # bytes of a frame's payload
-
-    @property
-    def between(self) -> bool:
-        """Whether another control frame may be sent now."""
-        return self.is_websocket and not self.closing and not self._begun and not self._left
-
-    def follow(self, data: bytes) -> None:
-        if self._head is not None:
-            self._head += data
-            end = self._head.find(b"\r\n\r\n")
-            if end < 0 and len(self._head) < LONGEST_HEAD:
-                return
-            head = self._head[: max(end, 0)].lower()
-            data, self._head = self._head[end + 4 :], None
-            self.status = int(head[9:12]) if HEAD.match(head) else 0
-            self.is_websocket = head.startswith(b"http/1.1 101") and b"websocket" in head
-        at = 0
-        while self.is_websocket and at < len(data):
-            if self._left:
-                step = min(self._left, len(data) - at)
-                self._left -= step
-                at += step
-                continue
-            header = self._begun + data[at : at + 14]
-            length = 0 if len(header) < 2 else header[1] & 127
-            size = 2 + {126: 2, 127: 8}.get(length, 0) + (4 if len(header) > 1 and header[1] & 128 else 0)
-            if len(header) < size:
-                self._begun = header
-                return
-            if length > 125:
-                length = int.from_bytes(header[2 : 4 if length == 126 else 10], "big")
-            at += size - len(self._begun)
-            self._begun = b""
-            self._left = length
-            self.closing = self.closing or header[0] & 15 == 8
-
-
-class UpgradeSocket(GeventSocket):
-    """A gevent socket of which each `send` sends all, and nothing of another between: libraries make frames of it.
-
-    Closing it ends the connection in an orderly way, which takes a little longer than the call.
-    """
-
-    __slots__ = ("_frames", "_lock", "_muted", "_upgraded")
-
-    def __init__(self, upgraded: Upgraded, fd: int) -> None:
-        super().__init__(fileno=fd)
-        self.settimeout(None)
-        self._upgraded = upgraded
-        self._lock = BoundedSemaphore(1)
-        self._frames = Frames()
-        self._muted = False  # everything was said: behind a close frame nothing may follow
-
-    @property
-    def status(self) -> int:
-        """Of the response that was sent, 0 if none was."""
-        return self._frames.status
-
-    def send(self, data: Any, flags: int = 0, timeout: Any = None) -> int:
-        self.sendall(data, flags)
-        return len(data)
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        with self._lock:
-            if self._muted:
-                return
-            data = bytes(data)
-            try:
-                sent = self._sock.send(data, flags)
-            except BlockingIOError:
-                sent = 0
-            if sent < len(data):
-                self._send_rest(memoryview(data)[sent:], flags)
-            self._frames.follow(data)
-
-    def _send_rest(self, view: memoryview, flags: int) -> None:
-        whole = False
-        try:
-            while view:
-                self._wait(self._write_event)
-                try:
-                    view = view[self._sock.send(view, flags) :]
-                except BlockingIOError:
-                    continue
-            whole = True
-        finally:
-            if not whole:
-                self._frames.is_websocket = False  # cut in the middle of a frame: no other may follow
-
-    def say_going_away(self) -> bool:
-        """Send the close frame, when whatever is being sent is out. False where there is no place for one."""
-        with self._lock:
-            if not self._frames.between:
-                return False
-            self._sock.send(GOING_AWAY)
-            self._muted = True
-        return True
-
-    def end_reading(self) -> None:
-        """Whoever reads gets the end of the stream."""
-        self._sock.shutdown(socket.SHUT_RD)
-
-    def shutdown(self, how: int) -> None:
-        if how != socket.SHUT_RD:
-            self._muted = True
-        self._sock.shutdown(how)
-
-    def close(self) -> None:
-        self._upgraded.end()
-
-
 class Upgraded:
     """A connection that the application has taken. It counts as open until it is closed and its handler has ended.
 
@@ -243,6 +119,7 @@ class Upgraded:
             self.app = UpgradeSocket(self, self._sock.detach())
         self.engine.connection_upgraded(connection, self)
 
+    @is_server
     def _carry_in(self, data: bytes) -> None:
         """From the client to the application."""
         try:
@@ -262,6 +139,7 @@ class Upgraded:
         with contextlib.suppress(OSError):
             self._pair.shutdown(socket.SHUT_WR)
 
+    @is_server
     def _carry_out(self) -> None:
         """From the application to the client."""
         sock = self._sock
@@ -287,6 +165,7 @@ class Upgraded:
         timer.start(function, *arguments)
         self._timers.append(timer)
 
+    @is_server
     def _go_away(self) -> None:
         if self._ended:
             self._later(HANDLER_TIME, self._give_up)

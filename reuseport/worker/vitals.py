@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
 from setproctitle import setproctitle
 
+from reuseport.ipc.memory import proportional, resident
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, RSS, TURNED
 
 MEMORY = 5.0  # seconds between two looks at the resident memory
 PROPORTION = 30.0  # seconds between two looks at the proportional memory, which cost the kernel a walk
-PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class Vitals:
@@ -37,12 +36,10 @@ class Vitals:
         """The resident memory in bytes, put down."""
         now = time.monotonic()
         self._memory_at = now + MEMORY
-        with open("/proc/self/statm", "rb") as file:
-            rss = int(file.read().split()[1]) * PAGE
-        self._board[RSS] = rss
+        self._board[RSS] = rss = resident()
         if now >= self._proportion_at:
             self._proportion_at = now + PROPORTION
-            self._board[PSS] = _proportional_memory()
+            self._board[PSS] = proportional()
         return rss
 
     def retitle(self, draining: bool) -> None:
@@ -61,11 +58,3 @@ class Vitals:
         if title != self._title:
             self._title = title
             setproctitle(title)
-
-
-def _proportional_memory() -> int:
-    with open("/proc/self/smaps_rollup", "rb") as file:
-        for entry in file:
-            if entry.startswith(b"Pss:"):
-                return int(entry.split()[1]) * 1024
-    return 0

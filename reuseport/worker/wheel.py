@@ -36,18 +36,20 @@ class Wheel:
 
     def watch(self, item: Timed) -> None:
         """Make sure that the item is looked at by its deadline. Needed when the deadline came nearer, or was NEVER."""
+        # Called for the application, too, in which a signal's handler may raise between any two of these: then the item
+        # may be in two buckets, which costs one look more, but never in none, nor in one that no timer comes to.
         tick = int(item.deadline / TICK) + 1
-        if item.tick:
-            if item.tick <= tick:
-                return
-            self._buckets[item.tick].discard(item)
-        item.tick = tick
+        if 0 < item.tick <= tick:
+            return
         bucket = self._buckets.get(tick)
         if bucket is None:
-            bucket = self._buckets[tick] = set()
             if not self._next or tick < self._next:
                 self._arm(tick)
+            bucket = self._buckets[tick] = set()
         bucket.add(item)
+        old, item.tick = item.tick, tick
+        if old:
+            self._buckets[old].discard(item)
 
     def forget(self, item: Timed) -> None:
         """Hold the item no longer."""
@@ -61,11 +63,11 @@ class Wheel:
         self._buckets.clear()
 
     def _arm(self, tick: int) -> None:
-        self._next = tick
-        self._timer.close()
         self._loop.update_now()
-        self._timer = self._loop.timer(max(tick * TICK - time.monotonic(), 0.001), ref=False)
-        self._timer.start(self._turn)
+        timer = self._loop.timer(max(tick * TICK - time.monotonic(), 0.001), ref=False)
+        timer.start(self._turn)
+        old, self._timer, self._next = self._timer, timer, tick
+        old.close()
 
     def _turn(self) -> None:
         self._next = 0

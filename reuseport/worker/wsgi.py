@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .body import NO_BODY, BodyError
+from .interrupts import calls_application
 from .request import DROPPED
 from .response import SKIP, Response
 from .stream import Disconnected
@@ -105,6 +106,7 @@ class Caller:
         else:
             self._settle(response)
 
+    @calls_application
     def _answer(self, response: Response) -> None:
         environ = response.environ
         environ["wsgi.early_hints"] = response.early_hints

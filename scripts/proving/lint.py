@@ -15,4 +15,7 @@ def main() -> int:
     # The scripts have no suffix by which ruff would know them.
     scripts = [str(path) for path in sorted(Path("scripts").iterdir()) if path.is_file()]
     checks = [["ruff", "check", ".", *scripts], ["mypy"]]
-    return max(subprocess.run([sys.executable, "-m", *check]).returncode for check in checks)
+    failed = [check[0] for check in checks if subprocess.run([sys.executable, "-m", *check]).returncode]
+    if failed:
+        print(f"scripts/lint: {' and '.join(failed)} found something", file=sys.stderr)
+    return 1 if failed else 0

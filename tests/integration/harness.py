@@ -219,9 +219,10 @@ class Load:
         self.versions: list[str] = []  # each time another version than before was seen, by any client
         self.pids: set[int] = set()
         self.failures: list[str] = []
+        self.ended = [0] * (one_shot + keep_alive)  # requests of each client, answered or failed
         self._threads = [
-            threading.Thread(target=self._client, args=(keep,), daemon=True)
-            for keep in [False] * one_shot + [True] * keep_alive
+            threading.Thread(target=self._client, args=(number, number >= one_shot), daemon=True)
+            for number in range(one_shot + keep_alive)
         ]
 
     def __enter__(self) -> Load:
@@ -240,7 +241,7 @@ class Load:
         start = self.answers
         wait_for(lambda: self.failures or self.answers >= start + count, f"{count} more answers")
 
-    def _client(self, keep: bool) -> None:
+    def _client(self, number: int, keep: bool) -> None:
         connection = None
         while not self._ending.wait(self._pause):
             try:
@@ -253,8 +254,10 @@ class Load:
                 kind = "keep-alive" if keep else "one-shot"
                 with self._lock:
                     self.failures.append(f"{kind} client at {time.strftime('%H:%M:%S')}: {error!r}")
+                self.ended[number] += 1
                 connection = None
                 continue
+            self.ended[number] += 1
             with self._lock:
                 self.answers += 1
                 self.pids.add(answer.pid)

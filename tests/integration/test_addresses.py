@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
 
@@ -103,13 +104,12 @@ def test_an_address_in_use_is_refused_even_if_it_could_be_shared(serve, reuse):
         other.listen()
         port = other.getsockname()[1]
         line = refused(serve(bind=(f"127.0.0.1:{port}",)))
-    assert "in use" in line
-    assert str(port) in line
+    assert f"127.0.0.1:{port} is in use by another server (pid {os.getpid()}, " in line
 
 
 def test_the_address_of_another_master_is_refused_and_that_one_serves_on(server, serve):
     line = refused(serve(bind=(server.address,)))
-    assert "in use" in line
+    assert f"(pid {server.pid}, reuseport: master [{server.name}])" in line
     assert server.get().status == 200
 
 
@@ -121,7 +121,7 @@ def test_the_first_of_two_addresses_is_let_go_when_the_second_cannot_be_had(serv
 
 
 def test_addresses_that_cannot_be(serve):
-    assert "192.0.2.1" in refused(serve(bind=("192.0.2.1:0",)))
+    assert "192.0.2.1:0: cannot assign requested address; no interface" in refused(serve(bind=("192.0.2.1:0",)))
     assert "nosuchhost.invalid" in refused(serve(bind=("nosuchhost.invalid:80",)))
     assert "port" in refused(serve(bind=("127.0.0.1",)), exit=2)
     assert "no directory" in refused(serve(bind=("unix:nowhere/web.sock",)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -288,3 +289,39 @@ def test_a_canary_whose_promotion_nobody_has_heard_is_still_a_canary(serve):
     assert json.loads(connection.getresponse().read())["version"] == "two"
     assert server.cli("promote", "--wait", "drained").exit == 0
     server.settle(2)
+
+
+def test_what_those_have_left_goes_who_died_without_a_master(server):
+    """A draining generation that ends meanwhile, and a worker of the one that serves; then all of them."""
+    gate = server.gate("slow")
+    slow = server.get_later("/gate?name=slow")
+    gate.await_entered()
+    server.write("two")
+    assert server.release().exit == 0
+    status = server.wait(lambda s: len(s.generation(1)["workers"]) == 1, "the other one to have left")
+    work, address = server.run_dir / "work", server.address
+    victim, survivor = status.workers()
+    (old,) = status.generation(1)["workers"]
+    lose_master(server)
+    for name in (f"snapshot-{old['id']}.json.new", "lines-1.j1.txt", "lines-1.j9999999.txt", "somebody-else.txt"):
+        (work / name).touch()
+    for pid in (old["pid"], status.generation(1)["zygote"]["pid"], victim["pid"]):
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda pid=pid: is_gone(pid), "its end")
+    with pytest.raises((OSError, http.client.HTTPException)):
+        slow.result()
+    server.start()
+    living = {"2.door", f"lines-{survivor['id']}.txt", f"stacks-{survivor['id']}.txt", "lines-1.j1.txt"}
+    new = {w["id"] for w in server.status().workers()} - {survivor["id"]}
+    assert len(new) == 1
+    kept = living | {f"{what}-{who}.txt" for who in new for what in ("lines", "stacks")} | {"somebody-else.txt"}
+    assert {path.name for path in work.iterdir()} == kept
+    assert server.get(address=address).version == "two"
+    lose_master(server)
+    for pid in list(server.processes()):
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda pid=pid: is_gone(pid), "its end")
+    server.start()
+    mine = {f"{what}-{w['id']}.txt" for w in server.status().workers() for what in ("lines", "stacks")}
+    door = f"{server.status().serving}.door"
+    assert {path.name for path in work.iterdir()} == {door, *mine, "lines-1.j1.txt", "somebody-else.txt"}

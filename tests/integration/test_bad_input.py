@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 
 import pytest
 from harness import make_venv
@@ -81,7 +82,7 @@ def test_no_application_is_named(serve):
 
 def test_a_run_directory_of_another_master_is_refused_and_that_one_serves_on(server, serve):
     line = refused(serve(run_dir=server.run_dir))
-    assert str(server.pid) in line
+    assert str(server.pid) in line and "reuseport release" in line
     assert server.get().status == 200
     assert server.release().exit == 0
 
@@ -92,6 +93,16 @@ def test_a_run_directory_of_another_user_is_refused(serve):
     server.run_dir.mkdir()
     os.chown(server.run_dir, 65534, 65534)
     assert "65534" in refused(server)
+
+
+def test_a_run_directory_without_room_is_refused(serve):
+    """A limit on the size of files stands for a full disk: the counters' files are the largest."""
+    server = serve()
+    server.python = shutil.which("prlimit") or pytest.skip("there is no prlimit(1)")
+    server.flags = ("--fsize=1000000", sys.executable)
+    line = refused(server)
+    assert line.startswith(f"reuseport: --run-dir: {server.run_dir}: ")
+    assert line.endswith("; what lies there takes 5 MB")
 
 
 def test_a_run_directory_that_a_dead_master_left_is_taken(serve):

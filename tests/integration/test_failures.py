@@ -31,6 +31,8 @@ BAD = {
     "lacks a module of its own": Bad("nosuchthing", "import nosuchthing\n", traceback=True),
     "lacks the attribute": Bad("no 'application'", "del application\n"),
     "is not callable": Bad("not callable", "application = 42\n"),
+    "is an ASGI application": Bad("ASGI", "async def application(scope, receive, send):\n    ...\n"),
+    "is a factory": Bad("app:application()", "def application(config=None):\n    ...\n"),
     "start hook raises": Bad(
         "RuntimeError: no database",
         "import reuseport\n@reuseport.on_start\ndef connect():\n    raise RuntimeError('no database')\n",

@@ -53,6 +53,7 @@ def test_a_job_in_a_process_survives_its_worker_and_a_drain_waits_for_it(jobbing
     (job,) = jobs(status)
     assert (job["name"], job["tenant"], job["progress"], job["text"]) == ("export", "acme", 0.5, "half")
     assert (job["where"], job["pid"]) == ("process", pid)
+    assert status.generation(1)["workers"][0]["memory"]["pss"] > 1 << 20
     assert f"job 1.export tenant acme [{server.name}]" in title_of(pid)
     assert server.get().version == "two"
     server.gate("work").open()

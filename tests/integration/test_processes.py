@@ -207,6 +207,9 @@ def test_status_has_its_documented_shape(server):
     assert {"id", "pid", "slots", "state", "age", "requests", "memory"} <= set(worker)
     assert {"active", "total"} <= set(worker["requests"])
     assert worker["memory"]["rss"] > 1 << 20
+    zygote = generation["zygote"]
+    assert zygote["memory"]["rss"] > zygote["memory"]["pss"] > 1 << 20
+    assert generation["memory"] > zygote["memory"]["pss"] + worker["memory"]["pss"]
     assert server.cli("status").exit == 0
 
 

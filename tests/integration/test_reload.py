@@ -23,6 +23,16 @@ def application(environ, start_response):
 """
 
 
+# Of a sitecustomize.py: as where the user has no instances left.
+WITHOUT_INOTIFY = """\
+import ctypes
+class Without(ctypes.CDLL):
+    def inotify_init1(self, flags):
+        ctypes.set_errno(24)
+        return -1
+ctypes.CDLL = Without
+"""
+
 SECOND = 1_700_000_000
 
 
@@ -149,15 +159,7 @@ def test_a_directory_that_is_replaced_is_watched_again(project):
 
 
 def test_without_inotify_files_are_looked_at(project):
-    """As where the user has no instances left."""
-    (project.directory / "sitecustomize.py").write_text(
-        "import ctypes\n"
-        "class Without(ctypes.CDLL):\n"
-        "    def inotify_init1(self, flags):\n"
-        "        ctypes.set_errno(24)\n"
-        "        return -1\n"
-        "ctypes.CDLL = Without\n"
-    )
+    (project.directory / "sitecustomize.py").write_text(WITHOUT_INOTIFY)
     project.server.env["PYTHONPATH"] = str(project.directory)
     project.start()
     assert "no inotify (Too many open files)" in project.server.log.read_text()

@@ -101,3 +101,48 @@ def test_hups_before_the_first_generation_serves_lose_nothing(serve):
     server.hup()
     server.wait(lambda s: s.is_settled() and s.current["directory"].endswith("/two"))
     assert server.get().version == "two"
+
+
+ALARMS = """\
+import signal, threading
+import basic
+import reuseport
+
+def on_alarm(number, frame):
+    alarms.append(number)
+    raise TimeoutError("too late")
+
+@reuseport.on_start
+def start():
+    signal.signal(signal.SIGALRM, on_alarm)
+
+alarms = []
+serve = basic.make(VERSION)
+
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/alarms":
+        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+    elif environ["PATH_INFO"] == "/quiet":
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        basic.extra["alarms"] = len(alarms)
+    return serve(environ, start_response)
+"""
+
+
+def test_a_handler_that_raises_anywhere_leaves_no_client_waiting(serve):
+    """The application's alarm clock rings wherever its worker is: mostly in the server's own code."""
+    server = serve(workers=1)
+    server.write("one", "VERSION = 'one'\n" + ALARMS)
+    server.start().settle()
+    server.get("/alarms")
+    with server.load(keep_alive=20, one_shot=10) as load:
+        wait_for(lambda: load.answers + len(load.failures) > 2000, "answers")
+        # Whom it interrupts in the application is told so, or sees that the connection broke. Nobody hears nothing.
+        before = list(load.ended)
+        wait_for(lambda: all(now > then for now, then in zip(load.ended, before, strict=True)), "each of them goes on")
+    while server.get("/quiet").status != 200:
+        pass
+    assert server.get("/quiet").json["alarms"] > 100
+    assert server.get("/upload").status == 200
+    server.release()
+    server.wait(lambda s: s.is_settled())

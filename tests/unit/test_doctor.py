@@ -38,7 +38,6 @@ LOADED: dict[str, Any] = {
     "left_behind": [],
     "modules": {},
     "early": [],
-    "asgi": False,
 }
 STATUS = {"master": {"pid": 7, "version": "1"}, "serving": 3, "generations": [{"number": 3, "memory": 1 << 30}]}
 UNIT = {
@@ -201,7 +200,6 @@ ROWS = [
         )
     ),
     (serving.loading, facts(application=loaded()), facts(application=loaded(seconds=100.0)), "warning", "100.0 s"),
-    (serving.loading, facts(application=loaded()), facts(application=loaded(asgi=True)), "problem", "ASGI"),
     (serving.loading, facts(application=loaded()), facts(application=loaded(version="0")), "warning", "reuseport 0"),
     (serving.loading, facts(), facts(application={"error": "no module", "output": "x"}), "problem", "no module"),
     (

@@ -25,13 +25,14 @@ PARTS = {
     "ipc": {"core", "options"},
     "options": set(),
     "master": {"core", "ipc", "options", "version"},
-    "worker": {"core", "ipc", "options", "deadlines", "hooks", "jobs", "version"},
+    "worker": {"core", "ipc", "options", "deadlines", "hooks", "jobs", "spawned", "version"},
     "zygote": {"core", "ipc", "options", "worker"},
     "probe": {"options", "worker", "zygote", "version"},
     "cli": {"core", "ipc", "options", "master", "version"},
     "embed": {"ipc", "options", "master"},
     "hooks": set(),
-    "jobs": {"deadlines", "hooks", "ipc"},
+    "jobs": {"deadlines"},
+    "spawned": {"deadlines", "hooks", "ipc", "jobs"},
     "deadlines": set(),
     "version": set(),
     "__init__": {"version"},
@@ -44,11 +45,11 @@ OTHERS = {
     "worker": {"gevent", "greenlet", "setproctitle"},
     "zygote": {"gevent", "greenlet", "setproctitle"},
     "probe": {"gevent"},
-    "jobs": {"gevent"},
+    "spawned": {"gevent"},
 }
 
 # Those that must work without what they import from elsewhere: it is imported inside functions, where it is used.
-SPARING = {"jobs"}
+SPARING = {"spawned"}
 
 # The core has no I/O and no clock: of the standard library it takes only what makes data and types.
 PURE = {"__future__", "collections", "dataclasses", "typing"}

@@ -497,3 +497,11 @@ def test_the_reasons_are_words_that_workers_and_the_core_say():
 
     said = inspect.getsource(main) + inspect.getsource(facts)
     assert [word for word in REASONS if word not in said] == []
+
+
+def test_counters_have_their_room_on_disk_before_anybody_counts(tmp_path):
+    """A page without a block would be found missing by whoever counts in it, and end that process (SIGBUS)."""
+    for kind in (scoreboard.Scoreboard, latencies.Latencies):
+        path = tmp_path / kind.__name__
+        kind(str(path), create=True)
+        assert path.stat().st_blocks * 512 >= path.stat().st_size > 0

@@ -44,7 +44,7 @@ def generation(number: int, stage: str, label: str, jobs: int = 0) -> dict:
     of_a_job = {**worker, "place": -1, "state": "working", "requests": {"active": 0, "waiting": 0}, "connections": 0}
     return {
         "number": number, "stage": stage, "state": stage, "label": label, "wanted": 1, "since": 12.5,
-        "workers": [worker, of_a_job],
+        "workers": [worker, of_a_job], "zygote": {"memory": {"rss": 500, "pss": 300}} if stage == "serving" else None,
         "waits_for": {"requests": 1, "connections": 3, "jobs": [{"overdue": n == 0} for n in range(jobs)]},
     }  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_the_reference_parsers_read_both_formats_and_see_the_same(facts):
     assert text[("reuseport_jobs", ("generation", "7"), ("state", "overdue"))] == 1
     assert text[("reuseport_drain_age_seconds", ("generation", "7"))] == 12.5
     assert text[("reuseport_slot_queue_length", ("address", "[::1]:80"), ("slot", "0"))] == 3
-    assert text[("reuseport_memory_bytes", ("generation", "8"), ("kind", "rss"))] == 4000
+    assert text[("reuseport_memory_bytes", ("generation", "8"), ("kind", "rss"))] == 4500  # a zygote's, too
     assert text[("reuseport_workers", ("generation", "8"), ("state", "serving"))] == 1
     assert text[("reuseport_releases_total", ("outcome", "serving"))] == 1
     assert text[("reuseport_releases_total", ("outcome", "taken_back"))] == 0

@@ -137,6 +137,45 @@ def test_a_drain_answers_what_comes_and_closes_an_idle_connection_a_little_later
     wait_for(lambda: engine.counter(CONNECTIONS) == 0)
 
 
+@pytest.mark.parametrize("cut", [1, 4, 5, 6, 40, -1])
+@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize("moment", ["before", "after", "behind another"])
+def test_who_has_sent_part_of_a_record_has_begun_a_request(engine, monkeypatch, cut, stop, moment):
+    """Before a drain or after, or together with the request before: it has --header-timeout for the rest."""
+    monkeypatch.setattr(tls, "LAST_CALL", 0.01)
+    with TlsClient(engine) as client:
+        if moment == "behind another":
+            client.tls.write(REQUEST)
+        first = client._out.read()
+        client.tls.write(REQUEST)
+        record = client._out.read()
+        (connection,) = engine.engine._open
+        if moment == "after":
+            engine.engine.drain_to([].extend)
+        client.wire.send(first + record[:cut])
+        if moment == "behind another":
+            wait_for(lambda: client.receive() or b'"body"' in client.received)
+            client.received = b""
+        if stop:
+            engine.engine.drain()
+            engine.engine.close_idle()
+        elif moment != "after":
+            engine.engine.drain_to([].extend)
+        assert connection.state == "head"
+        assert connection.seconds_left() > 9
+        client.wire.send(record[cut:])
+        assert parse(client.read_all())[0].headers["connection"] == "close"
+
+
+def test_part_of_a_record_and_nothing_else(engine):
+    """It is refused like any head that takes too long, whether something drains or not."""
+    engine.engine.header_timeout = 0.3
+    with TlsClient(engine) as client:
+        client.tls.write(REQUEST)
+        client.wire.send(client._out.read()[:-1])
+        assert parse(client.read_all())[0].status == 408
+
+
 def test_who_does_not_speak_tls(engine):
     for data, answers in ((REQUEST, 1), (b"\x16\x03\x01nonsense" * 20, 0), (b"\0" * 100, 0)):
         client = TlsClient(engine)

@@ -10,7 +10,7 @@ import pytest
 from http_harness import Harness, echo, open_fds, parse, wait_for
 
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS, UPGRADED
-from reuseport.worker.upgrade import GOING_AWAY, Frames
+from reuseport.worker.frames import GOING_AWAY, Frames
 
 UPGRADE = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n"
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"

@@ -25,8 +25,6 @@ def loading(facts: Facts) -> Iterator[Finding]:
             str(probe.get("output", "")),
         )
         return
-    if probe.get("asgi"):
-        yield problem(f"{settings.app} is a coroutine function, an ASGI application", "name the WSGI application")
     took = float(probe["seconds"])
     text = f"the application loads in {took:.1f} s and {size(probe['rss'])} (Python {probe['python']})"
     if took > settings.boot_timeout / 2:

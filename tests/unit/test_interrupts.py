@@ -1,0 +1,204 @@
+"""A signal's handler of the application's raises anywhere: no client is forgotten, and no request stays open."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+import gevent
+import greenlet
+import pytest
+from http_harness import Harness, parse, turn, wait_for
+
+import reuseport.worker
+from reuseport.worker import interrupts
+
+SERVER = os.path.dirname(reuseport.worker.__file__)
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def sizes(environ, start_response):
+    body = b"%d;" % len(environ["wsgi.input"].read())
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+
+class Interrupted(BaseException):
+    pass
+
+
+class Handler:
+    """Raises, and counts how often."""
+
+    calls = 0
+    error: type[BaseException] = TimeoutError
+
+    def __call__(self, number, frame):
+        self.calls += 1
+        raise self.error
+
+
+@pytest.fixture
+def reported(monkeypatch):
+    errors = []
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda context, kind, error, tb: errors.append(error))
+    return errors
+
+
+@pytest.fixture
+def handler(monkeypatch, reported):
+    monkeypatch.setattr(signal, "signal", signal.signal)
+    monkeypatch.setattr(signal, "getsignal", signal.getsignal)
+    interrupts.guard()
+    handler = Handler()
+    before = signal.signal(signal.SIGALRM, handler)
+    yield handler
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def engine(handler):
+    harness = Harness(sizes)
+    yield harness
+    sys.settrace(None)
+    harness.close()
+
+
+class Interruption:
+    """Raises the signal the first time that the hub, or with `everywhere` a request's greenlet, too, comes to a line of
+    the server's."""
+
+    def __init__(self, at: tuple[str, int] | None = None, everywhere: bool = False) -> None:
+        self.at = at
+        self.lines: dict[tuple[str, int], None] = {}  # that it came by, in this order
+        self._everywhere = everywhere
+
+    def __enter__(self) -> Interruption:
+        gevent.get_hub().loop.run_callback(sys.settrace, self._trace)
+        gevent.sleep(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        gevent.get_hub().loop.run_callback(sys.settrace, None)
+        gevent.sleep(0)
+
+    def _trace(self, frame, event, argument):
+        name = frame.f_code.co_filename
+        if not name.startswith(SERVER) or name == interrupts.__file__:
+            return None
+        if event in ("call", "line") and (self._everywhere or isinstance(greenlet.getcurrent(), gevent.hub.Hub)):
+            line = name, frame.f_lineno
+            self.lines[line] = None
+            if line == self.at:
+                self.at = None
+                signal.raise_signal(signal.SIGALRM)
+        return self._trace
+
+
+def converse(engine) -> bytes:
+    """All that a client can do; what it hears until the server closes, or has answered all."""
+    with engine.connect() as client:
+        # Of a client that was aborted, the rest cannot be sent.
+        with contextlib.suppress(OSError):
+            client.send(GET)
+            client.send(GET * 2)
+            client.send(POST + b"ab")
+            client.send(b"cde")
+            client.send(CHUNKED + b"2\r\nab")
+            client.send(b"\r\n3\r\ncde\r\n0\r\n\r\n")
+            client.send(GET[:9])
+            client.send(GET[9:])
+            wait_for(lambda: not client.receive() or client.received.count(b"HTTP/1.1 ") == 6)
+        return client.received
+
+
+WHOLE = [b"0;", b"0;", b"0;", b"5;", b"5;", b"0;"]
+
+
+def lines_of(story, everywhere: bool = False) -> list[tuple[str, int]]:
+    with Interruption(None, everywhere) as interruption:
+        story()
+    return list(interruption.lines)
+
+
+def test_the_loop_goes_on_as_if_nothing_had_been_raised(engine, handler, reported):
+    """At each line of the server that runs in the hub."""
+    for line in lines_of(lambda: converse(engine)):
+        with Interruption(line):
+            assert [answer.body for answer in parse(converse(engine))] == WHOLE, line
+    turn()
+    assert handler.calls > 100
+    assert [type(error) for error in reported] == [TimeoutError] * handler.calls
+    assert engine.errors() == []
+
+
+@pytest.mark.parametrize("error", [TimeoutError, Interrupted])  # an OSError, as a client's own, and one of no kind
+def test_a_request_that_is_interrupted_ends_and_so_do_all_behind_it(engine, handler, reported, error):
+    """At each line of the server that runs in a request's greenlet. What answers a client gets is right, and whole, or
+    one that says that it failed, or broken off where that can be seen; and nothing is left open."""
+    handler.error = error
+    for line in lines_of(lambda: converse(engine), everywhere=True):
+        with Interruption(line, everywhere=True):
+            data = converse(engine)
+        assert engine.engine.requests == 0, line
+        expected = iter(WHOLE)
+        for answer in parse(data):
+            assert answer.body == next(expected) or answer.status in (400, 500) or not answer.whole, (line, data)
+        wait_for(lambda: not engine.engine.connections)
+    assert handler.calls - len(reported) > 50
+    assert [answer.body for answer in parse(converse(engine))] == WHOLE
+
+
+def test_what_was_set_is_what_signal_tells(handler):
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.signal(signal.SIGALRM, signal.SIG_IGN) is handler
+    assert signal.signal(signal.SIGALRM, handler) is signal.SIG_IGN
+    with pytest.raises(TimeoutError):
+        signal.raise_signal(signal.SIGALRM)
+
+
+def test_a_body_whose_reading_was_interrupted_can_be_read_on(engine):
+    """By a Timeout between two chunks, when nothing was lost."""
+
+    def application(environ, start_response):
+        pieces = []
+        while not pieces or pieces[-1] != b"":
+            with gevent.Timeout(0.001, False):
+                pieces.append(environ["wsgi.input"].read1())
+        body = b"".join(pieces)
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+
+    engine.application = application
+    with engine.connect() as client:
+        client.send(CHUNKED)
+        for piece in (b"2\r\nab\r\n", b"3\r", b"\ncde", b"\r\n0\r", b"\n\r\n"):
+            gevent.sleep(0.01)
+            client.send(piece)
+        wait_for(lambda: client.receive() and client.received.endswith(b"abcde"))
+
+
+def test_what_was_half_sent_never_looks_whole(engine):
+    """The application takes an exception from write() for a reason to write something else."""
+
+    def application(environ, start_response):
+        write = start_response("200 OK", [("Content-Length", str(length + 10))])
+        try:
+            with gevent.Timeout(0.01):
+                write(bytes(length))
+        except gevent.Timeout:
+            write(bytes(10))
+        return []
+
+    length = 1 << 22
+    engine.application = application
+    with engine.connect() as client:
+        client.send(GET)
+        wait_for(lambda: not engine.engine.requests)
+        with contextlib.suppress(ConnectionResetError):
+            client.read_all()
+        assert len(client.received) < length
