@@ -4,8 +4,9 @@ by a master that may be of another version.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,14 @@ from reuseport.master.scrape import ScrapedAt
 
 if TYPE_CHECKING:
     from reuseport.master.main import Master
+
+
+class TakeoverError(Exception):
+    """Nothing has been taken over, and nothing has changed. `output`: what the application printed."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
 
 
 def pass_descriptors(master: Master, channel: Channel) -> None:
@@ -66,11 +75,6 @@ class Bequest:
     def addresses(self) -> list[str]:
         return list(dict.fromkeys(address for address, *_ in self.slots))
 
-    @property
-    def of_companions(self) -> dict[str, Any]:
-        """For `Companions.inherit`."""
-        return {"locks": self.locks, **self.books.get("companions", {"outputs": ()})}
-
     def take(self, message: Mapping[str, Any], fds: list[int]) -> None:
         """What the other master has sent of it."""
         if message["type"] == "slots":
@@ -95,13 +99,17 @@ class Bequest:
         return replace(remains, adopted=replace(remains.adopted, survivors=survivors))
 
     def enter_early(self, master: Master) -> None:
-        """Give a new master its slots, before it binds any, and the companions' part before they are looked at."""
+        """Give a new master its slots, before it binds any, and the companions' part before they are looked at.
+
+        TakeoverError where that cannot be read.
+        """
         for slot in self.slots:
             master.slots.adopt(*slot, theirs=slot[0] in self.theirs)
-        master.companions.inherit(self.of_companions)
+        with self._reading("companions"):
+            master.companions.inherit({"locks": self.locks, **self.books.get("companions", {"outputs": ()})})
 
     def enter(self, master: Master) -> None:
-        """Give each of its other parts its own."""
+        """Give each of its other parts its own. TakeoverError where one cannot be read."""
         for generation, ends in self.queues:
             master.switchboard.adopt_queue(generation, ends)
         for pid in self.masters:
@@ -115,7 +123,18 @@ class Bequest:
         }
         for name, read in readers.items():
             if name in self.books:
-                read(self.books[name])
+                with self._reading(name):
+                    read(self.books[name])
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise TakeoverError(
+                f"what master {self.masters[-1]} leaves of its {name} is not what this version reads "
+                f"({type(error).__name__}: {error}); it goes on, and has this version of the application by now"
+            ) from error
 
     def accept(self) -> None:
         """Say that this is the master now."""

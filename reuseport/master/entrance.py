@@ -23,6 +23,7 @@ from reuseport.core.model import Cluster
 from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.ipc.rundir import RunDirError
 from reuseport.master import adoption, control, estate, passed, rehearsal
+from reuseport.master.bequest import TakeoverError
 from reuseport.master.main import Master
 from reuseport.master.passed import Supervision
 from reuseport.master.processes import become_subreaper
@@ -30,7 +31,7 @@ from reuseport.master.recipe import release_of
 from reuseport.master.releases import complete
 from reuseport.master.roster import Remains
 from reuseport.master.slots import SlotError, Slots
-from reuseport.master.takeover import TakeoverError, take_over
+from reuseport.master.takeover import take_over
 from reuseport.options import OptionError, Settings
 from reuseport.options.settings import DEFAULT
 

@@ -192,6 +192,8 @@ class Master:
             if process.key.is_companion:
                 how = self.companions.ended(process) or how
             else:
+                if process.key.number == ZYGOTE and self.boot_logs.has_no_server(process.key.generation):
+                    how += " (its interpreter finds no reuseport: install it in that environment, too)"
                 self._clear_up_after(process, how)
         finally:
             self.events.append(ev.Exited(process.key, how, process.clean))

@@ -23,7 +23,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir
-from reuseport.master.bequest import Bequest
+from reuseport.master.bequest import Bequest, TakeoverError
 from reuseport.master.processes import spawn_zygote
 from reuseport.master.scrape import listen
 from reuseport.master.slots import SlotError, may_be, names_of
@@ -39,14 +39,6 @@ if TYPE_CHECKING:
 # What ends this process like any other until it is a master.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 DYING = 2.0  # seconds between the end of a dying master's sockets and its own
-
-
-class TakeoverError(Exception):
-    """Nothing has been taken over, and nothing has changed. `output`: what the application printed."""
-
-    def __init__(self, message: str, output: str = "") -> None:
-        super().__init__(message)
-        self.output = output
 
 
 def take_over(master: Master, release: Release) -> Bequest | None:

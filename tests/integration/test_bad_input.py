@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 
 import pytest
-from harness import make_venv
+from harness import make_venv, wait_for
 from test_addresses import refused
 
 
@@ -115,6 +116,16 @@ def test_a_run_directory_that_a_dead_master_left_is_taken(serve):
     assert second.get().status == 200
 
 
+def test_a_run_directory_that_was_removed_fails_releases_and_interrupts_nobody(server):
+    address = server.address
+    shutil.rmtree(server.run_dir)
+    server.hup()
+    wait_for(lambda: f"the run directory {server.run_dir} has gone" in server.log.read_text(), "the reason")
+    assert server.get(address=address).version == "one"
+    server.signal(signal.SIGTERM)
+    assert server.await_exit() == 0
+
+
 def test_a_release_with_current_leading_nowhere(server):
     before = server.status()
     server.flip(server.releases / "gone")
@@ -189,6 +200,12 @@ def test_a_release_brings_its_own_virtual_environment_and_one_without_it_changes
         outcome = server.release()
         assert outcome.exit == 1, case
         assert says in outcome.err
+    shutil.rmtree(directory / "venv")
+    make_venv(directory / "venv", with_reuseport=False)
+    outcome = server.release()
+    assert outcome.exit == 1
+    assert "finds no reuseport: install it in that environment" in outcome.err.splitlines()[-1]
+    python.unlink()
     python.write_text("not a program\n")
     python.chmod(0o755)
     outcome = server.release()
