@@ -113,16 +113,18 @@ def _command(argv: list[str]) -> int:
 
 
 def _help(words: Sequence[str]) -> int:
-    """`help`, `help COMMAND`, and `help COMMAND WORD`: only the options with this word in their name."""
+    """`help`, `help COMMAND`, and `help COMMAND WORD`: only the options with this word in their name, or their help."""
     if not words:
         return _explain(usage())
     text = module_of(words[0]).help_text()
     if len(words) == 1:
         return _explain(text)
     word = words[1].lstrip("-").replace("_", "-")
-    entries = [block for block in text.split("\n\n") if block.startswith("  -") and word in block.splitlines()[0]]
+    options = [block for block in text.split("\n\n") if block.startswith("  -")]
+    entries = [block for block in options if word in block.splitlines()[0]]
+    entries = entries or [block for block in options if word.lower() in block.lower()]
     if len(words) > 2 or not entries:
-        raise OptionError(f"help: {words[0]} has no option with {' '.join(words[1:])!r} in its name")
+        raise OptionError(f"help: {words[0]} has no option with {' '.join(words[1:])!r} in its name or help")
     return _explain("\n\n".join(entries).rstrip() + "\n")
 
 

@@ -81,7 +81,8 @@ def state_dir(typed: Words, holding: str, environ: Mapping[str, str] | None = No
     home = Path(run_dirs(environ, os.getuid()))
     holders = sorted(path.parent for path in home.glob(f"*/{holding}"))
     if len(holders) > 1:
-        raise Failure(f"no master lives in {home}; which of its past? {_names(path.name for path in holders)}", USAGE)
+        names = _names(path.name for path in holders)
+        raise Failure(f"no master lives in {home}, and several have left a history there; say which: {names}", USAGE)
     return str(holders[0]) if holders else ""
 
 

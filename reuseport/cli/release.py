@@ -100,8 +100,9 @@ def follow(words: Words, question: dict[str, Any], what: str, as_json: bool) -> 
         return 0
     sys.stdout.flush()
     error = one_line(str(done.get("error") or "the master gave no reason"))
-    print(f"reuseport: {what} failed: {error}", file=sys.stderr)
     output = str(done.get("output") or "")
     if output:
         print(output.rstrip("\n"), file=sys.stderr)
+    # Last, where it is seen: behind a long traceback the prompt follows.
+    print(f"reuseport: {what} failed: {error}", file=sys.stderr)
     return FAILED

@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
     if problems:
         return FAILED
     if settings.check_config:
-        print(f"the configuration of {settings.name} is good", file=sys.stderr)
+        print(f"nothing in the configuration of {settings.name} is refused", file=sys.stderr)
         return 0
     from reuseport.master.main import run as run_master
 

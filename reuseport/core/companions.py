@@ -10,7 +10,7 @@ it is promoted: what they take from a queue would be everybody's.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from reuseport.core import events as ev
@@ -39,6 +39,7 @@ from reuseport.core.model import (
 from reuseport.core.turn import QUIT_GRACE, Turn, backoff, ready
 
 STEADY = 10.0  # seconds: whoever ran for so long is started again as if it had never ended
+UNSEEN = "ended while no master looked"
 AGAIN = 1.0  # seconds until the next attempt, where a process could not be had or another one has the lock
 
 LEAVING_STATES = frozenset({DRAINING, STANDBY, ENDING})
@@ -124,6 +125,10 @@ def due(state: Cluster, g: Generation) -> Iterator[float]:
             yield c.start_after
 
 
+def _comes_again(c: Companion, clean: bool) -> bool:
+    return c.terms.restart == "always" or (c.terms.restart == "on-failure" and not clean)
+
+
 # --- facts ------------------------------------------------------------------------------------------------------------
 
 
@@ -162,7 +167,7 @@ def exited(t: Turn, event: ev.Exited) -> None:
         after = f", {ran:.1f} s after its stop signal" if c.state == STOPPING else ""
         t.note("info", f"{_name(key, c)} {event.how}{after}")
         return
-    again = c.terms.restart == "always" or (c.terms.restart == "on-failure" and not event.clean)
+    again = _comes_again(c, event.clean)
     level = "info" if event.clean and not again else "error"
     text = f"{_name(key, c)} {event.how}, {ran:.1f} s after its start"
     if g.state == WARMING and level == "error":
@@ -185,10 +190,17 @@ def exited(t: Turn, event: ev.Exited) -> None:
         t.put(replace(g, crashes=g.crashes + 1))
 
 
-def seats_left(release: Release, generation: int, ended: Collection[Key]) -> dict[int, Companion]:
+def seats_left(t: Turn, release: Release, generation: int, left: ev.Adopted) -> dict[int, Companion]:
     """The companions of a generation that is adopted, before any of them is: those that have ended stay so."""
     seats = release.seats()
-    return {n: replace(c, state=ENDED) if Key(generation, n) in ended else c for n, c in seats.items()}
+    for number, c in seats.items():
+        key = Key(generation, number)
+        if key in left.ended:
+            seats[number] = replace(c, state=ENDED)
+        elif key in left.gone and not _comes_again(c, left.gone[key]):
+            seats[number] = replace(c, state=ENDED, why=UNSEEN)
+            t.note("warning", f"{_name(key, c)} {UNSEEN}; it is not started again (restart = {c.terms.restart!r})")
+    return seats
 
 
 def adopt(g: Generation, one: ev.Survivor, now: float) -> Generation:

@@ -176,6 +176,9 @@ class Survivor:
 class Adopted:
     """What an earlier master of this run directory left behind, all of it at once, and how far it had counted.
 
+    `ended` are the companions that had ended for good, `gone` those that ran and have ended while nobody looked:
+    whether each has done so cleanly, as far as anybody knows.
+
     `otherwise`: the release to begin with where none of it serves; with `renew`, in any case.
     """
 
@@ -184,8 +187,9 @@ class Adopted:
     slots: int
     forked: Mapping[int, int] = field(default_factory=dict)  # generation -> the highest worker number given out
     otherwise: Release | None = None
-    ended: tuple[Key, ...] = ()  # companions that had ended for good
+    ended: tuple[Key, ...] = ()
     renew: bool = False
+    gone: Mapping[Key, bool] = field(default_factory=dict)
 
 
 Event = (

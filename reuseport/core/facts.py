@@ -324,7 +324,7 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
             DRAINING,
             since=t.now,
             born=t.now,
-            companions=companions.seats_left(one.release, number, event.ended),
+            companions=companions.seats_left(t, one.release, number, event),
         )
         if one.key.is_companion:
             g = companions.adopt(g, one, t.now)

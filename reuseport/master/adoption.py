@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from reuseport.core.model import Key, Release
 from reuseport.ipc.begun import Begun
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.scoreboard import Scoreboard
-from reuseport.master.processes import end, owner_of
+from reuseport.master.processes import EXITED, end, owner_of
 from reuseport.master.roster import Remains
 from reuseport.master.slots import SlotError
 
@@ -21,14 +21,19 @@ if TYPE_CHECKING:
 PATIENCE = 10.0  # seconds for an earlier master's processes to hand over the slots
 
 
-def adopt(master: Master, remains: Remains, otherwise: Release, *, renew: bool = False) -> None:
+def adopt(
+    master: Master, remains: Remains, otherwise: Release, ends: Mapping[int, str], *, renew: bool = False
+) -> None:
     """Take over processes and slots. `otherwise` is released where none of them serves; with `renew`, in any case.
+    `ends`: how processes have ended of which this master has heard before it was one, by pid.
 
     SlotError where slots do not come back, or an address is not to be had.
     """
     for pid in remains.strays:
         end(pid)
     clear_up(master.run_dir, {one.key for one in remains.adopted.survivors})
+    # How they ended is known of this master's own children, which it has had before it became one.
+    gone = {key: (ends.get(pid) or master.processes.how_ended(pid)) == EXITED for key, pid in remains.gone.items()}
     for key in {process.key for process in master.processes.all()} - {one.key for one in remains.adopted.survivors}:
         master.processes.forget(key)
     for one in remains.adopted.survivors:
@@ -49,7 +54,9 @@ def adopt(master: Master, remains: Remains, otherwise: Release, *, renew: bool =
             f"{', '.join(unwanted)} is served on, as under the earlier master, though --bind does not name it any "
             "more: a stop and a new start let go of it",
         )
-    master.events.appendleft(replace(remains.adopted, slots=master.slots.count, otherwise=otherwise, renew=renew))
+    master.events.appendleft(
+        replace(remains.adopted, slots=master.slots.count, gone=gone, otherwise=otherwise, renew=renew)
+    )
 
 
 def left_by_the_dead(run_dir: RunDir) -> tuple[Scoreboard, Begun] | None:

@@ -101,6 +101,10 @@ class BootLogs:
         boot_log = self._by_generation.get(generation)
         return boot_log.tail() if boot_log else ""
 
+    def has_no_server(self, generation: int) -> bool:
+        """Whether the interpreter of a generation has said that its environment has no reuseport."""
+        return "No module named 'reuseport'" in self.tail(generation)
+
     def copy_news(self, rest: bool = True) -> None:
         for generation, boot_log in self._by_generation.items():
             if news := boot_log.news(rest):

@@ -170,7 +170,7 @@ class Master:
         if bequest:
             for slot in bequest.slots:
                 self.slots.adopt(*slot, theirs=slot[0] in bequest.theirs)
-            self.companions.inherit(bequest.of_companions)
+            bequest.enter_companions(self.companions)
         self.telling = Telling(settings, self.loop, self._facts)
         if left is None:
             self.telling.open(umask, bequest.scraped_at if bequest else None)
@@ -253,7 +253,8 @@ class Master:
         if left is not None:
             left.enter(self)
         elif release is not None and remains is not None:
-            adoption.adopt(self, remains, release, renew=bequest is not None and bequest.bereaved)
+            ends = bequest.ends if bequest else {}
+            adoption.adopt(self, remains, release, ends, renew=bequest is not None and bequest.bereaved)
         elif release is not None:
             self.events.append(ev.ReleaseAsked(release))
         if bequest:
@@ -265,7 +266,8 @@ class Master:
         setproctitle(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
         if self.left is None:
-            self.log.write("info", f"reuseport {__version__} on {where}; master pid {os.getpid()}; {self.run_dir.path}")
+            where += f"; master pid {os.getpid()}; run directory {self.run_dir.path}"
+            self.log.write("info", f"reuseport {__version__} on {where}")
         else:
             self._tell_of_upgrade(self.left)
             self.left = None
@@ -302,6 +304,8 @@ class Master:
             if process.key.is_companion:
                 how = self.companions.ended(process) or how
             else:
+                if process.key.number == ZYGOTE and self.boot_logs.has_no_server(process.key.generation):
+                    how += " (its interpreter finds no reuseport: install it in that environment, too)"
                 self._clear_up_after(process, how)
         finally:
             self.events.append(ev.Exited(process.key, how, process.clean))

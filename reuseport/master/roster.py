@@ -17,7 +17,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reuseport.core.events import Adopted, Survivor
-from reuseport.core.model import ACCEPTING, ATTENDING, ENDED, LEAVING, TOLD, WORKING, ZYGOTE, Cluster, Key
+from reuseport.core.model import (
+    ACCEPTING,
+    ATTENDING,
+    ENDED,
+    LEAVING,
+    RUNNING,
+    TOLD,
+    WORKING,
+    YOUTH,
+    ZYGOTE,
+    Cluster,
+    Key,
+)
 from reuseport.core.record import release_of
 from reuseport.ipc.rundir import RunDirError
 from reuseport.master import files
@@ -29,12 +41,14 @@ TENANCY = ("tenant", "tenant_isolation")  # what workers of one run directory mu
 
 @dataclass(frozen=True)
 class Remains:
-    """What an earlier master left: `adopted` for the core, a row for each survivor, and pids that belong nowhere."""
+    """What an earlier master left: `adopted` for the core, a row for each survivor, pids that belong nowhere, and
+    those of companions that ran when it was last written down, and do not any more."""
 
     adopted: Adopted
     rows: Mapping[Key, int]
     slots: tuple[tuple[str, int], ...]
     strays: tuple[int, ...]
+    gone: Mapping[Key, int]
 
     def at_odds(self, settings: Settings, ids: tuple[int, int] | None) -> str:
         """Why a master with these settings cannot have those who survive; "" if it can. `ids` are the workers' own.
@@ -123,12 +137,14 @@ class Roster:
 
     @staticmethod
     def _remains(data: Mapping[str, Any]) -> Remains | None:
-        living = [p for p in data["processes"] if p["start"] and start_time(p["pid"]) == p["start"]]
         releases = {int(n): release_of(r) for n, r in data["releases"].items()}
-        survivors, rows, strays = [], {}, []
-        for p in living:
+        survivors, rows, strays, gone = [], {}, [], {}
+        for p in data["processes"]:
             key = Key(p["generation"], p["number"])
-            if key.is_companion or p["state"] in (ACCEPTING, ATTENDING, LEAVING, TOLD, WORKING, "loaded"):
+            if not p["start"] or start_time(p["pid"]) != p["start"]:
+                if key.is_companion and p["state"] in (YOUTH, RUNNING):
+                    gone[key] = p["pid"]
+            elif key.is_companion or p["state"] in (ACCEPTING, ATTENDING, LEAVING, TOLD, WORKING, "loaded"):
                 survivors.append(Survivor(key, p["pid"], releases[key.generation], p["state"], p["place"]))
                 rows[key] = p["row"]
             else:
@@ -141,7 +157,11 @@ class Roster:
         # Nobody who survives has the slots that only strays held; they are bound anew. A companion never had any.
         held = any(not one.key.is_companion for one in survivors)
         return Remains(
-            Adopted(tuple(survivors), data["last"], 0, forked, ended=ended), rows, slots if held else (), tuple(strays)
+            Adopted(tuple(survivors), data["last"], 0, forked, ended=ended),
+            rows,
+            slots if held else (),
+            tuple(strays),
+            gone,
         )
 
 

@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir
+from reuseport.master.companions import Companions
 from reuseport.master.processes import spawn_zygote
 from reuseport.master.roster import Remains
 from reuseport.master.scrape import ScrapedAt, listen
@@ -54,7 +55,8 @@ class TakeoverError(Exception):
 class Bequest:
     """What the other master gives. `masters` are the pids of the earlier ones that wait for their last process, and
     `theirs` the addresses that belong to a socket unit. `books` is what it has counted and noted; `locks` are those of
-    exclusive companions, and `scraped_at` is where metrics are asked for.
+    exclusive companions, and `scraped_at` is where metrics are asked for. `ends`: how companions have ended, by pid,
+    which their parent alone has seen, and the other master may not have heard any more.
 
     `bereaved`: it gives nothing, since it has died meanwhile; what it left is to be adopted, and this version released.
     """
@@ -69,15 +71,16 @@ class Bequest:
     scraped_at: ScrapedAt | None = None
     keeps_metrics: bool = False  # the socket for them is the other master's
     books: Mapping[str, Any] = field(default_factory=dict)
+    ends: dict[int, str] = field(default_factory=dict)
 
     @property
     def addresses(self) -> list[str]:
         return list(dict.fromkeys(address for address, *_ in self.slots))
 
-    @property
-    def of_companions(self) -> dict[str, Any]:
-        """For `Companions.inherit`."""
-        return {"locks": self.locks, **self.books.get("companions", {"outputs": ()})}
+    def enter_companions(self, companions: Companions) -> None:
+        """TakeoverError where that part of the books cannot be read."""
+        with self._reading("companions"):
+            companions.inherit({"locks": self.locks, **self.books.get("companions", {"outputs": ()})})
 
     def settled(self, remains: Remains) -> Remains:
         """What the roster tells. The probation of what serves is over: the other master has waited for that."""
@@ -87,7 +90,10 @@ class Bequest:
         return replace(remains, adopted=replace(remains.adopted, survivors=survivors))
 
     def enter(self, master: Master) -> None:
-        """Give each part of a new master its own, but for the slots, which come first, and the companions' part."""
+        """Give each part of a new master its own, but for the slots, which come first, and the companions' part.
+
+        TakeoverError where one cannot be read.
+        """
         for generation, ends in self.queues:
             master.switchboard.adopt_queue(generation, ends)
         for pid in self.masters:
@@ -101,7 +107,18 @@ class Bequest:
         }
         for name, read in readers.items():
             if name in self.books:
-                read(self.books[name])
+                with self._reading(name):
+                    read(self.books[name])
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise TakeoverError(
+                f"what master {self.masters[-1]} leaves of its {name} is not what this version reads "
+                f"({type(error).__name__}: {error}); it goes on, and has this version of the application by now"
+            ) from error
 
     def accept(self) -> None:
         """Say that this is the master now."""
@@ -151,6 +168,7 @@ class _Candidate:
         self._pid, _ = channel.peer()
         self._generation = 0
         self._heard = False
+        self._pids: dict[Key, int] = {}  # of the companions that were started last
         self._bequest = Bequest(channel)
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, []) - set(SIGNALS)
         channel.be_patient()
@@ -180,7 +198,7 @@ class _Candidate:
                         return self._bequest
                 if self._channel.closed:
                     self._mourn(other)
-                    return Bequest(self._channel, bereaved=True)
+                    return Bequest(self._channel, bereaved=True, ends=self._bequest.ends)
 
     def _wonder(self) -> None:
         if not self._heard:
@@ -192,6 +210,8 @@ class _Candidate:
         while events:
             event = events.popleft()
             assert isinstance(event, ev.Exited)
+            if (pid := self._pids.get(event.key)) is not None:
+                self._bequest.ends[pid] = event.how
             self._channel.send("ended", generation=event.key.generation, number=event.key.number, how=event.how)
 
     def _on_message(self, message: Mapping[str, Any], fds: list[int]) -> bool:
@@ -268,6 +288,7 @@ class _Candidate:
         """Likewise a companion. What it prints is this master's to tell, from the beginning."""
         companion = self._release.seats()[key.number]
         started = self._master.companions.begin(key, companion, self._release.recipe)
+        self._pids[key] = started.pid
         self._channel.send(
             "launched", generation=key.generation, number=key.number, pid=started.pid, error=started.error
         )

@@ -88,7 +88,7 @@ KEYS: tuple[Option, ...] = (
     Option(
         "stop_signal", Kind("SIGNAL", _signal), "TERM", group="", where=frozenset(),
         help="What its main process gets, once, when its generation begins to drain: the signal on which it finishes "
-        "what it has begun, and ends.",
+        "what it has begun, and ends. Huey's consumer does that at INT, and is refused without a word about it.",
     ),
     Option(
         "stop_timeout", kinds.SECONDS, 0.0, group="", where=frozenset(), unit="seconds", default_text="0, no limit",
@@ -126,9 +126,21 @@ def _companion(value: Any) -> dict[str, Any]:
         if name not in said:
             raise ValueError(f"{title}: has no {name}")
     whole = {key.name: said.get(key.name, key.default) for key in KEYS}
+    if "stop_signal" not in said and (better := _interrupted_by_term(whole["command"])):
+        raise ValueError(
+            f"{title}: stop_signal: the default, TERM, would interrupt this program's tasks, which {better} finishes: "
+            f'say stop_signal = "{better}" (or "TERM", if that is meant)'
+        )
     if whole["exclusive"] and whole["processes"] > 1:
         raise ValueError(f"{title}: exclusive: it never runs twice at once, so it cannot have several processes")
     return whole
+
+
+def _interrupted_by_term(command: Iterable[str]) -> str:
+    """What to send instead to a program that does not finish its tasks at TERM; "" for all others."""
+    text = " ".join(command)
+    # Of Huey 3 on, the option exchanges the two.
+    return "INT" if "huey_consumer" in text and "--graceful-signal" not in text else ""
 
 
 def _show(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def check(app: Any, what: str, made_by: str = "") -> None:
         raise LoadError(f"{what} is no WSGI application: {type(app).__name__} is not callable")
     if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__):
         kind = "" if inspect.isroutine(app) else f" ({type(app).__name__})"
-        raise LoadError(f"{what} is an ASGI application{kind}, and this server speaks WSGI")
+        raise LoadError(f"{what} is an ASGI application{kind}, and this server speaks WSGI (Django: wsgi.py)")
     if made_by and _takes(app, 0):
         raise LoadError(f"{what} is no WSGI application, but seems to make one: {made_by}, with (), calls it")
     if not _takes(app, 2):

@@ -155,4 +155,7 @@ def call(command, trouble):
     if done.returncode:
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR")] or lines
-        raise Unusable(f"{trouble}: {(errors or [f'exit status {done.returncode}'])[-1]}")
+        # What pip ends with then is that there is no such package.
+        broken = any("connection broken by" in line for line in lines)
+        why = "; no connection: pip takes another index or a proxy from PIP_INDEX_URL, PIP_PROXY" if broken else ""
+        raise Unusable(f"{trouble}: {(errors or [f'exit status {done.returncode}'])[-1]}{why}")

@@ -253,6 +253,20 @@ def test_an_exclusive_one_begins_when_the_old_one_has_ended(serve):
     assert told == [("begins", 1), ("signalled", 1), ("ends", 1), ("begins", 2)]
 
 
+def test_one_that_is_not_to_be_started_again_is_not_by_the_next_master_either(serve):
+    server = start(serve(), once="restart = 'never'", mail="")
+    server.process.kill()
+    server.process.wait()
+    for one in events(server, what="begins"):
+        os.kill(one["pid"], signal.SIGKILL)
+        wait_for(lambda pid=one["pid"]: is_gone(pid), "its end")
+    server.start()
+    await_state(server, "1.mail", "running")
+    assert [one["name"] for one in events(server, what="begins")].count("once") == 1
+    assert companion(server, "1.once")["state"] == "ended"
+    assert "companion 1.once ended while no master looked" in server.log.read_text()
+
+
 def test_one_that_the_next_master_does_not_know_of_still_keeps_others_away(serve):
     server = start(serve(), cron="exclusive = true")
     old = events(server, what="begins")[0]["pid"]
@@ -403,7 +417,8 @@ def test_whoever_was_not_told_to_go_ends_with_the_master(serve):
     server.flags = ()
     server.start()
     assert {c["state"] for c in server.status().current["companions"]} == {"running"}
-    assert len(events(server, what="begins")) == 2
+    # Each has run for a while by now, but may not have come to say so.
+    wait_for(lambda: len(events(server, what="begins")) == 2, "that two begin")
 
 
 WITHOUT_A_PIDFD = """\

@@ -127,6 +127,22 @@ def test_a_new_one_that_dies_while_it_is_handed_over_is_started_again(serve, han
     assert processor_time(two.pid) - before < 0.5, "it does not look at what has gone for ever"
 
 
+@pytest.mark.parametrize(("restart", "again"), [("never", False), ("on-failure", False), ("always", True)])
+def test_one_that_ends_while_it_is_handed_over_is_started_again_only_as_its_terms_say(serve, handed, restart, again):
+    one = serve().start()
+    two = handed(one, once=f"restart = '{restart}'")
+    (first,) = events(two, what="begins")
+    two.gate("once-2").open()
+    os.kill(first["pid"], signal.SIGTERM)
+    wait_for(lambda: title_of(first["pid"]) == "", "its end, which nobody has noticed yet")
+    two.gate("handed").open()
+    await_owner(two, 2)
+    assert one.await_exit() == 0
+    await_state(two, "2.once", "running" if again else "ended")
+    assert len(events(two, what="begins")) == 1 + again
+    assert ("companion 2.once ended while no master looked" in log_of(two)) is not again
+
+
 def test_a_companion_that_does_not_begin_fails_the_takeover_and_both_say_why(serve, second):  # noqa: F811
     one = serve().start()
     two = companies(one, second(one), mail="command = \"python -c 'raise SystemExit(str(40 + 2))'\"")

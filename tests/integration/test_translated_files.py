@@ -48,7 +48,7 @@ def test_what_comes_out_can_be_served(tmp_path: Path) -> None:
     assert "post_fork has another form: a function in the application that is @reuseport.on_start" in done.stdout
     (tmp_path / "out.toml").write_text(done.stdout)
     checked = reuseport(tmp_path, "serve", "-c", "out.toml", "--check-config")
-    assert (checked.returncode, checked.stderr) == (0, "the configuration of shop is good\n")
+    assert (checked.returncode, checked.stderr) == (0, "nothing in the configuration of shop is refused\n")
     typed = reuseport(tmp_path, "translate", "--", "gunicorn", "-c", "gunicorn.conf.py", "-w", "3", "other:app")
     assert 'app = "other:app"\n' in typed.stdout and "workers = 3\n" in typed.stdout
 

@@ -188,3 +188,21 @@ def test_a_master_that_speaks_otherwise_of_takeovers_takes_nothing_over(serve):
     assert outcome.exit == 1
     assert f"master {server.pid} (reuseport 0.1.1) takes part in takeovers of protocol 1, not 2" in outcome.err
     assert server.settle(1).pids() == before.pids()
+
+
+def test_a_master_that_cannot_read_the_other_one_s_books_leaves_the_release_to_it(serve):
+    server = Installed(serve).server.start()
+    with server.load(one_shot=2, keep_alive=2) as load:
+        other = Installed(serve, "--takeover", run_dir=server.run_dir, bind=())
+        other.server.name = server.name
+        other.install("0.2.0", master_numbers=('left["looks"]', 'left["glances"]'))
+        other.server.write("two")
+        outcome = other.server.run()
+        assert outcome.exit == 1 and "Traceback" not in outcome.err
+        assert f"what master {server.pid} leaves of its numbers is not what this version reads" in outcome.err
+        server.settle(2)
+        load.more(20)
+        server.write("three")
+        assert server.renew() == 3
+        load.more(20)
+    assert load.failures == [] and load.versions[-1] == "three"

@@ -43,6 +43,7 @@ from reuseport.core.model import (
     TRANSITIONS,
     WARMING,
     WORKING,
+    YOUTH,
     ZYGOTE,
     Asker,
     Cluster,
@@ -1003,6 +1004,13 @@ class World:
             if c.state == ENDED
         )
         forked = {g.number: g.forked for g in self.cluster.generations.values()}
+        ran = {
+            c.pid
+            for g in self.cluster.generations.values()
+            for c in g.companions.values()
+            if c.state in (YOUTH, RUNNING)
+        }
+        gone = {p.key: p.clean for p in self.processes if p.pid in ran and (p.dead or p.phase == "held")}
         for p in self.processes:
             p.orders.clear()
             p.says.clear()
@@ -1031,7 +1039,7 @@ class World:
         self.loose.clear()
         self.cluster, self.audit = Cluster(), Audit()
         self.story.append(f"{self.now:8.3f} the master dies")
-        self.feed(ev.Adopted(tuple(left), last, slots, forked, release, ended, renew))
+        self.feed(ev.Adopted(tuple(left), last, slots, forked, release, ended, renew, gone))
 
     # --- fairness ---------------------------------------------------------------------------------------------------
 

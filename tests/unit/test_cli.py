@@ -115,7 +115,7 @@ def test_release_that_fails_shows_what_the_application_said(master, capsys) -> N
     assert main(["release", "--wait", "drained"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "reuseport: release failed: generation 8: ImportError: no\nTraceback ...\nImportError: no\n"
+    assert err == "Traceback ...\nImportError: no\nreuseport: release failed: generation 8: ImportError: no\n"
 
 
 @pytest.mark.parametrize(("done", "status"), [(SERVES, 0), (FAILS, 1)])
@@ -388,10 +388,12 @@ def test_help_of_the_options_with_a_word(capsys) -> None:
     assert out.startswith("  --keep-alive TIME\n") and out.endswith("key keep_alive.\n")
     assert main(["help", "serve", "--max_requests"]) == 0
     assert capsys.readouterr().out.count("\n\n") == 1, "--max-requests and its jitter"
-    for words in (["nope"], ["keep", "alive"]):
+    assert main(["help", "serve", "PORT"]) == 0
+    assert "  -b, --bind ADDRESS\n" in capsys.readouterr().out, "it is in no name, but in a help"
+    for words in (["nopenope"], ["keep", "alive"]):
         assert main(["help", "serve", *words]) == 2
         said = " ".join(words)
-        assert capsys.readouterr() == ("", f"reuseport: help: serve has no option with {said!r} in its name\n")
+        assert capsys.readouterr() == ("", f"reuseport: help: serve has no option with {said!r} in its name or help\n")
 
 
 def test_defaults_are_told_with_their_units(capsys) -> None:

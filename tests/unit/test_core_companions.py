@@ -359,12 +359,12 @@ def test_a_rollback_brings_back_the_companions_of_that_version(serving):
 # --- another master ---------------------------------------------------------------------------------------------------
 
 
-def adopt(*survivors: ev.Survivor, ended: tuple[Key, ...] = (), terms: Terms = Terms("mail")) -> Story:  # noqa: B008
+def adopt(*survivors: ev.Survivor, terms: Terms = Terms("mail"), **left) -> Story:  # noqa: B008
     story = Story()
     release = Release(recipe={"id": 1}, workers=1, companions=(terms,))
     others = (ev.Survivor(Key(1, 1), 1001, release), ev.Survivor(Key(1, 0), 1000, release, "loaded"))
     mine = tuple(replace(one, release=release) for one in survivors)
-    story.tell(ev.Adopted((*others, *mine), 1, 1, {1: 1}, ended=ended))
+    story.tell(ev.Adopted((*others, *mine), 1, 1, {1: 1}, **left))
     return story
 
 
@@ -393,6 +393,22 @@ def test_one_that_had_ended_for_good_is_not_begun_anew_and_one_that_waited_is():
     once = Terms("once", restart="never")
     assert state(adopt(ended=(MAIL,), terms=once), MAIL) == ENDED
     assert ev.Launch(MAIL) in adopt(terms=once).commands
+
+
+@pytest.mark.parametrize(
+    ("restart", "clean", "again"),
+    [
+        ("never", False, False),
+        ("never", True, False),
+        ("on-failure", True, False),
+        ("on-failure", False, True),
+        ("always", True, True),
+    ],
+)
+def test_one_that_ended_while_no_master_looked_is_begun_anew_as_its_terms_say(restart, clean, again):
+    story = adopt(gone={MAIL: clean}, terms=Terms("mail", restart=restart))
+    assert (ev.Launch(MAIL) in story.commands) is again
+    assert (state(story, MAIL) == ENDED) is not again
 
 
 def test_terms_survive_json():

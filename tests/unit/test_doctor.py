@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from reuseport.cli.doctor import machine, nginx, serving, surroundings
 from reuseport.cli.doctor.checks import CHECKS
 from reuseport.cli.doctor.drivers import DRIVERS
 from reuseport.cli.doctor.findings import Facts, Finding, Place
+from reuseport.cli.ink import Ink
 from reuseport.cli.main import main
 from reuseport.options import Settings, load
 
@@ -392,6 +394,9 @@ def test_the_text_has_the_worst_first_and_counts() -> None:
         "1 problem, 1 warning",
     ]
     assert doctor.render([("The machine", [Finding("fine", "well")])], 80).endswith("\n\nnothing will hurt\n")
+    painted = doctor.render([("The machine", some)], 80, Ink(colour=True))
+    assert "\x1b[1;31mproblem\x1b[0m  bad" in painted
+    assert re.sub(r"\x1b\[[0-9;]*m", "", painted) == doctor.render([("The machine", some)], 80)
 
 
 def test_the_exit_status_says_whether_there_is_a_problem(monkeypatch, capsys, tmp_path) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from reuseport.cli.init import compose, docker, kubernetes, logrotate, nginx, sy
 from reuseport.cli.init.described import Described
 from reuseport.cli.main import main
 from reuseport.options import load
+from reuseport.version import __version__
 
 CHECKOUT = Path(__file__).parent.parent.parent
 
@@ -257,7 +259,8 @@ def test_a_name_that_kubernetes_does_not_take():
     ("words", "message"),
     [
         ([], "init: what for?"),
-        (["dockr"], "init: what for? did you mean docker?"),
+        (["dockr"], "init: nothing is known for 'dockr'; did you mean docker?"),
+        (["upstart"], "init: nothing is known for 'upstart'; there are systemd, "),
         (["logrotate", "shop:app"], "there is nothing to rotate"),
         (["nginx", "shop:app", "-b", "127.0.0.1:0"], "nginx must know the port"),
         (["nginx", "shop:app", "--proxy-protocol", "v2"], "leave out --proxy-protocol"),
@@ -282,3 +285,23 @@ def test_systemd_finds_nothing_wrong_with_it(tmp_path: Path, capsys):
     done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True, check=False)
     # It also loads the machine's own units; only what it says of this one counts.
     assert [line for line in done.stderr.splitlines() if "shop.service" in line] == []
+
+
+@pytest.mark.parametrize(
+    ("origin", "installs"),
+    [
+        (None, f'pip install --no-cache-dir "reuseport=={__version__}"'),
+        (
+            {"url": "https://example.org/r.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            "git+https://example.org/r.git@abc",
+        ),
+        ({"url": "https://example.org/r.whl", "archive_info": {}}, '"reuseport @ https://example.org/r.whl"'),
+        ({"url": "file:///srv/my%20clone", "dir_info": {}}, "pip wheel --no-deps --wheel-dir . /srv/my clone"),
+        ({"url": "file:///srv/clone", "dir_info": {}}, f'"/tmp/reuseport-{__version__}-py3-none-any.whl"'),
+    ],
+)
+def test_the_image_gets_the_server_from_where_this_one_came(monkeypatch, capsys, origin, installs):
+    recorded = SimpleNamespace(read_text=lambda name: origin and json.dumps(origin))
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: recorded)
+    assert main(["init", "docker", "shop:app"]) == 0
+    assert installs in capsys.readouterr().out

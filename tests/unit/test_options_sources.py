@@ -108,6 +108,7 @@ def test_keys_take_dashes_or_underscores_and_the_types_of_toml(cwd: str) -> None
 
 
 MAIL = "[[companion]]\nname = 'mail'\ncommand = 'true'\n"
+HUEY = "[[companion]]\nname = 'mail'\ncommand = 'huey_consumer shop.huey'\n"
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,7 @@ MAIL = "[[companion]]\nname = 'mail'\ncommand = 'true'\n"
         ("[[companion]]\nname = 'a b'\ncommand = 'x'", "{path}: companion: 'a b': name: 'a b' is not a name"),
         (MAIL + "stop_signl = 1", "{path}: companion: 'mail': unknown key 'stop_signl'; did you mean stop_signal?"),
         (MAIL + "stop-signal = 'TERN'", "{path}: companion: 'mail': stop-signal: 'TERN' is not the name of a signal"),
+        (HUEY, "{path}: companion: 'mail': stop_signal: the default, TERM, would interrupt this program's tasks"),
         (MAIL + "stop_signal = 'KILL'", "{path}: companion: 'mail': stop_signal: 'KILL' is not the name of a signal"),
         (MAIL + "stop_timeout = -1", "{path}: companion: 'mail': stop_timeout: -1 is not a time"),
         (MAIL + "restart = 'no'", "{path}: companion: 'mail': restart: 'no' is not one of always, on-failure, never"),
@@ -159,6 +161,20 @@ def test_a_companion_has_every_key(cwd: str) -> None:
     assert (mail["command"], mail["stop_signal"], mail["stop_timeout"]) == (("true",), "INT", 120)
     assert (mail["restart"], mail["processes"], mail["exclusive"], mail["ready_after"]) == ("always", 1, False, 1)
     assert dict(mail["env"]) == {"N": "3"}
+
+
+@pytest.mark.parametrize(
+    ("text", "signal"),
+    [
+        (HUEY + "stop_signal = 'INT'", "INT"),
+        (HUEY + "stop_signal = 'TERM'", "TERM"),
+        (HUEY.replace("shop.huey", "shop.huey --graceful-signal TERM"), "TERM"),
+    ],
+)
+def test_hueys_consumer_gets_the_signal_that_was_said(text: str, signal: str, cwd: str) -> None:
+    write(cwd, text)
+    (mail,) = load([], {}, cwd).companion
+    assert mail["stop_signal"] == signal
 
 
 def test_a_file_that_cannot_be_read_names_what_asked_for_it(cwd: str) -> None:

@@ -218,6 +218,9 @@ def test_a_failing_command_is_told_in_one_line():
     command = [sys.executable, "-c", "print('working'); print('ERROR: no index'); raise SystemExit(1)"]
     with pytest.raises(bootstrap.Unusable, match=r"^could not install: ERROR: no index$"):
         bootstrap.call(command, "could not install")
+    command[-1] = "print('WARNING: Retrying after connection broken by X');" + command[-1]
+    with pytest.raises(bootstrap.Unusable, match=r"ERROR: no index; no connection: .* PIP_INDEX_URL"):
+        bootstrap.call(command, "could not install")
 
 
 def test_without_a_newer_python_the_error_says_which_is_needed(monkeypatch):

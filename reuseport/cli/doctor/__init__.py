@@ -14,6 +14,7 @@ from typing import Any
 from reuseport.cli import place
 from reuseport.cli.failure import FAILED, NO_MASTER, USAGE, Failure
 from reuseport.cli.frame import ANSWER_SECONDS, json_option
+from reuseport.cli.ink import PLAIN, Ink, ink_for
 from reuseport.options import OPTIONS, OptionError, Settings, load, working_directory
 from reuseport.options.manual import manual
 from reuseport.options.reading import from_flags
@@ -21,6 +22,7 @@ from reuseport.options.settings import make_origin
 from reuseport.options.table import FOREIGN
 
 MARKS = {"problem": "problem", "warning": "warning", "fine": "     ok"}
+STYLES = {"problem": "bad", "warning": "going", "fine": "good"}
 
 ABOUT = """\
 Looks at what could hurt a server with these options: the kernel and its limits, memory for two generations, the run \
@@ -55,11 +57,11 @@ def run(argv: Sequence[str]) -> int:
     if as_json:
         print(json.dumps([{"about": title, **asdict(one)} for title, some in found for one in some]))
     else:
-        sys.stdout.write(render(found, shutil.get_terminal_size().columns))
+        sys.stdout.write(render(found, shutil.get_terminal_size().columns, ink_for(sys.stdout)))
     return FAILED if any(one.grade == PROBLEM for _, some in found for one in some) else 0
 
 
-def render(found: Sequence[tuple[str, Sequence[Any]]], width: int) -> str:
+def render(found: Sequence[tuple[str, Sequence[Any]]], width: int, ink: Ink = PLAIN) -> str:
     """The findings as text, the worst first within each part, and a line that counts them."""
     width = max(60, min(width, 110))
     order = list(MARKS)
@@ -69,7 +71,8 @@ def render(found: Sequence[tuple[str, Sequence[Any]]], width: int) -> str:
             continue
         lines += ["", f"{title}:"] if lines else [f"{title}:"]
         for one in sorted(some, key=lambda one: order.index(one.grade)):
-            lines += _wrapped(one.text, f"  {MARKS[one.grade]}  ", width)
+            first, *rest = _wrapped(one.text, f"  {MARKS[one.grade]}  ", width)
+            lines += [first.replace(MARKS[one.grade], ink.paint(STYLES[one.grade], MARKS[one.grade]), 1), *rest]
             if one.remedy:
                 lines += _wrapped(one.remedy, "           -> ", width)
             lines += [f"           | {line}" for line in one.detail.splitlines()]

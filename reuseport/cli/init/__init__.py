@@ -49,9 +49,10 @@ def help_text() -> str:
 def run(argv: Sequence[str]) -> int:
     """Print the file. Raises OptionError."""
     if not argv or argv[0] not in TARGETS:
-        hint = did_you_mean(argv[0], TARGETS) if argv else ""
         known = f"there are {', '.join(TARGETS)}, as in: reuseport init systemd MODULE:APP"
-        raise OptionError(f"init: what for? {hint.removeprefix('; ') or known}")
+        if not argv:
+            raise OptionError(f"init: what for? {known}")
+        raise OptionError(f"init: nothing is known for {argv[0]!r}{did_you_mean(argv[0], TARGETS) or '; ' + known}")
     target, *words = argv
     settings = load(words, os.environ, working_directory(os.environ))
     for remark in settings.remarks:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
 import sys
+from urllib.parse import unquote, urlsplit
 
 from reuseport.cli.init.described import MARGIN, Described, one_line_only, quoted, sequence
 from reuseport.options import OptionError
@@ -85,15 +88,41 @@ def _home(app: Described) -> str:
 
 def _install() -> str:
     """What the directory that this runs in says about its dependencies."""
-    server = quoted(f"reuseport=={__version__}")
+    before, requirement = _server()
+    server = quoted(requirement)
     if os.path.exists("requirements.txt"):
         return f"""\
-# Before the code: a change of the code alone then installs nothing.
+{before}# Before the code: a change of the code alone then installs nothing.
 COPY requirements.txt /tmp/
 RUN pip install --no-cache-dir {server} -r /tmp/requirements.txt"""
     return f"""\
-# Add what the application needs: there was no requirements.txt when this file was printed.
+{before}# Add what the application needs: there was no requirements.txt when this file was printed.
 RUN pip install --no-cache-dir {server}"""
+
+
+def _server() -> tuple[str, str]:
+    """What is told to pip for this very reuseport, and what has to stand before that.
+
+    pip writes down what was not installed from an index (packaging.python.org, "Recording the Direct URL Origin").
+    """
+    try:
+        found = importlib.metadata.distribution("reuseport").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        found = None
+    origin = json.loads(found) if found else {}
+    url = str(origin.get("url", ""))
+    if vcs := origin.get("vcs_info"):
+        return "", f"reuseport @ {vcs['vcs']}+{url}@{vcs['commit_id']}"
+    if not url.startswith("file:"):
+        return "", f"reuseport @ {url}" if url else f"reuseport=={__version__}"
+    wheel = f"reuseport-{__version__}-py3-none-any.whl"
+    path = one_line_only(unquote(urlsplit(url).path), "a Dockerfile")
+    before = f"""\
+# The server: it came from a directory here, and from no package index. Make its wheel first, beside this file:
+#     pip wheel --no-deps --wheel-dir . {path}
+COPY {wheel} /tmp/
+"""
+    return before, f"/tmp/{wheel}"
 
 
 def _value(value: str) -> str:

@@ -279,7 +279,10 @@ def _shown(value: Any) -> str:
 
 def render(made: Translation, source: str) -> str:
     """The text of the file, in the order of `reuseport serve --help`."""
-    lines = [*_comment(f"Translated from {source} by `reuseport translate`: read the remarks, then throw them away.")]
+    lines = [
+        *_comment(f"Translated from {source} by `reuseport translate`: read the remarks, then throw them away."),
+        *_comment("What it works out (os.environ, cpu_count()) is written as it came out here and now."),
+    ]
     for option in OPTIONS:
         if option.name in made.values and option.kind is not kinds.ASSIGNMENT:
             lines.append("")
