@@ -103,10 +103,10 @@ def _owner(path: str) -> str:
         return ""
 
 
-def is_alive(run_dir: str) -> bool:
+def is_alive(run_dir: str, *, of_any_user: bool = False) -> bool:
     """Whether a master answers in `run_dir`."""
     try:
-        connect(run_dir).close()
+        connect(run_dir, of_any_user=of_any_user).close()
     except Failure as failure:
         # One that cannot be reached for another reason is there all the same, and the user should hear of it.
         return failure.status != NO_MASTER

@@ -1,7 +1,8 @@
 """Which master a command means.
 
 Say to `release`, `status` and `stop` what was said to `serve`, by flags, variables or file, and they find the same run
-directory. When nothing is said, the one master that lives in the default place is meant.
+directory. When nothing is said, the one master that lives in the default place is meant; if there is none, the one
+that lives where units have theirs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ WHERE = tuple(
     replace(BY_NAME[name], group="Which server (as was said to serve; else the only one that lives)", effect="always")
     for name in ("name", "run_dir", "config")
 )
+UNITS = "/run/reuseport"  # where the RuntimeDirectory= of printed units lies
 _DECIDING = tuple(BY_NAME[name] for name in ("app", "name", "run_dir", "state_dir", "config"))
 
 
@@ -122,11 +124,29 @@ def _only_one(environ: Mapping[str, str], uid: int) -> Master:
     home = run_dirs(environ, uid)
     living = _living(environ, uid)
     if not living:
+        if units := _of_units():
+            # Root says who makes a directory there, so nobody who plays a master listens in one.
+            if len(units) > 1:
+                raise Failure(f"which master? {', '.join(f'--run-dir {path}' for path in units)}", USAGE)
+            return Master(units[0], "", environ, named=True)
         raise Failure(f"no master in {home}; -n NAME, --run-dir DIR or -c FILE says where it is", NO_MASTER)
     if len(living) > 1:
         raise Failure(f"which master? {_names(living)} live in {home}", USAGE)
     [run_dir] = living.values()
     return Master(run_dir, "", environ)
+
+
+def _of_units() -> list[str]:
+    """The run directories of living masters in UNITS, if that is root's alone."""
+    home = Path(UNITS)
+    try:
+        info = home.stat()
+        paths = sorted(str(entry) for entry in home.iterdir() if entry.is_dir())
+    except OSError:
+        return []
+    if info.st_uid != 0 or info.st_mode & 0o022:
+        return []
+    return [path for path in paths if client.is_alive(path, of_any_user=True)]
 
 
 def _living(environ: Mapping[str, str], uid: int) -> dict[str, str]:

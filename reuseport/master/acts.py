@@ -36,6 +36,12 @@ def _close_slots(master: Master, command: ev.CloseSlots) -> None:
     master.slots.close()
 
 
+REMOVED = (
+    "systemd removes /run/user/UID when that user logs out (loginctl enable-linger, or --run-dir elsewhere). End this "
+    "master with TERM, and start it anew"
+)
+
+
 def _start_zygote(master: Master, command: ev.StartZygote) -> None:
     key = Key(command.generation, ZYGOTE)
     boot_log = master.boot_logs.begin(key.generation)
@@ -46,8 +52,11 @@ def _start_zygote(master: Master, command: ev.StartZygote) -> None:
     try:
         process = master.processes.start_zygote(key, command.release.recipe, master.run_dir, boot_log)
     except OSError as error:
-        interpreter = command.release.recipe["interpreter"]
-        master.events.append(ev.Started(key, error=f"cannot execute {interpreter}: {error.strerror}"))
+        why = f"cannot execute {command.release.recipe['interpreter']}: {error.strerror}"
+        if not os.path.isdir(master.run_dir.path):
+            # What it prints is kept there, and there it would find its master.
+            why = f"the run directory {master.run_dir.path} has gone, and with it the way to this master; {REMOVED}"
+        master.events.append(ev.Started(key, error=why))
         return
     master.events.append(ev.Started(key, process.pid))
 

@@ -162,7 +162,8 @@ def read_toml(path: str, place: str) -> dict[str, Any]:
     asked = f"{place}: " if place else ""
     if path.endswith(".py"):
         raise OptionError(
-            f"{asked}{path}: is a Python file; a TOML file is wanted, whose keys are the flags' long names"
+            f"{asked}{path}: is a Python file; a TOML file is wanted, whose keys are the flags' long names: "
+            f"`reuseport translate {path}` prints one, if this is Gunicorn's"
         )
     try:
         mode = Path(path).stat().st_mode

@@ -26,6 +26,7 @@ from typing import Any
 from reuseport.worker.connection import Connection
 from reuseport.worker.loopset import LoopSet
 
+VERSION = 1  # of a batch: generations of other versions of this package pass connections to each other
 READ, WRITE = 1, 2
 BATCH = 200  # connections in one packet; the kernel takes at most 253 descriptors (SCM_MAX_FD)
 SHARES = 3  # batches that a worker of the heir gets from one sender, where there are enough connections
@@ -142,7 +143,7 @@ class Sender:
         """False where the batch cannot be sent now; what wakes the pump again is set up then."""
         assert self._socket is not None
         entries = [(c.peer, c.local, len(c.unread), c.seconds_left()) for c in batch]
-        packet = json.dumps({"v": 1, "connections": entries}, separators=(",", ":")).encode() + b"\n"
+        packet = json.dumps({"v": VERSION, "connections": entries}, separators=(",", ":")).encode() + b"\n"
         packet += b"".join(bytes(c.unread) for c in batch)
         try:
             ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -274,10 +275,17 @@ class Receiver:
             self._pause(NO_ROOM)
             return False
         head, _, data = packet.partition(b"\n")
-        entries = json.loads(head)["connections"]
-        acknowledgement = fds[0]
+        acknowledgement, theirs = fds[0], fds[1:]
         try:
-            connections = self._adopt_all(entries, fds[1:])
+            entries = _entries(head, len(theirs))
+        except _Unreadable as error:
+            for fd in fds:
+                os.close(fd)
+            self._log("error", f"connections could not be taken over: {error}")
+            self._pause(NO_ROOM)
+            return False
+        try:
+            connections = self._adopt_all(entries, theirs)
         except OSError as error:
             os.close(acknowledgement)
             self._log("error", f"connections could not be taken over: {error.strerror}")
@@ -303,7 +311,7 @@ class Receiver:
         """All of a batch or, with an OSError, none of it."""
         connections: list[Connection] = []
         try:
-            for (peer, local, *_), fd in zip(entries, fds, strict=True):
+            for (peer, local, _, _), fd in zip(entries, fds, strict=True):
                 connections.append(self._adopt(fd, _address(peer), _address(local)))
         except OSError:
             for connection in connections:
@@ -319,6 +327,27 @@ class Receiver:
             self._rest.close()
             self._rest = self._loop.timer(seconds)
             self._rest.start(self.start)
+
+
+class _Unreadable(Exception):
+    """A batch is of another version of this package, and nothing of it has been taken."""
+
+
+def _entries(head: bytes, count: int) -> list[Any]:
+    """Peer, local address, number of unread bytes and deadline of each connection. Raises _Unreadable.
+
+    A newer version may say more of each.
+    """
+    try:
+        said = json.loads(head)
+        if said["v"] != VERSION:
+            raise _Unreadable(f"a batch of number {said['v']}, and this version of reuseport reads {VERSION}")
+        entries = [(peer, local, int(length), seconds) for peer, local, length, seconds, *_ in said["connections"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _Unreadable(f"a batch that is none ({type(error).__name__}: {error})") from error
+    if len(entries) != count:
+        raise _Unreadable(f"a batch of {len(entries)} connections with {count} descriptors")
+    return entries
 
 
 def _address(value: Any) -> Any:

@@ -144,7 +144,10 @@ class Worker:
         os.register_at_fork(after_in_child=self._abandon)
         warmup.call_start_hooks()
         for path in self.settings.warmup:
-            warmup.request(self.engine, path)
+            status = warmup.request(self.engine, path)
+            if status >= 300:
+                hint = "what is behind it was not warmed up; //HOST/PATH asks for a host that the application knows"
+                self.log("warning", f"--warmup {path}: answered with {status}: {hint}")
         if self.settings.tenant:
             self._make_router()
         self.vitals.measure()

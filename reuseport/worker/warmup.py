@@ -23,13 +23,17 @@ def call_start_hooks() -> None:
         function()
 
 
-def request(engine: Any, path: str) -> None:
-    """GET the path from this worker itself. WarmupError for an answer of 500 or above, or none."""
+def request(engine: Any, path: str) -> int:
+    """GET the path, or //HOST/PATH, from this worker itself; the status. WarmupError for 500 or above, or no answer."""
+    host, target = "localhost", path
+    if path.startswith("//"):
+        host, slash, rest = path[2:].partition("/")
+        target = slash + rest or "/"
     ours, theirs = socket.socketpair()
     with ours:
         theirs.setblocking(False)
         engine.adopt(theirs.detach(), "", "")
-        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: reuseport-warmup\r\nConnection: close\r\n\r\n"
+        head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: reuseport-warmup\r\nConnection: close\r\n\r\n"
         ours.sendall(head.encode())
         answer = b""
         while piece := ours.recv(65536):
@@ -38,4 +42,5 @@ def request(engine: Any, path: str) -> None:
         if not status or not status[0].isdigit():
             raise WarmupError(f"--warmup {path}: no answer")
         if int(status[0]) >= 500:
-            raise WarmupError(f"--warmup {path}: answered with {status[0].decode()}")
+            raise WarmupError(f"--warmup {path}: answered with {status[0].decode()}; the log has what the worker said")
+        return int(status[0])

@@ -2,6 +2,7 @@
 
 The rule, in order: a virtual environment that is active and has everything is used as it is; otherwise `.venv` in the
 checkout, made and filled when it is missing or setup.cfg has changed since. So a clone and `scripts/demo` are enough.
+Who knows what the next scripts need (PROVING_EXTRAS="lint queue") has it installed along with what the first one needs.
 
 This file and the scripts themselves run on any Python from 3.8 on: their first job is to say that a Python is too old,
 or to find a newer one. Everything that a user can get wrong ends in one line and exit status 1.
@@ -58,7 +59,8 @@ def ensure(extras):
     with (CHECKOUT / "setup.cfg").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = read_stamp()
-        wanted = stamp(sorted({*extras, *found.get("extras", [])}))
+        also = os.environ.get("PROVING_EXTRAS", "").split()
+        wanted = stamp(sorted({*extras, *also, *found.get("extras", [])}))
         if found != wanted:
             make(wanted)
     if not within:

@@ -141,7 +141,7 @@ def whole(story: Story, account: Account, console: Console) -> RenderableType:
     # Half of what is left is for the bars, the other half for the sentences.
     bars = min(9, max(4, (height - 4 - middle.size) // 2 - 4))
     parts = [
-        Layout(header(story, account), size=4),
+        Layout(header(story, account, width - 4), size=4),
         Layout(timeline(account, width - 4, bars, story), size=bars + 4),
         middle,
         Layout(events(story, height - 4 - (bars + 4) - middle.size - 2)),
@@ -150,23 +150,27 @@ def whole(story: Story, account: Account, console: Console) -> RenderableType:
     return rows
 
 
-def header(story: Story, account: Account) -> Panel:
+def header(story: Story, account: Account, width: int) -> Panel:
+    """Two lines; the second in fewer words where it would not fit."""
     recent = recently(account, 5.0)
     silence = account.longest_silence([story.round.load.busy])
     top = Text(f"one address, one master, {len(story.round.started)} releases asked for, ", "bold")
     top.append(*(("nobody interrupted", "bold") if account.clean_so_far else ("and trouble", "bold red")))
     top.append(f"    {story.elapsed:4.0f} s", "dim")
-    failed = f"{account.failed} failed"
-    below = Text.assemble(
-        (f"{account.answered:,} requests answered", "bold"),
-        "  ·  ",
-        (failed, "bold green" if not account.failed else "bold red"),
-        "  ·  ",
-        f"p99 now {ms(percentile(recent, 0.99))}",
-        "  ·  ",
-        f"longest silence {ms(silence)}",
-        *(part for tenant, v in whereabouts(account).items() for part in ("  ·  ", (f"{tenant} on v{v}", colour(v)))),
-    )
+
+    def line(requests: str, p99: str, gap: str, on: str, between: str) -> Text:
+        parts = [
+            (f"{account.answered:,}{requests} answered", "bold"),
+            (f"{account.failed} failed", "bold green" if not account.failed else "bold red"),
+            (f"{p99} {ms(percentile(recent, 0.99))}", ""),
+            (f"{gap} {ms(silence)}", ""),
+            *((f"{tenant} {on}v{v}", colour(v)) for tenant, v in whereabouts(account).items()),
+        ]
+        return Text(between).join(Text(*part) for part in parts)
+
+    below = line(" requests", "p99 now", "longest silence", "on ", "  ·  ")
+    if below.cell_len > width:
+        below = line("", "p99", "silence", "", " · ")
     return Panel(Group(top, below), box=box.HEAVY, title="reuseport", title_align="left", border_style="bold")
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from harness import free_port
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"# ([\w./-]+\.\w+)\n")
@@ -61,13 +63,13 @@ class Shell:
         (scripts / "pip").write_text("#!/bin/sh\necho installed\n")  # it is, where the tests run
         for script in scripts.iterdir():
             script.chmod(0o755)
-        self.port = _free_port()
+        self.port = free_port()
+        self._run = tempfile.TemporaryDirectory(prefix="ru-", dir="/tmp")  # a test's own may be too long for a socket
         kept = {k: v for k, v in os.environ.items() if not k.startswith("REUSEPORT_")}
         environment = {
-            **kept, "PATH": f"{scripts}:{os.environ['PATH']}", "XDG_RUNTIME_DIR": str(directory / "run"),
+            **kept, "PATH": f"{scripts}:{os.environ['PATH']}", "XDG_RUNTIME_DIR": self._run.name,
             "PYTHONDONTWRITEBYTECODE": "1", "TERM": "dumb",
         }  # fmt: skip
-        (directory / "run").mkdir(mode=0o700)
         (directory / "work").mkdir()
         self.directory = directory / "work"
         self._bash = subprocess.Popen(
@@ -96,6 +98,7 @@ class Shell:
             except ProcessLookupError:
                 continue
         self._bash.communicate()
+        self._run.cleanup()
 
 
 def _session(leader: int) -> list[int]:
@@ -110,9 +113,3 @@ def _session(leader: int) -> list[int]:
             if int(fields[3]) == leader:
                 found.append(int(entry.name))
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

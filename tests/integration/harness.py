@@ -594,6 +594,21 @@ def make_venv(directory: Path, interpreter: str = sys.executable, *, with_reusep
 STARTED: list[Server] = []  # servers that have been made and not ended: their logs belong to a failure's report
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 for what must know its port beforehand.
+
+    It lies below the ports that the kernel gives to whoever asks for any (ip_local_port_range in ip(7)): no server and
+    no client of another test gets it between this and its use.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = first // 2 + secrets.randbelow(first - first // 2)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise NotReached(f"no free port below {first}")
+
+
 def is_gone(pid: int) -> bool:
     """No such process, not even a zombie."""
     return not Path(f"/proc/{pid}").exists()

@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from harness import ask, is_gone, wait_for
+from harness import ask, free_port, is_gone, wait_for
 
 
 def listening(address: str) -> set[str]:
@@ -164,9 +164,7 @@ def test_another_address_is_bound_beside_those_that_are_served_on(serve, tmp_pat
     server = serve().start()
     before, old = server.status(), server.address
     lose_master(server)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        new = f"127.0.0.1:{free.getsockname()[1]}"
+    new = f"127.0.0.1:{free_port()}"
     path = f"unix:{tmp_path}/web.sock"
     server.bind = (new, path)
     zygote = before.current["zygote"]["pid"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 
 import pytest
-from harness import make_venv
+from harness import make_venv, wait_for
 from test_addresses import refused
 
 
@@ -102,7 +103,7 @@ def test_a_run_directory_without_room_is_refused(serve):
     server.flags = ("--fsize=1000000", sys.executable)
     line = refused(server)
     assert line.startswith(f"reuseport: --run-dir: {server.run_dir}: ")
-    assert line.endswith("; what lies there takes 5 MB")
+    assert line.endswith("; what lies there takes 8 MB")
 
 
 def test_a_run_directory_that_a_dead_master_left_is_taken(serve):
@@ -113,6 +114,16 @@ def test_a_run_directory_that_a_dead_master_left_is_taken(serve):
         os.kill(pid, 9)
     second = serve(run_dir=first.run_dir).start()
     assert second.get().status == 200
+
+
+def test_a_run_directory_that_was_removed_fails_releases_and_interrupts_nobody(server):
+    address = server.address
+    shutil.rmtree(server.run_dir)
+    server.hup()
+    wait_for(lambda: f"the run directory {server.run_dir} has gone" in server.log.read_text(), "the reason")
+    assert server.get(address=address).version == "one"
+    server.signal(signal.SIGTERM)
+    assert server.await_exit() == 0
 
 
 def test_a_release_with_current_leading_nowhere(server):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ APP = "def app(environ, start_response):\n    start_response('200 OK', [])\n    
 
 def examine(directory: Path, *argv: str, **environ: str) -> tuple[int, list[dict[str, Any]]]:
     """The exit status and the findings that are not fine."""
-    environ = {"PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": str(directory), "PYTHONDONTWRITEBYTECODE": "1", **environ}
     command = [sys.executable, "-m", "reuseport", "doctor", "--json", *argv]
-    done = subprocess.run(command, cwd=directory, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    with tempfile.TemporaryDirectory(prefix="ru-", dir="/tmp") as run:  # a test's own may be too long for a socket
+        environ = {"PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": run, "PYTHONDONTWRITEBYTECODE": "1", **environ}
+        done = subprocess.run(
+            command, cwd=directory, env=environ, capture_output=True, text=True, timeout=120, check=False
+        )
     assert done.stderr == ""
     return done.returncode, [one for one in json.loads(done.stdout) if one["about"] in ABOUT]
 

@@ -158,3 +158,18 @@ def test_the_workers_share_the_memory_of_what_was_imported(serve):
         assert single > 60 << 20, "the heap is large enough to be seen"
         together = sum(proportional_memory(pid) for pid in (zygote, *pids))
     assert together < 1.5 * single, f"{together >> 20} MiB for all, {single >> 20} MiB for one"
+
+
+def test_a_warm_up_asks_for_the_host_that_was_said_and_an_answer_that_warms_nothing_is_told(serve):
+    server = serve("--warmup", "//shop.example:81/a?b", workers=1)
+    server.write(
+        "one",
+        "def application(environ, start_response):\n"
+        "    print('asked', environ['HTTP_HOST'], environ['PATH_INFO'], environ['QUERY_STRING'], flush=True)\n"
+        "    start_response('404 Not Found', [])\n"
+        "    return []\n",
+    )
+    server.start()
+    log = server.log.read_text()
+    assert "asked shop.example:81 /a b\n" in log
+    assert "--warmup //shop.example:81/a?b: answered with 404: " in log

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, Server, is_gone, wait_for
+from harness import PATIENCE, Server, free_port, is_gone, wait_for
 
 # Gives the sockets that it inherited the numbers from 3 on, as systemd does, and becomes the server.
 EXEC = """\
@@ -247,8 +247,7 @@ def test_sockets_that_cannot_be_served_are_refused_in_one_line(serve):
 
 
 def test_stored_slots_come_back_with_what_waits_in_them(serve, supervisor):
-    with listener() as free:
-        port = free.getsockname()[1]
+    port = free_port()
     first = serve(bind=(f"127.0.0.1:{port}",), env={"NOTIFY_SOCKET": supervisor.address, "FDSTORE": "16"})
     first.start()
     wait_for(lambda: len(supervisor.hear() and supervisor.stored) == 2, "two slots in the store")

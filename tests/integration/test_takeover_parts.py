@@ -80,8 +80,8 @@ def test_an_exclusive_companion_that_only_the_new_version_has_begins_as_its_mast
     await_log(two, "companion 2.cron was killed by SIGKILL")
 
 
-HANDED = "            self.lock = self.run_dir.own()\n"
-SLOWLY = "            import basic\n            basic.pass_gate('handed')\n" + HANDED
+HANDED = "    master.lock = master.run_dir.own()\n"
+SLOWLY = "    import basic\n    basic.pass_gate('handed')\n" + HANDED
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def handed(second):  # noqa: F811
 
     def make(first: Server, **companions: str) -> Server:
         installed = Installed(lambda *options, **fields: second(first, *options, **fields))
-        installed.install("0.2.0", master_main=(HANDED, SLOWLY))
+        installed.install("0.2.0", master_entrance=(HANDED, SLOWLY))
         two = companies(first, installed.server, **companions)
         two.env["PYTHONPATH"] += f":{APPS}"
         two.launch()
@@ -145,13 +145,15 @@ def test_one_that_ends_while_it_is_handed_over_is_started_again_only_as_its_term
 
 def test_a_companion_that_does_not_begin_fails_the_takeover_and_both_say_why(serve, second):  # noqa: F811
     one = serve().start()
-    two = companies(one, second(one), mail="command = \"python -c 'raise SystemExit(str(40 + 2))'\"")
+    ends = "command = \"python -c 'raise SystemExit(str(40 + 2))'\"; ready_after = 30"
+    none = "command = '/nowhere/at-all'; ready_after = 30"
+    two = companies(one, second(one), mail=ends)
     error = fails(two, "[2.mail] 42")
     assert "companion 2.mail exited with status 1" in error
     await_log(one, "companion 2.mail exited with status 1")
     one.settle(1)
     wait_for(lambda: not list(one.run_dir.glob("companion-*.log")), "its output to be gone")
-    fails(companies(one, second(one, version="three"), mail="command = '/nowhere/at-all'"), "cannot execute")
+    fails(companies(one, second(one, version="three"), mail=none), "cannot execute")
 
 
 def test_a_companion_that_may_end_ends_cleanly_and_its_parent_says_so(serve, second):  # noqa: F811

@@ -69,7 +69,7 @@ def test_the_default_is_the_combined_format(make, threads):
     ("form", "line"),
     [
         ("%(m)s %(U)s %(q)s %(H)s %(s)s", "GET /a b=c HTTP/1.1 200"),
-        ("%(B)s %(b)s %(p)s 100%%", f"5 5 <{os.getpid()}> 100%"),
+        ("%(B)s %(b)s %(p)s 100%%", "5 5 <PID> 100%"),
         ("%({Host}i)s %({x-absent}i)s %({Content-Type}i)s", "x - -"),
         ("%({x-cache}o)s|%({absent}o)s", 'a \\"hit\\"|-'),
         ("%({reuseport.generation}e)s %({reuseport.worker}e)s %({reuseport.tenant}e)s", "3 3.1 -"),
@@ -77,7 +77,7 @@ def test_the_default_is_the_combined_format(make, threads):
     ],
 )
 def test_atoms(make, form, line):
-    assert said(make, form, GET) == line
+    assert said(make, form, GET) == line.replace("PID", str(os.getpid()))
 
 
 def test_times(make):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from reuseport.cli import client
+from reuseport.cli import client, place
 from reuseport.cli.main import COMMANDS, main
 from reuseport.cli.overview import render
 from reuseport.cli.words import duration, ranges, size
@@ -74,6 +74,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         if name.startswith("REUSEPORT_") or name == "RUNTIME_DIRECTORY":
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    monkeypatch.setattr(place, "UNITS", str(directory / "none"))
     monkeypatch.chdir(directory / "cwd")
     yield directory
     shutil.rmtree(directory)
@@ -184,6 +185,23 @@ def test_which_master_when_several_live(master, capsys) -> None:
     assert len(blog.asked) == 1
     assert main(["release", "-n", "wiki"]) == 3
     assert "(others that live: -n blog, -n shop)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only what is root's is trusted")
+def test_a_units_master_is_found_where_units_have_theirs(master, home: Path, monkeypatch, capsys) -> None:
+    units = home / "units"
+    units.mkdir(mode=0o755)
+    monkeypatch.setattr(place, "UNITS", str(units))
+    assert main(["release"]) == 3
+    fake = master(SERVES, name="../units/shop")
+    assert main(["release"]) == 0
+    assert len(fake.asked) == 1
+    (units / "blog").symlink_to(units / "shop")
+    capsys.readouterr()
+    assert main(["release"]) == 2
+    assert capsys.readouterr().err == f"reuseport: which master? --run-dir {units}/blog, --run-dir {units}/shop\n"
+    units.chmod(0o777)
+    assert main(["release"]) == 3, "somebody else could have made it"
 
 
 def test_the_master_is_found_as_serve_was_told(master, home: Path, monkeypatch, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 from types import SimpleNamespace
@@ -109,6 +110,41 @@ def test_no_room_in_the_receivers_set(sides, clients, room):
     taken = sides.new.engine.connections
     assert taken + sides.old.engine.connections == CLIENTS
     assert answers(clients) == {b"old", b"new"} if taken else {b"old"}
+
+
+def sent_as(monkeypatch, change):
+    """What the sender says of a batch, as another version of this package would."""
+    honest = json.dumps
+    words = SimpleNamespace(dumps=lambda said, **form: honest(change(said), **form), loads=json.loads)
+    monkeypatch.setattr("reuseport.worker.handover.json", words)
+
+
+def test_a_newer_version_says_more_of_each(sides, clients, monkeypatch):
+    sent_as(monkeypatch, lambda said: {**said, "connections": [[*one, "more"] for one in said["connections"]], "so": 1})
+    sides.receiver.start()
+    sides.old.engine.drain_to(sides.sender.give)
+    wait_for(lambda: sides.new.engine.connections == CLIENTS and not sides.old.engine.connections)
+    assert answers(clients) == {b"new"}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda said: {**said, "v": 2}, "a batch of number 2, and this version of reuseport reads 1"),
+        (lambda said: {"v": 1}, "KeyError: 'connections'"),
+        (lambda said: {**said, "connections": [one[:2] for one in said["connections"]]}, "ValueError"),
+        (lambda said: {**said, "connections": said["connections"][1:]}, "descriptors"),
+    ],
+)
+def test_a_batch_of_another_version_goes_back_whole(sides, clients, monkeypatch, change, why):
+    sent_as(monkeypatch, change)
+    before = open_fds()
+    sides.receiver.start()
+    sides.old.engine.drain_to(sides.sender.give)
+    wait_for(lambda: sides.old.engine.closing and not sides.sender._batches, 20)
+    assert why in sides.log[0]
+    assert open_fds() == before and not sides.new.engine.connections
+    assert answers(clients) == {b"old"}
 
 
 def test_nobody_takes_them_and_there_is_no_room_to_come_back_to(sides, clients):

@@ -181,6 +181,7 @@ def test_a_file_that_cannot_be_read_names_what_asked_for_it(cwd: str) -> None:
     assert mistake(["-c", "no.toml"], {}, cwd) == f"-c: {cwd}/no.toml: no such file or directory"
     assert mistake([], {"REUSEPORT_CONFIG": "/"}, cwd) == "REUSEPORT_CONFIG: /: is a directory"
     assert mistake(["-c", "gunicorn.conf.py"], {}, cwd).startswith(f"-c: {cwd}/gunicorn.conf.py: is a Python file; ")
+    assert f"`reuseport translate {cwd}/gunicorn.conf.py` prints one" in mistake(["-c", "gunicorn.conf.py"], {}, cwd)
     os.mkfifo(Path(cwd, "pipe"))
     assert mistake(["-c", "pipe"], {}, cwd).startswith(f"-c: {cwd}/pipe: is not a regular file")
     Path(cwd, "reuseport.toml").symlink_to("nowhere")
