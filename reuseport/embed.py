@@ -84,7 +84,7 @@ def _script() -> dict[str, Any]:
 def main() -> int:
     """The master that `serve` has become."""
     if UPGRADE_VARIABLE in os.environ:
-        from reuseport.master.main import resume
+        from reuseport.master.entrance import resume
 
         return resume()
     said = json.loads(os.environ.pop(VARIABLE))
@@ -93,7 +93,7 @@ def main() -> int:
         sys.stderr.write(f"reuseport: {line}\n")
     if problems:
         return 1
-    from reuseport.master.main import run
+    from reuseport.master.entrance import run
 
     return run(settings, said["extra"])
 

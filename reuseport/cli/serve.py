@@ -47,7 +47,7 @@ def help_text() -> str:
 def run(argv: Sequence[str]) -> int:
     """Serve until stopped; the exit status is the master's. Raises OptionError."""
     if UPGRADE_VARIABLE in os.environ:
-        from reuseport.master.main import resume
+        from reuseport.master.entrance import resume
 
         return resume()
     if os.getpid() == 1:
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
     if settings.check_config:
         print(f"nothing in the configuration of {settings.name} is refused", file=sys.stderr)
         return 0
-    from reuseport.master.main import run as run_master
+    from reuseport.master.entrance import run as run_master
 
     sys.stderr.flush()
     return run_master(settings)

@@ -16,11 +16,11 @@ from typing import NamedTuple
 from reuseport.core.model import Key
 from reuseport.ipc.scoreboard import ROWS, mapped
 
-ENTRIES = 16
-ENTRY_BYTES = 192
+ENTRIES = 8
+ENTRY_BYTES = 160
 HEADER_BYTES = 64
 ROW_BYTES = HEADER_BYTES + ENTRIES * ENTRY_BYTES
-NAME_BYTES, TENANT_BYTES = 120, 48
+NAME_BYTES, TENANT_BYTES = 96, 44
 # Behind an entry's number: when it began (Unix time), whether it is for a process, has a tenant, and how long both are.
 _FACTS = struct.Struct("=d??BB")
 _TEXT = 8 + _FACTS.size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -59,12 +61,17 @@ def adopt(
     )
 
 
-def left_by_the_dead(run_dir: RunDir) -> tuple[Scoreboard, Begun] | None:
-    """What shows which jobs were under way when an earlier master and all its workers died; None where nothing does."""
-    try:
-        return Scoreboard(run_dir.scoreboard), Begun(run_dir.begun)
-    except FileNotFoundError:
-        return None
+def clear_away(run_dir: RunDir) -> tuple[Scoreboard, Begun] | None:
+    """Remove what a master has left that has died with all its workers: this one counts anew. What shows which jobs
+    were under way then is returned; None where nothing does."""
+    dead = None
+    with contextlib.suppress(FileNotFoundError):
+        dead = Scoreboard(run_dir.scoreboard), Begun(run_dir.begun)
+    clear_up(run_dir, ())
+    for path in run_dir.shared:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    return dead
 
 
 def clear_up(run_dir: RunDir, survivors: Collection[Key]) -> None:

@@ -6,13 +6,11 @@ decides nothing itself and blocks in one place, `Loop.wait`. It never imports ge
 
 from __future__ import annotations
 
+import _socket
 import contextlib
-import errno
 import gc
-import json
 import os
-import resource
-import sys
+import socket
 import time
 import traceback
 from collections import deque
@@ -27,33 +25,34 @@ from reuseport.core import machine
 from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key
 from reuseport.ipc import channel as channels
 from reuseport.ipc.begun import Begun
-from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.ipc.latencies import Latencies
-from reuseport.ipc.rundir import RunDir, RunDirError
+from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.scoreboard import Scoreboard
-from reuseport.master import adoption, control, estate, passed, rehearsal, status, upgrade
+from reuseport.master import estate, status, upgrade
 from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.companions import Companions
 from reuseport.master.control import Client, Control
+from reuseport.master.history import History
+from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
 from reuseport.master.metrics import Facts, overflows
 from reuseport.master.notify import Notifier, status_line
 from reuseport.master.numbers import Numbers
-from reuseport.master.processes import Process, Processes, become_subreaper
+from reuseport.master.passed import Supervision
+from reuseport.master.processes import Process, Processes
 from reuseport.master.progress import Progress
 from reuseport.master.questions import QUESTIONS, whole_status
-from reuseport.master.recipe import release_of
-from reuseport.master.releases import Releases, complete
+from reuseport.master.releases import Releases
 from reuseport.master.reload import Reload
 from reuseport.master.retirement import Predecessors, retire
 from reuseport.master.roster import Roster
+from reuseport.master.samples import Samples
 from reuseport.master.signals import Signals
-from reuseport.master.slots import SlotError, Slots
+from reuseport.master.slots import Slots
 from reuseport.master.succession import Succession
 from reuseport.master.switchboard import Switchboard
-from reuseport.master.takeover import TakeoverError, take_over
 from reuseport.master.tally import Tally
 from reuseport.master.telling import Telling
 from reuseport.master.tenants import Tenants
@@ -61,205 +60,94 @@ from reuseport.master.touched import Touched
 from reuseport.master.watch import Watch
 from reuseport.options import OptionError, Settings
 from reuseport.options.checks import find_user
-from reuseport.options.settings import DEFAULT
 from reuseport.version import __version__
-
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 # What the next master must know of, should this one die over it. Whoever may have begun to accept must not be taken for
 # a stray; a companion must not run unknown, nor get a second stop signal.
 WRITTEN_FIRST = ev.Fork | ev.Accept | ev.Attend | ev.Drain | ev.Go | ev.Stop
 
 
-def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
-    """Be the master until it is stopped; returns the exit status. `extra` goes into every recipe (embedding)."""
-    try:
-        master = Master(settings, extra or {})
-    except (OptionError, RunDirError, SlotError) as error:
-        sys.stderr.write(f"reuseport: {error}\n")
-        return 1
-    except TakeoverError as error:
-        sys.stderr.write(error.output + f"reuseport: nothing was taken over: {error}\n")
-        return 1
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        room = "14 MB" if settings.tenant else "5 MB"
-        sys.stderr.write(f"reuseport: --run-dir: {settings.run_dir}: {error.strerror}; what lies there takes {room}\n")
-        return 1
-    return master.run()
-
-
-def resume() -> int:
-    """Go on as what this process was before an exec (`upgrade`), or only try whether that could be done."""
-    said = json.loads(os.environ.pop(UPGRADE_VARIABLE))
-    if "answer" in said:
-        return rehearsal.run(said, _heir)
-    left = estate.read(said["state"])
-    for fd in left.fds:
-        os.set_inheritable(fd, False)
-    return _heir(left).run()
-
-
-def _heir(left: estate.Estate) -> Master:
-    return Master(left.first, left.extra, left)
-
-
-def _raise_descriptor_limit() -> None:
-    """Every client is a descriptor in some worker, and the usual soft limit of 1024 is meant for select(2)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 class Master:
-    def __init__(self, settings: Settings, extra: Mapping[str, Any], left: estate.Estate | None = None) -> None:
-        """Take the run directory and the addresses, unless they are `left` to this master already.
+    # What a way in brings (`entrance.py`), before anything is heard.
+    lock: int
+    cluster: Cluster
+    slots: Slots
 
-        Raises what `run` reports.
-        """
-        self.signals = Signals(self)
+    def __init__(self, settings: Settings, extra: Mapping[str, Any], supervision: Supervision, log: Log) -> None:
+        """What can be had without anybody noticing: a log, a loop, and what starts processes. OptionError."""
         self.first = settings  # what only a start can change: name, addresses, places of files
         self.extra = extra
-        self.left = left
-        self.started = left.started if left else time.time()
+        self.log = log
+        self.left: estate.Estate | None = None  # what it goes on from, until it has begun to
+        self.started = time.time()
         self.events: deque[ev.Event] = deque()
         self.exit_status: int | None = None
+        self.signals = Signals(self)
         self.tally = Tally()
-
-        self.ids = ids = find_user(settings)
+        self.ids = find_user(settings)
         self.run_dir = RunDir(settings.run_dir)
         self.roster = Roster(self.run_dir.roster)
         self._roster_failed = False  # it could not be written the last time, which is told once
-        supervision = left.supervision if left else passed.take(os.environ, os.getpid())
-        become_subreaper()
-        _raise_descriptor_limit()
-        self.log = estate.open_log(settings, left.post if left else None)
         self.loop = Loop()
-        self.losses = Losses(self.log.write, self.loop.later, self._on_job_lost, self._on_job_ended)
-        self.loop.on_error = lambda text: self.log.write("critical", f"a defect of the master, which goes on:\n{text}")
-        self.notifier = Notifier(supervision, self.loop, self.log.write)
+        self.loop.on_error = lambda text: log.write("critical", f"a defect of the master, which goes on:\n{text}")
+        log.on_blocked = lambda: self.loop.later(0.05, log.flush)
+        self.losses = Losses(log.write, self.loop.later, self._on_job_lost, self._on_job_ended)
+        self.notifier = Notifier(supervision, self.loop, log.write)
         self.processes = Processes(self.loop, self._on_exit)
-        self.companions = Companions(self.run_dir, self.loop, self.processes, self.log)
-        release, bequest, remains, dead = None, None, None, None
-        if left is None:
-            release = complete(release_of(settings), extra)
-            if settings.takeover != "no":
-                bequest = take_over(self, release)
-            self.lock = self.run_dir.own()
-            remains = self.roster.read()
-            if remains is not None and (odds := remains.at_odds(settings, ids)):
-                raise RunDirError(odds)
-            self.run_dir.share(*(ids or (None, None)))
-        else:
-            self.lock = left.lock
-            self.run_dir.keep()
-        history, samples = estate.open_state(settings, self.log.write, trim=left is None)
-        self.cluster = left.cluster if left else Cluster(last=history.last)
-        if settings.umask is not None:
-            os.umask(settings.umask)
-        given = passed.sockets_of(supervision)
-        units = tuple(dict.fromkeys(one.address for one in given if not one.stored))
-        # Without a word about addresses those that were passed are meant.
-        addresses = units if units and settings.sources["bind"] == DEFAULT else settings.bind
-        if bequest and not bequest.bereaved:
-            addresses = bequest.addresses
-            remains = remains and bequest.settled(remains)
-        umask = 0 if settings.umask is None else settings.umask
-        self.slots = Slots(addresses, settings.backlog, umask, given, beside=settings.beside)
-        if bequest:
-            for slot in bequest.slots:
-                self.slots.adopt(*slot, theirs=slot[0] in bequest.theirs)
-            bequest.enter_companions(self.companions)
+        self.companions = Companions(self.run_dir, self.loop, self.processes, log)
+        self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, log.printed)
         self.telling = Telling(settings, self.loop, self._facts)
-        if left is None:
-            self.telling.open(umask, bequest.scraped_at if bequest else None)
-            if remains is None:
-                self.slots.bind()
-                dead = adoption.left_by_the_dead(self.run_dir)
-                adoption.clear_up(self.run_dir, ())
-                for path in self.run_dir.shared:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(path)  # of a master whose workers have died with it: this one counts anew
-            self._write_pid_file()
-        self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, self.log.printed)
-        if left is None:
-            self.boot_logs.clear()
-            self.companions.take_over(remains.adopted.survivors if remains else ())
+
+    def map_shared(self, samples: Samples) -> None:
+        """What workers write into, made if it is not there."""
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         self.latencies = Latencies(self.run_dir.latencies, create=True)
         self.begun = Begun(self.run_dir.begun, create=True)
         self.numbers = Numbers(self.board, self.latencies, self.processes, samples)
-        if left is None:
-            hellos, questions = self._listen(), control.listen(self.run_dir.control)
-        else:
-            hellos, questions = left.doors()
-        if ids:
+        if self.ids:
             # They lie where only the master's own user can put anything else in their place.
             for path in self.run_dir.shared:
-                os.chown(path, *ids, follow_symlinks=False)
+                os.chown(path, *self.ids, follow_symlinks=False)
+
+    def furnish(self, hellos: _socket.socket, questions: socket.socket, history: History, *, adopting: bool) -> None:
+        """All other parts. `hellos` and `questions` are the sockets that processes and the command line come to;
+        `adopting`: there are processes already."""
+        settings, log, tell = self.first, self.log.write, self.events.append
         self.switchboard = Switchboard(
             hellos,
-            ids[0] if ids else os.geteuid(),
+            self.ids[0] if self.ids else os.geteuid(),
             settings.name,
             self.loop,
             self.processes,
             self.slots,
-            self.events.append,
-            self.log.write,
+            tell,
+            log,
             self._recipe_of,
             self._on_job_ended,
         )
         self.releases = Releases(
-            settings,
-            extra,
-            history,
-            self.processes,
-            self.board,
-            lambda: self.cluster,
-            self.events.append,
-            self.log.write,
-            self.tally,
+            settings, self.extra, history, self.processes, self.board, lambda: self.cluster, tell, log, self.tally
         )
-        adopting = remains is not None or left is not None
-        self.tenants = Tenants(settings, self.run_dir, ids, adopting, self.processes, self.switchboard)
-        self.tenants.tell, self.tenants.log = self.events.append, self.log.write
-        adopted = sorted({one.key.generation for one in remains.adopted.survivors}) if remains is not None else []
-        if left is None:
-            self.releases.note("started", pid=os.getpid(), name=settings.name, adopted=adopted)
-            if dead is not None:
-                self.losses.of_the_dead(*dead, survivors=())
+        self.tenants = Tenants(settings, self.run_dir, self.ids, adopting, self.processes, self.switchboard)
+        self.tenants.tell, self.tenants.log = tell, log
         self.control = Control(questions, self.loop, self.on_question)
         self.progress = Progress(
             lambda: list(self.control.clients.values()), lambda g: status.work_of(g, self.processes, self.board)
         )
         self.touched = (
-            Touched(lambda: self._in_directory("release_file"), self._release_by, self.log.write),
-            Touched(lambda: self._in_directory("stop_file"), self._stop_by, self.log.write),
+            Touched(lambda: self._in_directory("release_file"), self._release_by, log),
+            Touched(lambda: self._in_directory("stop_file"), self._stop_by, log),
         )
         self.reload: Reload | None = None
         if settings.reload:
-            self.reload = Reload(self.loop, self._extra_files, lambda: self.releases.ask(None), self.log.write)
+            self.reload = Reload(self.loop, self._extra_files, lambda: self.releases.ask(None), log)
             self.switchboard.on_import = self.reload.watch
-            if release is not None:
-                self.reload.watch(release.recipe["directory"])
-        self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, self.events.append, self.log.write)
-        self.log.on_blocked = lambda: self.loop.later(0.05, self.log.flush)
+        self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, tell, log)
         self.upgrade = upgrade.Upgrade(self)
         self.predecessors = Predecessors(self)
         self.succession = Succession(self)
         self.switchboard.on_job = self.losses.has_come
         self.switchboard.on_successor = self.succession.asked
-        if left is not None:
-            left.enter(self)
-        elif release is not None and remains is not None:
-            ends = bequest.ends if bequest else {}
-            adoption.adopt(self, remains, release, ends, renew=bequest is not None and bequest.bereaved)
-        elif release is not None:
-            self.events.append(ev.ReleaseAsked(release))
-        if bequest:
-            bequest.enter(self)
-            bequest.accept()
 
     def run(self) -> int:
         self.signals.listen()
@@ -393,7 +281,7 @@ class Master:
         self.tally.jobs["lost"] += 1
         self.releases.job_ended(key, job, lost=True)
 
-    def _listen(self) -> Any:
+    def listen(self) -> _socket.socket:
         """The socket for hellos, at a path where only the master's own user can put anything else."""
         hellos = channels.listen(self.run_dir.hello)
         if self.ids:
@@ -403,12 +291,12 @@ class Master:
     def go_on(self) -> None:
         """Another master had begun to take this one's place, and may have left its own traces."""
         self.switchboard.close()
-        self.switchboard.listen(self._listen())
+        self.switchboard.listen(self.listen())
         self.control.listen_again()
         self.roster = Roster(self.run_dir.roster)
         try:
             history, samples = estate.open_state(self.first, self.log.write, trim=False)
-            self._write_pid_file()
+            self.write_pid_file()
         except OptionError as error:
             self.log.write("error", str(error))
         else:
@@ -486,7 +374,7 @@ class Master:
         if client := self.control.clients.get(left.asker):
             client.done(True, text=text)
 
-    def _write_pid_file(self) -> None:
+    def write_pid_file(self) -> None:
         if not self.first.pid:
             return
         try:

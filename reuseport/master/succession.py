@@ -25,6 +25,7 @@ from reuseport.core.model import BOOTING, SERVING, ZYGOTE, Asker, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import PACKET, Channel
 from reuseport.ipc.rundir import RunDirError
+from reuseport.master import bequest
 from reuseport.master.control import Client
 from reuseport.master.loop import READ, WRITE
 from reuseport.options import Settings
@@ -254,7 +255,7 @@ class Succession:
             self._decline("the server is stopping" if cluster.leaving else "a newer release has taken its place")
             return
         try:
-            self._pass_everything(self._channel)
+            bequest.pass_descriptors(master, self._channel)
             self._pidfd = os.pidfd_open(self._pid)
             books = os.memfd_create("reuseport-books", os.MFD_CLOEXEC)
         except OSError as error:
@@ -269,35 +270,12 @@ class Succession:
         master.telling.rest()
         self._left = master.companions.let_go()
         master.run_dir.let_go(master.lock)
-        self._write_books(books)
+        bequest.write_books(master, self._left, books)
         self._say("yours", (books,), masters=master.predecessors.pids, theirs=master.slots.theirs)
         os.close(books)
         # Its end, and not that of the channel: its lock goes when its process does, a moment later.
         self._master.loop.watch(self._pidfd, self._take_back)
         self._master.loop.later(PROMPT, self._take_back)
-
-    def _pass_everything(self, channel: Channel) -> None:
-        """What consists of descriptors."""
-        master = self._master
-        master.switchboard.pass_everything(channel)
-        for key, lock in master.companions.locks.items():
-            channel.send("lock", (lock,), generation=key.generation, number=key.number)
-        if metrics := master.telling.estate(lambda fd: fd)["scrape"]:
-            channel.send("metrics", (metrics["socket"],), path=metrics["path"])
-
-    def _write_books(self, fd: int) -> None:
-        """What this master has counted and noted, and lies nowhere else, into a file in memory."""
-        master = self._master
-        books = {
-            "tally": master.tally.estate(lambda fd: fd),
-            "losses": master.losses.estate(lambda fd: fd),
-            "numbers": master.numbers.estate(lambda fd: fd),
-            "telling": master.telling.estate(lambda fd: fd),
-            "jobs": master.releases.ended_jobs(),
-            "companions": self._left,
-        }
-        with open(fd, "w", encoding="utf-8", closefd=False) as file:
-            json.dump(books, file)
 
     def _take_back(self) -> None:
         """The successor has not said that it is the master. If nobody has the lock this one goes on."""

@@ -9,13 +9,12 @@ has started is given up.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
 import socket
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from reuseport.core import events as ev
@@ -24,10 +23,9 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir
-from reuseport.master.companions import Companions
+from reuseport.master.bequest import Bequest, TakeoverError
 from reuseport.master.processes import spawn_zygote
-from reuseport.master.roster import Remains
-from reuseport.master.scrape import ScrapedAt, listen
+from reuseport.master.scrape import listen
 from reuseport.master.slots import SlotError, may_be, names_of
 from reuseport.master.succession import PROMPT, PROTOCOL
 from reuseport.options import Settings
@@ -41,89 +39,6 @@ if TYPE_CHECKING:
 # What ends this process like any other until it is a master.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 DYING = 2.0  # seconds between the end of a dying master's sockets and its own
-
-
-class TakeoverError(Exception):
-    """Nothing has been taken over, and nothing has changed. `output`: what the application printed."""
-
-    def __init__(self, message: str, output: str = "") -> None:
-        super().__init__(message)
-        self.output = output
-
-
-@dataclass
-class Bequest:
-    """What the other master gives. `masters` are the pids of the earlier ones that wait for their last process, and
-    `theirs` the addresses that belong to a socket unit. `books` is what it has counted and noted; `locks` are those of
-    exclusive companions, and `scraped_at` is where metrics are asked for. `ends`: how companions have ended, by pid,
-    which their parent alone has seen, and the other master may not have heard any more.
-
-    `bereaved`: it gives nothing, since it has died meanwhile; what it left is to be adopted, and this version released.
-    """
-
-    channel: Channel
-    bereaved: bool = False
-    masters: list[int] = field(default_factory=list)
-    theirs: list[str] = field(default_factory=list)
-    slots: list[tuple[str, int, bool, int]] = field(default_factory=list)  # address, index, shared, descriptor
-    queues: list[tuple[int, list[int]]] = field(default_factory=list)  # generation, receiving and sending end
-    locks: list[tuple[int, int, int]] = field(default_factory=list)  # a companion's key, and the descriptor
-    scraped_at: ScrapedAt | None = None
-    keeps_metrics: bool = False  # the socket for them is the other master's
-    books: Mapping[str, Any] = field(default_factory=dict)
-    ends: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def addresses(self) -> list[str]:
-        return list(dict.fromkeys(address for address, *_ in self.slots))
-
-    def enter_companions(self, companions: Companions) -> None:
-        """TakeoverError where that part of the books cannot be read."""
-        with self._reading("companions"):
-            companions.inherit({"locks": self.locks, **self.books.get("companions", {"outputs": ()})})
-
-    def settled(self, remains: Remains) -> Remains:
-        """What the roster tells. The probation of what serves is over: the other master has waited for that."""
-        survivors = tuple(
-            replace(one, release=replace(one.release, probation=0.0)) for one in remains.adopted.survivors
-        )
-        return replace(remains, adopted=replace(remains.adopted, survivors=survivors))
-
-    def enter(self, master: Master) -> None:
-        """Give each part of a new master its own, but for the slots, which come first, and the companions' part.
-
-        TakeoverError where one cannot be read.
-        """
-        for generation, ends in self.queues:
-            master.switchboard.adopt_queue(generation, ends)
-        for pid in self.masters:
-            master.predecessors.watch(pid)
-        readers = {
-            "tally": master.tally.inherit,
-            "losses": master.losses.inherit,
-            "jobs": master.releases.know_of,
-            "numbers": master.numbers.go_on_from,
-            "telling": master.telling.go_on_from,
-        }
-        for name, read in readers.items():
-            if name in self.books:
-                with self._reading(name):
-                    read(self.books[name])
-
-    @contextlib.contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            raise TakeoverError(
-                f"what master {self.masters[-1]} leaves of its {name} is not what this version reads "
-                f"({type(error).__name__}: {error}); it goes on, and has this version of the application by now"
-            ) from error
-
-    def accept(self) -> None:
-        """Say that this is the master now."""
-        self.channel.send("mine", metrics=self.keeps_metrics)  # unheard by one that has died
-        self.channel.close()
 
 
 def take_over(master: Master, release: Release) -> Bequest | None:
@@ -228,21 +143,13 @@ class _Candidate:
             self._launch(Key(int(message["generation"]), int(message["number"])))
         elif kind == "go":
             self._master.companions.go(Key(int(message["generation"]), int(message["number"])))
-        elif kind == "slots":
-            self._bequest.slots += [(*name, fd) for name, fd in zip(message["slots"], fds, strict=True)]
-        elif kind == "queue":
-            self._bequest.queues.append((int(message["generation"]), fds))
-        elif kind == "lock":
-            self._bequest.locks.append((int(message["generation"]), int(message["number"]), fds[0]))
+        elif kind in ("slots", "queue", "lock"):
+            self._bequest.take(message, fds)
         elif kind == "metrics":
             self._take_metrics(fds[0], str(message["path"]))
         elif kind == "yours":
-            self._bequest.masters = [*message["masters"], self._pid]
-            self._bequest.theirs = message["theirs"]
-            if fds:
-                with open(fds[0], encoding="utf-8") as books:
-                    books.seek(0)
-                    self._bequest.books = json.load(books)
+            self._bequest.masters.append(self._pid)
+            self._bequest.take(message, fds)
             return True
         elif kind == "refused":
             output = str(message.get("output", "")) + self._master.companions.tail(self._generation)

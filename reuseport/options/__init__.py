@@ -1,4 +1,4 @@
-"""The options: each declared once (table.py), read from flags, environment and file (reading.py) into Settings.
+"""The options: each declared once (declared/), read from flags, environment and file (reading.py) into Settings.
 
 Standard library only: the master imports this, and must never load what belongs to a worker or to a terminal.
 """

@@ -33,7 +33,7 @@ def options_page() -> str:
     lines = [
         "# Options",
         "",
-        "Made from their declarations in `reuseport/options/table.py` (`scripts/docs`). Each is a flag of `reuseport",
+        "Made from their declarations in `reuseport/options/declared/` (`scripts/docs`). Each is a flag of `reuseport",
         "serve`, a key of `reuseport.toml`, a variable, and a keyword of `reuseport.serve()`, but for those that say",
         "otherwise; the flag counts before the variable, and that before the file. A release reads all of it again.",
     ]

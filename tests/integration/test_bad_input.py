@@ -103,7 +103,7 @@ def test_a_run_directory_without_room_is_refused(serve):
     server.flags = ("--fsize=1000000", sys.executable)
     line = refused(server)
     assert line.startswith(f"reuseport: --run-dir: {server.run_dir}: ")
-    assert line.endswith("; what lies there takes 5 MB")
+    assert line.endswith("; what lies there takes 8 MB")
 
 
 def test_a_run_directory_that_a_dead_master_left_is_taken(serve):

@@ -80,8 +80,8 @@ def test_an_exclusive_companion_that_only_the_new_version_has_begins_as_its_mast
     await_log(two, "companion 2.cron was killed by SIGKILL")
 
 
-HANDED = "            self.lock = self.run_dir.own()\n"
-SLOWLY = "            import basic\n            basic.pass_gate('handed')\n" + HANDED
+HANDED = "    master.lock = master.run_dir.own()\n"
+SLOWLY = "    import basic\n    basic.pass_gate('handed')\n" + HANDED
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def handed(second):  # noqa: F811
 
     def make(first: Server, **companions: str) -> Server:
         installed = Installed(lambda *options, **fields: second(first, *options, **fields))
-        installed.install("0.2.0", master_main=(HANDED, SLOWLY))
+        installed.install("0.2.0", master_entrance=(HANDED, SLOWLY))
         two = companies(first, installed.server, **companions)
         two.env["PYTHONPATH"] += f":{APPS}"
         two.launch()

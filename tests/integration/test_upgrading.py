@@ -331,7 +331,7 @@ BROKEN = {
     "part": ({"master_switchboard": ('in left["queues"]', 'in left["ways"]')}, "of its switchboard is not what"),
     "cluster": ({"core_model": ("    wanted: int\n", "    wanted: int\n    hue: str\n")}, "of its cluster is not what"),
     "core": ({"core_machine": ("    turn = Turn(state, now)", "    raise LookupError('lost')")}, "lost"),
-    "options": ({"options_table": ('"backlog", ', '"backlogged", ')}, "--backlog"),
+    "options": ({"options_declared_clients": ('"backlog", ', '"backlogged", ')}, "--backlog"),
 }
 
 

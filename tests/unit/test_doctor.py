@@ -7,6 +7,7 @@ import re
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -282,7 +283,7 @@ def test_each_check_finds_what_it_looks_for_and_nothing_else(check, good, bad, g
 
 def test_every_check_has_a_row_and_passes_over_what_is_not_known() -> None:
     checks = [check for _, some in CHECKS for check in some]
-    assert {row[0] for row in ROWS} | {serving.clients} == set(checks)
+    assert {row[0] for row in ROWS} | {serving.clients, machine.companions} == set(checks)
     for check in checks:
         assert all(one.grade == "fine" for one in check(facts()))
 
@@ -375,6 +376,22 @@ def test_what_proc_says_is_read() -> None:
     assert gathering._overflows("TcpExt: A ListenOverflows B\nTcpExt: 1 22 3\nIpExt: X\nIpExt: 1\n") == 22
     assert gathering._overflows("") is None
     assert gathering._kernel("6.8.0-45-generic") == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("command", "warned"),
+    [
+        (("sh", "-c", "cd there && celery worker"), True),
+        (("/bin/bash", "-ec", "celery worker"), False),  # what -ec is for a shell is not looked at
+        (("sh", "-c", "cd there && exec celery worker"), False),
+        (("sh", "-c", "trap stop TERM; work"), False),
+        (("celery", "worker", "-c", "4"), False),
+    ],
+)
+def test_a_shell_that_does_not_pass_its_signal_on_is_warned_of(command: tuple[str, ...], warned: bool) -> None:
+    companion = {"name": "queue", "command": command, "stop_signal": "TERM"}
+    found = list(machine.companions(SimpleNamespace(settings=SimpleNamespace(companion=(companion,)))))
+    assert [one.grade for one in found] == ["warning"] * warned
 
 
 def test_the_text_has_the_worst_first_and_counts() -> None:

@@ -158,7 +158,7 @@ def reached(start: str, lazily: bool) -> set[str]:
 
 
 def test_a_master_never_has_gevent_or_a_parser_or_the_worker_in_it():
-    found = reached("reuseport.master.main", lazily=True)
+    found = reached("reuseport.master.entrance", lazily=True)
     assert not {"gevent", "greenlet", "httptools", "rich", "reuseport.zygote", "reuseport.embed"} & found
     assert not {module for module in found if module.startswith(("reuseport.worker", "reuseport.cli"))}
     assert "reuseport.core.machine" in found, "the walk finds what is there"

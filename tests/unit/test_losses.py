@@ -9,7 +9,7 @@ import pytest
 
 from reuseport.cli.overview import render
 from reuseport.core.model import FIRST_JOB, Key
-from reuseport.ipc.begun import ENTRIES, ROW_BYTES, Begun, Entry, Row
+from reuseport.ipc.begun import ENTRIES, NAME_BYTES, ROW_BYTES, TENANT_BYTES, Begun, Entry, Row
 from reuseport.ipc.scoreboard import JOBS, Scoreboard
 from reuseport.master.losses import COMING, KEPT, UNKNOWN, Losses, jobs_at_death
 from reuseport.master.processes import Process
@@ -178,6 +178,6 @@ def test_a_row_keeps_what_it_is_given_as_far_as_it_has_room():
     row.remove(3 + ENTRIES)
     row.remove(0)
     second, first = row.entries()
-    assert first == Entry(1, "é" * 60, "ü" * 24, 1.5, True)
+    assert first == Entry(1, "é" * (NAME_BYTES // 2), "ü" * (TENANT_BYTES // 2), 1.5, True)
     assert second == Entry(2, "surrogate ?", "", 0.5, False)
     assert row.owner == (7, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 
 from reuseport.cli.doctor.findings import Facts, Finding, Place, fine, generations, loaded, number, problem, warning
@@ -10,6 +12,7 @@ from reuseport.cli.words import size
 # Record locks, or memory that processes share through a file, cannot be relied on there; unix sockets neither.
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "glusterfs", "fuse.sshfs", "fuse.glusterfs"}
 NETWORK |= {"lustre", "gpfs", "virtiofs", "fuse.s3fs", "ocfs2", "gfs2"}
+SHELLS = {"sh", "bash", "dash", "ash", "zsh", "ksh"}
 VOLATILE = {"tmpfs", "ramfs"}
 KERNEL = (5, 4)  # pidfd_open(2) and waitid(P_PIDFD)
 FEW_DESCRIPTORS, MANY_DESCRIPTORS = 4096, 16384
@@ -23,6 +26,18 @@ def configuration(facts: Facts) -> Iterator[Finding]:
         yield warning(text, "leave it out")
     if not facts.refused and not facts.remarks:
         yield fine("nothing in the configuration is refused")
+
+
+def companions(facts: Facts) -> Iterator[Finding]:
+    for one in facts.settings.companion:
+        program, *words = one["command"]
+        text = " ".join(words)
+        if os.path.basename(program) in SHELLS and "-c" in words and not re.search(r"\b(exec|trap)\b", text):
+            yield warning(
+                f"companion {one['name']}: the shell gets its {one['stop_signal']} and ends; what it has started hears "
+                "nothing, and is killed over its task",
+                'exec before the last command: ["sh", "-c", "cd there && exec worker"]',
+            )
 
 
 def kernel(facts: Facts) -> Iterator[Finding]:

@@ -1,0 +1,165 @@
+"""The ways in which a process becomes the master of its run directory. Each is a sequence, in which what fails comes
+before what somebody would notice.
+
+- A *fresh start*: nothing lives there. The addresses are bound, and the configuration is released.
+- An *adoption*: a master has died there. What it left goes on as it is.
+- A *takeover* (--takeover): a master lives there, which releases this configuration and then hands over. The rest is an
+  adoption, but that nothing need be found out which that one has told.
+- An *upgrade*: this very process has been the master before an exec, and everything is as it left it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reuseport.core import events as ev
+from reuseport.core.model import Cluster
+from reuseport.ipc.inherited import UPGRADE_VARIABLE
+from reuseport.ipc.rundir import RunDirError
+from reuseport.master import adoption, control, estate, passed, rehearsal
+from reuseport.master.bequest import TakeoverError
+from reuseport.master.main import Master
+from reuseport.master.passed import Supervision
+from reuseport.master.processes import become_subreaper
+from reuseport.master.recipe import release_of
+from reuseport.master.releases import complete
+from reuseport.master.roster import Remains
+from reuseport.master.slots import SlotError, Slots
+from reuseport.master.takeover import take_over
+from reuseport.options import OptionError, Settings
+from reuseport.options.settings import DEFAULT
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
+    """Be the master until it is stopped; returns the exit status. `extra` goes into every recipe (embedding)."""
+    try:
+        master = begin(settings, extra or {})
+    except (OptionError, RunDirError, SlotError) as error:
+        sys.stderr.write(f"reuseport: {error}\n")
+        return 1
+    except TakeoverError as error:
+        sys.stderr.write(error.output + f"reuseport: nothing was taken over: {error}\n")
+        return 1
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        room = "16 MB" if settings.tenant else "8 MB"
+        sys.stderr.write(f"reuseport: --run-dir: {settings.run_dir}: {error.strerror}; what lies there takes {room}\n")
+        return 1
+    return master.run()
+
+
+def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
+    """A fresh start, an adoption or a takeover. Raises what `run` reports."""
+    supervision = passed.take(os.environ, os.getpid())
+    _prepare_process()
+    master = Master(settings, extra, supervision, estate.open_log(settings))
+    release = complete(release_of(settings), extra)
+    bequest = take_over(master, release) if settings.takeover != "no" else None
+
+    # From here on this is the master.
+    remains = _own(master)
+    history, samples = estate.open_state(settings, master.log.write)
+    master.cluster = Cluster(last=history.last)
+    addresses = None
+    if bequest and not bequest.bereaved:
+        addresses = bequest.addresses
+        remains = remains and bequest.settled(remains)
+    master.slots = _slots(settings, supervision, addresses)
+    if bequest:
+        bequest.enter_early(master)
+    master.telling.open(settings.umask or 0, bequest.scraped_at if bequest else None)
+    dead = None
+    if remains is None:
+        master.slots.bind()
+        dead = adoption.clear_away(master.run_dir)
+    master.write_pid_file()
+    master.boot_logs.clear()
+    survivors = remains.adopted.survivors if remains else ()
+    master.companions.take_over(survivors)
+    master.map_shared(samples)
+    master.furnish(master.listen(), control.listen(master.run_dir.control), history, adopting=remains is not None)
+    if master.reload:
+        master.reload.watch(release.recipe["directory"])
+
+    # And begins, with what there is.
+    adopted = sorted({one.key.generation for one in survivors})
+    master.releases.note("started", pid=os.getpid(), name=settings.name, adopted=adopted)
+    if dead:
+        master.losses.of_the_dead(*dead, survivors=())
+    if remains is None:
+        master.events.append(ev.ReleaseAsked(release))
+    else:
+        ends = bequest.ends if bequest else {}
+        adoption.adopt(master, remains, release, ends, renew=bequest is not None and bequest.bereaved)
+    if bequest:
+        bequest.enter(master)
+        bequest.accept()
+    return master
+
+
+def go_on(left: estate.Estate) -> Master:
+    """Behind the exec of an upgrade: nothing is found out or asked for anew, and what fails ends the master. So a trial
+    has done the same before it (`rehearsal.py`)."""
+    _prepare_process()
+    master = Master(left.first, left.extra, left.supervision, estate.open_log(left.first, left.post))
+    master.left, master.started = left, left.started
+    master.lock, master.cluster = left.lock, left.cluster
+    master.run_dir.keep()
+    history, samples = estate.open_state(left.first, master.log.write, trim=False)
+    master.slots = _slots(left.first, left.supervision)
+    master.map_shared(samples)
+    hellos, questions = left.doors()
+    master.furnish(hellos, questions, history, adopting=True)
+    left.enter(master)
+    return master
+
+
+def resume() -> int:
+    """Go on as what this process was before an exec (`upgrade`), or only try whether that could be done."""
+    said = json.loads(os.environ.pop(UPGRADE_VARIABLE))
+    if "answer" in said:
+        return rehearsal.run(said, go_on)
+    left = estate.read(said["state"])
+    for fd in left.fds:
+        os.set_inheritable(fd, False)
+    return go_on(left).run()
+
+
+def _prepare_process() -> None:
+    """Orphans below it become its children; and every client is a descriptor in some worker, for which the usual soft
+    limit of 1024, meant for select(2), is not enough."""
+    become_subreaper()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _own(master: Master) -> Remains | None:
+    """Take the lock; what an earlier master has left there, None where nothing of it lives. RunDirError."""
+    master.lock = master.run_dir.own()
+    remains = master.roster.read()
+    if remains is not None and (odds := remains.at_odds(master.first, master.ids)):
+        raise RunDirError(odds)
+    master.run_dir.share(*(master.ids or (None, None)))
+    return remains
+
+
+def _slots(settings: Settings, supervision: Supervision, addresses: Sequence[str] | None = None) -> Slots:
+    """None of which is bound yet. `addresses`: those that count whatever the settings say."""
+    if settings.umask is not None:
+        os.umask(settings.umask)
+    given = passed.sockets_of(supervision)
+    units = tuple(dict.fromkeys(one.address for one in given if not one.stored))
+    # Without a word about addresses those that were passed are meant.
+    said = units if units and settings.sources["bind"] == DEFAULT else settings.bind
+    wanted = said if addresses is None else addresses
+    return Slots(wanted, settings.backlog, settings.umask or 0, given, beside=settings.beside)
