@@ -22,6 +22,7 @@ class Telling:
         self._settings = settings
         self._loop = loop
         self._facts = facts
+        self._last: Facts | None = None  # during a rest, what was true when it began
         self._scrape: Scrape | None = None
         self._statsd: Statsd | None = None
 
@@ -63,11 +64,15 @@ class Telling:
     # --- beside another master ----------------------------------------------------------------------------------------
 
     def rest(self) -> None:
-        """Answer nobody for now, see `Scrape.rest`."""
+        """Answer nobody who comes from now on, see `Scrape.rest`. Who has come hears what is true now: another master
+        may move the counters, and totals would seem to go back."""
         if self._scrape is not None:
             self._scrape.rest()
+            self._last = self._facts()
 
     def go_on(self) -> None:
+        """After a rest."""
+        self._last = None
         if self._scrape is not None:
             self._scrape.go_on()
 
@@ -89,4 +94,4 @@ class Telling:
 
     def _answer(self, accept: str) -> tuple[str, bytes]:
         content_type = wanted(accept)
-        return content_type, render(METRICS, self._facts(), content_type)
+        return content_type, render(METRICS, self._last or self._facts(), content_type)

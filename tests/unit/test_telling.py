@@ -20,6 +20,7 @@ from reuseport.master.metrics import COUNTER, LATENCY_BOUNDS, METRICS, Facts
 from reuseport.master.scrape import respond
 from reuseport.master.statsd import DATAGRAM, Statsd, middle, packed, told
 from reuseport.master.tally import Tally
+from reuseport.master.telling import Telling
 from reuseport.options import OptionError
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs/metrics.md"
@@ -181,6 +182,23 @@ def test_a_scrape_is_answered_and_nothing_else(head, status, body):
 
 
 # --- statsd
+
+
+def test_who_came_before_a_rest_hears_what_was_true_when_it_began(facts):
+    def see() -> Facts:
+        looks.append(facts)
+        return facts
+
+    looks: list[Facts] = []
+    loop = SimpleNamespace(watch=lambda *_: None, forget=lambda fd: None)
+    telling = Telling(SimpleNamespace(metrics="127.0.0.1:0", statsd_host=""), loop, see)
+    telling.open(0, (SimpleNamespace(setblocking=bool, fileno=lambda: -1, close=lambda: None), ""))
+    telling.rest()
+    assert telling._answer("") == telling._answer("")
+    assert len(looks) == 1
+    telling.go_on()
+    telling._answer("")
+    assert len(looks) == 2
 
 
 def test_statsd_is_told_what_has_come_in_gunicorns_words():
