@@ -36,6 +36,7 @@ def _close_slots(master: Master, command: ev.CloseSlots) -> None:
     master.slots.close()
 
 
+SLOW_BOOT = 10.0  # seconds after which the log says that a generation is still booting
 REMOVED = (
     "systemd removes /run/user/UID when that user logs out (loginctl enable-linger, or --run-dir elsewhere). End this "
     "master with TERM, and start it anew"
@@ -47,6 +48,8 @@ def _start_zygote(master: Master, command: ev.StartZygote) -> None:
     boot_log = master.boot_logs.begin(key.generation)
     master.control.stages(f"generation {key.generation}: loading {command.release.recipe['directory']}")
     master.releases.begins(key.generation, command.release)
+    patience = min(SLOW_BOOT, command.release.boot_timeout / 2)
+    master.loop.later(patience, lambda: _tell_if_booting(master, key.generation, patience))
     if master.succession.starts(command):
         return
     try:
@@ -59,6 +62,14 @@ def _start_zygote(master: Master, command: ev.StartZygote) -> None:
         master.events.append(ev.Started(key, error=why))
         return
     master.events.append(ev.Started(key, process.pid))
+
+
+def _tell_if_booting(master: Master, number: int, seconds: float) -> None:
+    """Whoever looks at the log of a first start would otherwise see nothing for as long as its import takes."""
+    g = master.cluster.generations.get(number)
+    if g is not None and g.state in BOOTING:
+        limit = f"{g.release.boot_timeout:g} s (--boot-timeout)"
+        master.log.write("info", f"generation {number} is not ready after {seconds:g} s; it is given up after {limit}")
 
 
 def _copy_zygote(master: Master, command: ev.CopyZygote) -> None:

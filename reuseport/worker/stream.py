@@ -14,7 +14,6 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gevent import sleep
 from gevent.exceptions import InvalidSwitchError
 from gevent.hub import Waiter
 
@@ -160,8 +159,9 @@ class Stream:
                 return sent
 
     def let_others(self) -> None:
-        """A turn for others, in the middle of much that the client takes without a wait."""
-        sleep(0)
+        """A turn for others, in the middle of much that the client takes, or has sent already, without a wait."""
+        # gevent.sleep(0) would come back before the loop has looked what is ready.
+        self.engine.hub.wait(self.engine.loop.timer(0))
 
     def _await_body(self) -> None:
         self._reader.stop()

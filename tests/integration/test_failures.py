@@ -146,6 +146,13 @@ def test_a_first_boot_that_fails_ends_the_server_and_says_why(serve, name):
     assert not (server.run_dir / "control.sock").exists()
 
 
+def test_the_log_tells_of_a_first_boot_that_takes_long(serve):
+    server = serve("-c", "conf.toml")
+    (server.root / "conf.toml").write_text(BAD["hangs"].config)
+    server.write("hangs", BAD["hangs"].code)
+    assert "generation 1 is not ready after 0.4 s; it is given up after 0.8 s (--boot-timeout)" in server.run().err
+
+
 def test_a_module_that_is_not_there(serve):
     server = serve(app="nosuch:application")
     outcome = server.run()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import os
 import signal
-import sys
+from pathlib import Path
+from types import CodeType, FunctionType
 
 import gevent
 import greenlet
 import pytest
 from http_harness import Harness, parse, turn, wait_for
 
-import reuseport.worker
-from reuseport.worker import interrupts
+from reuseport.worker import body, connection, interrupts, pool, readers, response, stream, wheel, wsgi
+from reuseport.worker import engine as engine_module
 
-SERVER = os.path.dirname(reuseport.worker.__file__)
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -64,13 +64,84 @@ def handler(monkeypatch, reported):
 def engine(handler):
     harness = Harness(sizes)
     yield harness
-    sys.settrace(None)
     harness.close()
+
+
+MODULES = (body, connection, engine_module, pool, readers, response, stream, wheel, wsgi)
+
+
+class Ticking(ast.NodeTransformer):
+    """Puts a call of TICK before each statement of each function."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if not isinstance(node, (ast.Module, ast.ClassDef)):
+            for field in ("body", "orelse", "finalbody"):
+                if isinstance(statements := getattr(node, field, None), list):
+                    setattr(
+                        node, field, [one for statement in statements for one in (self._tick(statement), statement)]
+                    )
+        return node
+
+    def _tick(self, statement: ast.stmt) -> ast.stmt:
+        call = ast.parse(f"{TICK}({self._name!r}, {statement.lineno})").body[0]
+        return ast.copy_location(call, statement)
+
+
+TICK = "_tick_of_the_test"
+
+
+def functions_of(owner) -> list:
+    """A module's, or a class's, and those of its classes."""
+    found = []
+    for value in vars(owner).values():
+        value = getattr(value, "fget", getattr(value, "__func__", value))
+        if isinstance(value, type) and value.__module__ == getattr(owner, "__name__", None):
+            found += functions_of(value)
+        elif isinstance(value, FunctionType) and not value.__name__.startswith("<"):
+            found.append(value)
+    return found
+
+
+def codes_in(code: CodeType) -> list[CodeType]:
+    inner = [one for one in code.co_consts if isinstance(one, CodeType)]
+    return inner + [one for each in inner for one in codes_in(each)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ticking():
+    """The server's functions, each with a tick before each statement. Of sys.settrace, greenlets and native threads
+    together CPython 3.11 makes an endless loop."""
+    before, marks = {}, (set(interrupts._servers), set(interrupts._applications))
+    for module in MODULES:
+        tree = Ticking(module.__name__).visit(ast.parse(Path(module.__file__).read_text()))
+        codes = {code.co_qualname: code for code in codes_in(compile(tree, module.__file__, "exec"))}
+        setattr(module, TICK, lambda *line: Interruption.tick(line))
+        for function in functions_of(module):
+            code = codes.get(function.__code__.co_qualname)
+            if function.__module__ == module.__name__ and code and code.co_freevars == function.__code__.co_freevars:
+                before[function] = function.__code__
+                for marked in (interrupts._servers, interrupts._applications):
+                    if function.__code__ in marked:
+                        marked.add(code)
+                function.__code__ = code
+    assert len(before) > 100
+    yield
+    for function, code in before.items():
+        function.__code__ = code
+    interrupts._servers, interrupts._applications = marks
+    for module in MODULES:
+        delattr(module, TICK)
 
 
 class Interruption:
     """Raises the signal the first time that the hub, or with `everywhere` a request's greenlet, too, comes to a line of
     the server's."""
+
+    now: Interruption | None = None
 
     def __init__(self, at: tuple[str, int] | None = None, everywhere: bool = False) -> None:
         self.at = at
@@ -78,25 +149,20 @@ class Interruption:
         self._everywhere = everywhere
 
     def __enter__(self) -> Interruption:
-        gevent.get_hub().loop.run_callback(sys.settrace, self._trace)
-        gevent.sleep(0)
+        Interruption.now = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        gevent.get_hub().loop.run_callback(sys.settrace, None)
-        gevent.sleep(0)
+        Interruption.now = None
 
-    def _trace(self, frame, event, argument):
-        name = frame.f_code.co_filename
-        if not name.startswith(SERVER) or name == interrupts.__file__:
-            return None
-        if event in ("call", "line") and (self._everywhere or isinstance(greenlet.getcurrent(), gevent.hub.Hub)):
-            line = name, frame.f_lineno
+    @staticmethod
+    def tick(line: tuple[str, int]) -> None:
+        self, current = Interruption.now, greenlet.getcurrent()
+        if self is not None and (isinstance(current, gevent.hub.Hub) or (self._everywhere and current.parent)):
             self.lines[line] = None
             if line == self.at:
                 self.at = None
                 signal.raise_signal(signal.SIGALRM)
-        return self._trace
 
 
 def converse(engine) -> bytes:

@@ -10,9 +10,11 @@ import gevent
 import pytest
 from http_harness import Harness, parse, turn, wait_for
 
+from reuseport.worker.connection import Connection
 from reuseport.worker.readers import TURN
 from reuseport.worker.stream import PIECE
 
+MEGABYTE = 1 << 20
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 
@@ -316,6 +318,34 @@ def test_one_that_sends_without_end_starves_nobody(engine):
         modest.read_until(b"0;")
         assert order.index("/") < 100
         wait_for(lambda: greedy.receive() and greedy.received.count(b"0;") == 300)
+
+
+@pytest.mark.parametrize("way", ["in", "out"])
+def test_one_who_is_never_waited_for_starves_nobody(engine, monkeypatch, way):
+    """Its body has all come, or it takes all at once, for instance a proxy that has kept the body in a file."""
+    done, seen = [], []
+
+    def application(environ, start_response):
+        if environ["PATH_INFO"] == "/":
+            seen.append(len(done))
+            return sizes(environ, start_response)
+        modest.sock.send(GET)
+        while environ["wsgi.input"].read(MEGABYTE):
+            done.append(1)
+        start_response("200 OK", [])
+        return (done.append(1) or bytes(MEGABYTE) for _ in range(200 if way == "out" else 0))
+
+    engine.application = application
+    monkeypatch.setattr(Connection, "read_into", lambda self, view: len(view))
+    send = Connection.send
+    monkeypatch.setattr(Connection, "send", lambda self, data: send(self, data) if len(data) < MEGABYTE else None)
+    with engine.connect() as greedy, engine.connect() as modest:
+        length = 200 * MEGABYTE if way == "in" else 0
+        greedy.sock.send(b"POST /greedy HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length)
+        modest.read_until(b"0;")
+        assert seen[0] < 5
+        wait_for(lambda: engine.engine.requests == 0)
+        assert len(done) == 200
 
 
 def test_more_at_once_than_a_turn_takes(engine):
