@@ -115,7 +115,7 @@ def test_the_lock_of_one_that_ends_while_it_is_handed_over_is_free(serve, handed
 def test_a_new_one_that_dies_while_it_is_handed_over_is_started_again(serve, handed):
     one = serve().start()
     two = handed(one, mail="")
-    (first,) = events(two, what="begins")
+    first = await_event(two, what="begins")
     os.kill(first["pid"], signal.SIGKILL)
     two.gate("handed").open()
     await_owner(two, 2)
@@ -131,7 +131,7 @@ def test_a_new_one_that_dies_while_it_is_handed_over_is_started_again(serve, han
 def test_one_that_ends_while_it_is_handed_over_is_started_again_only_as_its_terms_say(serve, handed, restart, again):
     one = serve().start()
     two = handed(one, once=f"restart = '{restart}'")
-    (first,) = events(two, what="begins")
+    first = await_event(two, what="begins")
     two.gate("once-2").open()
     os.kill(first["pid"], signal.SIGTERM)
     wait_for(lambda: title_of(first["pid"]) == "", "its end, which nobody has noticed yet")
@@ -139,7 +139,7 @@ def test_one_that_ends_while_it_is_handed_over_is_started_again_only_as_its_term
     await_owner(two, 2)
     assert one.await_exit() == 0
     await_state(two, "2.once", "running" if again else "ended")
-    assert len(events(two, what="begins")) == 1 + again
+    wait_for(lambda: len(events(two, what="begins")) == 1 + again, "as many beginnings")
     assert ("companion 2.once ended while no master looked" in log_of(two)) is not again
 
 
@@ -198,7 +198,7 @@ def test_a_master_that_gets_everything_back_goes_on_with_companions_and_metrics(
     assert scrape(one)[("reuseport_releases_total", ("outcome", "serving"))] == 2
     one.gate("mail-1").open()
     await_log(one, "[1.mail] [output] mail ends")
-    (left,) = events(two, what="begins")
+    left = await_event(two, what="begins")
     os.kill(left["pid"], signal.SIGKILL)
     begun = await_event(one, what="begins", generation=2)
     assert parent_of(begun["pid"]) == one.pid
