@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -108,19 +108,19 @@ class Bequest:
         with self._reading("companions"):
             master.companions.inherit({"locks": self.locks, **self.books.get("companions", {"outputs": ()})})
 
+    def enter_counts(self, master: Master) -> None:
+        """Let a new master go on from what was counted and noted, before it adds anything. TakeoverError likewise."""
+        self._enter(tally=master.tally.inherit, losses=master.losses.inherit, jobs=master.releases.know_of)
+
     def enter(self, master: Master) -> None:
         """Give each of its other parts its own. TakeoverError where one cannot be read."""
         for generation, ends in self.queues:
             master.switchboard.adopt_queue(generation, ends)
         for pid in self.masters:
             master.predecessors.watch(pid)
-        readers = {
-            "tally": master.tally.inherit,
-            "losses": master.losses.inherit,
-            "jobs": master.releases.know_of,
-            "numbers": master.numbers.go_on_from,
-            "telling": master.telling.go_on_from,
-        }
+        self._enter(numbers=master.numbers.go_on_from, telling=master.telling.go_on_from)
+
+    def _enter(self, **readers: Callable[[Any], None]) -> None:
         for name, read in readers.items():
             if name in self.books:
                 with self._reading(name):

@@ -91,6 +91,8 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
         master.reload.watch(release.recipe["directory"])
 
     # And begins, with what there is.
+    if bequest:
+        bequest.enter_counts(master)  # and only then what this one finds is added
     adopted = sorted({one.key.generation for one in survivors})
     master.releases.note("started", pid=os.getpid(), name=settings.name, adopted=adopted)
     if dead:

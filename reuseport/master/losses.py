@@ -65,6 +65,7 @@ class Losses:
         self._lost = lost
         self._ended = ended
         self._count = 0
+        self._resting = False
         self._jobs: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._asked: list[tuple[Process, str, Job]] = []  # jobs that are lost unless their processes come
         self._came: deque[tuple[int, float]] = deque(maxlen=10 * KEPT)  # generation and beginning of those that have
@@ -76,7 +77,9 @@ class Losses:
             lost, ended = told, []
         else:
             row = begun.row(process.row)
-            lost, ended = jobs_at_death(told, row.entries(), board.row(process.row)[JOBS])
+            # A master of a version without this memory gives rows away without a word in it.
+            entries = row.entries() if row.owner == process.key else []
+            lost, ended = jobs_at_death(told, entries, board.row(process.row)[JOBS])
             row.give(None)
         for job in ended:
             self._ended(process.key, job)
@@ -119,6 +122,9 @@ class Losses:
         def give_up() -> None:
             if asked not in self._asked:
                 return
+            if self._resting:
+                self._later(COMING, give_up)
+                return
             self._asked.remove(asked)
             if (process.key.generation, job["started"]) not in self._came:
                 self._log("error", self.add(process, f"{how} while it asked for the job's process", job))
@@ -138,6 +144,14 @@ class Losses:
         whose = f" of {job['tenant']}" if job["tenant"] else ""
         who = f"its process {process.pid}" if job["where"] == "process" else f"worker {who}"
         return f"job {job['name']!r}{whose} is lost, {shown['age']:.0f} s old: {who} {how}{why}"
+
+    def rest(self) -> None:
+        """Give up none that is waited for: another master may have been given it, to whom its process comes."""
+        self._resting = True
+
+    def go_on(self) -> None:
+        """After a rest."""
+        self._resting = False
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec, or another one that takes over."""

@@ -304,6 +304,7 @@ class Master:
             self.numbers.samples.close()
             self.releases.history, self.numbers.samples = history, samples
         self.processes.go_on()
+        self.losses.go_on()
         self.telling.go_on()
 
     def _look_around(self) -> None:

@@ -267,6 +267,7 @@ class Succession:
         # From here on nothing is decided, nor counted: who has the lock decides.
         self.paused = True
         master.processes.rest()
+        master.losses.rest()
         master.telling.rest()
         self._left = master.companions.let_go()
         master.run_dir.let_go(master.lock)

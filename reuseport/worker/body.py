@@ -1,8 +1,8 @@
 """A request's body as the application reads it: wsgi.input.
 
 The body is pulled: bytes stay in the kernel until the application asks for them, so a client that sends faster than
-the application reads is slowed down by TCP itself and costs the worker no memory. A `Body` is the raw stream under an
-`io.BufferedReader`, which brings read, readline and iteration in C and reads large pieces straight into their result.
+the application reads is slowed down by TCP itself and costs the worker no memory. A `Body` is the raw stream under a
+`File`, which has read, readline and iteration in C and reads large pieces straight into their result.
 
 A body that was cut short never looks complete: reading it raises BodyError, an OSError as for any broken stream.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .request import CHUNKED, FIELD, RequestError
 
@@ -29,6 +29,9 @@ _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])
 CHUNK = re.compile(
     rb"([0-9A-Fa-f]{1,16})((?:[ \t]*;[ \t]*" + _TOKEN + rb"(?:[ \t]*=[ \t]*(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?)*)"
 )
+# Looked up once, since super() takes longer than a line does.
+_read, _readinto = io.BufferedReader.read, io.BufferedReader.readinto
+_readline, _next = io.BufferedReader.readline, io.BufferedReader.__next__
 
 
 class BodyError(RequestError, OSError):
@@ -92,11 +95,12 @@ class Body(io.RawIOBase):
         self._ends_chunk = False  # the CRLF behind the current chunk is still to be read
         self._since_turn = 0
         self._torn = False  # what was taken from the stream last has not come to anything yet
+        self._given = False  # something of it was read
         self.ask: Callable[[], None] | None = None  # sends 100 Continue
 
-    def file(self) -> io.BufferedReader:
+    def file(self) -> File:
         """The body as a whole file: wsgi.input."""
-        return io.BufferedReader(self, BUFFER)
+        return File(self, BUFFER)
 
     def readable(self) -> bool:
         return True
@@ -128,11 +132,17 @@ class Body(io.RawIOBase):
             if self._torn:
                 self.error = BodyError(400, "reading the body was interrupted")
             raise
+        self._given = True
         self._left -= got
         self._since_turn += got
         if not self._left and not self._chunked:
             self.complete = True
         return got
+
+    def lose(self) -> None:
+        """What was read of it may have come to nobody: there is no way to its end any more."""
+        if self._given:
+            self.error = self.error or BodyError(400, "reading the body was interrupted")
 
     def readall(self) -> bytes:
         """The rest of the body."""
@@ -212,3 +222,41 @@ class Body(io.RawIOBase):
             raise BodyError(400, "bare LF between chunks")
         self._torn = True
         return stream.take(end + 1)[:-2]
+
+
+class File(io.BufferedReader):
+    """A body's wsgi.input. Calls that read until they have enough forget all of it over an exception, such as a Timeout
+    of the application's: behind them nothing can be read any more. Those that read once (`read1`) can be repeated.
+    """
+
+    raw: Body
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        try:
+            return _read(self, size)
+        except BaseException:
+            self.raw.lose()
+            raise
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            return _readinto(self, buffer)
+        except BaseException:
+            self.raw.lose()
+            raise
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        try:
+            return _readline(self, size)
+        except BaseException:
+            self.raw.lose()
+            raise
+
+    def __next__(self) -> bytes:
+        try:
+            return _next(self)
+        except StopIteration:
+            raise
+        except BaseException:
+            self.raw.lose()
+            raise

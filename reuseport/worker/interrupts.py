@@ -53,7 +53,7 @@ class Guarded:
             if not _in_server(frame):
                 raise
             hub = gevent.hub.get_hub()
-            context = f"the handler of {signal.Signals(number).name}"
+            context = f"the handler of {_name(number)}"
             hub.loop.run_callback(hub.handle_error, context, type(error), error, error.__traceback__)
 
 
@@ -68,16 +68,23 @@ def _in_server(frame: FrameType | None) -> bool:
     return False
 
 
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # of the real-time signals only the first and the last have a name
+        return f"signal {number}"
+
+
 def guard() -> None:
     """From now on signal.signal sets handlers so. Before the application is imported, and after gevent's patches."""
     set_handler, get_handler = signal.signal, signal.getsignal
 
     @wraps(set_handler)
-    def guarded(signalnum: Any, handler: Any, /) -> Any:
+    def guarded(signalnum: Any, handler: Any) -> Any:
         return _bare(set_handler(signalnum, Guarded(handler) if callable(handler) else handler))
 
     @wraps(get_handler)
-    def bare(signalnum: Any, /) -> Any:
+    def bare(signalnum: Any) -> Any:
         return _bare(get_handler(signalnum))
 
     signal.signal, signal.getsignal = guarded, bare

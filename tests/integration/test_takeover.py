@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import Server, ask, is_gone, make_venv, parent_of, title_of, wait_for
+from test_metrics import ANYWHERE, scrape
 from test_supervision import Supervisor, launch_with, listener
 
 JOBBING = "import jobbing\napplication = jobbing.make(VERSION)\n"
@@ -336,6 +337,33 @@ def test_masters_of_root_with_a_user(serve, second, interpreter_for_all):
     assert one.await_exit() == 0
     assert two.get("/facts").json["facts"]["uid"] == os.stat(two.run_dir / "work").st_uid != 0
     assert "--user and --group must be those" in fails(second(two, version="three"), "--user")
+
+
+def test_what_is_lost_while_nobody_is_the_master_is_added_to_what_was_lost_before(serve, second):
+    one = serve()
+    one.write("one", JOBBING)
+    one.start()
+    for name in ("first", "second"):
+        one.get(f"/spawn?name={name}&where=thread")
+        (pid,) = one.gate(name).await_entered()
+        if name == "first":
+            os.kill(pid, signal.SIGKILL)
+            one.wait(lambda s: s["lost"]["count"] == 1 and s.is_settled(), "the first loss")
+    two = second(one, "--probation", "2", "--metrics", ANYWHERE, code=JOBBING).launch()
+    one.wait(lambda s: s.serving == 2 and len(s.workers("serving")) == 2, "the new version to serve")
+    two.signal(signal.SIGSTOP)
+    try:
+        await_log(one, "handing over to")
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: title_of(pid) == "" or is_gone(pid), "the worker's end")
+    finally:
+        two.signal(signal.SIGCONT)
+    await_owner(two)
+    lost = two.status()["lost"]
+    assert (lost["count"], [job["how"] for job in lost["jobs"]]) == (
+        2, ["was killed by SIGKILL", "died while there was no master"],
+    )  # fmt: skip
+    assert scrape(two)["reuseport_jobs_ended_total", ("outcome", "lost")] == 2
 
 
 # --- it fails, and nothing has changed --------------------------------------------------------------------------------

@@ -227,6 +227,21 @@ def test_what_was_set_is_what_signal_tells(handler):
         signal.raise_signal(signal.SIGALRM)
 
 
+def test_handlers_are_set_and_asked_for_by_name_as_ever(handler):
+    assert signal.signal(signalnum=signal.SIGALRM, handler=signal.SIG_IGN) is handler
+    assert signal.getsignal(signalnum=signal.SIGALRM) is signal.SIG_IGN
+    signal.signal(signal.SIGALRM, handler)
+
+
+def test_a_real_time_signal_has_no_name_and_its_handler_s_error_is_reported_like_any(handler, reported):
+    unnamed = signal.SIGRTMIN + 1
+    before = signal.signal(unnamed, handler)
+    gevent.get_hub().loop.run_callback(signal.raise_signal, unnamed)
+    turn()
+    signal.signal(unnamed, before)
+    assert [type(error) for error in reported] == [TimeoutError]
+
+
 def test_a_body_whose_reading_was_interrupted_can_be_read_on(engine):
     """By a Timeout between two chunks, when nothing was lost."""
 
@@ -245,6 +260,55 @@ def test_a_body_whose_reading_was_interrupted_can_be_read_on(engine):
         for piece in (b"2\r\nab\r\n", b"3\r", b"\ncde", b"\r\n0\r", b"\n\r\n"):
             gevent.sleep(0.01)
             client.send(piece)
+        wait_for(lambda: client.receive() and client.received.endswith(b"abcde"))
+
+
+@pytest.mark.parametrize("pieces", [(POST + b"ab", b"cde"), (CHUNKED + b"2\r\nab\r\n", b"3\r\ncde\r\n0\r\n\r\n")])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda file: file.read(),
+        lambda file: file.read(5),
+        lambda file: file.readinto(bytearray(5)),
+        lambda file: file.readline(),
+        lambda file: file.readlines(),
+    ],
+)
+def test_a_body_of_which_a_call_has_lost_a_part_cannot_be_read_on(engine, read, pieces):
+    """A Timeout ends a call that has taken something, and what comes behind that would look like all of the body."""
+
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        for patience in (0.01, 10):
+            with gevent.Timeout(patience, False):
+                return [str(read(environ["wsgi.input"])).encode()]
+        raise AssertionError("the rest did not come")
+
+    engine.application = application
+    first, rest = pieces
+    with engine.connect() as client:
+        client.send(first)
+        gevent.sleep(0.05)
+        with contextlib.suppress(OSError):
+            client.send(rest)
+        client.read_all()
+        (answer,) = parse(client.received)
+        assert (answer.status, b"interrupted" in answer.body) == (400, True)
+
+
+@pytest.mark.parametrize("read", [lambda file: file.read(), lambda file: next(file)])
+def test_a_body_of_which_nothing_had_come_can_be_read_after_a_timeout(engine, read):
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        while True:
+            with gevent.Timeout(0.01, False):
+                return [read(environ["wsgi.input"])]
+
+    engine.application = application
+    with engine.connect() as client:
+        client.send(POST)
+        gevent.sleep(0.03)
+        client.send(b"abcde")
         wait_for(lambda: client.receive() and client.received.endswith(b"abcde"))
 
 

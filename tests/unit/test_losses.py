@@ -115,6 +115,14 @@ def test_a_worker_of_a_version_that_writes_nothing_down_is_believed_its_count(to
     assert len(ended) == max(0, told - 2)
 
 
+def test_what_lies_in_its_row_of_another_worker_was_not_lost_with_it(world):
+    """Which had the row before, under a newer master than the one that gave it to this one."""
+    world.worker(Key(6, 1))
+    world.begun.row(3).add(1, "long ago", None, 1.0, False)
+    world.dies(Process(WORKER, pid=98, row=3, jobs={}))
+    assert (world.lost, world.begun.row(3).entries()) == ([], [])
+
+
 def test_of_too_many_that_had_just_begun_the_log_says_how_many(world):
     process = world.worker(count=ENTRIES + 2)
     for number in range(1, ENTRIES + 3):
@@ -152,6 +160,16 @@ def test_who_is_waited_for_is_waited_for_behind_an_exec(world):
     world.due.clear()
     world.losses = world.make()
     world.losses.inherit(left)
+    world.pass_time()
+    assert [name for _, name in world.lost] == ["export"]
+
+
+def test_a_master_that_another_one_takes_over_from_gives_nobody_up_until_it_goes_on(world):
+    world.dies(asked_for(world))
+    world.losses.rest()
+    world.pass_time()
+    assert world.lost == []
+    world.losses.go_on()
     world.pass_time()
     assert [name for _, name in world.lost] == ["export"]
 
