@@ -22,7 +22,7 @@ from .request import UPGRADE, RequestError
 from .response import refusal
 from .stream import PIECE, Disconnected, Stream
 from .upgrade import Offer
-from .wheel import NEVER
+from .wheel import NEVER, TICK
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -414,7 +414,10 @@ class Connection(Stream):
 
     def expire(self) -> None:
         """The deadline has passed (called by the wheel)."""
-        if self._waiting:
+        if self._has_come():
+            self._reader.again()
+            self._set_deadline(TICK)
+        elif self._waiting:
             for wait in self._waiting:
                 if type(wait.expired) is Disconnected:
                     self._reset_at_close()
@@ -423,3 +426,17 @@ class Connection(Stream):
             self._refuse(RequestError(408, "the header took too long"), self.unread)
         elif self.state is not SERVING:
             self.close()
+
+    def _has_come(self) -> bool:
+        """Whether what is awaited is there: a loop that was blocked hears of deadlines before it hears of clients."""
+        if self._waiting:
+            return any(wait.watcher is self._reader for wait in self._waiting) and self._more_to_read()
+        if self.state in (SERVING, LINGERING, PASSED):
+            return False
+        return self._parked or self._more_to_read()
+
+    def _more_to_read(self) -> bool:
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False

@@ -148,6 +148,7 @@ class Acceptor:
         self._accepting = False
         for watcher in (self._sibling_watcher, self._look_timer, self._pause_timer):
             watcher.stop()
+        self._disarm()
         for slot in self._slots.values():
             slot.watcher.stop()
 
@@ -247,12 +248,15 @@ class Acceptor:
             if not slot.own:
                 self._siblings.modify(fd, EPOLLIN | EPOLLONESHOT)
 
-    def _arrived(self) -> None:
-        """A connection at a sibling's slot: most likely its owner is taking it at this moment. Look later."""
-        self._siblings.poll(0, len(self._slots) or 1)
+    def _disarm(self) -> None:
         for fd, slot in self._slots.items():
             if not slot.own:
                 self._siblings.modify(fd, 0)
+
+    def _arrived(self) -> None:
+        """A connection at a sibling's slot: most likely its owner is taking it at this moment. Look later."""
+        self._siblings.poll(0, len(self._slots) or 1)
+        self._disarm()
         self._look_timer.stop()
         self._look_timer = self._loop.timer(self._delay)
         self._look_timer.start(self._look)

@@ -16,7 +16,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from .wheel import NEVER
+from .wheel import NEVER, TICK
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -214,5 +214,14 @@ class Herald:
         self._sock.close()
 
     def expire(self) -> None:
-        """The header took too long (called by the wheel)."""
-        self.close()
+        """The header took too long (called by the wheel), or the loop was blocked, and it is there."""
+        try:
+            come = bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            come = False
+        if come:
+            self._reader.again()
+            self.deadline = time.monotonic() + TICK
+            self._engine.wheel.watch(self)
+        else:
+            self.close()

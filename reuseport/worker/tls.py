@@ -316,6 +316,12 @@ class TlsConnection(Connection):
         else:
             super().expire()
 
+    def _more_to_read(self) -> bool:
+        try:
+            return bool(getattr(self._sock, "raw", self._sock).recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
     def close_if_idle(self) -> None:
         """Close it, unless it has something of a request, decrypted or not."""
         if self.state is not WAITING or self.unread or self._parked:

@@ -1,4 +1,4 @@
-"""What an acceptor does when the worker has no room for a connection that it has accepted."""
+"""When an acceptor takes no connection: the worker has no room for it, or rests."""
 
 from __future__ import annotations
 
@@ -46,3 +46,18 @@ def test_no_room_for_another_client(slot):
     acceptor.stop()
     for client in clients:
         client.close()
+
+
+def test_one_that_rests_looks_at_no_siblings_slot(slot):
+    """Else each connection there costs the kernel work, and from outside it looks awake."""
+    loop = gevent.get_hub().loop
+    acceptor = Acceptor(loop, LoopSet(loop), lambda *connection: None, [0] * FIELDS, lambda level, text: None)
+    acceptor.add(Listener(os.dup(slot.fileno()), "127.0.0.1:0", 0, False))
+    acceptor.own([1])
+    acceptor.rest()
+    with socket.create_connection(slot.getsockname()):
+        assert acceptor._siblings.poll(0, 1) == []
+    acceptor.own([1])
+    with socket.create_connection(slot.getsockname()):
+        assert acceptor._siblings.poll(0, 1) != []
+    acceptor.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 
 import gevent
 import pytest
@@ -179,6 +180,15 @@ def test_without_a_header_a_trusted_peer_is_closed_and_another_is_served(engine)
     with accept(engine, ("192.0.2.1", 4000)) as client:
         client.send(b"PROXY TCP4 1.2.3.4 10.0.0.1 5000 443\r\n" + REQUEST)
         assert parse(client.read_all())[0].status == 400
+
+
+def test_a_header_that_came_in_time_counts_behind_a_blocked_loop():
+    engine = Harness(echo, proxy_protocol="auto", header_timeout=0.3)
+    with accept(engine) as client:
+        client.sock.send(v2(1, 0x11, INET) + REQUEST)
+        time.sleep(0.8)
+        assert [answer.status for answer in parse(client.read_all())] == [200]
+    engine.close()
 
 
 def test_half_a_header_is_waited_for_as_long_as_the_header_timeout():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import os
 import socket
+import time
 
 import gevent
 import pytest
@@ -296,6 +297,36 @@ def test_called_with_nothing_to_read(engine, state):
         client.send({"waiting": GET, "head": GET[9:], "body": b"abcde"}.get(state, b""))
         if state != "lingering":
             client.read_until(b"5;" if state == "body" else b"0;")
+
+
+# A loop that was blocked.
+
+
+@pytest.mark.parametrize("state", ["fresh", "kept", "head", "body"])
+@pytest.mark.parametrize("clients", [1, 3 * TURN])
+def test_what_came_before_its_deadline_is_served_behind_it(engine, state, clients):
+    """A view has computed for longer than the deadlines: the loop sees them pass before it sees what has come."""
+    before, rest, stands = {
+        "fresh": (b"", GET, "waiting"),
+        "kept": (GET, GET, "waiting"),
+        "head": (GET[:9], GET[9:], "head"),
+        "body": (POST % 5, b"abcde", "serving"),
+    }[state]
+    some = [engine.connect() for _ in range(clients)]
+    for client in some:
+        client.send(before)
+        if state == "kept":
+            client.read_until(b"0;")
+    wait_for(lambda: {one.state for one in engine.engine._open} == {stands})
+    for client in some:
+        send_at_once(client, rest)
+    for connection in engine.engine._open:
+        connection._set_deadline(0.3)
+    time.sleep(0.8)
+    for client in some:
+        wait_for(lambda client=client: not client.receive() or client.received)
+        assert answers(client.received) == [b"5;" if state == "body" else b"0;"]
+        client.sock.close()
 
 
 # Everybody's turn.
