@@ -50,7 +50,7 @@ def load(name: str, factory: bool) -> Callable[..., Any]:
     if spec.call or factory:
         if not callable(value):
             raise LoadError(f"{name}: {attribute!r} is no function that could make an application: {value!r}")
-        if _takes(value, 2) and not _takes(value, 0):
+        if _takes(value, 2) and _takes(value, 0) is False:
             what = "the () behind it" if spec.call else "--factory"
             raise LoadError(f"{name}: {attribute!r} makes no application, it is one: leave out {what}")
         value = _guard(f"calling {spec.module}:{attribute}()", value)
@@ -72,18 +72,19 @@ def check(app: Any, what: str, made_by: str = "") -> None:
         raise LoadError(f"{what} is an ASGI application{kind}, and this server speaks WSGI (Django: wsgi.py)")
     if made_by and _takes(app, 0):
         raise LoadError(f"{what} is no WSGI application, but seems to make one: {made_by}, with (), calls it")
-    if not _takes(app, 2):
+    if _takes(app, 2) is False:
         raise LoadError(f"{what} is no WSGI application: it cannot be called with environ and start_response")
 
 
-def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether it can be called with so many arguments. Of what takes any number, or is in C, only 2 is thought."""
+def _takes(function: Callable[..., Any], count: int) -> bool | None:
+    """Whether it can be called with so many arguments. None where that does not show: a decorator's wrapper takes any
+    number, and what is in C, functools.cache for one, does not say."""
     try:
         signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
-        return count == 2
+        return None
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in signature.parameters.values()):
-        return count == 2
+        return None
     try:
         signature.bind(*range(count))
     except TypeError:

@@ -105,6 +105,21 @@ def module(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "def make(): return print",
+        "import functools\n@functools.cache\ndef make(): return print",
+        "def with_settings(f): return lambda *args, **kwargs: f(*args, **kwargs)\n"
+        "@with_settings\ndef make(): return print",
+    ],
+)
+def test_a_factory_may_be_cached_or_decorated(module, text):
+    module("shop.py", text)
+    assert application.load("shop:make()", False) is print
+    assert application.load("shop:make", True) is print
+
+
+@pytest.mark.parametrize(
     ("text", "name", "why"),
     [
         ("def app(environ, start_response): ...", "shop", "has no 'application'; did you mean shop:app?"),
