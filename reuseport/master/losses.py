@@ -18,6 +18,7 @@ from reuseport.master import status
 from reuseport.master.processes import Process
 
 KEPT = 100  # jobs
+REMEMBERED = 1000  # jobs whose processes have come
 SHOWN_FOR = 3600.0  # seconds
 COMING = 10.0  # seconds for a job's process to say hello, when who asked for it is dead
 WITHOUT_MASTER = "died while there was no master"
@@ -68,7 +69,7 @@ class Losses:
         self._resting = False
         self._jobs: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._asked: list[tuple[Process, str, Job]] = []  # jobs that are lost unless their processes come
-        self._came: deque[tuple[int, float]] = deque(maxlen=10 * KEPT)  # generation and beginning of those that have
+        self._came: dict[tuple[int, float], None] = {}  # generation and beginning of those that have, oldest first
 
     def of(self, process: Process, how: str, board: Scoreboard, begun: Begun) -> None:
         """A process has ended. What it has told is known by now, and its row is still its own."""
@@ -97,9 +98,9 @@ class Losses:
 
     def has_come(self, key: Key, job: Job) -> None:
         """A job's process has told of its job: whoever had asked for it, it is not lost with that one."""
-        came = key.generation, float(job["started"])
-        if came not in self._came:
-            self._came.append(came)
+        self._came[key.generation, float(job["started"])] = None
+        if len(self._came) > REMEMBERED:
+            del self._came[next(iter(self._came))]
 
     def _note(self, process: Process, how: str, jobs: list[Job]) -> None:
         nameless = 0
@@ -161,7 +162,7 @@ class Losses:
     def inherit(self, left: Mapping[str, Any]) -> None:
         self._count = left["count"]
         self._jobs.extend(left["jobs"])
-        self._came.extend((generation, started) for generation, started in left.get("came", ()))
+        self._came |= {(generation, started): None for generation, started in left.get("came", ())}
         for key, pid, how, job in left.get("asked", ()):
             self._await(Process(Key(*key), pid), how, job)
 

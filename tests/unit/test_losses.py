@@ -11,7 +11,7 @@ from reuseport.cli.overview import render
 from reuseport.core.model import FIRST_JOB, Key
 from reuseport.ipc.begun import ENTRIES, NAME_BYTES, ROW_BYTES, TENANT_BYTES, Begun, Entry, Row
 from reuseport.ipc.scoreboard import JOBS, Scoreboard
-from reuseport.master.losses import COMING, KEPT, UNKNOWN, Losses, jobs_at_death
+from reuseport.master.losses import COMING, KEPT, REMEMBERED, UNKNOWN, Losses, jobs_at_death
 from reuseport.master.processes import Process
 
 WORKER, ITS_JOB = Key(7, 2), Key(7, FIRST_JOB + 99)
@@ -152,6 +152,14 @@ def test_a_job_that_was_asked_for_is_lost_with_its_worker_unless_its_process_com
     world.pass_time()
     world.dies(asked_for(world))
     assert not world.due and len(world.log) == 1
+
+
+def test_of_those_that_have_come_only_the_last_are_remembered(world):
+    for started in range(REMEMBERED + 1):
+        for _ in range(2):  # each tells of its progress, too
+            world.losses.has_come(ITS_JOB, job(started=float(started)))
+    came = json.loads(json.dumps(world.losses.estate(lambda fd: fd)))["came"]
+    assert (len(came), came[0]) == (REMEMBERED, [7, 1.0])
 
 
 def test_who_is_waited_for_is_waited_for_behind_an_exec(world):
