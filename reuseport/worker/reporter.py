@@ -13,9 +13,15 @@ from typing import Any
 from reuseport import jobs
 from reuseport.ipc.begun import Row
 from reuseport.ipc.scoreboard import JOBS
+from reuseport.spawned import Handle
+from reuseport.worker.interrupts import is_server
 
 REPORT = 0.05  # seconds
 TEXT = 200  # characters of a name or a progress text that are passed on
+
+# Interrupted by what a signal's handler raises, a job that has ended would be counted on, and a drain wait for it.
+for _step in (jobs.Job.begin, jobs.Job.end, jobs.job.__enter__, jobs.job.__exit__, Handle.settle):
+    is_server(_step)
 
 
 class Ledger:

@@ -13,8 +13,10 @@ import greenlet
 import pytest
 from http_harness import Harness, parse, turn, wait_for
 
+from reuseport import jobs
 from reuseport.worker import body, connection, interrupts, pool, readers, response, stream, wheel, wsgi
 from reuseport.worker import engine as engine_module
+from reuseport.worker.reporter import Ledger
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
@@ -332,3 +334,18 @@ def test_what_was_half_sent_never_looks_whole(engine):
         with contextlib.suppress(ConnectionResetError):
             client.read_all()
         assert len(client.received) < length
+
+
+def test_what_begins_and_ends_a_job_is_not_interrupted(handler, reported, monkeypatch):
+    """It would be counted for ever, or be written down and never begin."""
+    assert Ledger  # whose module marks them
+    told = []
+    monkeypatch.setattr(jobs, "note", lambda one, begins: signal.raise_signal(signal.SIGALRM))
+    monkeypatch.setattr(jobs, "changed", lambda: told.append(len(jobs.active)))
+    with jobs.job("export"):
+        assert told == [1]
+    assert told == [1, 0]
+    turn()
+    assert [type(error) for error in reported] == [TimeoutError, TimeoutError]
+    with jobs.job("export"), pytest.raises(TimeoutError):
+        signal.raise_signal(signal.SIGALRM)
