@@ -102,7 +102,8 @@ class RunDir:
         for name in os.listdir(self.work):
             found = _SOMEBODYS.fullmatch(name)
             if found and not lives(found["who"] or f"{found['zygote']}.0"):
-                with contextlib.suppress(FileNotFoundError):
+                # A directory of that name is the workers' user's own, who must not keep a master from starting.
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                     os.unlink(os.path.join(self.work, name))
 
     def own(self) -> int:
