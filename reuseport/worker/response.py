@@ -174,12 +174,22 @@ class Response:
         """environ["wsgi.early_hints"]: send a 103 response (RFC 8297) now. Nothing for HTTP/1.0, or after the head."""
         if self._is_11 and not self.head_sent and self.environ is not None:
             lines = [line for line in (field_line(*field) for field in headers) if type(line) is bytes]
-            self.connection.send(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % b"".join(lines))
+            self._send_whole(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % b"".join(lines))
 
     def _ask_for_body(self) -> None:
         """Tell a client that waits for it that its body is wanted."""
         if not self.head_sent:
-            self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._send_whole(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _send_whole(self, data: bytes) -> None:
+        """Nothing may follow behind a part of it, see `write`."""
+        try:
+            self.connection.send(data)
+        except Disconnected:
+            raise
+        except BaseException:
+            self.connection.abort()
+            raise
 
     def _write(self, data: bytes, /) -> None:
         """PEP 3333's write(): an empty string still sends the head."""

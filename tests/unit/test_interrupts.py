@@ -336,6 +336,24 @@ def test_what_was_half_sent_never_looks_whole(engine):
         assert len(client.received) < length
 
 
+def test_behind_hints_that_were_half_sent_nothing_comes(engine):
+    """It would be taken for the rest of their fields."""
+
+    def application(environ, start_response):
+        with gevent.Timeout(0.01, False):
+            environ["wsgi.early_hints"]([("Link", "x" * (1 << 22))])
+        start_response("200 OK", [])
+        return [b"the answer"]
+
+    engine.application = application
+    with engine.connect() as client:
+        client.send(GET)
+        gevent.sleep(0.1)  # the Timeout comes, and nothing is read before
+        with contextlib.suppress(ConnectionResetError):
+            client.read_all()
+        assert b"the answer" not in client.received
+
+
 def test_what_begins_and_ends_a_job_is_not_interrupted(handler, reported, monkeypatch):
     """It would be counted for ever, or be written down and never begin."""
     assert Ledger  # whose module marks them
