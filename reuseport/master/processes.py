@@ -53,7 +53,7 @@ class Process:
     told: bool = False  # it is another master's child, which tells of its end
     asked_again: int = 0  # how often its exit status was not to be had yet
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
-    memory: dict[str, int] = field(default_factory=lambda: {"rss": 0, "pss": 0})  # see `memory.memory_of`
+    memory: dict[str, int] = field(default_factory=lambda: {"rss": 0, "pss": 0})  # see `memory.Looks`
     measured: float = float("-inf")  # monotonic seconds
 
 

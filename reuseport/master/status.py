@@ -25,7 +25,7 @@ from reuseport.core.model import (
     slots_of,
 )
 from reuseport.ipc import scoreboard
-from reuseport.master.memory import memory_of
+from reuseport.master.memory import Looks
 from reuseport.master.processes import Process, Processes
 
 
@@ -35,23 +35,24 @@ def of(
     """The whole status, JSON-able. `master` is what the master says of itself."""
     serving = cluster.serving
     state = "stopping" if cluster.leaving else "running" if serving else "booting"
+    looks = Looks()
     return {
         "master": {**master, "state": state, "workers_wanted": serving.wanted if serving else 0},
         "serving": serving.number if serving else None,
         "generations": [
-            _generation(cluster.generations[n], processes, board, cluster.slots, now)
+            _generation(cluster.generations[n], processes, board, cluster.slots, looks, now)
             for n in sorted(cluster.generations)
         ],
     }
 
 
 def _generation(
-    g: Generation, processes: Processes, board: scoreboard.Scoreboard, slots: int, now: float
+    g: Generation, processes: Processes, board: scoreboard.Scoreboard, slots: int, looks: Looks, now: float
 ) -> dict[str, Any]:
-    workers = [_worker(g, n, w, processes, board, slots, now) for n, w in sorted(g.workers.items())]
+    workers = [_worker(g, n, w, processes, board, slots, looks, now) for n, w in sorted(g.workers.items())]
     companions = [_companion(g, c, now) for _, c in sorted(g.companions.items())]
     zygote = processes.get(Key(g.number, ZYGOTE)) if g.zygote else None
-    of_zygote = memory_of(zygote, now) if zygote else None
+    of_zygote = looks.at(zygote) if zygote else None
     return {
         "number": g.number,
         "state": "booting" if g.state in BOOTING else g.state,
@@ -88,6 +89,7 @@ def _worker(
     processes: Processes,
     board: scoreboard.Scoreboard,
     slots: int,
+    looks: Looks,
     now: float,
 ) -> dict[str, Any]:
     process = processes.get(Key(g.number, number))
@@ -111,7 +113,7 @@ def _worker(
         "taken": counters["taken"],
         "errors": counters["errors"],
         "memory": (
-            memory_of(process, now)
+            looks.at(process)
             if process and process.key.is_job
             else {"rss": counters["rss"], "pss": counters["pss"]}
         ),
