@@ -63,6 +63,11 @@ def attach(loop: Any) -> None:
     signal.signal(DEADLINE_SIGNAL, _interrupt)
 
 
+def move(loop: Any) -> None:
+    """In a process that the application has forked: the calling thread runs `loop`, None for no loop at all."""
+    _Home.thread, _Home.loop = original("_thread", "get_ident")() if loop is not None else 0, loop
+
+
 class Limit:
     """Bounds what the calling greenlet or thread does from here to `close`.
 

@@ -58,6 +58,8 @@ def _inside_a_generation(app: Any, keywords: dict[str, Any]) -> None:
     if zygote is not None:
         workers = options.from_keywords(None, **keywords).workers if "workers" in keywords else None
         zygote_module.live(zygote.captured(app, workers))
+    if sys.modules["reuseport.worker.forked"].is_child():
+        raise EmbeddingError("reuseport.serve was called in a process that the application has forked from a server's")
     worker_module = sys.modules["reuseport.worker.main"]
     if worker_module.Worker.current is not None:
         if worker_module.Worker.current.engine is not None:

@@ -68,6 +68,7 @@ class Server:
     grace: float = 30.0  # seconds between a deadline and force
     in_process: bool = False  # this is a job's process, whose loop may not turn for long
     begins_job: bool = False  # and it still runs its start hooks
+    forked: bool = False  # the application has forked this process from one of the server's
 
 
 server = Server()

@@ -221,6 +221,11 @@ def _pickled(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwa
 
 
 def _start_process(handle: Handle, call: bytes) -> None:
+    if jobs.server.forked:
+        raise RuntimeError(
+            f"job {handle.job.name!r}: where={PROCESS!r} works in a worker, not in a process that the application has "
+            "forked: no drain waits for that process, so the job could be lost. Spawn the job before the fork"
+        )
     if not jobs.server.door:
         raise RuntimeError(
             f"job {handle.job.name!r}: where={PROCESS!r} works in a worker, not while the application is imported; "
@@ -257,6 +262,12 @@ def _start(handle: Handle, where: str, run: Callable[[], None]) -> None:
 
 def _is_patched() -> bool:
     return bool(sys.modules["gevent.monkey"].is_module_patched("threading"))
+
+
+def forget_threads() -> None:
+    """In a process that the application has forked: the threads are the parent's."""
+    global _threads
+    _threads = None
 
 
 def _thread_pool() -> Any:

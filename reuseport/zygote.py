@@ -35,7 +35,7 @@ import time
 import traceback
 from collections.abc import Callable
 from posix import close  # gevent's os.close leaves it to its loop, which never runs here
-from typing import Any
+from typing import Any, NoReturn
 
 from setproctitle import setproctitle
 
@@ -44,7 +44,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.rundir import RunDir
 from reuseport.options import Settings, certificates
-from reuseport.worker import application, forksafety, ground, interrupts, logs, said
+from reuseport.worker import application, children, forked, forksafety, ground, interrupts, logs, said
 from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
 from reuseport.worker.door import Door
@@ -90,6 +90,7 @@ class Zygote:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self._take_signals()
         self.channel = self._say_hello()
+        forked.guard(self._release, imports=True)
 
     def run(self) -> Birth | None:
         """Load and fork until told to go. Returns in each worker with what it is born with; None in the zygote."""
@@ -126,6 +127,7 @@ class Zygote:
         return self.serve_forks(workers)
 
     def serve_forks(self, workers: int | None = None) -> Birth | None:
+        forked.end_if_child()
         assert self.settings is not None
         if self.application is not None and self.settings.preload == "auto":
             reasons = forksafety.check(self._known_fds())
@@ -169,6 +171,7 @@ class Zygote:
             with open(fd, "wb", closefd=False) as file:
                 file.write(json.dumps({name: pem.decode("latin-1") for name, pem in self.pems.items()}).encode())
         os.environ[ZYGOTE_VARIABLE] = json.dumps(born)
+        children.end()  # each worker's import starts its own
         ground.flush()
         self.channel.close()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -198,11 +201,11 @@ class Zygote:
             return None
         return self._birth(FIRST_JOB + os.getpid(), -1, False, line)
 
-    def _fork_twice(self, failed: Callable[[str], None], forked: Callable[[int], None]) -> bool:
+    def _fork_twice(self, failed: Callable[[str], None], tell: Callable[[int], None]) -> bool:
         """So that the child's parent is the master (its subreaper) and not this process. True in the child."""
         ground.flush()
         try:
-            with self.lifeline.held():
+            with self.lifeline.held(), forked.own_fork():
                 middle = fork()
         except OSError as error:
             failed(f"could not be forked: {error.strerror}")
@@ -212,9 +215,10 @@ class Zygote:
                 failed("could not be forked")
             return False
         try:
-            pid = fork()
+            with forked.own_fork():
+                pid = fork()
             if pid:
-                forked(pid)
+                tell(pid)
         except OSError:
             os._exit(1)
         if pid:
@@ -247,6 +251,11 @@ class Zygote:
     def _copy(self, order: dict[str, Any], output: int) -> None:
         """Fork a copy that becomes the zygote of another generation: of this very version, without loading anything."""
         generation = int(order["generation"])
+        if children.pids():
+            # They would end with this zygote, under the workers of the copy.
+            self._unborn(generation, 0, "the application's import has started processes, which a copy cannot have")
+            close(output)
+            return
         if not self._fork_twice(
             lambda error: self._unborn(generation, 0, error),
             lambda pid: self.channel.send("forked", generation=generation, number=0, pid=pid),
@@ -289,6 +298,19 @@ class Zygote:
                 close(fd)
         self.orders.clear()
 
+    def _release(self) -> None:
+        """In a child that the application has forked while it was imported (`worker.forked`)."""
+        Zygote.current = None
+        self.channel.close()
+        self.door.close()
+        self._close_queue()
+        self._close_listeners()
+
+    def _close_listeners(self) -> None:
+        for one in self.listeners.values():
+            close(one.fd)
+        self.listeners.clear()
+
     def _retitle(self) -> None:
         setproctitle(f"reuseport: zygote {self.generation} [{self.name}]")
 
@@ -317,11 +339,9 @@ class Zygote:
             elif kind == "fork" or kind == "copy":
                 self.orders.append((message, fds))
             elif kind == "let-go":
-                for one in self.listeners.values():
-                    close(one.fd)
-                self.listeners.clear()
+                self._close_listeners()
             elif kind == "quit":
-                os._exit(0)
+                quit_with(0)
         if self.channel.closed:
             self.channel.close()
             self.masterless = True
@@ -333,7 +353,7 @@ class Zygote:
         """--orphan-timeout: the workers leave before, for the same reason, and nobody needs this process then."""
         patience = self.settings.orphan_timeout if self.settings is not None and self.loaded else 0.0
         if patience and time.monotonic() >= self.orphaned + patience and not self.lifeline.anybody():
-            os._exit(0)
+            quit_with(0)
 
     def _say_hello(self) -> channels.Channel:
         """Reach the master; without one, wait for the next."""
@@ -372,7 +392,12 @@ class Zygote:
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with SIG_IGN there would be nobody to wait for
         # The master's own TERM often goes to the whole group; the master will say when it wants this process to go.
-        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if self.masterless else None)
+        signal.signal(signal.SIGTERM, self._on_term)
+        forked.note_handler(signal.SIGTERM, self._on_term)
+
+    def _on_term(self, number: int, frame: Any) -> None:
+        if self.masterless:
+            quit_with(0)
 
     def _unborn(self, generation: int, number: int, error: str) -> None:
         self.channel.send("unborn", generation=generation, number=number, error=error)
@@ -414,16 +439,24 @@ def main() -> None:
     try:
         birth = zygote.run()
     except application.LoadError as error:
+        forked.end_if_child(error)
         zygote.imports.tell(zygote.channel, error)
         ground.flush()  # before it is said: who asked is shown what was printed
         zygote.channel.send("failed", error=str(error))
-        os._exit(1)
-    except BaseException:  # noqa: BLE001
+        quit_with(1)
+    except BaseException as error:  # noqa: BLE001
+        forked.end_if_child(error)
         # A defect of the server itself: without this, a finally of the application's could still run.
         traceback.print_exc()
         ground.flush()
-        os._exit(1)
+        quit_with(1)
     live(birth)
+
+
+def quit_with(status: int) -> NoReturn:
+    """End this zygote, and the processes that its import has started."""
+    children.end()
+    os._exit(status)
 
 
 def live(birth: Birth | None) -> None:

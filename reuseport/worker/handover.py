@@ -96,8 +96,9 @@ class Sender:
 
     def abandon(self) -> None:
         """In a child that the application has forked."""
-        for batch in self._batches.values():
+        for acknowledgement, batch in self._batches.items():
             batch.watcher.stop()
+            os.close(acknowledgement)
         if self._socket is not None:
             self._writable.stop()
             self._socket.close()

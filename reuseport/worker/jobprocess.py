@@ -31,7 +31,7 @@ from reuseport.ipc.marks import Marks
 from reuseport.ipc.pins import JOBS as PINNING
 from reuseport.ipc.pins import Pins, open_file
 from reuseport.spawned import JobLost
-from reuseport.worker import application, tenancy, warmup
+from reuseport.worker import application, forked, tenancy, warmup
 from reuseport.worker.birth import Birth
 from reuseport.worker.departure import leave
 from reuseport.worker.executioner import Executioner
@@ -101,7 +101,7 @@ class JobProcess:
         self._retitle()
         self.talker = Talker(self.birth, self.line, self.job, self._cancel)
         self._take_signals()
-        os.register_at_fork(after_in_child=self._abandon)
+        forked.guard(self._release, hub=gevent.get_hub(), imports=self.birth.application is None)
         who = str(Key(self.birth.generation, FIRST_JOB + os.getpid()))
         Snapshots(self.birth.run_dir, who, _log, job=self.job)
         self.talker.start()
@@ -114,6 +114,7 @@ class JobProcess:
                     application.run_script(script)  # comes back through `captured`, and never from here
                 application.load(birth.recipe["app"], birth.settings.factory)
         except BaseException as error:  # noqa: BLE001 - the application's own import, which may raise anything
+            forked.end_if_child(error)
             self._failed(error)
             self._leave()
         self.get_ready(None)
@@ -127,6 +128,8 @@ class JobProcess:
     def get_ready(self, app: Any) -> NoReturn:
         """The application is there: run the start hooks, for what the function may need, and then the function."""
         self.engine = True
+        forked.end_if_child()
+        forked.import_is_over()
         try:
             try:
                 jobs.current.set(self.job)
@@ -137,11 +140,13 @@ class JobProcess:
                 function, args, kwargs = pickle.loads(self.call)
                 self.call = b""
                 value = function(*args, **kwargs)
+                forked.end_if_child()
             finally:
                 self.job.unbound()
             self.executioner.call_off()
             self._send(lines.VALUE, pickle.dumps(value))
         except BaseException as error:  # noqa: BLE001 - whatever it is, who asked gets it
+            forked.end_if_child(error)
             self.executioner.call_off()
             self._failed(error)
         self._leave()
@@ -184,18 +189,15 @@ class JobProcess:
             signal.signal(number, signal.SIG_IGN)
         # The master's own TERM often goes to the whole group; the master will say when it wants this process to go.
         signal.signal(signal.SIGTERM, self._on_term)
+        forked.note_handler(signal.SIGTERM, self._on_term)
 
     def _on_term(self, number: int, frame: Any) -> None:
         if not self.talker.has_master:
             self._cancel(": it got a SIGTERM")
 
-    def _abandon(self) -> None:
-        """In a child that the application has forked: it is no job."""
+    def _release(self) -> None:
+        """In a child that the application has forked: it is no job (`worker.forked`)."""
         self.talker.abandon()
-        jobs.pin = jobs.pins_nobody
-        jobs.active.clear()
-        jobs.starting.clear()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _retitle(self) -> None:
         whose = f" tenant {self.job.tenant}" if self.job.tenant else ""
@@ -240,7 +242,6 @@ class Talker:
         self._finished.acquire(timeout=LAST_WORDS)
 
     def abandon(self) -> None:
-        jobs.changed = lambda: None
         close(self._wake)
         for end in (self._channel, self._line):
             if end is not None:

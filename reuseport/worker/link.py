@@ -87,7 +87,9 @@ class Link:
 
     def abandon(self) -> None:
         """In a child that the application has forked: the channel is its parent's."""
-        self.channel = None
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
         for watcher in (self._watcher, self._retry):
             if watcher is not None:
                 watcher.stop()

@@ -23,6 +23,10 @@ class LoopSet:
         # A descriptor of its own, and now: when it is needed there may be none left.
         self._set = epoll.fromfd(os.dup(loop.fileno()))
 
+    def abandon(self) -> None:
+        """In a child that the application has forked: the set is its parent's."""
+        self._set.close()
+
     def forget(self, fd: int) -> None:
         """Take the fd out, before it is closed here. Its watchers must have been stopped."""
         with contextlib.suppress(FileNotFoundError):  # never watched, or libev has noticed by itself

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from posix import close  # not gevent's os.close, which leaves it to the loop
 from typing import Any
 
 import gevent
@@ -27,7 +28,7 @@ from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
 from reuseport.ipc.scoreboard import TAKEN, TURNED, Scoreboard, settle
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.worker import application, ground, health, jobprocess, logs, running, tenancy, warmup
+from reuseport.worker import application, forked, ground, health, jobprocess, logs, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
 from reuseport.worker.birth import Birth
 from reuseport.worker.connection import Connection
@@ -68,6 +69,9 @@ class Worker:
         self.ended = gevent.event.Event()
         self.engine: Engine | None = None
         self.acceptor: Acceptor | None = None
+        self.sender: Sender | None = None
+        self.receiver: Receiver | None = None
+        self.loop_set: LoopSet | None = None
         self.early: list[dict[str, Any]] = []  # what the master said before the engine stood
         self.drain = Drain(self)
         self.farewell = False  # the server is about to stop
@@ -88,6 +92,7 @@ class Worker:
         self.replacement = Replacement(self.settings, self.board, self.link.say)
         self.vitals = Vitals(self.board, self.id, birth.name)
         self.imports = Imports(self.settings.reload)
+        forked.guard(self._release, hub=self.hub, imports=birth.application is None)
 
     # --- birth ------------------------------------------------------------------------------------------------------
 
@@ -112,6 +117,8 @@ class Worker:
             self.get_ready(application.load(birth.recipe["app"], self.settings.factory))
 
     def get_ready(self, app: Any) -> None:
+        forked.end_if_child()
+        forked.import_is_over()
         birth = self.birth
         birth.application = app
         self._accept_signals()
@@ -141,8 +148,8 @@ class Worker:
         if self.replacement.after:
             self.engine.on_request_end = self.replacement.count_request
         self._beat()
-        os.register_at_fork(after_in_child=self._abandon)
         warmup.call_start_hooks()
+        forked.end_if_child()
         for path in self.settings.warmup:
             status = warmup.request(self.engine, path)
             if status >= 300:
@@ -348,16 +355,22 @@ class Worker:
         self.replacement.look_at_jobs()
         self.drain.leave_if_done()
 
-    def _abandon(self) -> None:
-        """In a child that the application has forked. gevent keeps the watchers alive there, so without this the child
-        would go on being the server: accept, read its parent's clients, take batches, and lose them all at its end."""
+    def _release(self) -> None:
+        """In a child that the application has forked: close its copies of what is the worker's (`worker.forked`)."""
+        Worker.current = None
         for watcher in self._watchers:
             watcher.stop()
-        for part in (self.link, self.acceptor, self.receiver, self.sender, self.engine, self.reporter, self.router):
+        self.link.abandon()
+        fds = [end for end in self.birth.queue if end != -1]
+        if self.acceptor is None:
+            fds += [listener.fd for listener in self.birth.listeners.values()]
+        if self.router is None and self.routes is not None:
+            fds += self.routes[1]
+        for fd in fds:
+            close(fd)
+        for part in (self.acceptor, self.receiver, self.sender, self.engine, self.router, self.loop_set):
             if part is not None:
                 part.abandon()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        Worker.current = None
 
     def exit(self) -> None:
         """Leave now: in the main greenlet, where exit handlers are called."""
@@ -408,11 +421,13 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         birth()
         _wait_for_end(worker)
     except (application.LoadError, warmup.WarmupError) as error:
+        forked.end_if_child(error)
         worker.imports.tell(worker.link.channel, error)
         ground.flush()  # before it is said: who asked is shown what was printed
         worker.link.say("failed", error=str(error))
         status = 1
     except BaseException as error:  # noqa: BLE001
+        forked.end_if_child(error)
         # The application's, from a start hook, SystemExit included; or a defect of ours. Both end this worker visibly.
         application.print_traceback(error)
         ground.flush()

@@ -104,15 +104,3 @@ class JobReporter:
         self._timer.stop()
         self._ledger.tell()
 
-    def abandon(self) -> None:
-        """In a child that the application has forked: its jobs are its own affair."""
-        self._timer.stop()
-        self._wake.stop()
-        jobs.active.clear()
-        jobs.starting.clear()
-        jobs.changed = _nothing
-        jobs.note = jobs.nobody_notes
-
-
-def _nothing() -> None:
-    """Nobody is to be told."""

@@ -415,8 +415,7 @@ class Router:
         return self.sort_out([connection for connection in kept if connection.state is not CLOSED])
 
     def abandon(self) -> None:
-        """In a child that the application has forked: locks are not inherited, and its jobs are its own affair."""
-        jobs_api.pin = jobs_api.pins_nobody
+        """In a child that the application has forked: the queues are its parent's."""
         self._again.stop()
         for sender in self._senders.values():
             sender.abandon()

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from . import forked
 from .body import NO_BODY, BodyError
 from .interrupts import calls_application
 from .request import DROPPED
@@ -91,11 +92,16 @@ class Caller:
         failed = False
         try:
             self._answer(response)
+            if forked.State.child:
+                forked.end()
         except Disconnected as error:
+            forked.end_if_child()
             engine.log("debug", f"{describe(response)}: {error}")
         except BodyError as error:
+            forked.end_if_child()
             self._fail(response, error.status, str(error))
-        except BaseException:  # noqa: BLE001 - SystemExit, a stray Timeout and a kill end the request, not the worker
+        except BaseException as error:  # noqa: BLE001 - SystemExit, a stray Timeout and a kill end the request only
+            forked.end_if_child(error)
             failed = True
             engine.log("error", f"{describe(response)} failed\n{traceback.format_exc().rstrip()}")
             self._fail(response, 500, "")

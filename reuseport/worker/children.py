@@ -1,0 +1,66 @@
+"""The processes that an import has started in a zygote.
+
+They end with the zygote. A process that the import forked also hears of a zygote that is killed (`worker.forked`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+from gevent import monkey
+
+GRACE = 1.0  # seconds from SIGTERM to SIGKILL. The master kills a zygote that takes longer than 2 s to leave
+LOOK = 0.01  # seconds between two looks
+# It ignores SIGTERM, and leaves by itself when the last process that uses it has left (CPython, resource_tracker.py).
+LEAVES_BY_ITSELF = b"multiprocessing.resource_tracker"
+
+_waitpid = monkey.get_original("os", "waitpid")
+_sleep = monkey.get_original("time", "sleep")
+
+
+def pids() -> list[int]:
+    """The children of this process that live, without multiprocessing's resource tracker."""
+    parent = os.getpid()
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_child(pid, parent)]
+
+
+def _is_child(pid: int, parent: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name in parentheses can hold any byte (proc_pid_stat(5)).
+            state, ppid = file.read().rpartition(b")")[2].split()[:2]
+        if int(ppid) != parent or state == b"Z":
+            return False
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return LEAVES_BY_ITSELF not in file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has just ended
+
+
+def end() -> None:
+    """SIGTERM for each of them, SIGKILL for those that are still there after the grace. Returns when they have ended."""
+    left = _signal(pids(), signal.SIGTERM)
+    deadline = time.monotonic() + GRACE
+    while left and time.monotonic() < deadline:
+        _sleep(LOOK)
+        left = [pid for pid in left if _lives(pid)]
+    for pid in _signal(left, signal.SIGKILL):
+        with contextlib.suppress(ChildProcessError):
+            _waitpid(pid, 0)
+
+
+def _signal(some: list[int], number: int) -> list[int]:
+    for pid in some:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return some
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(_waitpid(pid, os.WNOHANG) == (0, 0))
+    except ChildProcessError:
+        return False  # a library of the application's has reaped it
