@@ -41,7 +41,7 @@ def _is_child(pid: int, parent: int) -> bool:
 
 
 def end() -> None:
-    """SIGTERM for each of them, SIGKILL for those that are still there after the grace. Returns when they have ended."""
+    """Send each of them SIGTERM, and after the grace SIGKILL. Returns when all have ended."""
     left = _signal(pids(), signal.SIGTERM)
     deadline = time.monotonic() + GRACE
     while left and time.monotonic() < deadline:

@@ -49,7 +49,10 @@ _get_native_id = monkey.get_original("_thread", "get_native_id")
 
 
 class State:
-    """What this process is. `own`: the server itself forks at this moment. `child`: the application has forked this process."""
+    """What this process is.
+
+    `own`: the server itself forks at this moment. `child`: the application has forked this process.
+    """
 
     own = False
     child = False
@@ -127,7 +130,7 @@ def end_if_child(error: BaseException | None = None) -> None:
 
 
 def end(error: BaseException | None = None) -> NoReturn:
-    """Exit as a child process does whose function has returned or raised. No exit handlers run: they are the parent's."""
+    """Exit as a child does whose function has returned or raised. The exit handlers are the parent's, and do not run."""
     status: Any = 0
     if isinstance(error, SystemExit):
         status = error.code
@@ -213,7 +216,7 @@ def _default_signals() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Get a SIGTERM when the parent's main thread ends (PR_SET_PDEATHSIG(2const)). An exec keeps that, a fork does not."""
+    """Get a SIGTERM when the parent's main thread ends. An exec keeps that setting (PR_SET_PDEATHSIG(2const))."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(0)  # it has ended before the call

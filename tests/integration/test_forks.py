@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
-from harness import ask, wait_for
+from harness import Background, ask, wait_for
 
 MODES = {"greenlets": (), "threads": ("--threads", "9")}
 ALIKE = ("process", "fork", "fork_that_returns", "fork_that_exits", "fork_that_fails", "forkpty", "preexec", "thread")
@@ -91,6 +94,39 @@ def test_a_fork_in_a_request_does_nothing_of_other_requests(serve, mode, how):
     if how != "preexec":
         assert {entry for entry, _ in entries} >= {*(f"child-thread-{n}" for n in range(3)), "child-grandchild"}
     assert ask(kept, "/").pid == parent
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_forks_at_random_moments_do_nothing_twice(serve, mode):
+    more = """
+def busy(name):
+    for number in range(3):
+        forking.count(f"{name}-{number}")
+forking.child = busy
+"""
+    server = forking(serve, *MODES[mode], more=more, workers=1).start()
+    parent = server.get().pid
+    ways = [how for one, how in WAYS if one == mode and how not in ("preexec", "forkpty")]
+
+    def clients(number: int) -> None:
+        with contextlib.closing(server.client()) as client:
+            for turn in range(25):
+                assert ask(client, f"/count?entry={number}-{turn}").pid == parent
+
+    def forks(number: int) -> None:
+        with contextlib.closing(server.client()) as client:
+            for turn in range(10):
+                how = random.Random(f"{number} {turn}").choice(ways)
+                assert ask(client, f"/fork?how={how}&name=child-{number}-{turn}").pid == parent
+
+    at_work = [Background(partial(clients, n)) for n in range(5)] + [Background(partial(forks, n)) for n in range(2)]
+    for one in at_work:
+        one.result(60)
+    entries = ledger(server)
+    ours = [one for one, pid in entries if pid == parent]
+    assert sorted(ours) == sorted(f"{n}-{t}" for n in range(5) for t in range(25))
+    children = [one for one, pid in entries if pid != parent]
+    assert sorted(children) == sorted(f"child-{n}-{t}-{k}" for n in range(2) for t in range(10) for k in range(3))
 
 
 @pytest.mark.parametrize("mode", MODES)
