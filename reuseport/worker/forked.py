@@ -130,7 +130,7 @@ def end_if_child(error: BaseException | None = None) -> None:
 
 
 def end(error: BaseException | None = None) -> NoReturn:
-    """Exit as a child does whose function has returned or raised. The exit handlers are the parent's, and do not run."""
+    """Exit as a child does whose function has returned or raised. The parent's exit handlers do not run."""
     status: Any = 0
     if isinstance(error, SystemExit):
         status = error.code
