@@ -275,6 +275,7 @@ def _is_one_of(one: greenlet.greenlet, several: tuple[greenlet.greenlet, ...]) -
 
 def _leave_hub() -> None:
     """Make a new hub, under which only the code that forked goes on."""
+    greenlet.settrace(None)  # the parent's, if that is a child, too
     me = greenlet.getcurrent()
     mine = get_hub_if_exists()
     if me is mine:
