@@ -195,9 +195,10 @@ def wait_by(how: str) -> None:
         basic.enter("insert")
         reading.recv(1)
     elif how == "process":
-        basic.enter("insert")
-        gate = basic.GATES / "insert.open"
-        subprocess.run(["sh", "-c", f"until test -e {gate}; do sleep 0.01; done"], check=True)
+        # It comes to the gate itself. A fork between its pipe and its exec would hold the pipe, and run() would wait.
+        gates = basic.GATES
+        script = f"touch {gates}/insert.$$.1.entered; until test -e {gates}/insert.open; do sleep 0.01; done"
+        subprocess.run(["sh", "-c", script], check=True)
     elif how == "finally":
         try:
             basic.pass_gate("insert")
