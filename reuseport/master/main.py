@@ -170,6 +170,8 @@ class Master:
         self.loop.call(self._count)
         gc.freeze()
         self._decide()
+        # A process that this master adopts says hello before the core knows of its generation and its log files.
+        self.switchboard.pass_logs(rotated=False)
         while self.exit_status is None:
             self.loop.wait(None if self.succession.paused else machine.wake_at(self.cluster))
             if self.succession.heir:

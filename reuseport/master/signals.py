@@ -67,7 +67,7 @@ def _reopen_logs(master: Master) -> None:
     except OSError as error:
         master.log.write("error", f"the log could not be opened again, and goes on in the old file: {error}")
     master.log_files.reopen(g.release.recipe for g in master.cluster.generations.values())
-    master.switchboard.reopen_logs()
+    master.switchboard.pass_logs(rotated=True)
 
 
 MEANINGS: dict[int, Callable[[Master], None]] = {

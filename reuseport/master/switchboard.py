@@ -103,14 +103,15 @@ class Switchboard:
             self._take(process, self._receive(channel))
             self._hang_up(channel)
 
-    def reopen_logs(self) -> None:
-        """Have everybody write to the files that a rotation has made."""
+    def pass_logs(self, *, rotated: bool) -> None:
+        """Pass every process the log files of its generation. `rotated`: they are others now, so a process that takes
+        none opens them again itself."""
         for process in self._processes.all():
             if process.channel is None:
                 continue
             if process.takes_logs:
                 self._pass_logs(process.channel, process.key.generation)
-            elif process.key.number != ZYGOTE:
+            elif rotated and process.key.number != ZYGOTE:
                 process.channel.send("reopen")
             self._flush(process.channel)
 
