@@ -125,9 +125,9 @@ def _changed_by(directory: os.stat_result, entry: os.stat_result) -> str:
     """Which other user could have put the entry there, in words; "" for none."""
     if directory.st_uid != 0:
         return f"{_user(directory.st_uid)} owns"
-    if directory.st_mode & OTHERS_WRITE and not (directory.st_mode & stat.S_ISVTX and entry.st_uid == 0):
-        return "others can write to"
-    return ""
+    # In a directory like /tmp nobody else can exchange an entry of root's, but a hard link to one can have been made.
+    kept = directory.st_mode & stat.S_ISVTX and entry.st_uid == 0 and entry.st_nlink == 1
+    return "others can write to" if directory.st_mode & OTHERS_WRITE and not kept else ""
 
 
 def _check(path: str, status: os.stat_result, directory: os.stat_result, users: Collection[int]) -> None:
@@ -167,6 +167,12 @@ class Passed:
                 close(fd)
             else:
                 self._fds[path] = fd
+
+    def forget(self) -> None:
+        """A master of an earlier version has had them rotated: each process opens them itself there."""
+        fds, self._fds = self._fds, {}
+        for fd in fds.values():
+            close(fd)
 
     def open(self, path: str) -> int:
         """A descriptor of its own for the caller: of the file that was passed, else of one opened by this process.

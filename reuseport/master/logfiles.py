@@ -20,12 +20,16 @@ class LogFiles:
         self._fds: dict[str, int] = {}
 
     def check(self, settings: Settings) -> None:
-        """Open the files of a release now, while a failure is the asker's. OptionError."""
+        """Open the access log of a release now, while a failure is the asker's. OptionError.
+
+        No release fails because of --log-file: the master has that file open.
+        """
         for name, path in _paths(settings):
-            try:
-                self._open(name, path)
-            except OSError as error:
-                raise OptionError(f"{settings.where(name)}: cannot open {path}: {error.strerror}") from None
+            if name == "access_log":
+                try:
+                    self._open(name, path)
+                except OSError as error:
+                    raise OptionError(f"{settings.where(name)}: cannot open {path}: {error.strerror}") from None
 
     def of(self, recipe: Mapping[str, Any] | None, *, anew: bool) -> tuple[list[str], tuple[int, ...]]:
         """The paths of a generation, and their descriptors. One that cannot be opened is told and left out.

@@ -329,6 +329,9 @@ class Talker:
                 self._birth.logs.take(message, fds)
                 self._said.reopen()
                 continue
+            if message["type"] == "reopen":
+                self._birth.logs.forget()
+                self._said.reopen()
             for fd in fds:
                 close(fd)
             if message["type"] == "known":

@@ -283,6 +283,7 @@ class Worker:
         elif kind == "quit":
             self.exit()
         elif kind == "reopen":
+            self.birth.logs.forget()
             self._reopen()
 
     def _add_slots(self, names: list[Any], fds: list[int]) -> None:

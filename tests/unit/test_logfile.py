@@ -19,6 +19,7 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can open wha
 OTHER, THIRD = 4_000_001, 4_000_002  # uids that nobody has
 
 THEIRS = {
+    "like /tmp": lambda directory: os.chmod(directory, 0o1777),
     "another user's": lambda directory: os.chown(directory, OTHER, OTHER),
     "its group's": lambda directory: os.chmod(directory, 0o775),
     "everybody's": lambda directory: os.chmod(directory, 0o777),
@@ -85,8 +86,10 @@ def test_no_link_in_a_directory_of_others_is_followed(directory, tmp_path, whose
 @root_only
 @pytest.mark.parametrize("whose", THEIRS)
 def test_nor_one_that_root_made_there(directory, tmp_path, whose):
-    """Its directory's owner can have moved it there."""
+    """Its directory's owner can have moved it there, or anybody have linked it."""
     (directory / "log").symlink_to(tmp_path / "victim")
+    if whose == "like /tmp":
+        os.link(directory / "log", tmp_path / "elsewhere", follow_symlinks=False)
     THEIRS[whose](directory)
     refuses(directory / "log", "symbolic link")
 
@@ -96,6 +99,7 @@ def test_nor_one_that_root_made_there(directory, tmp_path, whose):
 def test_nor_a_link_on_the_way(directory, tmp_path, whose):
     (tmp_path / "secret").mkdir()
     (directory / "sub").symlink_to(tmp_path / "secret")
+    os.lchown(directory / "sub", OTHER, OTHER)
     THEIRS[whose](directory)
     refuses(directory / "sub" / "log", "'sub' is a symbolic link")
     assert list((tmp_path / "secret").iterdir()) == []
@@ -245,6 +249,18 @@ def test_without_a_word_of_the_master_a_process_opens_it_itself(directory):
     assert "one" in (directory / "log").read_text()
 
 
+def test_a_master_of_an_earlier_version_has_them_opened_by_each_process(directory):
+    path = directory / "log"
+    passed = Passed()
+    passed.take({"paths": [str(path)]}, [open_file(str(path))])
+    said = Said(settings("--log-file", str(path)), "7.1", passed)
+    path.rename(directory / "log.1")
+    passed.forget()
+    said.reopen()
+    said("error", "one")
+    assert "one" in path.read_text()
+
+
 def recipe(*flags):
     return {"settings": settings(*flags).to_json()}
 
@@ -294,6 +310,7 @@ def test_a_release_with_a_log_that_cannot_be_opened(files, directory):
     path = directory / "none" / "log"
     with pytest.raises(OptionError, match=f"--access-log: cannot open {path}: No such file"):
         files.check(settings("--access-log", str(path)))
+    files.check(settings("--log-file", str(path)))
 
 
 # --- the master's own descriptors
