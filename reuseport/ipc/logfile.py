@@ -1,4 +1,4 @@
-"""Log files: how one is opened, and how a process gets those that the master has opened.
+"""Log files: how a process opens a log file, and how it gets the files that the master has opened.
 
 The master opens a log file and passes the descriptor on. So a worker of `--user` can write a log that only root can
 open, also after a rotation.
@@ -125,7 +125,7 @@ def _changed_by(directory: os.stat_result, entry: os.stat_result) -> str:
     """Which other user could have put the entry there, in words; "" for none."""
     if directory.st_uid != 0:
         return f"{_user(directory.st_uid)} owns"
-    # In a directory like /tmp nobody else can exchange an entry of root's, but a hard link to one can have been made.
+    # In a directory like /tmp another user cannot replace root's entry, but can have made a hard link to root's file.
     kept = directory.st_mode & stat.S_ISVTX and entry.st_uid == 0 and entry.st_nlink == 1
     return "others can write to" if directory.st_mode & OTHERS_WRITE and not kept else ""
 
@@ -138,7 +138,7 @@ def _check(path: str, status: os.stat_result, directory: os.stat_result, users: 
     if whose and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
         raise OSError(errno.EMLINK, f"it has another name (hard link), in a directory that {whose}", path)
     if directory.st_mode & stat.S_IWOTH and status.st_uid not in (0, directory.st_uid, *users):
-        text = f"it belongs to {_user(status.st_uid)}, in a directory where everybody can make files"
+        text = f"it belongs to {_user(status.st_uid)}, in a directory where every user can make files"
         raise OSError(errno.EACCES, text, path)
 
 
@@ -169,7 +169,7 @@ class Passed:
                 self._fds[path] = fd
 
     def forget(self) -> None:
-        """A master of an earlier version has had them rotated: each process opens them itself there."""
+        """Close them. A master of an earlier version passes none: after a rotation each process opens its own."""
         fds, self._fds = self._fds, {}
         for fd in fds.values():
             close(fd)

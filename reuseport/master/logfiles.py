@@ -12,7 +12,7 @@ from reuseport.options import OptionError, Settings, logplace
 
 
 class LogFiles:
-    """`ids`: the user (uid, gid) whom the workers run as, None if that is the master's. `log(level, text)`."""
+    """`ids`: the user (uid, gid) of the workers, None if that is the master's. `log(level, text)`."""
 
     def __init__(self, ids: tuple[int, int] | None, log: Callable[[str, str], None]) -> None:
         self._ids = ids
@@ -32,9 +32,9 @@ class LogFiles:
                     raise OptionError(f"{settings.where(name)}: cannot open {path}: {error.strerror}") from None
 
     def of(self, recipe: Mapping[str, Any] | None, *, anew: bool) -> tuple[list[str], tuple[int, ...]]:
-        """The paths of a generation, and their descriptors. One that cannot be opened is told and left out.
+        """The paths of a generation, and their descriptors. A file that cannot be opened is logged and left out.
 
-        `anew`: they are opened again, as a generation that boots has always done.
+        `anew`: the files are opened again, because the paths may lead to other files when a generation boots.
         """
         found: dict[str, int] = {}
         for name, path in _paths(Settings.from_json(recipe["settings"])) if recipe else ():
@@ -77,7 +77,7 @@ class LogFiles:
 
 
 def _paths(settings: Settings) -> list[tuple[str, str]]:
-    """The options that name a file, and the file. Workers have standard output and error anyway."""
+    """The options that name a file, and the file. Workers have copies of standard output and error anyway."""
     said = [(name, getattr(settings, name)) for name in ("log_file", "access_log")]
     places = [(name, path, logplace.parse(path)) for name, path in said if path]
     return [

@@ -104,8 +104,8 @@ class Switchboard:
             self._hang_up(channel)
 
     def pass_logs(self, *, rotated: bool) -> None:
-        """Pass every process the log files of its generation. `rotated`: they are others now, so a process that takes
-        none opens them again itself."""
+        """Pass every process the log files of its generation. `rotated`: the paths lead to other files by now, so a
+        process of an earlier version is told to open its own again."""
         for process in self._processes.all():
             if process.channel is None:
                 continue

@@ -83,7 +83,7 @@ class FileWrapper:
     def region(self) -> Region | None:
         """The bytes that `read()` would return up to the end, as a part of a file on a disk. None: they must be read.
 
-        What the file itself raises is raised here, as `read()` would raise it: ValueError if it is closed, for example.
+        Raises the file's own error where `read()` would raise it too: ValueError if the file is closed, for example.
         """
         file = _plain_file(self.filelike)
         if file is None or not file.readable():

@@ -194,7 +194,7 @@ def test_captured_output(site):
 
 
 def test_the_next_master(site):
-    """Workers that outlive their master get the files of the one that adopts them."""
+    """Workers that outlive their master get their files from the next master."""
     one = site().start()
     one.server.signal(signal.SIGKILL)
     one.server.await_exit()
@@ -331,7 +331,7 @@ def test_the_masters_streams(serve, interpreter_for_all, path, user):
 
 
 def read_until(fd: int, end: bytes) -> str:
-    """What comes through the pipe until the traceback of the last request, and a line in the access log, were seen."""
+    """All that comes through the pipe up to the first piece with `end`."""
     os.set_blocking(fd, False)
     data = b""
 

@@ -16,7 +16,7 @@ from reuseport.options.checks import check
 from reuseport.worker.said import Said
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can open what belongs to others")
-OTHER, THIRD = 4_000_001, 4_000_002  # uids that nobody has
+OTHER, THIRD = 4_000_001, 4_000_002  # uids without a name
 
 THEIRS = {
     "like /tmp": lambda directory: os.chmod(directory, 0o1777),
@@ -86,7 +86,7 @@ def test_no_link_in_a_directory_of_others_is_followed(directory, tmp_path, whose
 @root_only
 @pytest.mark.parametrize("whose", THEIRS)
 def test_nor_one_that_root_made_there(directory, tmp_path, whose):
-    """Its directory's owner can have moved it there, or anybody have linked it."""
+    """The directory's owner can have moved the link there, or another user have made a hard link to it."""
     (directory / "log").symlink_to(tmp_path / "victim")
     if whose == "like /tmp":
         os.link(directory / "log", tmp_path / "elsewhere", follow_symlinks=False)
@@ -118,7 +118,7 @@ def test_roots_own_links_are_followed(directory, tmp_path, relative):
     append(directory / "log")
     assert (real / "log").read_bytes() == b"line\n"
     assert (real / "other").read_bytes() == b"line\nline\n"
-    os.chmod(directory, 0o1777)  # as /tmp: nobody else can exchange a link of root's
+    os.chmod(directory, 0o1777)  # as /tmp: another user cannot replace root's link
     append(directory / "log")
 
 
@@ -143,7 +143,7 @@ def test_no_second_name_of_a_file(directory, tmp_path, whose):
     victim = tmp_path / "victim"
     victim.write_text("untouched")
     os.link(victim, directory / "log")
-    append(directory / "log", b"")  # in a directory of root's own that is nobody's business
+    append(directory / "log", b"")  # in a directory of root's own it is allowed
     THEIRS[whose](directory)
     refuses(directory / "log", "another name")
     assert victim.read_text() == "untouched"
@@ -167,7 +167,7 @@ def test_a_file_of_a_third_user_in_a_directory_like_tmp(directory):
     (directory / "log").touch()
     os.chown(directory / "log", THIRD, THIRD)
     os.chmod(directory, 0o1777)
-    refuses(directory / "log", f"it belongs to uid {THIRD}, in a directory where everybody", users=(OTHER,))
+    refuses(directory / "log", f"it belongs to uid {THIRD}, in a directory where every user", users=(OTHER,))
     append(directory / "log", users=(THIRD,))
 
 
@@ -184,7 +184,7 @@ def test_what_is_no_log(directory):
 
 def test_a_pipe_and_a_device(directory):
     os.mkfifo(directory / "pipe")
-    with pytest.raises(OSError, match="No such device or address"):  # nobody reads it
+    with pytest.raises(OSError, match="No such device or address"):  # it has no reader
         open_file(str(directory / "pipe"))
     reader = os.open(directory / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     append(directory / "pipe")
