@@ -42,6 +42,7 @@ from setproctitle import setproctitle
 from reuseport.core.model import FIRST_JOB
 from reuseport.ipc import channel as channels
 from reuseport.ipc.lifeline import Lifeline
+from reuseport.ipc.logfile import Passed
 from reuseport.ipc.rundir import RunDir
 from reuseport.options import Settings, certificates
 from reuseport.worker import application, children, forked, forksafety, ground, interrupts, logs, said
@@ -76,6 +77,7 @@ class Zygote:
         self.name = ""
         self.boot_output = 1
         self.queue = (-1, -1)
+        self.passed_logs = Passed()
         self.door = Door()
         self.imports = Imports(False)
         self.application: Any = None
@@ -243,6 +245,7 @@ class Zygote:
             self.boot_output,
             self.queue,
             self.listeners,
+            self.passed_logs,
             self.application,
             self.tls,
             line,
@@ -333,6 +336,8 @@ class Zygote:
                 self.settings = Settings.from_json(self.recipe["settings"])
                 self.name = message["name"]
                 self.queue = (fds[0], fds[1])
+            elif kind == "logs":
+                self.passed_logs.take(message, fds)
             elif kind == "standby":
                 self._close_queue()
                 self.door.close()
@@ -379,6 +384,7 @@ class Zygote:
             state="loaded" if self.loaded else "loading",
             slots=[(one.address, one.index, one.shared) for one in listeners],
             queue=has_queue,
+            logs=True,
         )
         if again:
             pass_slots(channel, listeners)
@@ -427,7 +433,8 @@ class Zygote:
             ground.become(ids, self.recipe["directory"])
 
     def _known_fds(self) -> set[int]:
-        return {self.channel.fileno(), *self.queue, *(one.fd for one in self.listeners.values())}
+        fds = {self.channel.fileno(), *self.queue, *self.passed_logs.fds}
+        return fds.union(one.fd for one in self.listeners.values())
 
 
 def main() -> None:

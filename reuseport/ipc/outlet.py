@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from reuseport.ipc.logfile import open_file
 from reuseport.ipc.post import Post
 from reuseport.options import logplace
 
@@ -24,18 +25,21 @@ BUFFER = 1 << 20  # bytes
 
 
 class Outlet:
-    """`path` is what `logplace.parse` reads, "-" for the stream `standard` (a descriptor). OSError where it cannot be
-    opened.
+    """`path` is what `logplace.parse` reads. Of "-", and of one that names a descriptor, `standard` is the stream.
+    `opened(path)` gives a descriptor of a file. OSError where it cannot be opened.
 
     `on_blocked()` is called when something begins to wait: whoever it calls must call `flush` a little later. `error`
     is why the last attempt to write failed, None if it did not; `is_file` says that a write is always taken whole.
     """
 
-    def __init__(self, path: str, standard: int, post: Post | None = None) -> None:
+    def __init__(
+        self, path: str, standard: int, post: Post | None = None, opened: Callable[[str], int] = open_file
+    ) -> None:
         """`post` is the way to the daemon, where there is one already."""
         self.path = path
         self.place = logplace.parse(path)
         self._standard = standard
+        self._opened = opened
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._lost = 0
@@ -55,12 +59,11 @@ class Outlet:
             self._post = self._post or Post(self.place)
             self.fd = self._post.fileno()
             return
-        if self.path == "-":
+        if self.place.kind in (logplace.STREAM, logplace.DESCRIPTOR):
             if self.fd == -1:
                 self.fd = self._stream()
             return
-        # O_NONBLOCK means nothing to a file; the path may be a named pipe's.
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
+        fd = self._opened(self.path)
         if self.fd == -1:
             self.fd = fd
         else:

@@ -62,6 +62,7 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     supervision = passed.take(os.environ, os.getpid())
     _prepare_process()
     master = Master(settings, extra, supervision, estate.open_log(settings))
+    master.log_files.check(settings)
     release = complete(release_of(settings), extra)
     bequest = take_over(master, release) if settings.takeover != "no" else None
 

@@ -5,10 +5,12 @@ So no line of the master's goes through `logging`, whose handlers are the applic
 
 from __future__ import annotations
 
+from reuseport.ipc.logfile import open_file
 from reuseport.ipc.logline import LEVELS, form_of
 from reuseport.ipc.outlet import Outlet
 from reuseport.ipc.post import Post
-from reuseport.options import Settings
+from reuseport.options import Settings, logplace
+from reuseport.options.checks import find_user
 
 
 class Log(Outlet):
@@ -16,7 +18,14 @@ class Log(Outlet):
 
     def __init__(self, settings: Settings, post: Post | None = None) -> None:
         self._threshold = LEVELS[settings.log_level]
-        super().__init__(settings.log_file, 2, post)
+        place = logplace.parse(settings.log_file)
+        ids = find_user(settings)
+        super().__init__(
+            settings.log_file,
+            place.number if place.kind == logplace.DESCRIPTOR else 2,
+            post,
+            lambda path: open_file(path, ids[:1] if ids else ()),
+        )
         self._form = form_of(self.place, settings)
         self._formed = self.place.by_datagrams or settings.capture_output
 

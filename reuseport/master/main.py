@@ -35,6 +35,7 @@ from reuseport.master.companions import Companions
 from reuseport.master.control import Client, Control
 from reuseport.master.history import History
 from reuseport.master.log import Log
+from reuseport.master.logfiles import LogFiles
 from reuseport.master.loop import Loop
 from reuseport.master.losses import Losses
 from reuseport.master.metrics import Facts, overflows
@@ -85,6 +86,7 @@ class Master:
         self.signals = Signals(self)
         self.tally = Tally()
         self.ids = find_user(settings)
+        self.log_files = LogFiles(self.ids, log.write)
         self.run_dir = RunDir(settings.run_dir)
         self.roster = Roster(self.run_dir.roster)
         self._roster_failed = False  # it could not be written the last time, which is told once
@@ -124,10 +126,12 @@ class Master:
             log,
             self._recipe_of,
             self._on_job_ended,
+            self.log_files,
         )
         self.releases = Releases(
             settings, self.extra, history, self.processes, self.board, lambda: self.cluster, tell, log, self.tally
         )
+        self.releases.check_logs = self.log_files.check
         self.tenants = Tenants(settings, self.run_dir, self.ids, adopting, self.processes, self.switchboard)
         self.tenants.tell, self.tenants.log = tell, log
         self.control = Control(questions, self.loop, self.on_question)
@@ -166,6 +170,8 @@ class Master:
         self.loop.call(self._count)
         gc.freeze()
         self._decide()
+        # A process that this master adopts says hello before the core knows of its generation and its log files.
+        self.switchboard.pass_logs(rotated=False)
         while self.exit_status is None:
             self.loop.wait(None if self.succession.paused else machine.wake_at(self.cluster))
             if self.succession.heir:

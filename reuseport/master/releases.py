@@ -59,6 +59,7 @@ class Releases:
         self._tell = tell
         self._log = log
         self._tally = tally
+        self.check_logs: Callable[[Settings], None] = lambda settings: None  # OptionError where one cannot be opened
         self._begun: dict[int, Release] = {}
         self._jobs: dict[tuple[int, bool], list[dict[str, Any]]] = {}  # ended: by generation, whether in its drain
         self._before = (0, 0)  # answers and errors of the generation before the one that serves
@@ -98,6 +99,7 @@ class Releases:
             settings = settings.keeping(self._first, late)
             release = replace(complete(release_of(settings, label), self._extra), canary=canary)
             self._check_room(settings)
+            self.check_logs(settings)
         except OptionError as error:
             self._refuse(client, str(error), log=True)
             return

@@ -78,6 +78,7 @@ def retire(master: Master, heir: int) -> int:
     master.processes.close()
     master.companions.leave()
     master.slots.leave()
+    master.log_files.close()
     master.telling.leave(keep_path=master.succession.metrics_go_on)
     if master.reload is not None:
         master.reload.close()

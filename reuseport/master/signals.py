@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from reuseport.core import events as ev
-from reuseport.core.model import ZYGOTE
 from reuseport.ipc.inherited import SIGNALS
 
 if TYPE_CHECKING:
@@ -67,9 +66,8 @@ def _reopen_logs(master: Master) -> None:
         master.log.reopen()
     except OSError as error:
         master.log.write("error", f"the log could not be opened again, and goes on in the old file: {error}")
-    for process in master.processes.all():
-        if process.key.number != ZYGOTE:
-            master.switchboard.send(process.key, "reopen")
+    master.log_files.reopen(g.release.recipe for g in master.cluster.generations.values())
+    master.switchboard.pass_logs(rotated=True)
 
 
 MEANINGS: dict[int, Callable[[Master], None]] = {

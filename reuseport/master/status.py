@@ -113,9 +113,7 @@ def _worker(
         "taken": counters["taken"],
         "errors": counters["errors"],
         "memory": (
-            looks.at(process)
-            if process and process.key.is_job
-            else {"rss": counters["rss"], "pss": counters["pss"]}
+            looks.at(process) if process and process.key.is_job else {"rss": counters["rss"], "pss": counters["pss"]}
         ),
         "jobs": counters["jobs"] or (len(process.jobs) if process and process.key.is_job else 0),
         "jobs_now": jobs_of(process) if process else [],

@@ -18,6 +18,7 @@ from reuseport.core import events as ev
 from reuseport.core.model import ZYGOTE, Key
 from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import Channel
+from reuseport.master.logfiles import LogFiles
 from reuseport.master.loop import READ, WRITE, Loop
 from reuseport.master.processes import Process, Processes, owner_of
 from reuseport.master.slots import Slot, Slots
@@ -51,6 +52,7 @@ class Switchboard:
         log: Callable[[str, str], None],
         recipe_of: Callable[[int], Mapping[str, Any] | None],
         job_ended: Callable[[Key, dict[str, Any]], None],
+        log_files: LogFiles,
     ) -> None:
         self._workers_uid = workers_uid
         self._trusted = {0, os.geteuid(), workers_uid}
@@ -62,6 +64,7 @@ class Switchboard:
         self._log = log
         self._recipe_of = recipe_of
         self._job_ended = job_ended
+        self._log_files = log_files
         self._strangers: dict[Channel, int] = {}  # who has connected and not said hello yet, and its pid
         self.on_stay: Callable[[str, int, float], None] = lambda tenant, generation, seconds: None
         self.on_hello: Callable[[Key], None] = lambda key: None  # a worker can be spoken to from now on
@@ -99,6 +102,18 @@ class Switchboard:
             channel, process.channel = process.channel, None
             self._take(process, self._receive(channel))
             self._hang_up(channel)
+
+    def pass_logs(self, *, rotated: bool) -> None:
+        """Pass every process the log files of its generation. `rotated`: the paths lead to other files by now, so a
+        process of an earlier version is told to open its own again."""
+        for process in self._processes.all():
+            if process.channel is None:
+                continue
+            if process.takes_logs:
+                self._pass_logs(process.channel, process.key.generation)
+            elif rotated and process.key.number != ZYGOTE:
+                process.channel.send("reopen")
+            self._flush(process.channel)
 
     def announce_slots(self, slots: list[Slot]) -> None:
         """Pass new slots to everybody who may need them."""
@@ -139,6 +154,7 @@ class Switchboard:
         return {
             "hellos": lend(self._hellos.fileno()),
             "channels": [(p.key, p.channel.estate(lend)) for p in self._processes.all() if p.channel is not None],
+            "take_logs": [p.key for p in self._processes.all() if p.takes_logs],
             "strangers": [(channel.estate(lend), pid) for channel, pid in self._strangers.items()],
             "queues": {number: [lend(end.fileno()) for end in ends] for number, ends in self._queues.items()},
         }
@@ -149,6 +165,7 @@ class Switchboard:
             process = self._processes.get(Key(*key))
             assert process is not None
             process.channel = channels.inherited(one)
+            process.takes_logs = list(key) in left.get("take_logs", ())
             self._listen_to(process, process.channel)
             self._flush(process.channel)
         for one, pid in left["strangers"]:
@@ -268,11 +285,14 @@ class Switchboard:
     def _welcome(self, process: Process, channel: Channel, hello: Mapping[str, Any]) -> None:
         """Give a process what it has not got yet: a zygote its recipe and queue, everybody the slots. A job waits for
         nothing but to be known: from then on a drain waits for it, whatever becomes of who asked for it."""
+        generation = process.key.generation
+        process.takes_logs = bool(hello.get("logs"))
+        if process.takes_logs:
+            self._pass_logs(channel, generation, boots=process.key.number == ZYGOTE and hello["state"] != "loaded")
         if process.key.is_job:
             channel.send("known")
             self._flush(channel)
             return
-        generation = process.key.generation
         recipe = self._recipe_of(generation)
         if process.key.number == ZYGOTE and recipe is not None and hello["state"] != "loaded":
             ends = self._queues.get(generation) or self._new_queue(generation)
@@ -369,6 +389,11 @@ class Switchboard:
             some = slots[start : start + channels.FDS]
             names = [(slot.address, slot.index, slot.shared) for slot in some]
             channel.send("slots", tuple(slot.socket.fileno() for slot in some), slots=names)
+
+    def _pass_logs(self, channel: Channel, generation: int, boots: bool = False) -> None:
+        paths, fds = self._log_files.of(self._recipe_of(generation), anew=boots)
+        if paths:
+            channel.send("logs", fds, paths=paths)
 
     def _adopt_slots(self, names: list[Any], fds: list[int]) -> None:
         for (address, index, shared), fd in zip(names, fds, strict=False):

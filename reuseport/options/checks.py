@@ -6,6 +6,7 @@ elsewhere by then. Every message begins with what said the option's value.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,8 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
         path = getattr(settings, name)
         if path and (name == "pid" or logplace.parse(path).kind == logplace.FILE):
             problems += _no_place_for(f"{settings.where(name)}: {path}", path)
+        elif path:
+            problems += _not_open(f"{settings.where(name)}: {path}", logplace.parse(path).number)
     problems += _tenants_at_odds(settings)
     problems += _unfit_run_dir(settings)
     if settings.sources["state_dir"] != DEFAULT and not Path(settings.state_dir).is_dir():
@@ -115,6 +118,16 @@ def _unfit_run_dir(settings: Settings) -> list[str]:
         return [f"{begin} is not a directory; --run-dir takes another"]
     if owner != os.geteuid():
         return [f"{begin} {machine.whose(owner)}"]
+    return []
+
+
+def _not_open(begin: str, number: int) -> list[str]:
+    """What is wrong with a log that is one of the master's own descriptors; nothing with the number -1."""
+    try:
+        if number != -1 and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            return [f"{begin}: descriptor {number} is open for reading only"]
+    except OSError:
+        return [f"{begin}: the master was started without descriptor {number}"]
     return []
 
 

@@ -2,6 +2,7 @@
 
 -                         a standard stream
 FILE                      a file; ./syslog is a file of that name
+/dev/stdout, /dev/fd/3    a descriptor that the master was started with, in each of its names
 journald, journald:/PATH  the journal, in its own protocol; the second is another namespace's
 syslog, syslog:/PATH      the syslog daemon of this machine: /dev/log, or another socket of its kind
 syslog://HOST[:PORT]      one that listens on UDP, port 514 unless another is named
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 
 from . import kinds
 
-STREAM, FILE, JOURNALD, SYSLOG, REMOTE = "stream", "file", "journald", "syslog", "remote"
+STREAM, FILE, DESCRIPTOR, JOURNALD, SYSLOG, REMOTE = "stream", "file", "descriptor", "journald", "syslog", "remote"
+
+STANDARD = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 SOCKETS = {JOURNALD: "/run/systemd/journal/socket", SYSLOG: "/dev/log"}
 SYSLOG_PORT = 514  # RFC 5426 section 3.3
@@ -29,12 +32,14 @@ FACILITIES = (
 
 @dataclass(frozen=True)
 class LogPlace:
-    """`kind` is one of the words above; `path` a file's or a socket's; `host` and `port` are a remote syslog's."""
+    """`kind` is one of the words above; `path` a file's or a socket's; `host` and `port` are a remote syslog's;
+    `number` is a descriptor's."""
 
     kind: str
     path: str = ""
     host: str = ""
     port: int = 0
+    number: int = -1
 
     @property
     def by_datagrams(self) -> bool:
@@ -48,6 +53,10 @@ def parse(text: str) -> LogPlace:
     if text == "-":
         return LogPlace(STREAM)
     if kind not in SOCKETS:
+        found = re.fullmatch(r"/dev/(?:(stdin|stdout|stderr)|fd/(\d{1,6}))|/proc/self/fd/(\d{1,6})", text)
+        if found:
+            number = STANDARD[found[1]] if found[1] else int(found[2] or found[3])
+            return LogPlace(DESCRIPTOR, text, number=number)
         return LogPlace(FILE, text)
     if not colon:
         return LogPlace(kind, SOCKETS[kind])

@@ -7,6 +7,7 @@ import ssl
 from dataclasses import dataclass
 from typing import Any
 
+from reuseport.ipc.logfile import Passed
 from reuseport.ipc.rundir import RunDir
 from reuseport.options import Settings
 from reuseport.worker.listeners import Listener
@@ -27,6 +28,7 @@ class Birth:
     boot_output: int  # fd of the file that boot output goes to
     queue: tuple[int, int]  # the ends of the generation's hand-over queue, to receive from and to send to
     listeners: dict[tuple[str, int], Listener]
+    logs: Passed  # the log files that the master has opened
     application: Any  # None: the worker loads it itself
     tls: ssl.SSLContext | None = None
     line: _socket.socket | None = None  # to whoever asked for a job: then this is no worker, but the job's process

@@ -80,7 +80,8 @@ class JobProcess:
         for fd in (*(one.fd for one in self.birth.listeners.values()), *self.birth.queue):
             if fd != -1:
                 close(fd)  # a slot that somebody holds takes clients, and nobody here would ever serve them
-        speak_through(Said(self.birth.settings, str(Key(self.birth.generation, self.birth.number))))
+        said = Said(self.birth.settings, str(Key(self.birth.generation, self.birth.number)), self.birth.logs)
+        speak_through(said)
         head, call = lines.receive(self.line), lines.receive(self.line)
         if head is None or call is None:
             os._exit(0)  # who asked for it was killed before it could say for what
@@ -99,7 +100,7 @@ class JobProcess:
             left = self.job.started + self.job.deadline - time.time()
             self.executioner.appoint(max(0.0, left) + jobs.server.grace)
         self._retitle()
-        self.talker = Talker(self.birth, self.line, self.job, self._cancel)
+        self.talker = Talker(self.birth, self.line, self.job, self._cancel, said)
         self._take_signals()
         forked.guard(self._release, hub=gevent.get_hub(), imports=self.birth.application is None)
         who = str(Key(self.birth.generation, FIRST_JOB + os.getpid()))
@@ -205,13 +206,14 @@ class JobProcess:
 
 
 class Talker:
-    """The thread that talks. `cancel(why)` is called when the job is to end."""
+    """The thread that talks. `cancel(why)` is called when the job is to end; `said` writes what the job prints."""
 
-    def __init__(self, birth: Birth, line: Any, job: jobs.Job, cancel: Any) -> None:
+    def __init__(self, birth: Birth, line: Any, job: jobs.Job, cancel: Any, said: Said) -> None:
         self._birth = birth
         self._line: Any = line
         self._job = job
         self._cancel = cancel
+        self._said = said
         self._channel: channels.Channel | None = None
         self._ledger = Ledger(self._say)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -306,6 +308,7 @@ class Talker:
             state="working",
             slots=[],
             queue=False,
+            logs=True,
         )
         self._ledger.forget()
         self._news = True
@@ -322,6 +325,13 @@ class Talker:
             sys.stderr.write(f"the master could not be understood: {error}\n")
             messages, channel.closed = [], True
         for message, fds in messages:
+            if message["type"] == "logs":
+                self._birth.logs.take(message, fds)
+                self._said.reopen()
+                continue
+            if message["type"] == "reopen":
+                self._birth.logs.forget()
+                self._said.reopen()
             for fd in fds:
                 close(fd)
             if message["type"] == "known":

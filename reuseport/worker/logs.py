@@ -18,10 +18,11 @@ import tomllib
 from collections.abc import Callable
 from typing import Any
 
-from reuseport.ipc.inherited import STDOUT_COPY
+from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
+from reuseport.ipc.logfile import Passed
 from reuseport.ipc.logline import form_of
 from reuseport.ipc.outlet import Outlet
-from reuseport.options import Settings
+from reuseport.options import Settings, logplace
 
 from .application import LoadError
 from .said import Said
@@ -30,6 +31,7 @@ ERROR_LOGGERS = ("reuseport.error", "gunicorn.error")
 ACCESS_LOGGERS = ("reuseport.access", "gunicorn.access")
 LEVELS = {name: getattr(logging, name.upper()) for name in ("debug", "info", "warning", "error", "critical")}
 AGAIN = 0.05  # seconds until a reader that was slow is tried again
+STREAMS = {-1: STDOUT_COPY, 1: STDOUT_COPY, 2: STDERR_COPY}
 LAST_WORDS = 1.0  # seconds that an exit waits for a slow reader, or a slow handler
 MOST_WAITING = 20_000  # lines that wait for a handler
 
@@ -76,10 +78,15 @@ def configured(names: tuple[str, ...]) -> logging.Logger | None:
 class FileSink:
     """Lines to where --access-log says. `log(level, text)` is told, once, when it fails, and when it does again."""
 
-    def __init__(self, settings: Settings, who: str, loop: Any, log: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, settings: Settings, who: str, loop: Any, log: Callable[[str, str], None], passed: Passed | None = None
+    ) -> None:
         path = settings.access_log
+        passed = passed or Passed()
+        number = logplace.parse(path).number
         try:
-            self._outlet = Outlet(path, STDOUT_COPY)
+            standard = passed.open(path) if number not in STREAMS else STREAMS[number]
+            self._outlet = Outlet(path, standard, opened=passed.open)
         except OSError as error:
             raise LoadError(f"--access-log {path}: {error.strerror}") from None
         self._who = who
@@ -183,12 +190,15 @@ class LoggerSink:
 
 
 class Sinks:
-    """Where the lines of one worker go, made after the import in the process that writes. `said` is its log.
+    """Where the lines of one worker go, made after the import in the process that writes. `said` is its log, `passed`
+    has the files that the master has opened.
 
     `access` takes the line of a request; None where there is no access log.
     """
 
-    def __init__(self, settings: Settings, generation: int, who: str, loop: Any, said: Said) -> None:
+    def __init__(
+        self, settings: Settings, generation: int, who: str, loop: Any, said: Said, passed: Passed | None = None
+    ) -> None:
         errors = configured(ERROR_LOGGERS) if settings.log_config else None
         requests = configured(ACCESS_LOGGERS) if settings.log_config else None
         self.access: Callable[[str], None] | None = None
@@ -203,7 +213,7 @@ class Sinks:
             if requests:
                 self.access = lambda text: sink.write(requests, LEVELS["info"], text, **extra)
         if self.access is None and settings.access_log:
-            self._file = FileSink(settings, who, loop, said)
+            self._file = FileSink(settings, who, loop, said, passed)
             self.access = self._file.write
 
     def reopen(self) -> None:

@@ -78,7 +78,7 @@ class Worker:
         self.router: Router | None = None
         self.routes: tuple[dict[str, Any], list[int]] | None = None  # the newest, while there is no router yet
         self._watchers: list[Any] = []
-        self.log = Said(self.settings, self.id)
+        self.log = Said(self.settings, self.id, birth.logs)
         self.sinks: logs.Sinks | None = None
         self.link = Link(
             self.loop,
@@ -200,7 +200,7 @@ class Worker:
 
     def _open_logs(self) -> AccessLog | None:
         """After the import, in the process that writes: where lines go from now on."""
-        self.sinks = logs.Sinks(self.settings, self.birth.generation, self.id, self.loop, self.log)
+        self.sinks = logs.Sinks(self.settings, self.birth.generation, self.id, self.loop, self.log, self.birth.logs)
         write = self.sinks.access
         return None if write is None else AccessLog(self.settings.access_log_format, write, self.log)
 
@@ -221,6 +221,7 @@ class Worker:
             state=self.state,
             slots=[(one.address, one.index, one.shared) for one in listeners],
             queue=again,
+            logs=True,
         )
         if again:
             pass_slots(channel, listeners)
@@ -230,6 +231,9 @@ class Worker:
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         if message["type"] == "slots":
             self._add_slots(message["slots"], fds)
+        elif message["type"] == "logs":
+            self.birth.logs.take(message, fds)
+            self._reopen()
         elif message["type"] == "heir":
             self.drain.set_heir(message, fds)
         elif message["type"] == "routes":
@@ -279,6 +283,7 @@ class Worker:
         elif kind == "quit":
             self.exit()
         elif kind == "reopen":
+            self.birth.logs.forget()
             self._reopen()
 
     def _add_slots(self, names: list[Any], fds: list[int]) -> None:

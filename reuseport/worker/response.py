@@ -234,20 +234,28 @@ class Response:
         if excess:
             raise ValueError("the body is longer than its Content-Length")
 
-    def write_file(self, fd: int, offset: int, count: int) -> None:
-        """Send `count` bytes of a regular file as the whole body."""
-        self.connection.send(b"".join(self._head(count)))
+    def write_file(self, fd: int, offset: int, size: int) -> None:
+        """Send a regular file from `offset` on as the body: up to its Content-Length, or `size` bytes.
+
+        The body breaks off where the file has become shorter. One that has grown is sent up to its Content-Length.
+        """
+        self.connection.send(b"".join(self._head(size)))
         if self._silent:
             return
-        count = min(count, self._left)
-        while self._left and count:
-            sent = self.connection.sendfile(fd, offset, count)
+        while self._left:
+            sent = self.connection.sendfile(fd, offset, self._left)
             if not sent:
                 break
             offset += sent
-            count -= sent
             self._left -= sent
             self.connection.let_others()
+
+    @property
+    def room(self) -> int | None:
+        """How many bytes of the body the client may still get; None where nothing limits them."""
+        if self.head_sent:
+            return 0 if self._silent else self._left
+        return self._length if self.status else None
 
     def finish(self) -> None:
         """End the body. ValueError if it is shorter than the Content-Length."""

@@ -13,21 +13,28 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from reuseport.ipc.inherited import STDOUT_COPY
+from reuseport.ipc.logfile import Passed
 from reuseport.ipc.logline import LEVELS, form_of
 from reuseport.ipc.post import Post
 from reuseport.options import Settings, logplace
 
 
 class Said:
-    """Any thread may call it: `said(level, text)`. `who` is the process's id. Whoever has a logger sets `logger`."""
+    """Any thread may call it: `said(level, text)`. `who` is the process's id. Whoever has a logger sets `logger`.
 
-    def __init__(self, settings: Settings, who: str) -> None:
+    `passed` has the files that the master has opened.
+    """
+
+    def __init__(self, settings: Settings, who: str, passed: Passed | None = None) -> None:
         self._who = who
         self._threshold = LEVELS[settings.log_level]
         self._path = settings.log_file
         self._place = logplace.parse(settings.log_file)
         self._form = form_of(self._place, settings)
-        self._fd = 2
+        self._passed = passed or Passed()
+        self._fd = STDOUT_COPY if self._place.number == 1 else 2
+        self._owns_fd = False
         self._post: Post | None = None
         self.logger: Callable[[str, str], None] | None = None
         self.reopen()
@@ -53,18 +60,18 @@ class Said:
 
     def reopen(self) -> None:
         """As after a rotation."""
-        if self._place.kind == logplace.STREAM:
+        if self._place.kind == logplace.STREAM or self._place.number in (1, 2):
             return
         try:
             if self._place.by_datagrams:
                 self._post = self._post or Post(self._place)
                 return
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            fd = self._passed.open(self._path)
         except OSError as error:
             self("error", f"the log could not be opened again: {error}")
             return
-        if self._fd == 2:
-            self._fd = fd
+        if not self._owns_fd:
+            self._fd, self._owns_fd = fd, True
         else:
             # The number stays: another thread may be about to write to it.
             os.dup2(fd, self._fd, inheritable=False)

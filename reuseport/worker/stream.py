@@ -146,14 +146,22 @@ class Stream:
             raise
 
     def sendfile(self, fd: int, offset: int, count: int) -> int:
-        """Hand up to `count` bytes of a file to the kernel; returns how many, 0 at the file's end."""
+        """Hand up to `count` bytes of a file to the kernel; returns how many, 0 at the file's end.
+
+        Disconnected if the client is gone; another OSError if the file cannot be read.
+        """
         while True:
             try:
                 sent = os.sendfile(self._sock.fileno(), fd, offset, min(count, SENDFILE_PIECE))
             except BlockingIOError:
                 self._await_room()
-            except OSError as error:
-                raise Disconnected(f"sendfile: {error.strerror}") from error
+            except OSError:
+                # The error is the file's (not every file system has sendfile: EINVAL) or the client's. Reading and
+                # sending tells which.
+                data = os.pread(fd, min(count, PIECE), offset)
+                if data:
+                    self.send(data)
+                return len(data)
             else:
                 self.board[BYTES_OUT] += sent
                 return sent

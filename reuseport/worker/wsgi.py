@@ -6,16 +6,14 @@ response from a broken one: an error before the head is a 500, after it the conn
 
 from __future__ import annotations
 
-import io
-import os
-import stat
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import forked
 from .body import NO_BODY, BodyError
+from .filewrapper import FileWrapper
 from .interrupts import calls_application
 from .request import DROPPED
 from .response import SKIP, Response
@@ -23,30 +21,6 @@ from .stream import Disconnected
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-
-class FileWrapper:
-    """wsgi.file_wrapper: an open file as a body. A regular file goes out by sendfile, without passing through here."""
-
-    def __init__(self, filelike: Any, blksize: int = 65536) -> None:
-        self.filelike = filelike
-        self.blksize = blksize
-        if hasattr(filelike, "close"):
-            self.close = filelike.close
-
-    def __iter__(self) -> Iterator[bytes]:
-        while block := self.filelike.read(self.blksize):
-            yield block
-
-    def region(self) -> tuple[int, int, int] | None:
-        """fd, offset and bytes up to the end, if this is a regular file; None for whatever else can be read."""
-        try:
-            fd = self.filelike.fileno()
-            status = os.fstat(fd)
-            offset = self.filelike.tell()
-        except (AttributeError, OSError, io.UnsupportedOperation):
-            return None
-        return (fd, offset, max(status.st_size - offset, 0)) if stat.S_ISREG(status.st_mode) else None
 
 
 def template(local: Any, generation: int, worker: str, multiprocess: bool) -> dict[str, Any]:
@@ -121,7 +95,9 @@ class Caller:
             if type(result) is list and len(result) == 1:
                 (data,) = result
                 response.write(data, len(data))
-            elif type(result) is not FileWrapper or not self._send_file(response, result):
+            elif type(result) is FileWrapper:
+                _send_file(response, result)
+            else:
                 for data in result:
                     if data or type(data) is not bytes:
                         response.write(data)
@@ -129,13 +105,6 @@ class Caller:
         finally:
             if hasattr(result, "close"):
                 result.close()
-
-    @staticmethod
-    def _send_file(response: Response, wrapper: FileWrapper) -> bool:
-        region = None if response.head_sent else wrapper.region()
-        if region is not None:
-            response.write_file(*region)
-        return region is not None
 
     def _fail(self, response: Response, status: int, text: str) -> None:
         """Say that there is no proper answer: in words while that is possible, else by breaking off."""
@@ -161,6 +130,16 @@ class Caller:
             taken = False
         body.detach()
         connection.request_done(go_on and taken, taken)
+
+
+def _send_file(response: Response, wrapper: FileWrapper) -> None:
+    """Send the file from its position up to its end, or as many bytes of it as the Content-Length says."""
+    region = None if response.head_sent else wrapper.region()
+    if region is not None:
+        response.write_file(*region)
+        return
+    while response.room != 0 and (block := wrapper.read(response.room)):
+        response.write(block)
 
 
 def describe(response: Response) -> str:

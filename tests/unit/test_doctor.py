@@ -75,6 +75,13 @@ def loaded(**other: Any) -> dict[str, Any]:
 ROWS = [
     (machine.configuration, facts(), facts(refused=["-w: no"]), "problem", "-w: no"),
     (machine.configuration, facts(), facts(remarks=["-k means nothing"]), "warning", "-k"),
+    (
+        machine.logs,
+        facts("--user", "www", "--log-file", "/var/log/shop.log", logs={"log_file": ""}),
+        facts("--log-file", "/srv/logs/log", logs={"log_file": "'log' is a symbolic link"}),
+        "problem",
+        "/srv/logs/log: 'log' is a symbolic link: a start is refused",
+    ),
     (machine.kernel, facts(kernel=(5, 10)), facts(kernel=(5, 3)), "problem", "5.3"),
     (
         machine.accept_queues,

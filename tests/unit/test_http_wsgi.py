@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from wsgiref.validate import validator
 
@@ -602,62 +600,6 @@ def test_a_slow_reader_holds_the_application_back(harness):
         (one,) = parse(client.read_all())
         assert (len(one.body), one.whole) == (30_000_000, True)
     assert harness.counter(BYTES_OUT) > 30_000_000
-
-
-@pytest.fixture
-def file(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(bytes(range(256)) * 10_000)
-    return path
-
-
-def sends_file(open_file, headers=PLAIN):
-    def application(environ, start_response):
-        start_response("200 OK", headers)
-        return environ["wsgi.file_wrapper"](open_file)
-
-    return application
-
-
-@pytest.mark.parametrize("headers", [PLAIN, [("Content-Length", "2559000")]])
-def test_file_wrapper(harness, file, headers):
-    with file.open("rb") as opened:
-        opened.seek(1000)
-        (one,) = ask(harness, sends_file(opened, headers), NEXT)
-        assert opened.closed
-    assert one.body == file.read_bytes()[1000:]
-    assert one.headers["content-length"] == "2559000"
-
-
-def test_file_wrapper_of_a_range(harness, file):
-    with file.open("rb") as opened:
-        (one,) = ask(harness, sends_file(opened, [("Content-Length", "10")]), NEXT)
-    assert (one.body, one.whole) == (bytes(range(10)), True)
-
-
-def test_file_wrapper_head(harness, file):
-    with file.open("rb") as opened:
-        (one,) = ask(harness, sends_file(opened), b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n", methods=("HEAD",))
-    assert one.body == b""
-
-
-def test_file_wrapper_of_something_else(harness):
-    (one,) = ask(harness, sends_file(io.BytesIO(b"abc" * 50_000)), NEXT)
-    assert one.body == b"abc" * 50_000
-
-
-def test_file_wrapper_of_a_pipe(harness):
-    reading, writing = os.pipe()
-    os.write(writing, b"abc")
-    os.close(writing)
-    (one,) = ask(harness, sends_file(os.fdopen(reading, "rb")), NEXT)
-    assert one.body == b"abc"
-
-
-def test_file_shorter_than_its_length(harness, file):
-    with file.open("rb") as opened:
-        (one,) = ask(harness, sends_file(opened, [("Content-Length", "2560001")]), GET, NEXT)
-    assert (len(one.body), one.whole) == (2_560_000, False)
 
 
 def test_early_hints(harness):

@@ -26,7 +26,7 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
             machine.migration,
         ),
     ),
-    ("The directories", (machine.run_directory, machine.state_directory)),
+    ("The directories", (machine.run_directory, machine.state_directory, machine.logs)),
     ("systemd", (surroundings.unit,)),
     ("nginx", (surroundings.proxies,)),
     ("The application", (serving.loading, serving.fork_safety, serving.patch_order, serving.clients)),

@@ -20,10 +20,12 @@ from typing import Any
 
 from reuseport.cli.doctor import nginx
 from reuseport.cli.doctor.findings import Facts, Place
+from reuseport.ipc.logfile import check_file
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.master.recipe import release_of
 from reuseport.master.room import free_memory
-from reuseport.options import OptionError, Settings, check, parse_address, usable_cores
+from reuseport.options import OptionError, Settings, check, logplace, parse_address, usable_cores
+from reuseport.options.checks import find_user
 from reuseport.version import __version__
 
 SYSCTLS = (
@@ -66,6 +68,7 @@ def gather(settings: Settings, refused: list[str], told: Mapping[str, Any] | str
         oom_group=any(_read(os.path.join(path, "memory.oom.group")).strip() == "1" for path in _cgroups(process)[-1:]),
         run_dir=_place(run_dir),
         state_dir=_place(settings.state_dir),
+        logs=_logs(settings) if os.geteuid() == 0 and not refused else {},
         session=_session(run_dir),
         unit=_unit(process, is_ours=bool(master)) if master or "INVOCATION_ID" in os.environ else None,
         proxies=nginx.locations(nginx.load(), [_as_nginx(address) for address in settings.bind]),
@@ -83,6 +86,23 @@ def _read(path: str) -> str:
         return Path(path).read_text(errors="replace")
     except OSError:
         return ""
+
+
+def _logs(settings: Settings) -> dict[str, str]:
+    """What a master of root would say of the files of --log-file and --access-log."""
+    found = {}
+    with contextlib.suppress(OptionError):  # of --user, which is told elsewhere
+        ids = find_user(settings)
+        for name in ("log_file", "access_log"):
+            path = getattr(settings, name)
+            if path and logplace.parse(path).kind == logplace.FILE:
+                try:
+                    check_file(path, ids[:1] if ids else ())
+                except OSError as error:
+                    found[name] = error.strerror or str(error)
+                else:
+                    found[name] = ""
+    return found
 
 
 def _kernel(release: str) -> tuple[int, int] | None:

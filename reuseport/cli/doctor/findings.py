@@ -58,7 +58,8 @@ class Facts:
 
     `sysctls`: by name, as text. `limits`: (soft, hard) by name, None for unlimited. `unit`: what systemd says of the
     unit, by property. `proxies`: the locations of nginx that lead here. `application`: what the probe found. `status`:
-    the running master's; `silent`: why it told none. `queues`: (address, connections that wait). Sizes are in bytes.
+    the running master's; `silent`: why it told none. `queues`: (address, connections that wait). `logs`: why root would
+    refuse to open the file of an option, "" where it would not. Sizes are in bytes.
     """
 
     settings: Settings
@@ -74,6 +75,7 @@ class Facts:
     oom_group: bool = False
     run_dir: Place | None = None
     state_dir: Place | None = None
+    logs: Mapping[str, str] = field(default_factory=dict)
     session: str = ""  # the user whose last session takes the run directory along
     unit: Mapping[str, str] | None = None
     proxies: Sequence[Mapping[str, Any]] = ()

@@ -28,6 +28,18 @@ def configuration(facts: Facts) -> Iterator[Finding]:
         yield fine("nothing in the configuration is refused")
 
 
+def logs(facts: Facts) -> Iterator[Finding]:
+    for name, why in facts.logs.items():
+        begin = f"{facts.settings.where(name)}: {getattr(facts.settings, name)}"
+        if why:
+            yield problem(
+                f"{begin}: {why}: a start is refused, and a rotation goes on in the old file",
+                "name the file itself, or give its directory to root: chown root:root, chmod 755",
+            )
+        elif facts.settings.user:
+            yield fine(f"{begin}: the master opens it as root, and passes it on to the processes of --user")
+
+
 def companions(facts: Facts) -> Iterator[Finding]:
     for one in facts.settings.companion:
         program, *words = one["command"]

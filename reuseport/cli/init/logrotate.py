@@ -8,12 +8,13 @@ import shlex
 
 from reuseport.cli.init.described import Described, one_line_only
 from reuseport.ipc.rundir import RunDir
-from reuseport.options import OptionError
+from reuseport.options import OptionError, logplace
 
 
 def text(app: Described) -> str:
     settings = app.settings
-    paths = [path for path in (settings.log_file, settings.access_log) if path not in ("", "-")]
+    said = [path for path in (settings.log_file, settings.access_log) if path]
+    paths = [path for path in said if logplace.parse(path).kind == logplace.FILE]
     if not paths:
         raise OptionError(
             "init: there is nothing to rotate: neither --log-file nor --access-log names a file, and what goes to "
@@ -34,7 +35,7 @@ def text(app: Described) -> str:
     compress
     # A worker may write its last line into the old file a moment after it was told of the new one.
     delaycompress
-{su}    # Master and workers write to the same file, and the workers could not make it in every directory.
+{su}    # The master opens the new file and passes it to every process, so this owner need not be able to write to it.
     create 0640 {owners}
     # One signal for all of them: the master tells every worker, draining ones too.
     sharedscripts

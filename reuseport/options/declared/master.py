@@ -62,8 +62,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "log_file", logplace.PLACE, "-", aliases=("--error-logfile",), group=LOG, effect="start",
         check=_filled_place, default_text="- (standard error)",
-        help="Where the log goes: a file, which USR1 opens again after a rotation, or journald (its own protocol), or "
-        "syslog (/dev/log), or syslog://HOST:PORT (UDP).",
+        help="Where the log goes: a file, which USR1 opens again after a rotation, or a descriptor that the master was "
+        "started with (/dev/stdout, /dev/fd/3), or journald (its own protocol), or syslog (/dev/log), or "
+        "syslog://HOST:PORT (UDP). The master opens the file and passes it to the processes of --user.",
     ),
     Option(
         "log_level", kinds.choice("debug", "info", "warning", "error", "critical"), "info", group=LOG,

@@ -1,0 +1,181 @@
+"""Log files: how a process opens a log file, and how it gets the files that the master has opened.
+
+The master opens a log file and passes the descriptor on. So a worker of `--user` can write a log that only root can
+open, also after a rotation.
+
+A master of root opens no log through a link that another user could have made. With a log directory that the workers
+own, such a link would have root write to any file of the system (CWE-59).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pwd
+import re
+import stat
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from posix import close
+
+MODE = 0o640
+APPEND = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK means nothing to a file, but to a fifo
+LINKS = 40  # as many as the kernel follows in one path, path_resolution(7)
+DESCRIPTORS = re.compile(r"/proc/\d+(?:/task/\d+)?/fd")
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def open_file(path: str, users: Collection[int] = (), owner: tuple[int, int] | None = None) -> int:
+    """A descriptor to append to the file, which is made if it is not there. OSError, whose strerror says why.
+
+    Where this is root, `users` are other users whose files may be the log in a directory like /tmp, and a file that is
+    made is given to `owner`, a (uid, gid).
+    """
+    if os.geteuid() != 0:
+        return os.open(path, APPEND | os.O_CREAT, MODE)
+    with contextlib.ExitStack() as stack:
+        directory, name, is_descriptor = _walk(path, stack)
+        if is_descriptor:
+            return os.open(name, APPEND, dir_fd=directory)
+        while True:
+            try:
+                fd = os.open(name, APPEND | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, MODE, dir_fd=directory)
+            except FileExistsError:
+                pass
+            else:
+                if owner is not None:
+                    os.fchown(fd, *owner)
+                return fd
+            try:
+                fd = os.open(name, APPEND | os.O_NOFOLLOW, dir_fd=directory)
+                break
+            except FileNotFoundError:
+                continue  # removed in between, by logrotate for example
+            except OSError as error:
+                why = "it is a symbolic link" if error.errno == errno.ELOOP else os.strerror(error.errno or 0)
+                raise OSError(error.errno, why, path) from None
+        try:
+            _check(path, os.fstat(fd), os.fstat(directory), users)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+
+def check_file(path: str, users: Collection[int] = ()) -> None:
+    """OSError where root's `open_file` would refuse the path. Makes and opens nothing."""
+    with contextlib.ExitStack() as stack:
+        directory, name, is_descriptor = _walk(path, stack)
+        if is_descriptor:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            _check(path, os.stat(name, dir_fd=directory, follow_symlinks=False), os.fstat(directory), users)
+
+
+def _walk(path: str, stack: contextlib.ExitStack) -> tuple[int, str, bool]:
+    """The directory of a file, as a descriptor, the file's name there, and whether it is a link to a descriptor of a
+    process (/proc/PID/fd, proc_pid_fd(5)), which cannot be read. Follows links that only root can have made."""
+
+    def enter(name: str, directory: int | None) -> int:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        stack.callback(os.close, fd)
+        return fd
+
+    directory = enter("/", None)
+    names = deque(_names(os.path.abspath(path)))
+    links = 0
+    try:
+        while names:
+            name = names.popleft()
+            try:
+                fd = enter(name, directory)
+            except FileNotFoundError:
+                if names:
+                    raise
+                return directory, name, False
+            status = os.fstat(fd)
+            if stat.S_ISLNK(status.st_mode):
+                links += 1
+                if links > LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                if whose := _changed_by(os.fstat(directory), status):
+                    text = f"{name!r} is a symbolic link in a directory that {whose}, and root follows none there"
+                    raise OSError(errno.ELOOP, text)
+                if not names and DESCRIPTORS.fullmatch(os.readlink(f"/proc/self/fd/{directory}")):
+                    return directory, name, True
+                target = os.readlink("", dir_fd=fd)
+                directory = enter("/", None) if target.startswith("/") else directory
+                names.extendleft(reversed(_names(target)))
+            elif not names:
+                return directory, name, False
+            else:
+                directory = fd
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+
+
+def _names(path: str) -> list[str]:
+    return [name for name in path.split("/") if name not in ("", ".")]
+
+
+def _changed_by(directory: os.stat_result, entry: os.stat_result) -> str:
+    """Which other user could have put the entry there, in words; "" for none."""
+    if directory.st_uid != 0:
+        return f"{_user(directory.st_uid)} owns"
+    # In a directory like /tmp another user cannot replace root's entry, but can have made a hard link to root's file.
+    kept = directory.st_mode & stat.S_ISVTX and entry.st_uid == 0 and entry.st_nlink == 1
+    return "others can write to" if directory.st_mode & OTHERS_WRITE and not kept else ""
+
+
+def _check(path: str, status: os.stat_result, directory: os.stat_result, users: Collection[int]) -> None:
+    """OSError for what is no log, or a file that another user has put there for root to write to."""
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode)):
+        raise OSError(errno.EINVAL, "it is no file, pipe or terminal", path)
+    whose = _changed_by(directory, status)
+    if whose and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+        raise OSError(errno.EMLINK, f"it has another name (hard link), in a directory that {whose}", path)
+    if directory.st_mode & stat.S_IWOTH and status.st_uid not in (0, directory.st_uid, *users):
+        text = f"it belongs to {_user(status.st_uid)}, in a directory where every user can make files"
+        raise OSError(errno.EACCES, text, path)
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+class Passed:
+    """The log files that the master has passed to this process, by their paths. Any thread may `open` one."""
+
+    def __init__(self) -> None:
+        self._fds: dict[str, int] = {}
+
+    @property
+    def fds(self) -> Collection[int]:
+        return self._fds.values()
+
+    def take(self, message: Mapping[str, Sequence[str]], fds: Sequence[int]) -> None:
+        """Keep what a "logs" message brought, in the place of what came before."""
+        for path, fd in zip(message["paths"], fds, strict=False):
+            if path in self._fds:
+                os.dup2(fd, self._fds[path], inheritable=False)  # the number stays, for a thread that opens it just now
+                close(fd)
+            else:
+                self._fds[path] = fd
+
+    def forget(self) -> None:
+        """Close them. A master of an earlier version passes none: after a rotation each process opens its own."""
+        fds, self._fds = self._fds, {}
+        for fd in fds.values():
+            close(fd)
+
+    def open(self, path: str) -> int:
+        """A descriptor of its own for the caller: of the file that was passed, else of one opened by this process.
+        OSError. A master of an earlier version passes none."""
+        fd = self._fds.get(path)
+        return open_file(path) if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 5)

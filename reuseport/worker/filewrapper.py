@@ -1,0 +1,122 @@
+"""`wsgi.file_wrapper` (PEP 3333): a file as the body of a response, and whether sendfile(2) can send it.
+
+sendfile reads a descriptor; the application means the bytes that `read()` returns. Many objects have a `fileno()`
+whose bytes differ from those of `read()`: gzip and zipfile members, text files, proxies, downloads with a cache. So the
+question is not which methods an object has, but which code runs when its `read` is called. sendfile is used only where
+that code is CPython's own `read` of a plain binary file. Every other object is read in blocks.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tempfile
+from types import BuiltinMethodType
+from typing import Any, NamedTuple
+
+from gevent._hub_local import get_hub_if_exists
+from greenlet import getcurrent
+
+PLAIN = (io.FileIO, io.BufferedReader, io.BufferedRandom)
+# A buffered file calls these methods of its raw file by name, so an attribute of the instance can replace them.
+READING = frozenset({"read", "readall", "readinto", "seek", "tell"})
+TURN = 1 << 20  # bytes after which a reader that never waits lets other greenlets run
+
+
+class Region(NamedTuple):
+    """The rest of a regular file. `offset` and `size` are in bytes."""
+
+    fd: int
+    offset: int
+    size: int
+
+
+class FileWrapper:
+    """An open file as an iterator over its blocks. It has `close` only where the file has one.
+
+    It is its own iterator and offers `seekable`, `seek` and `tell`, because werkzeug's ranges seek what iter() returns.
+    """
+
+    def __init__(self, filelike: Any, blksize: int = 65536) -> None:
+        self.filelike = filelike
+        self.blksize = blksize
+        self._since_turn = 0
+        if hasattr(filelike, "close"):
+            self.close = filelike.close
+
+    def __iter__(self) -> FileWrapper:
+        return self
+
+    def __next__(self) -> bytes:
+        block = self.read(None)
+        if not block:
+            raise StopIteration
+        self._since_turn += len(block)
+        if self._since_turn > TURN:
+            self._since_turn = 0
+            _let_others()
+        return block
+
+    def read(self, limit: int | None) -> bytes:
+        """The next block, at most `limit` bytes of it; b"" at the end. TypeError for a file in text mode."""
+        size = self.blksize if limit is None or 0 < self.blksize < limit else limit
+        block: bytes = self.filelike.read(size)
+        if isinstance(block, str):
+            kind = type(self.filelike).__name__
+            raise TypeError(f"wsgi.file_wrapper: read() of {kind} returns str: open the file in binary mode ('rb')")
+        return block
+
+    def seekable(self) -> bool:
+        if hasattr(self.filelike, "seekable"):
+            return bool(self.filelike.seekable())
+        return hasattr(self.filelike, "seek") and hasattr(self.filelike, "tell")
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        position: int = self.filelike.seek(offset, whence)
+        return position
+
+    def tell(self) -> int:
+        position: int = self.filelike.tell()
+        return position
+
+    def region(self) -> Region | None:
+        """The bytes that `read()` would return up to the end, as a part of a file on a disk. None: they must be read.
+
+        Raises the file's own error where `read()` would raise it too: ValueError if the file is closed, for example.
+        """
+        file = _plain_file(self.filelike)
+        if file is None or not file.readable():
+            return None
+        if type(file) is io.BufferedRandom:
+            file.flush()  # as its read() does; only then the descriptor has what was written
+        fd = file.fileno()
+        status = os.fstat(fd)
+        # Files of /proc and /sys are regular, but have a size of 0 or of a page. They use no blocks.
+        if not stat.S_ISREG(status.st_mode) or not status.st_blocks:
+            return None
+        offset = file.tell()  # the application's position: a buffered file has read the descriptor further than that
+        return Region(fd, offset, status.st_size - offset) if offset < status.st_size else None
+
+
+def _plain_file(filelike: Any) -> Any:
+    """The file of `io` whose own `read` answers `filelike.read()`; None if other code answers it."""
+    if type(filelike) is tempfile._TemporaryFileWrapper:
+        # It passes `read` on to its file, and remembers that as an attribute. So does an application that replaces it.
+        if "read" in vars(filelike):
+            return None
+        filelike = filelike.file
+    read = filelike.read
+    if type(read) is not BuiltinMethodType or read.__name__ != "read" or type(read.__self__) not in PLAIN:
+        return None
+    file = read.__self__
+    raw = file if type(file) is io.FileIO else file.raw
+    return file if type(raw) is io.FileIO and READING.isdisjoint(vars(raw)) else None
+
+
+def _let_others() -> None:
+    """A turn for other greenlets, where this is one. gevent.sleep(0) would return before the loop has polled."""
+    hub = get_hub_if_exists()
+    if hub is not None and getcurrent() is not hub:
+        with hub.loop.timer(0) as timer:
+            hub.wait(timer)
