@@ -27,8 +27,9 @@ ZYGOTE_VARIABLE = "REUSEPORT_ZYGOTE"  # as in ipc/inherited.py
 # JSON, from `master/lending.py`: the server's packages. It stays in the environment while one of them is used.
 SERVER_VARIABLE = "REUSEPORT_SERVER"
 
-# The packages that the server's code needs. gevent needs those of zope, which is a namespace.
-WANTED = ("reuseport", "gevent", "greenlet", "zope", "zope.event", "zope.interface", "setproctitle")
+# The packages that the server's code needs; gevent needs those of zope.
+NAMESPACE = "zope"
+WANTED = ("reuseport", "gevent", "greenlet", NAMESPACE, "zope.event", "zope.interface", "setproctitle")
 COMPILED = frozenset({"gevent", "greenlet", "setproctitle"})  # zope.interface also works without its extension module
 OPTIONAL = frozenset({"setproctitle"})  # see ipc/title.py
 
@@ -83,7 +84,7 @@ def has(name):
         spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:
         return False  # it lies in a namespace that is not there
-    return spec is not None and (spec.origin is not None or name == "zope")
+    return spec is not None and (spec.origin is not None or name == NAMESPACE)
 
 
 def suffix():

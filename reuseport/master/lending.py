@@ -11,12 +11,12 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from typing import Any
 
 from reuseport import bootstrap
 
 OLDEST = "3.11"  # the first Python that knows -P
-BOOTSTRAP = os.path.abspath(bootstrap.__file__)
 
 
 def environment() -> dict[str, str]:
@@ -31,7 +31,8 @@ def command(recipe: Mapping[str, Any], module: str, *arguments: str) -> list[str
     `-P` keeps the application's directory out of sys.path until the server's own modules are imported, so that an
     application's `json.py` cannot take the place of the standard library's.
     """
-    return [recipe["interpreter"], "-P", *recipe.get("flags", ()), BOOTSTRAP, module, *arguments]
+    file = os.path.realpath(bootstrap.__file__)
+    return [recipe["interpreter"], "-P", *recipe.get("flags", ()), file, module, *arguments]
 
 
 def refusal(output: str) -> str:
@@ -45,16 +46,19 @@ def refusal(output: str) -> str:
 
 
 def _places() -> dict[str, str]:
-    """The directory in which each package lies here. One that this environment lacks is left out."""
-    found = {}
+    """The directory in which each package lies here. One that this environment lacks is left out.
+
+    Links are followed: when one leads to another environment (`reuseport upgrade`), older generations go on importing
+    from this one.
+    """
+    found: dict[str, str] = {}
+    inside: dict[str, list[str]] = {}
     for name in bootstrap.WANTED:
-        try:
-            spec = importlib.util.find_spec(name)
-        except ModuleNotFoundError:
+        parent = name.rpartition(".")[0]
+        # Of a name in a namespace importlib.util would import that namespace.
+        spec = PathFinder.find_spec(name, inside.get(parent, [])) if parent else importlib.util.find_spec(name)
+        if spec is None or (spec.origin is None and name != bootstrap.NAMESPACE):
             continue
-        if spec is None:
-            continue
-        inside = list(spec.submodule_search_locations or ())
-        if inside or spec.origin:
-            found[name] = os.path.dirname(os.path.abspath(inside[0] if inside else str(spec.origin)))
+        inside[name] = list(spec.submodule_search_locations or ())
+        found[name] = os.path.realpath(os.path.dirname((inside[name] or [str(spec.origin)])[0]))
     return found
