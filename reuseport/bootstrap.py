@@ -22,7 +22,7 @@ import re
 import sys
 import warnings
 
-PREFIX = "reuseport cannot run in this environment: "  # the master looks for this line in the output of a boot
+PREFIX = "this environment cannot run the server: "  # the master looks for this line in the output of a boot
 ZYGOTE_VARIABLE = "REUSEPORT_ZYGOTE"  # as in ipc/inherited.py
 # JSON, from `master/lending.py`: the server's packages. It stays in the environment while one of them is used.
 SERVER_VARIABLE = "REUSEPORT_SERVER"
