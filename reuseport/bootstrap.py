@@ -120,11 +120,11 @@ def version_of(name):
 
 
 def try_out(lent):
-    """Import what is compiled, where it comes from two environments. Unusable where that fails.
+    """Import gevent and greenlet if one of them is the server's. Unusable where they do not fit this environment.
 
     Cython warns when the size of a type from another package differs from the size that it was compiled with.
     """
-    if not COMPILED & set(lent):
+    if not {"gevent", "greenlet"} & set(lent):
         return
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*size changed", RuntimeWarning)

@@ -414,7 +414,7 @@ class Zygote:
         self.channel.send("note", level=level, text=text)
 
     def _tell_packages(self) -> None:
-        if self.born.get("lent"):
+        if packages.is_lent(self.packages):
             self._note("info", f"generation {self.generation} runs on {packages.in_words(self.packages)}")
         if mismatch := self.born.get("mismatch"):
             self._note("warning", f"generation {self.generation}: {mismatch}")

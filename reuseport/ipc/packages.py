@@ -30,14 +30,15 @@ def used(lent: Collection[str]) -> dict[str, Any]:
 
 def is_lent(found: Mapping[str, Any]) -> bool:
     """Whether any of them comes from the server's environment."""
-    return any(one["from"] == SERVER for one in found.values() if isinstance(one, dict))
+    return any(one.get("from") == SERVER for one in found.values() if isinstance(one, dict))
 
 
 def in_words(found: Mapping[str, Any]) -> str:
     """The packages with their versions, the server's first."""
     parts = []
     for whose in (SERVER, APPLICATION):
-        some = [f"{name} {found[name]['version']}" for name in NAMES if name in found and found[name]["from"] == whose]
+        named = [(name, one) for name in NAMES if isinstance(one := found.get(name), dict)]
+        some = [f"{name} {one.get('version')}" for name, one in named if one.get("from") == whose]
         if some:
             parts.append(f"the {whose}'s {', '.join(some)}")
     return " and ".join(parts)
