@@ -21,6 +21,8 @@ from typing import Any
 
 from gevent import monkey
 
+from reuseport.ipc import packages
+from reuseport.ipc.inherited import ZYGOTE_VARIABLE
 from reuseport.options import Settings
 from reuseport.version import __version__
 from reuseport.worker import application, forksafety, ground
@@ -31,10 +33,13 @@ OURS = frozenset({"reuseport", "gevent", "greenlet", "zope", "setproctitle", "_d
 
 def main() -> None:
     report = int(sys.argv.pop())
+    born = json.loads(os.environ.pop(ZYGOTE_VARIABLE))
     with open(report, encoding="utf-8", closefd=False) as file:
         order = json.load(file)
     ground.tell_stack_on_signal()
     found = look(Settings.from_json(order["settings"]), order["directory"], order["ids"], {report})
+    found["packages"] = packages.used(born.get("lent", ()))
+    found["mismatch"] = born.get("mismatch", "")
     with open(report, "w", encoding="utf-8", closefd=False) as file:
         file.seek(0)
         file.truncate()

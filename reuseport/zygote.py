@@ -14,13 +14,17 @@ import json
 import os
 from importlib import metadata
 
-from gevent import monkey
+from gevent import events, monkey
 
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 
 # gevent looks for its plugins at every step of the patching, and each look reads the metadata of all installed
 # packages: two thirds of the time that the patching takes. They are read once.
 if not json.loads(os.environ.get(ZYGOTE_VARIABLE, "{}")).get("threads"):
+    if hasattr(events, "iter_entry_points"):
+        # gevent before 23.7 asks pkg_resources, which refuses a package whose own requirements it cannot find. It
+        # compares names literally, and takes an installed zope_interface for another package than zope.interface.
+        events.iter_entry_points = lambda group: metadata.entry_points(group=group)
     _entry_points, _all = metadata.entry_points, metadata.entry_points()
     metadata.entry_points = lambda **which: _all.select(**which)  # type: ignore[assignment]
     monkey.patch_all()
@@ -37,13 +41,13 @@ from collections.abc import Callable
 from posix import close  # gevent's os.close leaves it to its loop, which never runs here
 from typing import Any, NoReturn
 
-from setproctitle import setproctitle
-
 from reuseport.core.model import FIRST_JOB
 from reuseport.ipc import channel as channels
+from reuseport.ipc import packages
 from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.logfile import Passed
 from reuseport.ipc.rundir import RunDir
+from reuseport.ipc.title import set_title
 from reuseport.options import Settings, certificates
 from reuseport.worker import application, children, forked, forksafety, ground, interrupts, logs, said
 from reuseport.worker import main as worker_main
@@ -84,6 +88,7 @@ class Zygote:
         self.pems: certificates.Pems | None = None
         self.tls: ssl.SSLContext | None = None
         self.separate = bool(born.get("separate"))
+        self.packages = packages.used(born.get("lent", ()))
         self.loaded = False
         self.orders: list[tuple[dict[str, Any], list[int]]] = []
         self.masterless = True
@@ -100,6 +105,8 @@ class Zygote:
             self._listen()
         assert self.settings is not None
         self._retitle()
+        if not self.separate:
+            self._tell_packages()
         self._read_certificates()
         self._become_user()
         if self.settings.umask is not None:
@@ -315,7 +322,7 @@ class Zygote:
         self.listeners.clear()
 
     def _retitle(self) -> None:
-        setproctitle(f"reuseport: zygote {self.generation} [{self.name}]")
+        set_title(f"reuseport: zygote {self.generation} [{self.name}]")
 
     def _listen(self) -> None:
         """Wait for the master's next word, or for somebody at the door."""
@@ -385,6 +392,7 @@ class Zygote:
             slots=[(one.address, one.index, one.shared) for one in listeners],
             queue=has_queue,
             logs=True,
+            packages=self.packages,
         )
         if again:
             pass_slots(channel, listeners)
@@ -410,6 +418,12 @@ class Zygote:
 
     def _note(self, level: str, text: str) -> None:
         self.channel.send("note", level=level, text=text)
+
+    def _tell_packages(self) -> None:
+        if packages.is_lent(self.packages):
+            self._note("info", f"generation {self.generation} runs on {packages.in_words(self.packages)}")
+        if mismatch := self.born.get("mismatch"):
+            self._note("warning", f"generation {self.generation}: {mismatch}")
 
     def _read_certificates(self) -> None:
         """While this is still the master's user. The workers inherit the context, and with it the keys of the session

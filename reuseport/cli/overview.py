@@ -14,6 +14,7 @@ from typing import Any
 from reuseport.cli import words
 from reuseport.cli.ink import PLAIN, Column, Ink, fit, table
 from reuseport.cli.words import ABSENT, a_dict, a_list, duration, latency, objects, rate, size
+from reuseport.ipc.packages import in_words, is_lent
 
 WIDTH = 80
 SHOWN = 20  # jobs of a generation that serves that are shown
@@ -144,6 +145,9 @@ def _generations(generations: Sequence[Mapping[str, Any]], width: int | None, in
     interpreters = {one.get("number"): one.get("interpreter") for one in generations if one.get("interpreter")}
     if len(set(interpreters.values())) > 1:
         lines += [f"generation {number} runs {words.text(path)}" for number, path in interpreters.items()]
+    for one in generations:
+        if is_lent(packages := a_dict(one, "packages")):
+            lines.append(f"generation {one.get('number')} runs on {words.text(in_words(packages))}")
     return lines
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from reuseport.core.model import BOOTING, ENDING, Cluster
 from reuseport.ipc.rundir import RunDir
+from reuseport.master import lending
 from reuseport.master.loop import Loop
 
 FOLLOW = 0.1  # seconds between two looks at what a booting generation prints
@@ -101,9 +102,9 @@ class BootLogs:
         boot_log = self._by_generation.get(generation)
         return boot_log.tail() if boot_log else ""
 
-    def has_no_server(self, generation: int) -> bool:
-        """Whether the interpreter of a generation has said that its environment has no reuseport."""
-        return "No module named 'reuseport'" in self.tail(generation)
+    def refusal(self, generation: int) -> str:
+        """Why the interpreter of a generation cannot run the server's code, if that is what it has said last; or ""."""
+        return lending.refusal(self.tail(generation))
 
     def copy_news(self, rest: bool = True) -> None:
         for generation, boot_log in self._by_generation.items():

@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from setproctitle import setproctitle
-
 from reuseport.core import events as ev
 from reuseport.core import machine
 from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key
@@ -28,6 +26,7 @@ from reuseport.ipc.begun import Begun
 from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.scoreboard import Scoreboard
+from reuseport.ipc.title import set_title
 from reuseport.master import estate, status, upgrade
 from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
@@ -155,7 +154,7 @@ class Master:
 
     def run(self) -> int:
         self.signals.listen()
-        setproctitle(f"reuseport: master [{self.first.name}]")
+        set_title(f"reuseport: master [{self.first.name}]")
         where = ", ".join(self.slots.addresses)
         if self.left is None:
             where += f"; master pid {os.getpid()}; run directory {self.run_dir.path}"
@@ -198,8 +197,8 @@ class Master:
             if process.key.is_companion:
                 how = self.companions.ended(process) or how
             else:
-                if process.key.number == ZYGOTE and self.boot_logs.has_no_server(process.key.generation):
-                    how += " (its interpreter finds no reuseport: install it in that environment, too)"
+                if process.key.number == ZYGOTE and (why := self.boot_logs.refusal(process.key.generation)):
+                    self.events.append(ev.Failed(process.key, why))
                 self._clear_up_after(process, how)
         finally:
             self.events.append(ev.Exited(process.key, how, process.clean))

@@ -23,6 +23,7 @@ from reuseport.core.model import Key
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
+from reuseport.master import lending
 from reuseport.master.bootlog import BootLog
 from reuseport.master.loop import Loop
 
@@ -54,6 +55,7 @@ class Process:
     told: bool = False  # it is another master's child, which tells of its end
     asked_again: int = 0  # how often its exit status was not to be had yet
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
+    packages: dict[str, Any] | None = None  # a zygote's Python, reuseport, gevent and greenlet, as it tells of them
     memory: dict[str, int] = field(default_factory=lambda: {"rss": 0, "pss": 0})  # see `memory.Looks`
     measured: float = float("-inf")  # monotonic seconds
 
@@ -61,11 +63,10 @@ class Process:
 def spawn_zygote(
     generation: int, recipe: Mapping[str, Any], run_dir: RunDir, output: int, mask: Collection[int]
 ) -> int:
-    """Exec the release's interpreter on its own copy of this package; its pid. OSError where that is not possible.
+    """Exec the release's interpreter; its pid. OSError where that is not possible.
 
-    `output` is what it prints to until it has loaded, and is closed here; `mask` are the signals that it blocks. `-P`
-    keeps the application's directory out of sys.path until the server's own modules are imported, so that an
-    application's `json.py` cannot take the place of the standard library's.
+    It runs the package that its environment has, or this one (`reuseport/bootstrap.py`). `output` is what it prints to
+    until it has loaded, and is closed here; `mask` are the signals that it blocks.
     """
     variables = {
         "run_dir": run_dir.path,
@@ -80,6 +81,7 @@ def spawn_zygote(
         "REUSEPORT_RUN_DIR": run_dir.path,
         "REUSEPORT_GENERATION": str(generation),
         ZYGOTE_VARIABLE: json.dumps(variables),
+        **lending.environment(),
     }
     with contextlib.ExitStack() as stack:
         output = high(output)
@@ -88,7 +90,7 @@ def spawn_zygote(
         stack.callback(os.close, null)
         return os.posix_spawn(
             recipe["interpreter"],
-            [recipe["interpreter"], "-P", *recipe.get("flags", ()), "-m", "reuseport.zygote"],
+            lending.command(recipe, "reuseport.zygote"),
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, 1, STDOUT_COPY),
@@ -244,6 +246,7 @@ class Processes:
                     "row": process.row,
                     "started": process.started,
                     "jobs": list(process.jobs.values()),
+                    "packages": process.packages,
                 }
                 for process in self._by_key.values()
             ],
@@ -255,6 +258,7 @@ class Processes:
             process = self.expect(Key(*one["key"]), one["row"])
             process.pid, process.pidfd, process.started = one["pid"], one["pidfd"], one["started"]
             process.jobs = {int(job["number"]): job for job in one["jobs"]}
+            process.packages = one.get("packages")
             if process.pid:
                 self._watch(process)
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from setproctitle import setproctitle
-
+from reuseport.ipc.title import set_title
 from reuseport.master.processes import Process, parent_of
 from reuseport.master.signals import MEANINGS
 
@@ -84,7 +83,7 @@ def retire(master: Master, heir: int) -> int:
         master.reload.close()
     _remove_pid_file(master.first.pid)
     master.notifier.retire(f"{superseded}; waits for its last processes to end")
-    setproctitle(f"reuseport: master [{master.first.name}] {superseded}")
+    set_title(f"reuseport: master [{master.first.name}] {superseded}")
     _wait(master, superseded)
     master.notifier.close()
     master.log.flush()

@@ -59,6 +59,7 @@ def _generation(
         "stage": g.state,
         "directory": g.release.recipe.get("directory", ""),
         "interpreter": g.release.recipe.get("interpreter", ""),
+        "packages": zygote.packages if zygote else None,  # None: its zygote has told nothing, or has gone
         "app": g.release.recipe.get("app"),
         "label": g.release.recipe.get("label", ""),
         "source": g.release.source,

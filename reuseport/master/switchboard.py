@@ -252,11 +252,13 @@ class Switchboard:
             return
         process = expected or self._processes.expect(key)
         self._processes.is_running(process, pid)
+        process.packages = hello.get("packages")
         if key.number == ZYGOTE and hello["state"] != "loaded" and hello["v"] != channels.VERSION:
             self._send_away(channel)
             error = (
                 f"its reuseport sends messages of number {hello['v']}, and this master is reuseport {__version__}, "
-                f"which understands number {channels.VERSION}"
+                f"which understands number {channels.VERSION}; install this version in the application's environment, "
+                "or remove reuseport from it, and the release runs on the server's"
             )
             self._tell(ev.Failed(key, error))
             return

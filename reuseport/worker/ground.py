@@ -17,18 +17,23 @@ from typing import Any
 import greenlet
 
 from reuseport.ipc import user
+from reuseport.ipc.packages import NAMES
 from reuseport.ipc.stacks import STACK_SIGNAL
 
 from . import application
 
 
 def become(ids: Sequence[int], directory: str) -> None:
-    """Be another user, (uid, gid), if this is root. LoadError where that one could not import from `directory`."""
+    """Be another user, (uid, gid), if this is root. LoadError where that one could not import what it needs.
+
+    What cannot be read is told here, because a module that is imported later would only seem to be missing.
+    """
     if os.geteuid() != 0:
         return
     uid, gid = ids
     user.become(uid, gid)
-    for place in (os.path.dirname(os.__file__), directory):
+    packages = [os.path.dirname(sys.modules[name].__file__ or "") for name in NAMES]
+    for place in (os.path.dirname(os.__file__), *packages, directory):
         if not os.access(place, os.R_OK | os.X_OK):
             raise application.LoadError(f"--user: uid {uid} cannot read {place}, which it must import from")
 

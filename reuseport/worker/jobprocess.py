@@ -20,7 +20,6 @@ from posix import close
 from typing import Any, NoReturn
 
 import gevent
-from setproctitle import setproctitle
 
 from reuseport import deadlines, hooks, jobs
 from reuseport.core.model import FIRST_JOB, Key
@@ -30,6 +29,7 @@ from reuseport.ipc import line as lines
 from reuseport.ipc.marks import Marks
 from reuseport.ipc.pins import JOBS as PINNING
 from reuseport.ipc.pins import Pins, open_file
+from reuseport.ipc.title import set_title
 from reuseport.spawned import JobLost
 from reuseport.worker import application, forked, tenancy, warmup
 from reuseport.worker.birth import Birth
@@ -202,7 +202,7 @@ class JobProcess:
 
     def _retitle(self) -> None:
         whose = f" tenant {self.job.tenant}" if self.job.tenant else ""
-        setproctitle(f"reuseport: job {self.birth.generation}.{self.job.name}{whose} [{self.birth.name}]")
+        set_title(f"reuseport: job {self.birth.generation}.{self.job.name}{whose} [{self.birth.name}]")
 
 
 class Talker:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from setproctitle import setproctitle
-
 from reuseport.ipc.memory import proportional, resident
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, JOBS, PSS, RSS, TURNED
+from reuseport.ipc.title import set_title
 
 MEMORY = 5.0  # seconds between two looks at the resident memory
 PROPORTION = 30.0  # seconds between two looks at the proportional memory, which cost the kernel a walk
@@ -57,4 +56,4 @@ class Vitals:
         title = f"reuseport: worker {self._worker}{detail} [{self._name}]"
         if title != self._title:
             self._title = title
-            setproctitle(title)
+            set_title(title)

@@ -26,6 +26,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent
 VENV = CHECKOUT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "proving.json"
+CONSTRAINTS = None  # a file for pip that says which versions the environment gets, beside setup.cfg
 OLDEST = (3, 11)
 NEWEST = (3, 14)
 
@@ -48,12 +49,21 @@ def run(module, extras):
     return importlib.import_module(f"proving.{module}").main()
 
 
+def use_another(name, constraints):
+    """From now on the environment is that of this name in the checkout, made under these constraints."""
+    global VENV, PYTHON, STAMP, CONSTRAINTS
+    VENV = CHECKOUT / name
+    PYTHON = VENV / "bin" / "python"
+    STAMP = VENV / "proving.json"
+    CONSTRAINTS = constraints
+
+
 def ensure(extras):
     """Return if this Python has everything; otherwise become one that has."""
     if sys.version_info[:2] < OLDEST:
         become(newer_python())
     within = Path(sys.prefix).resolve() == VENV
-    if in_venv() and not within and not missing(extras):
+    if in_venv() and not within and CONSTRAINTS is None and not missing(extras):
         return
     # One script at a time makes the environment; a second one waits and then finds it made.
     with (CHECKOUT / "setup.cfg").open() as lock:
@@ -93,9 +103,13 @@ def requirements(extras):
 
 
 def missing(extras):
-    """The requirements that this Python does not meet. Knows `name` and `name>=version`, which is all we use."""
+    """The requirements that this Python does not meet. Of the forms that pip takes it knows those that we use: `name`,
+    `name>=version`, and either of them with `; python_version >= "3.12"`."""
     lacking = []
     for requirement in requirements(extras):
+        requirement, _, marker = requirement.partition(";")
+        if marker and sys.version_info[:2] < tuple(numbers(marker)):
+            continue
         name, _, oldest = requirement.partition(">=")
         try:
             version = importlib.metadata.version(name.strip())
@@ -123,7 +137,10 @@ def installed():
 def stamp(extras):
     """What the environment is made from; another stamp means bringing it up to date."""
     digest = hashlib.sha256((CHECKOUT / "setup.cfg").read_bytes()).hexdigest()
-    return {"setup.cfg": digest, "checkout": str(CHECKOUT), "extras": extras}
+    found = {"setup.cfg": digest, "checkout": str(CHECKOUT), "extras": extras}
+    if CONSTRAINTS is not None:
+        found["constraints"] = CONSTRAINTS.read_text()
+    return found
 
 
 def read_stamp():
@@ -139,14 +156,16 @@ def read_stamp():
 def make(wanted):
     """Make the virtual environment, or bring it up to date, and leave the stamp as the last step."""
     if not os.access(PYTHON, os.X_OK):
-        print("making .venv (once; about half a minute)", file=sys.stderr)
+        print(f"making {VENV.name} (once; about half a minute)", file=sys.stderr)
         for module in ("venv", "ensurepip"):
             if importlib.util.find_spec(module) is None:
                 raise Unusable(f"this Python has no {module} module (on Debian and Ubuntu: apt install python3-venv)")
-        call([sys.executable, "-m", "venv", "--clear", VENV], "could not make the virtual environment .venv")
+        call([sys.executable, "-m", "venv", "--clear", VENV], f"could not make the virtual environment {VENV.name}")
     extras = f"[{','.join(wanted['extras'])}]" if wanted["extras"] else ""
-    print(f"installing reuseport{extras} into .venv", file=sys.stderr)
+    print(f"installing reuseport{extras} into {VENV.name}", file=sys.stderr)
     pip = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+    if CONSTRAINTS is not None:
+        pip += ["--constraint", CONSTRAINTS]
     call([*pip, "--editable", f"{CHECKOUT}{extras}"], "could not install from the package index")
     STAMP.write_text(json.dumps(wanted))
 

@@ -11,13 +11,25 @@ import sys
 
 from proving.bootstrap import CHECKOUT
 
+OLDEST = (
+    "tests/unit",
+    *(
+        f"tests/integration/test_{name}.py"
+        for name in (
+            *("release", "rollback", "tenants", "handover", "preload", "signals", "stacks_of_workers", "frameworks"),
+            *("native_threads", "jobs", "job_processes", "websockets", "embedding", "logs", "hard_cases"),
+        )
+    ),
+)
 PROCESSES = 3  # more than the cores of a small machine, whose tests wait; more than these gain nothing there
 
 
 def main() -> int:
     os.chdir(CHECKOUT)
-    given = sys.argv[1:]
+    given = [word for word in sys.argv[1:] if word != "--oldest"]
     # `-n` and `--dist` among the arguments come later, and win.
     side_by_side = [] if any(".py" in word for word in given) else ["-n", "auto", "--dist", "worksteal"]
+    if "--oldest" in sys.argv and not any(word.startswith("tests") for word in given):
+        given += OLDEST
     os.environ.setdefault("PYTEST_XDIST_AUTO_NUM_WORKERS", str(PROCESSES))
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *side_by_side, *given])

@@ -7,6 +7,8 @@ waits for a state, and every wait has a deadline. Whatever happens in a test, th
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import http.client
 import io
 import json
@@ -589,6 +591,38 @@ def make_venv(directory: Path, interpreter: str = sys.executable, *, with_reusep
         borrowed = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(CHECKOUT)]
         (packages / "borrowed.pth").write_text("\n".join(dict.fromkeys(borrowed)) + "\n")
     return str(directory / "bin" / "python")
+
+
+def environment(*requirements: str, interpreter: str = sys.executable) -> Path:
+    """A virtual environment that has only these packages. It is made once, and kept beside what this Python has."""
+    made_of = json.dumps([os.path.realpath(interpreter), *requirements])
+    home = Path(sys.prefix) / "test-environments"
+    home.mkdir(exist_ok=True)
+    directory = home / hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    # The tests' processes share it. The first one makes it, and the stamp is its last step.
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stamp = directory / "stamp.json"
+        if not stamp.exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            python = make_venv(directory, interpreter, with_reuseport=False)
+            pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--only-binary", ":all:"]
+            if requirements:
+                subprocess.run([*pip, *requirements], check=True)
+            stamp.write_text(made_of)
+    return directory
+
+
+def another_python() -> str | None:
+    """The interpreter of another Python that is supported, in the PATH or beside this one (pyenv, uv)."""
+    beside = sorted(Path(sys._base_executable).resolve().parents[2].glob("*/bin"))
+    for minor in range(11, 15):
+        if minor == sys.version_info.minor:
+            continue
+        for path in (shutil.which(f"python3.{minor}"), *(str(bin / f"python3.{minor}") for bin in beside)):
+            if path and os.path.exists(path) and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
+                return path
+    return None
 
 
 STARTED: list[Server] = []  # servers that have been made and not ended: their logs belong to a failure's report

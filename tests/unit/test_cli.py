@@ -330,6 +330,18 @@ def test_status_reads_well_in_80_columns() -> None:
     assert "/srv/customers/shop/releases/20261122-1" in render(STATUS, 1300, None)
 
 
+def test_status_tells_which_packages_of_the_server_a_generation_runs_on() -> None:
+    names = ("reuseport", "gevent", "greenlet")
+    own = {"python": "3.11.7", **{name: {"version": "1.2", "from": "application"} for name in names}}
+    mixed = {**own, "reuseport": {"version": "0.1.0", "from": "server"}}
+    older, newer = STATUS["generations"]
+    text = render({**STATUS, "generations": [{**older, "packages": own}, {**newer, "packages": mixed}]}, 1300, None)
+    assert "generation 6 runs on" not in text
+    line = "generation 7 runs on the server's reuseport 0.1.0 and the application's gevent 1.2, greenlet 1.2"
+    assert f"\n{line}\n" in text
+    assert render({"generations": [{"packages": None}, {"packages": {"gevent": {"from": "server"}, "greenlet": 1}}]}, 0)
+
+
 def test_status_tells_of_other_masters() -> None:
     takeover = {"pid": 12, "at": 40.0, "outcome": "failed", "error": "no"}
     text = render({"master": {"earlier": [7, 9], "takeover": takeover}}, 100.0)

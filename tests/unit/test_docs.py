@@ -60,7 +60,7 @@ def test_every_option_and_command_that_is_named_exists(page):
         own |= {f"--{name.replace('_', '-')}" for name in re.findall(r'Option\(\s*"(\w+)"', path.read_text())}
     for flag in re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*[a-z0-9])", text):
         others = {"--cov", "--retry", "--retry-delay", "--retry-connrefused", "--prefix", "--short", "--project"}
-        others |= {"--frozen", "--no-dev", "--concurrency"}
+        others |= {"--frozen", "--no-dev", "--concurrency", "--dry-run"}
         others |= {"--no-periodic", "--graceful-signal", "--with-scheduler", "--worker-shutdown-timeout"}  # companions
         group = any(one.startswith(f"{flag}-") for one in known)  # as in --limit-request-*
         assert flag in known | own | others or group, f"{page.name} names {flag}"

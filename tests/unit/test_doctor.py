@@ -42,6 +42,12 @@ LOADED: dict[str, Any] = {
     "modules": {},
     "early": [],
 }
+PACKAGES = {
+    "python": "3.11.7",
+    "reuseport": {"version": "0.1.0", "from": "server"},
+    "gevent": {"version": "23.7.0", "from": "application"},
+    "greenlet": {"version": "2.0.2", "from": "application"},
+}
 STATUS = {"master": {"pid": 7, "version": "1"}, "serving": 3, "generations": [{"number": 3, "memory": 1 << 30}]}
 UNIT = {
     "Id": "shop.service",
@@ -212,6 +218,13 @@ ROWS = [
     (serving.loading, facts(application=loaded()), facts(application=loaded(seconds=100.0)), "warning", "100.0 s"),
     (serving.loading, facts(application=loaded()), facts(application=loaded(version="0")), "warning", "reuseport 0"),
     (serving.loading, facts(), facts(application={"error": "no module", "output": "x"}), "problem", "no module"),
+    (
+        serving.loading,
+        facts(application=loaded(packages=PACKAGES, mismatch="")),
+        facts(application=loaded(packages=PACKAGES, mismatch="gevent asks for greenlet 3 or newer: install it")),
+        "warning",
+        "gevent asks for greenlet 3 or newer",
+    ),
     (
         serving.fork_safety,
         facts(application=loaded()),
@@ -457,3 +470,8 @@ def test_connections_that_django_keeps_for_greenlets_which_end() -> None:
     assert one.grade == "warning" and "'default' (CONN_MAX_AGE=600)" in one.text
     assert judged("django", threads=4, django_keeps=["'default' (CONN_MAX_AGE=600)"]) == []
     assert judged("django", django_keeps=[]) == []
+
+
+def test_whose_packages_the_application_runs_on_is_told():
+    texts = [finding.text for finding in serving.loading(facts(application=loaded(packages=PACKAGES)))]
+    assert "it runs on the server's reuseport 0.1.0 and the application's gevent 23.7.0, greenlet 2.0.2" in texts

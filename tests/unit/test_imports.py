@@ -24,10 +24,10 @@ PARTS = {
     "core": set(),
     "ipc": {"core", "options"},
     "options": set(),
-    "master": {"core", "ipc", "options", "version"},
+    "master": {"bootstrap", "core", "ipc", "options", "version"},
     "worker": {"core", "ipc", "options", "deadlines", "hooks", "jobs", "spawned", "version"},
     "zygote": {"core", "ipc", "options", "worker"},
-    "probe": {"options", "worker", "zygote", "version"},
+    "probe": {"ipc", "options", "worker", "zygote", "version"},
     "cli": {"core", "ipc", "options", "master", "version"},
     "embed": {"ipc", "options", "master"},
     "hooks": set(),
@@ -35,15 +35,16 @@ PARTS = {
     "spawned": {"deadlines", "hooks", "ipc", "jobs"},
     "deadlines": set(),
     "version": set(),
+    "bootstrap": set(),
     "__init__": {"version"},
     "__main__": {"cli"},
 }
 
 # What each part may import that is not in the standard library.
 OTHERS = {
-    "master": {"setproctitle"},
-    "worker": {"gevent", "greenlet", "setproctitle"},
-    "zygote": {"gevent", "greenlet", "setproctitle"},
+    "ipc": {"setproctitle"},
+    "worker": {"gevent", "greenlet"},
+    "zygote": {"gevent", "greenlet"},
     "probe": {"gevent"},
     "spawned": {"gevent"},
 }
@@ -57,6 +58,7 @@ PURE = {"__future__", "collections", "dataclasses", "typing"}
 # Where a module's name is known only at run time.
 DYNAMIC = {
     "__init__.py",  # what an application imports, lazily
+    "bootstrap.py",  # the zygote or the probe, once their packages are there
     "cli/main.py",  # a command, once it is asked for
     "cli/translate/execute.py",  # a configuration of Gunicorn's
     "worker/application.py",  # the application

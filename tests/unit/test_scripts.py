@@ -210,8 +210,22 @@ def test_a_version_that_is_too_old_is_lacking(monkeypatch):
     assert bootstrap.missing([]) == ["pytest>=999", "no-such-package>=1"]
 
 
-def test_the_stamp_changes_with_the_extras():
+def test_a_requirement_of_newer_pythons_is_asked_for_there_only(monkeypatch):
+    minor = sys.version_info.minor
+    wanted = [f'no-such-package>={n}; python_version >= "3.{minor + n}"' for n in (-1, 0, 1)]
+    monkeypatch.setattr(bootstrap, "requirements", lambda extras: wanted)
+    assert bootstrap.missing([]) == ["no-such-package>=-1", "no-such-package>=0"]
+
+
+def test_the_stamp_changes_with_the_extras_and_the_constraints(monkeypatch, tmp_path):
     assert bootstrap.stamp(["cli"]) != bootstrap.stamp(["cli", "test"])
+    without = bootstrap.stamp(["cli"])
+    constraints = tmp_path / "oldest.txt"
+    monkeypatch.setattr(bootstrap, "CONSTRAINTS", constraints)
+    constraints.write_text("gevent==1\n")
+    first = bootstrap.stamp(["cli"])
+    constraints.write_text("gevent==2\n")
+    assert without != first != bootstrap.stamp(["cli"])
 
 
 def test_a_failing_command_is_told_in_one_line():

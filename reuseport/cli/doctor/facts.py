@@ -21,7 +21,9 @@ from typing import Any
 from reuseport.cli.doctor import nginx
 from reuseport.cli.doctor.findings import Facts, Place
 from reuseport.ipc.logfile import check_file
+from reuseport.ipc.inherited import ZYGOTE_VARIABLE
 from reuseport.ipc.stacks import STACK_SIGNAL
+from reuseport.master import lending
 from reuseport.master.recipe import release_of
 from reuseport.master.room import free_memory
 from reuseport.options import OptionError, Settings, check, logplace, parse_address, usable_cores
@@ -238,14 +240,15 @@ def _probe(settings: Settings) -> dict[str, Any]:
         **recipe["environment"],
         "REUSEPORT_RUN_DIR": settings.run_dir,
         "REUSEPORT_GENERATION": "0",
-        "REUSEPORT_ZYGOTE": json.dumps({"threads": settings.threads}),
+        ZYGOTE_VARIABLE: json.dumps({"threads": settings.threads}),
+        **lending.environment(),
     }
     with tempfile.TemporaryFile("w+") as report, tempfile.TemporaryFile("w+", errors="replace") as output:
         order = {"settings": settings.to_json(), "directory": recipe["directory"], "ids": recipe["ids"]}
         json.dump(order, report)
         report.flush()
         report.seek(0)
-        command = [recipe["interpreter"], "-P", "-m", "reuseport.probe", str(report.fileno())]
+        command = lending.command(recipe, "reuseport.probe", str(report.fileno()))
         with subprocess.Popen(
             command,
             env=environment,
@@ -275,6 +278,5 @@ def _probe(settings: Settings) -> dict[str, Any]:
             found = {}
     if not error and "modules" not in found:
         error = f"its process ended with status {process.returncode}"
-        if "No module named reuseport.probe" in printed or "No module named 'reuseport" in printed:
-            error = f"{recipe['interpreter']} has no reuseport of this version ({__version__}) in it"
+        error = lending.refusal(printed) or error
     return {"error": error, "output": printed} if error else {**found, "output": printed}

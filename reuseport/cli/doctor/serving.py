@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from reuseport.cli.doctor.drivers import drivers
 from reuseport.cli.doctor.findings import Facts, Finding, fine, generations, loaded, number, problem, warning
 from reuseport.cli.words import duration, size
+from reuseport.ipc.packages import in_words
 
 HOUR = 3600
 SHOWN = 3  # modules of a package that are named
@@ -34,8 +35,13 @@ def loading(facts: Facts) -> Iterator[Finding]:
     if probe.get("version") != facts.version:
         yield warning(
             f"the application's interpreter has reuseport {probe.get('version')}, and this is {facts.version}",
-            "install the same version in both environments",
+            "install the same version in both environments, or none in the application's",
         )
+    if found := probe.get("packages"):
+        yield fine(f"it runs on {in_words(found)}")
+    if mismatch := probe.get("mismatch"):
+        warned, _, remedy = mismatch.partition(": ")
+        yield warning(warned, remedy)
 
 
 def fork_safety(facts: Facts) -> Iterator[Finding]:

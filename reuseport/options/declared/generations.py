@@ -36,8 +36,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "python", kinds.LATE_PATH, "", group=APPLICATION, default_text="the interpreter that runs the master",
         help="The interpreter that loads the application, found afresh at each release, so that a release can bring "
-        "its own virtual environment (which must have reuseport in it). A relative path lies in --chdir; a name "
-        "without a slash is looked up in PATH.",
+        "its own virtual environment. What that lacks of reuseport, gevent and what they need comes from the server's "
+        "environment, if both have the same minor version of Python. A relative path lies in --chdir; a name without a "
+        "slash is looked up in PATH.",
     ),
     Option(
         "env", kinds.ASSIGNMENT, {}, repeatable=True, flags=("-e",), group=APPLICATION, default_text="none",
