@@ -16,7 +16,9 @@ from importlib import metadata
 
 from gevent import monkey
 
+from reuseport import startup
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
+from reuseport.worker import patching
 
 # gevent looks for its plugins at every step of the patching, and each look reads the metadata of all installed
 # packages: two thirds of the time that the patching takes. They are read once.
@@ -25,6 +27,8 @@ if not json.loads(os.environ.get(ZYGOTE_VARIABLE, "{}")).get("threads"):
     metadata.entry_points = lambda **which: _all.select(**which)  # type: ignore[assignment]
     monkey.patch_all()
     metadata.entry_points = _entry_points
+else:
+    patching.refuse()
 
 import _socket
 import gc
@@ -69,6 +73,7 @@ class Zygote:
         self.run_dir.hello = born["hello"]
         self.run_dir.scoreboard = born["scoreboard"]
         self.born = born
+        self.environment = dict(os.environ)
         self.generation = born["generation"]
         self.listeners: dict[tuple[str, int], Listener] = {}
         self.recipe: dict[str, Any] = {}
@@ -105,12 +110,14 @@ class Zygote:
         if self.settings.reload:
             # Two saves within a second, of the same size, would look the same to what is kept of the first one.
             sys.dont_write_bytecode = True
-        application.prepare_path(self.recipe["directory"], tuple(self.settings.pythonpath))
+        application.enter(self.recipe["directory"])
+        self._tell_what_came_early()
         if self.settings.capture_output:
             said.capture()
         if self.settings.preload == "never" or self.separate:
             self.separate = True
             return self.serve_forks()
+        application.prepare(self.recipe["directory"], tuple(self.settings.pythonpath))
         if self.settings.log_config:
             logs.configure(self.settings.log_config)
         if script := self.recipe.get("script"):
@@ -168,10 +175,11 @@ class Zygote:
             born["pems"] = fd = os.memfd_create("certificates", 0)  # it may be nobody by now who could read the key
             with open(fd, "wb", closefd=False) as file:
                 file.write(json.dumps({name: pem.decode("latin-1") for name, pem in self.pems.items()}).encode())
-        os.environ[ZYGOTE_VARIABLE] = json.dumps(born)
+        # The import may have changed os.environ: an instrumentation takes its directory out of PYTHONPATH.
+        environment = startup.environment({**self.environment, ZYGOTE_VARIABLE: json.dumps(born)})
         ground.flush()
         self.channel.close()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
     def _fork(self, order: dict[str, Any]) -> Birth | None:
         """Fork twice, so that the worker's parent is the master (its subreaper) and not this process."""
@@ -397,6 +405,13 @@ class Zygote:
         except certificates.CertificateError as error:
             raise application.LoadError(f"{self.settings.where(error.option)}: {error}") from None
 
+    def _tell_what_came_early(self) -> None:
+        assert self.settings is not None
+        if self.settings.threads and startup.is_patched():
+            raise application.LoadError(patching.PATCHED_ALREADY)
+        if not self.separate and not self.settings.threads and (held := patching.held()):
+            self._note("warning", f"generation {self.generation}: {patching.in_words(held)}")
+
     def _become_user(self) -> None:
         if ids := self.recipe.get("ids"):
             ground.become(ids, self.recipe["directory"])
@@ -407,6 +422,7 @@ class Zygote:
 
 def main() -> None:
     """Be a zygote, and then in each forked child a worker."""
+    startup.restore()
     interrupts.guard()
     born = json.loads(os.environ.pop(ZYGOTE_VARIABLE))
     zygote = Zygote.current = Zygote(born)

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from reuseport import startup
 from reuseport.options import parse_app
 from reuseport.options.arguments import did_you_mean
 
@@ -25,12 +26,21 @@ class LoadError(Exception):
     """The application could not be loaded: one line that says why. The traceback, if any, is on standard error."""
 
 
-def prepare_path(directory: str, pythonpath: tuple[str, ...]) -> None:
-    """Make `directory` the working directory and, with `pythonpath`, the beginning of sys.path."""
+def enter(directory: str) -> None:
+    """Make `directory` the working directory. LoadError where that is not possible."""
     try:
         os.chdir(directory)
     except OSError as error:
         raise LoadError(f"cannot enter {directory}: {error.strerror}") from None
+
+
+def prepare(directory: str, pythonpath: tuple[str, ...]) -> None:
+    """Run the environment's sitecustomize; then make `directory` and `pythonpath` the beginning of sys.path.
+
+    The process that imports the application calls this before the import. A zygote whose workers import does not: what
+    an instrumentation starts, such as a thread that exports, then exists once in each worker.
+    """
+    _guard("running sitecustomize", startup.customize)
     entries = [directory, *(os.path.join(directory, path) for path in pythonpath)]
     sys.path[:0] = [path for path in entries if path not in sys.path]
 

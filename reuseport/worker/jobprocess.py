@@ -110,6 +110,7 @@ class JobProcess:
         birth = self.birth
         try:
             if birth.application is None:
+                application.prepare(birth.recipe["directory"], tuple(birth.settings.pythonpath))
                 if script := birth.recipe.get("script"):
                     application.run_script(script)  # comes back through `captured`, and never from here
                 application.load(birth.recipe["app"], birth.settings.factory)

@@ -104,6 +104,7 @@ class Worker:
         if birth.application is not None:
             self.get_ready(birth.application)
             return
+        application.prepare(birth.recipe["directory"], tuple(self.settings.pythonpath))
         if self.settings.log_config:
             logs.configure(self.settings.log_config)
         if script := birth.recipe.get("script"):

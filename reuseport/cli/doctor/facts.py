@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reuseport import startup
 from reuseport.cli.doctor import nginx
 from reuseport.cli.doctor.findings import Facts, Place
 from reuseport.ipc.stacks import STACK_SIGNAL
@@ -228,7 +229,7 @@ def _probe(settings: Settings) -> dict[str, Any]:
         command = [recipe["interpreter"], "-P", "-m", "reuseport.probe", str(report.fileno())]
         with subprocess.Popen(
             command,
-            env=environment,
+            env=startup.environment(environment),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
