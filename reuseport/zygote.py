@@ -56,6 +56,8 @@ from reuseport.worker.imports import Imports
 from reuseport.worker.listeners import Listener, pass_slots
 
 RETRY = 0.5  # seconds between two attempts to reach a master
+# Seconds until a generation that was superseded, and still drains, looks for changed files; and between two looks.
+STILL_THERE, LOOK_AGAIN = 5.0, 60.0
 
 fork = monkey.get_original("os", "fork")
 waitpid = monkey.get_original("os", "waitpid")
@@ -88,6 +90,7 @@ class Zygote:
         self.tls: ssl.SSLContext | None = None
         self.separate = bool(born.get("separate"))
         self.loaded = False
+        self.look_at: float | None = None  # when changed files are looked for next, monotonic seconds
         self.orders: list[tuple[dict[str, Any], list[int]]] = []
         self.masterless = True
         self.orphaned = 0.0  # when the last master went, monotonic seconds
@@ -143,7 +146,7 @@ class Zygote:
                     "a fork. Each worker imports the application itself (--preload never says so beforehand)",
                 )
                 self._start_again()
-        self.witness = forksafety.Witness(self.recipe["directory"])
+        self.witness = forksafety.Witness(*self._roots())
         self.lifeline = Lifeline()
         gc.collect()
         gc.freeze()
@@ -184,12 +187,7 @@ class Zygote:
     def _fork(self, order: dict[str, Any]) -> Birth | None:
         """Fork twice, so that the worker's parent is the master (its subreaper) and not this process."""
         assert self.settings is not None
-        if changed := self.witness.changed():
-            self._note(
-                "warning",
-                f"generation {self.generation} lives on, but {changed} has changed since it was loaded: a lazy import "
-                "or a template may now mix versions. Give each release a directory of its own",
-            )
+        self._tell_if_changed()
         number = int(order["number"])
         if not self._fork_twice(
             lambda error: self._unborn(self.generation, number, error),
@@ -200,6 +198,7 @@ class Zygote:
 
     def _fork_job(self) -> Birth | None:
         """As a worker, but its number follows from its pid, and it is its hello that tells the master of it."""
+        self._tell_if_changed(rest=1.0)
         line = self.door.waiting.pop(0)
         if not self._fork_twice(lambda error: self._note("error", f"a job's process {error}"), lambda pid: None):
             line.close()
@@ -255,6 +254,7 @@ class Zygote:
     def _copy(self, order: dict[str, Any], output: int) -> None:
         """Fork a copy that becomes the zygote of another generation: of this very version, without loading anything."""
         generation = int(order["generation"])
+        self._tell_if_changed()
         if not self._fork_twice(
             lambda error: self._unborn(generation, 0, error),
             lambda pid: self.channel.send("forked", generation=generation, number=0, pid=pid),
@@ -268,7 +268,7 @@ class Zygote:
         self._close_queue()
         self._drop_orders()
         self.born = {**self.born, "generation": generation}
-        self.recipe, self.loaded = {}, False
+        self.recipe, self.loaded, self.look_at = {}, False, None
         self.lifeline = Lifeline()
         self.channel = self._say_hello()
         while not self.recipe:
@@ -277,6 +277,23 @@ class Zygote:
         self._open_door()
         self.loaded = True
         self.channel.send("loaded", workers=None)
+
+    def _roots(self) -> list[str]:
+        """The directories that the application is imported from, its own first."""
+        assert self.settings is not None
+        directory = self.recipe["directory"]
+        others = [os.path.join(directory, path) for path in self.settings.pythonpath]
+        if path := (self.recipe.get("script") or {}).get("path"):
+            others.append(os.path.dirname(path))
+        return [directory, *others]
+
+    def _tell_if_changed(self, rest: float = 0.0) -> None:
+        if changed := self.witness.changed(rest):
+            self._note(
+                "warning",
+                f"generation {self.generation} lives on, but {changed} has changed since it was loaded: a lazy import "
+                "or a template may now mix versions. Give each release a directory of its own",
+            )
 
     def _open_door(self) -> None:
         try:
@@ -307,7 +324,11 @@ class Zygote:
                 self._leave_if_orphaned()
                 self.door.wait(-1, RETRY)
             return
-        if not self.door.wait(self.channel.fileno(), None):
+        heard = self.door.wait(self.channel.fileno(), self._until_look())
+        if self.look_at is not None and time.monotonic() >= self.look_at:
+            self._tell_if_changed()
+            self.look_at = time.monotonic() + LOOK_AGAIN
+        if not heard:
             return
         for message, fds in self.channel.receive():
             kind = message["type"]
@@ -319,7 +340,11 @@ class Zygote:
                 self.settings = Settings.from_json(self.recipe["settings"])
                 self.name = message["name"]
                 self.queue = (fds[0], fds[1])
+            elif kind == "superseded":
+                if self.look_at is None and self.loaded and self.settings is not None and not self.settings.reload:
+                    self.look_at = time.monotonic() + STILL_THERE
             elif kind == "standby":
+                self.look_at = None
                 self._close_queue()
                 self.door.close()
             elif kind == "fork" or kind == "copy":
@@ -336,6 +361,9 @@ class Zygote:
             self.orphaned = time.monotonic()
             self._drop_orders()  # another master counts the workers anew
             self.door.wait(-1, RETRY)
+
+    def _until_look(self) -> float | None:
+        return None if self.look_at is None else max(0.0, self.look_at - time.monotonic())
 
     def _leave_if_orphaned(self) -> None:
         """--orphan-timeout: the workers leave before, for the same reason, and nobody needs this process then."""
