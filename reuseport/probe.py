@@ -52,6 +52,7 @@ def look(settings: Settings, directory: str, ids: tuple[int, int] | None, known_
         application.enter(directory)
         application.prepare(directory, tuple(settings.pythonpath))
         application.load(settings.app, settings.factory)
+        application.settle(settings)
     except application.LoadError as error:
         found["error"] = str(error)
     found["seconds"] = time.monotonic() - began

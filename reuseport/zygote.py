@@ -137,6 +137,8 @@ class Zygote:
 
     def serve_forks(self, workers: int | None = None) -> Birth | None:
         assert self.settings is not None
+        if self.application is not None:
+            application.settle(self.settings)
         if self.application is not None and self.settings.preload == "auto":
             reasons = forksafety.check(self._known_fds())
             if reasons:

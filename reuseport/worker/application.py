@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reuseport import startup
-from reuseport.options import parse_app
+from reuseport.options import Settings, parse_app
 from reuseport.options.arguments import did_you_mean
+from reuseport.worker import lazyimports
 
 USUAL = ("app", "application", "create_app()", "make_app()")  # what applications are called
 
@@ -84,6 +85,25 @@ def check(app: Any, what: str, made_by: str = "") -> None:
         raise LoadError(f"{what} is no WSGI application, but seems to make one: {made_by}, with (), calls it")
     if _takes(app, 2) is False:
         raise LoadError(f"{what} is no WSGI application: it cannot be called with environ and start_response")
+
+
+def settle(settings: Settings) -> None:
+    """Carry out lazy imports, unless --lazy-imports keeps them. LoadError where one of the application's own fails."""
+    if settings.lazy_imports == "keep":
+        return
+    top = parse_app(settings.app).module.partition(".")[0] if settings.app else "__main__"
+
+    def is_own(module: str, file: str) -> bool:
+        return not is_ours(file) and (module.partition(".")[0] == top or not lazyimports.is_installed(file))
+
+    try:
+        lazyimports.settle(is_own)
+    except lazyimports.BrokenImport as broken:
+        print_traceback(broken.error)
+        raise LoadError(
+            f"the lazy import of {broken.what} in {broken.where}: {type(broken.error).__name__}: {broken.error} "
+            "(--lazy-imports keep leaves it to the first use)"
+        ) from None
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool | None:

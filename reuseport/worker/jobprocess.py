@@ -133,6 +133,7 @@ class JobProcess:
                 jobs.current.set(self.job)
                 self.job.bound(always=True, overdue=False)
                 jobs.server.begins_job = True
+                application.settle(self.birth.settings)
                 warmup.call_start_hooks()
                 jobs.server.begins_job = False
                 function, args, kwargs = pickle.loads(self.call)

@@ -149,6 +149,7 @@ class Worker:
             if status >= 300:
                 hint = "what is behind it was not warmed up; //HOST/PATH asks for a host that the application knows"
                 self.log("warning", f"--warmup {path}: answered with {status}: {hint}")
+        application.settle(self.settings)  # of what this process has imported itself, at the warm-up at the latest
         if self.settings.tenant:
             self._make_router()
         self.vitals.measure()
