@@ -7,6 +7,7 @@ because the package may not be importable yet.
 
 from __future__ import annotations
 
+import json
 import os
 import site
 import sys
@@ -14,6 +15,8 @@ from importlib.machinery import PathFinder
 
 MARK = "reuseport:startup"  # the name in sys.modules by which `reuseport.startup` finds this module
 VARIABLE = "REUSEPORT_STARTUP"
+ZYGOTE_VARIABLE = "REUSEPORT_ZYGOTE"  # as in reuseport.ipc.inherited
+BEFORE_PATCHES = os.path.join("ddtrace", "bootstrap")
 
 pending = True  # the environment's sitecustomize has not run yet
 _user_is_due = False
@@ -49,22 +52,28 @@ def _defer_usercustomize() -> None:
     _user_is_due = True
 
 
-def _finds_the_package() -> bool:
-    """Whether the environment's sitecustomize must run at once: Nix and Homebrew add site-packages to sys.path there.
+def _must_run_at_once() -> bool:
+    """Whether the environment's sitecustomize cannot be deferred.
 
-    One that PYTHONPATH names is never of this kind: instrumentation uses that way.
+    Nix and Homebrew add site-packages to sys.path there. One that PYTHONPATH names is never of that kind, because
+    instrumentation uses that way. That of ddtrace expects to run before gevent's patches: at its end it removes time
+    and threading from sys.modules, and an application that imported them behind that would get unpatched ones.
     """
-    if PathFinder.find_spec("reuseport") is not None:
-        return False
     found = PathFinder.find_spec("sitecustomize")
-    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return found is not None and os.path.dirname(found.origin or "") not in map(os.path.abspath, named)
+    if found is None or found.origin is None:
+        return False
+    directory = os.path.dirname(found.origin)
+    if directory.endswith(os.sep + BEFORE_PATCHES):
+        zygote = os.environ.get(ZYGOTE_VARIABLE)
+        return zygote is not None and not json.loads(zygote).get("threads")
+    named = map(os.path.abspath, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return directory not in named and PathFinder.find_spec("reuseport") is None
 
 
 if __name__ == "sitecustomize":
     sys.modules[MARK] = sys.modules[__name__]
     restore()
-    if _finds_the_package():
+    if _must_run_at_once():
         run()
         sys.modules.setdefault("sitecustomize", sys.modules[MARK])  # the import system looks for it after this
     else:

@@ -19,6 +19,7 @@ from reuseport import startup
 
 # What is here by the server's own doing, or gevent's.
 OURS = frozenset({"reuseport", "gevent", "greenlet", "zope", "setproctitle", "_distutils_hack", "__main__"})
+PRIVATE = frozenset({"ddtrace"})  # keeps unpatched modules for itself, and runs in native threads
 SHOWN = 3
 PATCHED_ALREADY = (
     "--threads: gevent had patched this process before the server began, and requests in native threads need the "
@@ -58,7 +59,7 @@ def held() -> list[str]:
     found = []
     for name in sorted(startup.EARLY):
         top = name.partition(".")[0]
-        if top in OURS or top in sys.stdlib_module_names or name not in sys.modules:
+        if top in OURS or top in PRIVATE or top in sys.stdlib_module_names or name not in sys.modules:
             continue
         values = vars(sys.modules[name]).values()
         kinds = {originals[id(value)] for value in values if id(value) in originals}

@@ -65,10 +65,10 @@ def application(environ, start_response, plain=application):
 """
 
 
-def customize(server: Server, *parts: str) -> Path:
+def customize(server: Server, *parts: str, where: str = "instrumentation") -> Path:
     """Put a sitecustomize.py of these parts on the server's PYTHONPATH; its directory."""
-    directory = server.root / "instrumentation"
-    directory.mkdir(exist_ok=True)
+    directory = server.root / where
+    directory.mkdir(parents=True, exist_ok=True)
     counted = "import os, sys\nsys.customized = [*getattr(sys, 'customized', []), os.getpid()]\n"
     (directory / "sitecustomize.py").write_text(counted + "".join(parts))
     before = [entry for entry in (server.env.get("PYTHONPATH"), os.environ.get("PYTHONPATH")) if entry]
@@ -226,6 +226,20 @@ def test_an_application_that_patches_does_not_patch_native_threads(serve, preloa
     server.start()
     assert server.get().json["patched"] == []
     assert "gevent.monkey.patch_all does nothing here: --threads" in server.log.read_text()
+
+
+@pytest.mark.parametrize("mode", [(), ("--threads", "2")], ids=["greenlets", "threads"])
+def test_an_instrumentation_that_removes_modules_leaves_the_patches(serve, mode):
+    """As ddtrace does at the end of its sitecustomize: it expects that the patches come behind it."""
+    server = serve(*mode, workers=1)
+    removes = "import time, threading, socket\nfor name in ('time', 'threading', 'socket'): del sys.modules[name]\n"
+    customize(server, removes, where="ddtrace/bootstrap")
+    server.write("one", "import time, threading, socket\n" + REPORT + "basic.extra['sleep'] = time.sleep.__module__\n")
+    server.start()
+    answer = server.get().json
+    assert answer["sleep"] == ("time" if mode else "gevent.hub")
+    assert len(answer["customized"]) == 1
+    assert "gevent's patches" not in server.log.read_text()
 
 
 def test_a_sitecustomize_that_fails_is_told_and_stops_nothing(serve):

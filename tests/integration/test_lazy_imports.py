@@ -115,8 +115,8 @@ def test_a_lazy_import_of_a_library_may_fail(serve):
     packages = server.root / "site-packages"
     packages.mkdir()
     (packages / "library.py").write_text("lazy import not_installed_anywhere\nlazy from models import Shop\n")
-    write(server, "one", "import sys\nsys.path.append(%r)\nimport library\n" % str(packages) + APP,
-          views=VIEWS, models="Shop = 1\n")  # fmt: skip
+    code = f"import sys\nsys.path.append({str(packages)!r})\nimport library\n{APP}"
+    write(server, "one", code, views=VIEWS, models="Shop = 1\n")
     server.start()
     assert server.get().json["loaded"] == ["models", "views"]
 
