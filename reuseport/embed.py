@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from reuseport import options
+from reuseport import options, startup
 from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
 from reuseport.options import Settings
 
@@ -46,7 +46,11 @@ def serve(app: str | Callable[..., Any], **keywords: Any) -> NoReturn:
     sys.stderr.flush()
     # An exec resets handlers: a HUP that comes before the master's own stand would end it.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    os.execv(sys.executable, [sys.executable, "-P", *extra["flags"], "-m", "reuseport.embed"])
+    os.execve(
+        sys.executable,
+        [sys.executable, "-P", *extra["flags"], "-m", "reuseport.embed"],
+        startup.environment(startup.recovered(os.environ)),
+    )
 
 
 def _inside_a_generation(app: Any, keywords: dict[str, Any]) -> None:
@@ -85,6 +89,10 @@ def _script() -> dict[str, Any]:
 
 def main() -> int:
     """The master that `serve` has become."""
+    startup.begin_anew()
+    if problem := startup.unfit_for_a_master():
+        sys.stderr.write(f"reuseport: {problem}\n")
+        return 1
     if UPGRADE_VARIABLE in os.environ:
         from reuseport.master.entrance import resume
 

@@ -5,30 +5,23 @@ patched. What it finds is one JSON object, written to the descriptor that its ar
 prints stays on the standard streams. Nothing is served, and no start hook runs.
 """
 
-# ruff: noqa: E402, I001 - what was there before has to be looked at before anything else
-
-import sys
-
-EARLY = frozenset(sys.modules)  # what sitecustomize and .pth files have imported: it was there before any patch
+# ruff: noqa: I001 - the patch comes before the other imports
 
 import reuseport.zygote  # noqa: F401 - it patches
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from gevent import monkey
-
+from reuseport import startup
 from reuseport.ipc import packages
 from reuseport.ipc.inherited import ZYGOTE_VARIABLE
 from reuseport.options import Settings
 from reuseport.version import __version__
-from reuseport.worker import application, forksafety, ground
-
-# What is here by the server's own doing, or gevent's.
-OURS = frozenset({"reuseport", "gevent", "greenlet", "zope", "setproctitle", "_distutils_hack", "__main__"})
+from reuseport.worker import application, forksafety, ground, patching
 
 
 def main() -> None:
@@ -59,8 +52,12 @@ def look(settings: Settings, directory: str, ids: tuple[int, int] | None, known_
             ground.become(ids, directory)
         if settings.umask is not None:
             os.umask(settings.umask)
-        application.prepare_path(directory, tuple(settings.pythonpath))
+        if settings.threads and startup.is_patched():
+            raise application.LoadError(patching.PATCHED_ALREADY)
+        application.enter(directory)
+        application.prepare(directory, tuple(settings.pythonpath))
         application.load(settings.app, settings.factory)
+        application.settle(settings)
     except application.LoadError as error:
         found["error"] = str(error)
     found["seconds"] = time.monotonic() - began
@@ -69,8 +66,8 @@ def look(settings: Settings, directory: str, ids: tuple[int, int] | None, known_
         found["rss"] = int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
     found["modules"] = dict(_modules())
     if patched:
-        found["early"] = sorted(_unpatched())
-        found["ssl_early"] = "ssl" in EARLY
+        found["early"] = patching.held()
+        found["ssl_early"] = "ssl" in startup.EARLY
     found["psycopg2_waits_green"] = _call("psycopg2.extensions", "get_wait_callback") is not None
     found["django_keeps"] = sorted(_kept_by_django())
     found["oracledb_thick"] = _call("oracledb", "is_thin_mode") is False
@@ -81,25 +78,8 @@ def _modules() -> Iterator[tuple[str, str]]:
     """Modules that are not of the standard library, with the versions that packages have."""
     for name, module in sorted(sys.modules.items()):
         top = name.partition(".")[0]
-        if top not in OURS and top not in sys.stdlib_module_names:
+        if top not in patching.OURS and top not in sys.stdlib_module_names:
             yield name, str(getattr(module, "__version__", "")) if name == top else ""
-
-
-def _unpatched() -> Iterator[str]:
-    """Modules that hold what gevent has replaced since, as "requests.adapters (socket.socket)"."""
-    originals = {
-        id(value): f"{module}.{name}"
-        for module, names in monkey.saved.items()
-        for name, value in names.items()
-        if callable(value)
-    }
-    for name in EARLY:
-        top = name.partition(".")[0]
-        if top in OURS or top in sys.stdlib_module_names:
-            continue
-        held = {originals[id(value)] for value in list(vars(sys.modules[name]).values()) if id(value) in originals}
-        if held:
-            yield f"{name} ({', '.join(sorted(held)[:3])})"
 
 
 def _kept_by_django() -> Iterator[str]:

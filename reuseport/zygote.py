@@ -16,7 +16,9 @@ from importlib import metadata
 
 from gevent import events, monkey
 
+from reuseport import startup
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
+from reuseport.worker import patching
 
 # gevent looks for its plugins at every step of the patching, and each look reads the metadata of all installed
 # packages: two thirds of the time that the patching takes. They are read once.
@@ -29,6 +31,8 @@ if not json.loads(os.environ.get(ZYGOTE_VARIABLE, "{}")).get("threads"):
     metadata.entry_points = lambda **which: _all.select(**which)  # type: ignore[assignment]
     monkey.patch_all()
     metadata.entry_points = _entry_points
+else:
+    patching.refuse()
 
 import _socket
 import gc
@@ -57,6 +61,8 @@ from reuseport.worker.imports import Imports
 from reuseport.worker.listeners import Listener, pass_slots
 
 RETRY = 0.5  # seconds between two attempts to reach a master
+# Seconds until a generation that was superseded, and still drains, looks for changed files; and between two looks.
+STILL_THERE, LOOK_AGAIN = 5.0, 60.0
 
 fork = monkey.get_original("os", "fork")
 waitpid = monkey.get_original("os", "waitpid")
@@ -74,6 +80,7 @@ class Zygote:
         self.run_dir.hello = born["hello"]
         self.run_dir.scoreboard = born["scoreboard"]
         self.born = born
+        self.environment = dict(os.environ)
         self.generation = born["generation"]
         self.listeners: dict[tuple[str, int], Listener] = {}
         self.recipe: dict[str, Any] = {}
@@ -90,6 +97,7 @@ class Zygote:
         self.separate = bool(born.get("separate"))
         self.packages = packages.used(born.get("lent", ()))
         self.loaded = False
+        self.look_at: float | None = None  # when changed files are looked for next, monotonic seconds
         self.orders: list[tuple[dict[str, Any], list[int]]] = []
         self.masterless = True
         self.orphaned = 0.0  # when the last master went, monotonic seconds
@@ -115,12 +123,14 @@ class Zygote:
         if self.settings.reload:
             # Two saves within a second, of the same size, would look the same to what is kept of the first one.
             sys.dont_write_bytecode = True
-        application.prepare_path(self.recipe["directory"], tuple(self.settings.pythonpath))
+        application.enter(self.recipe["directory"])
+        self._tell_what_came_early()
         if self.settings.capture_output:
             said.capture()
         if self.settings.preload == "never" or self.separate:
             self.separate = True
             return self.serve_forks()
+        application.prepare(self.recipe["directory"], tuple(self.settings.pythonpath))
         if self.settings.log_config:
             logs.configure(self.settings.log_config)
         if script := self.recipe.get("script"):
@@ -138,6 +148,8 @@ class Zygote:
     def serve_forks(self, workers: int | None = None) -> Birth | None:
         forked.end_if_child()
         assert self.settings is not None
+        if self.application is not None:
+            application.settle(self.settings)
         if self.application is not None and self.settings.preload == "auto":
             reasons = forksafety.check(self._known_fds())
             if reasons:
@@ -147,7 +159,7 @@ class Zygote:
                     "a fork. Each worker imports the application itself (--preload never says so beforehand)",
                 )
                 self._start_again()
-        self.witness = forksafety.Witness(self.recipe["directory"])
+        self.witness = forksafety.Witness(*self._roots())
         self.lifeline = Lifeline()
         gc.collect()
         gc.freeze()
@@ -179,21 +191,17 @@ class Zygote:
             born["pems"] = fd = os.memfd_create("certificates", 0)  # it may be nobody by now who could read the key
             with open(fd, "wb", closefd=False) as file:
                 file.write(json.dumps({name: pem.decode("latin-1") for name, pem in self.pems.items()}).encode())
-        os.environ[ZYGOTE_VARIABLE] = json.dumps(born)
         children.end()  # each worker's import starts its own
+        # The import may have changed os.environ: an instrumentation takes its directory out of PYTHONPATH.
+        environment = startup.environment({**self.environment, ZYGOTE_VARIABLE: json.dumps(born)})
         ground.flush()
         self.channel.close()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
     def _fork(self, order: dict[str, Any]) -> Birth | None:
         """Fork twice, so that the worker's parent is the master (its subreaper) and not this process."""
         assert self.settings is not None
-        if changed := self.witness.changed():
-            self._note(
-                "warning",
-                f"generation {self.generation} lives on, but {changed} has changed since it was loaded: a lazy import "
-                "or a template may now mix versions. Give each release a directory of its own",
-            )
+        self._tell_if_changed()
         number = int(order["number"])
         if not self._fork_twice(
             lambda error: self._unborn(self.generation, number, error),
@@ -204,6 +212,7 @@ class Zygote:
 
     def _fork_job(self) -> Birth | None:
         """As a worker, but its number follows from its pid, and it is its hello that tells the master of it."""
+        self._tell_if_changed(rest=1.0)
         line = self.door.waiting.pop(0)
         if not self._fork_twice(lambda error: self._note("error", f"a job's process {error}"), lambda pid: None):
             line.close()
@@ -266,6 +275,7 @@ class Zygote:
             self._unborn(generation, 0, "the application's import has started processes, which a copy cannot have")
             close(output)
             return
+        self._tell_if_changed()
         if not self._fork_twice(
             lambda error: self._unborn(generation, 0, error),
             lambda pid: self.channel.send("forked", generation=generation, number=0, pid=pid),
@@ -279,7 +289,7 @@ class Zygote:
         self._close_queue()
         self._drop_orders()
         self.born = {**self.born, "generation": generation}
-        self.recipe, self.loaded = {}, False
+        self.recipe, self.loaded, self.look_at = {}, False, None
         self.lifeline = Lifeline()
         self.channel = self._say_hello()
         while not self.recipe:
@@ -288,6 +298,23 @@ class Zygote:
         self._open_door()
         self.loaded = True
         self.channel.send("loaded", workers=None)
+
+    def _roots(self) -> list[str]:
+        """The directories that the application is imported from, its own first."""
+        assert self.settings is not None
+        directory = self.recipe["directory"]
+        others = [os.path.join(directory, path) for path in self.settings.pythonpath]
+        if path := (self.recipe.get("script") or {}).get("path"):
+            others.append(os.path.dirname(path))
+        return [directory, *others]
+
+    def _tell_if_changed(self, rest: float = 0.0) -> None:
+        if changed := self.witness.changed(rest):
+            self._note(
+                "warning",
+                f"generation {self.generation} lives on, but {changed} has changed since it was loaded: a lazy import "
+                "or a template may now mix versions. Give each release a directory of its own",
+            )
 
     def _open_door(self) -> None:
         try:
@@ -331,7 +358,11 @@ class Zygote:
                 self._leave_if_orphaned()
                 self.door.wait(-1, RETRY)
             return
-        if not self.door.wait(self.channel.fileno(), None):
+        heard = self.door.wait(self.channel.fileno(), self._until_look())
+        if self.look_at is not None and time.monotonic() >= self.look_at:
+            self._tell_if_changed()
+            self.look_at = time.monotonic() + LOOK_AGAIN
+        if not heard:
             return
         for message, fds in self.channel.receive():
             kind = message["type"]
@@ -345,7 +376,11 @@ class Zygote:
                 self.queue = (fds[0], fds[1])
             elif kind == "logs":
                 self.passed_logs.take(message, fds)
+            elif kind == "superseded":
+                if self.look_at is None and self.loaded and self.settings is not None and not self.settings.reload:
+                    self.look_at = time.monotonic() + STILL_THERE
             elif kind == "standby":
+                self.look_at = None
                 self._close_queue()
                 self.door.close()
             elif kind == "fork" or kind == "copy":
@@ -360,6 +395,9 @@ class Zygote:
             self.orphaned = time.monotonic()
             self._drop_orders()  # another master counts the workers anew
             self.door.wait(-1, RETRY)
+
+    def _until_look(self) -> float | None:
+        return None if self.look_at is None else max(0.0, self.look_at - time.monotonic())
 
     def _leave_if_orphaned(self) -> None:
         """--orphan-timeout: the workers leave before, for the same reason, and nobody needs this process then."""
@@ -442,6 +480,13 @@ class Zygote:
         except certificates.CertificateError as error:
             raise application.LoadError(f"{self.settings.where(error.option)}: {error}") from None
 
+    def _tell_what_came_early(self) -> None:
+        assert self.settings is not None
+        if self.settings.threads and startup.is_patched():
+            raise application.LoadError(patching.PATCHED_ALREADY)
+        if not self.separate and not self.settings.threads and (held := patching.held()):
+            self._note("warning", f"generation {self.generation}: {patching.in_words(held)}")
+
     def _become_user(self) -> None:
         if ids := self.recipe.get("ids"):
             ground.become(ids, self.recipe["directory"])
@@ -453,6 +498,7 @@ class Zygote:
 
 def main() -> None:
     """Be a zygote, and then in each forked child a worker."""
+    startup.restore()
     interrupts.guard()
     born = json.loads(os.environ.pop(ZYGOTE_VARIABLE))
     zygote = Zygote.current = Zygote(born)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from reuseport import startup
 from reuseport.cli.failure import INTERRUPTED, USAGE, Failure
 from reuseport.options import OptionError
 from reuseport.options.arguments import did_you_mean, one_line
@@ -47,6 +48,8 @@ COMMANDS = {name: about for commands in GROUPS.values() for name, about in comma
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 wrong usage, 3 no master there."""
+    if argv is None:
+        startup.begin_anew()
     # File names and variables may hold bytes that are no text; they must not break the message about them.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from reuseport import startup
 from reuseport.cli.failure import FAILED
 from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
 from reuseport.options import OPTIONS, OptionError, check, load, working_directory
@@ -46,6 +47,9 @@ def help_text() -> str:
 
 def run(argv: Sequence[str]) -> int:
     """Serve until stopped; the exit status is the master's. Raises OptionError."""
+    if problem := startup.unfit_for_a_master():
+        print(f"reuseport: {problem}", file=sys.stderr)
+        return FAILED
     if UPGRADE_VARIABLE in os.environ:
         from reuseport.master.entrance import resume
 

@@ -123,6 +123,8 @@ def _drain(master: Master, command: ev.Drain) -> None:
 
 def _bequeath(master: Master, command: ev.Bequeath) -> None:
     if serving := master.cluster.serving:
+        if serving.number != command.key.generation:
+            master.switchboard.send(Key(command.key.generation, ZYGOTE), "superseded")
         master.switchboard.bequeath(command.key, serving.number, serving.wanted)
 
 

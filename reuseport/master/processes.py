@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from reuseport import startup
 from reuseport.core.model import Key
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
@@ -91,7 +92,7 @@ def spawn_zygote(
         return os.posix_spawn(
             recipe["interpreter"],
             lending.command(recipe, "reuseport.zygote"),
-            environment,
+            startup.environment(environment),
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, 1, STDOUT_COPY),
                 (os.POSIX_SPAWN_DUP2, 2, STDERR_COPY),

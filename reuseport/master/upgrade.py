@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from reuseport import startup
 from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
 from reuseport.master import estate
 from reuseport.master.control import Client
@@ -276,7 +277,7 @@ class Trial:
 
 
 def _environment(**fds: int) -> dict[str, str]:
-    return {**os.environ, UPGRADE_VARIABLE: json.dumps(fds)}
+    return startup.environment({**os.environ, UPGRADE_VARIABLE: json.dumps(fds)})
 
 
 def _contents(fd: int) -> str:

@@ -15,8 +15,10 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reuseport.options import parse_app
+from reuseport import startup
+from reuseport.options import Settings, parse_app
 from reuseport.options.arguments import did_you_mean
+from reuseport.worker import lazyimports
 
 USUAL = ("app", "application", "create_app()", "make_app()")  # what applications are called
 
@@ -25,12 +27,21 @@ class LoadError(Exception):
     """The application could not be loaded: one line that says why. The traceback, if any, is on standard error."""
 
 
-def prepare_path(directory: str, pythonpath: tuple[str, ...]) -> None:
-    """Make `directory` the working directory and, with `pythonpath`, the beginning of sys.path."""
+def enter(directory: str) -> None:
+    """Make `directory` the working directory. LoadError where that is not possible."""
     try:
         os.chdir(directory)
     except OSError as error:
         raise LoadError(f"cannot enter {directory}: {error.strerror}") from None
+
+
+def prepare(directory: str, pythonpath: tuple[str, ...]) -> None:
+    """Run the environment's sitecustomize; then make `directory` and `pythonpath` the beginning of sys.path.
+
+    The process that imports the application calls this before the import. A zygote whose workers import does not: what
+    an instrumentation starts, such as a thread that exports, then exists once in each worker.
+    """
+    _guard("running sitecustomize", startup.customize)
     entries = [directory, *(os.path.join(directory, path) for path in pythonpath)]
     sys.path[:0] = [path for path in entries if path not in sys.path]
 
@@ -74,6 +85,25 @@ def check(app: Any, what: str, made_by: str = "") -> None:
         raise LoadError(f"{what} is no WSGI application, but seems to make one: {made_by}, with (), calls it")
     if _takes(app, 2) is False:
         raise LoadError(f"{what} is no WSGI application: it cannot be called with environ and start_response")
+
+
+def settle(settings: Settings) -> None:
+    """Carry out lazy imports, unless --lazy-imports keeps them. LoadError where one of the application's own fails."""
+    if settings.lazy_imports == "keep":
+        return
+    top = parse_app(settings.app).module.partition(".")[0] if settings.app else "__main__"
+
+    def is_own(module: str, file: str) -> bool:
+        return not is_ours(file) and (module.partition(".")[0] == top or not lazyimports.is_installed(file))
+
+    try:
+        lazyimports.settle(is_own)
+    except lazyimports.BrokenImport as broken:
+        print_traceback(broken.error)
+        raise LoadError(
+            f"the lazy import of {broken.what} in {broken.where}: {type(broken.error).__name__}: {broken.error} "
+            "(--lazy-imports keep leaves it to the first use)"
+        ) from None
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool | None:

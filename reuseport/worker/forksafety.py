@@ -10,6 +10,10 @@ import gc
 import os
 import stat
 import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import gevent
 import gevent.hub
@@ -18,6 +22,9 @@ from gevent import monkey
 
 sleep = monkey.get_original("time", "sleep")
 LOOKS = 10  # at the number of native threads, within a tenth of a second
+FILES, ENTRIES = 5_000, 50_000  # what a `Witness` looks at, at most
+FOREIGN = frozenset({"__pycache__", "dist-packages", "node_modules", "site-packages"})
+VIRTUAL = frozenset({"pyvenv.cfg", "conda-meta"})  # what shows that a directory is an environment
 
 
 def check(known_fds: set[int]) -> list[str]:
@@ -91,28 +98,67 @@ def _connections(known: set[int]) -> list[str]:
 
 
 class Witness:
-    """Remembers the application's files as they were loaded."""
+    """Remembers the application's files as they were when it was loaded.
 
-    def __init__(self, directory: str) -> None:
+    These are the modules that were imported from `directory`, and the Python files below it and below `others` that an
+    import in a function may still read. `_sources` says which of those count.
+    """
+
+    def __init__(self, directory: str, *others: str) -> None:
         self._told = False
+        self._looked = time.monotonic()
         self._files: dict[str, tuple[int, int]] = {}
         prefix = directory.rstrip("/") + "/"
-        for module in list(sys.modules.values()):
-            path = getattr(module, "__file__", None)
-            if isinstance(path, str) and path.startswith(prefix) and "/site-packages/" not in path:
-                seen = _stamp(path)
-                if seen:
-                    self._files[path] = seen
+        loaded = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+        for path in (
+            *(path for path in loaded if isinstance(path, str) and path.startswith(prefix)),
+            *_sources((directory, *others)),
+        ):
+            if "/site-packages/" not in path and (seen := _stamp(path)):
+                self._files[path] = seen
 
-    def changed(self) -> str:
-        """The first file that is no longer what was loaded, told once; "" if there is none."""
-        if self._told:
+    def changed(self, rest: float = 0.0) -> str:
+        """The first file that is no longer what was there, told once; "" if there is none.
+
+        A look costs about 2 us for each file, so none is made within `rest` seconds of the last one.
+        """
+        now = time.monotonic()
+        if self._told or now < self._looked + rest:
             return ""
+        self._looked = now
         for path, seen in self._files.items():
             if _stamp(path) != seen:
                 self._told = True
                 return path
         return ""
+
+
+def _sources(roots: Iterable[str]) -> Iterator[str]:
+    """Python files below these directories, the uppermost first: FILES at most, found among ENTRIES at most.
+
+    Left out are hidden directories, installed packages, virtual environments, and directories behind links.
+    """
+    roots = list(dict.fromkeys(roots))
+    left = deque(roots)
+    files = entries = 0
+    while left:
+        directory = left.popleft()
+        try:
+            with os.scandir(directory) as listing:
+                found = list(islice(listing, ENTRIES - entries))
+        except OSError:
+            continue  # it may not be ours to read, and then nothing is imported from there
+        entries += len(found)
+        if directory not in roots and not VIRTUAL.isdisjoint(entry.name for entry in found):
+            continue
+        for entry in sorted(found, key=lambda entry: entry.name):
+            if entry.name.endswith(".py"):
+                if files == FILES:
+                    return
+                files += 1
+                yield entry.path
+            elif entry.name[0] != "." and entry.name not in FOREIGN and entry.is_dir(follow_symlinks=False):
+                left.append(entry.path)
 
 
 def _stamp(path: str) -> tuple[int, int] | None:

@@ -111,6 +111,7 @@ class JobProcess:
         birth = self.birth
         try:
             if birth.application is None:
+                application.prepare(birth.recipe["directory"], tuple(birth.settings.pythonpath))
                 if script := birth.recipe.get("script"):
                     application.run_script(script)  # comes back through `captured`, and never from here
                 application.load(birth.recipe["app"], birth.settings.factory)
@@ -136,6 +137,7 @@ class JobProcess:
                 jobs.current.set(self.job)
                 self.job.bound(always=True, overdue=False)
                 jobs.server.begins_job = True
+                application.settle(self.birth.settings)
                 warmup.call_start_hooks()
                 jobs.server.begins_job = False
                 function, args, kwargs = pickle.loads(self.call)

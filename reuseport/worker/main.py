@@ -109,6 +109,7 @@ class Worker:
         if birth.application is not None:
             self.get_ready(birth.application)
             return
+        application.prepare(birth.recipe["directory"], tuple(self.settings.pythonpath))
         if self.settings.log_config:
             logs.configure(self.settings.log_config)
         if script := birth.recipe.get("script"):
@@ -155,6 +156,7 @@ class Worker:
             if status >= 300:
                 hint = "what is behind it was not warmed up; //HOST/PATH asks for a host that the application knows"
                 self.log("warning", f"--warmup {path}: answered with {status}: {hint}")
+        application.settle(self.settings)  # of what this process has imported itself, at the warm-up at the latest
         if self.settings.tenant:
             self._make_router()
         self.vitals.measure()

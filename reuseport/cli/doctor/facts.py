@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reuseport import startup
 from reuseport.cli.doctor import nginx
 from reuseport.cli.doctor.findings import Facts, Place
 from reuseport.ipc.logfile import check_file
@@ -251,7 +252,7 @@ def _probe(settings: Settings) -> dict[str, Any]:
         command = lending.command(recipe, "reuseport.probe", str(report.fileno()))
         with subprocess.Popen(
             command,
-            env=environment,
+            env=startup.environment(environment),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -58,6 +58,12 @@ OPTIONS: tuple[Option, ...] = (
         "what does not survive a fork: a thread, a greenlet, an open connection.",
     ),
     Option(
+        "lazy_imports", kinds.choice("settle", "keep"), "settle", group=APPLICATION,
+        help="What becomes of the application's lazy imports (PEP 810, Python 3.15 or later). settle: they are carried "
+        "out when the application has been imported, so that the workers share their memory, and a broken one fails "
+        "the release. keep: each one is carried out at its first use.",
+    ),
+    Option(
         "workers", kinds.WHOLE, machine.usable_cores, flags=("-w",), group=PROCESSES, check=between(1, 1024),
         fallbacks=("WEB_CONCURRENCY",), default_text="the usable cores",
         help="Worker processes of a generation. Usable cores are those that affinity and the container's CPU quota "
