@@ -1,26 +1,28 @@
 """What loading an application leaves behind, for `reuseport doctor`: loads it as a zygote does, and tells.
 
-It is started like a zygote, by the release's interpreter, and importing `reuseport.zygote` patches as a zygote is
-patched. What it finds is one JSON object, written to the descriptor that its argument names; what the application
-prints stays on the standard streams. Nothing is served, and no start hook runs.
+It is started like a zygote, by the release's interpreter, and `entry.run` patches it like one. What it finds is one
+JSON object, written to the descriptor that its argument names; what the application prints stays on the standard
+streams. Nothing is served, and no start hook runs.
 """
 
-# ruff: noqa: E402, I001 - what was there before has to be looked at before anything else
 
-import sys
 
-EARLY = frozenset(sys.modules)  # what sitecustomize and .pth files have imported: it was there before any patch
+if __name__ == "__main__":
+    from reuseport import entry
 
-import reuseport.zygote  # noqa: F401 - it patches
+    entry.run("reuseport.probe")
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from gevent import monkey
 
+import reuseport.zygote  # noqa: F401 - a zygote has it in its memory, which is measured here
+from reuseport.entry import EARLY
 from reuseport.options import Settings
 from reuseport.version import __version__
 from reuseport.worker import application, forksafety, ground
@@ -29,7 +31,7 @@ from reuseport.worker import application, forksafety, ground
 OURS = frozenset({"reuseport", "gevent", "greenlet", "zope", "setproctitle", "_distutils_hack", "__main__"})
 
 
-def main() -> None:
+def main(_: dict[str, Any]) -> None:
     report = int(sys.argv.pop())
     with open(report, encoding="utf-8", closefd=False) as file:
         order = json.load(file)
@@ -111,7 +113,3 @@ def _call(module: str, function: str) -> Any:
     """What a function of a module says, if that has been imported; None otherwise."""
     found = getattr(sys.modules.get(module), function, None)
     return None if found is None else found()
-
-
-if __name__ == "__main__":
-    main()

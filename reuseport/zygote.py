@@ -4,30 +4,23 @@ It is a fresh interpreter, exec'd by the master with the release's own Python, s
 in it, and code that fails to import only ever kills a process that nobody depends on. A worker of this generation that
 dies later is forked again from here, never from what is on disk by then.
 
-gevent patches the standard library before anything else is imported; all that comes before it is what the patch needs.
-Where requests run in native threads nothing is patched.
+The master starts `python -m reuseport.zygote`. That process patches in `entry.run`, before it imports the rest of this
+module. Importing this module patches nothing.
 """
+
+
 
 from __future__ import annotations
 
-import json
-import os
-from importlib import metadata
+if __name__ == "__main__":
+    from reuseport import entry
 
-from gevent import monkey
-
-from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
-
-# gevent looks for its plugins at every step of the patching, and each look reads the metadata of all installed
-# packages: two thirds of the time that the patching takes. They are read once.
-if not json.loads(os.environ.get(ZYGOTE_VARIABLE, "{}")).get("threads"):
-    _entry_points, _all = metadata.entry_points, metadata.entry_points()
-    metadata.entry_points = lambda **which: _all.select(**which)  # type: ignore[assignment]
-    monkey.patch_all()
-    metadata.entry_points = _entry_points
+    entry.run("reuseport.zygote")
 
 import _socket
 import gc
+import json
+import os
 import signal
 import ssl
 import sys
@@ -37,10 +30,12 @@ from collections.abc import Callable
 from posix import close  # gevent's os.close leaves it to its loop, which never runs here
 from typing import Any, NoReturn
 
+from gevent import monkey
 from setproctitle import setproctitle
 
 from reuseport.core.model import FIRST_JOB
 from reuseport.ipc import channel as channels
+from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.rundir import RunDir
 from reuseport.options import Settings, certificates
@@ -430,10 +425,9 @@ class Zygote:
         return {self.channel.fileno(), *self.queue, *(one.fd for one in self.listeners.values())}
 
 
-def main() -> None:
-    """Be a zygote, and then in each forked child a worker."""
+def main(born: dict[str, Any]) -> None:
+    """Be a zygote, and then in each forked child a worker. `born` is what the master put into ZYGOTE_VARIABLE."""
     interrupts.guard()
-    born = json.loads(os.environ.pop(ZYGOTE_VARIABLE))
     zygote = Zygote.current = Zygote(born)
     ground.tell_stack_on_signal()
     try:
@@ -464,10 +458,3 @@ def live(birth: Birth | None) -> None:
     if birth is None:
         os._exit(0)
     worker_main.run(birth)
-
-
-if __name__ == "__main__":
-    # Under its own name, so that the application's script can be __main__ (embedding).
-    from reuseport.zygote import main as canonical_main
-
-    canonical_main()

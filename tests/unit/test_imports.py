@@ -26,8 +26,9 @@ PARTS = {
     "options": set(),
     "master": {"core", "ipc", "options", "version"},
     "worker": {"core", "ipc", "options", "deadlines", "hooks", "jobs", "spawned", "version"},
-    "zygote": {"core", "ipc", "options", "worker"},
-    "probe": {"options", "worker", "zygote", "version"},
+    "entry": {"ipc"},
+    "zygote": {"core", "entry", "ipc", "options", "worker"},
+    "probe": {"entry", "options", "worker", "zygote", "version"},
     "cli": {"core", "ipc", "options", "master", "version"},
     "embed": {"ipc", "options", "master"},
     "hooks": set(),
@@ -43,6 +44,7 @@ PARTS = {
 OTHERS = {
     "master": {"setproctitle"},
     "worker": {"gevent", "greenlet", "setproctitle"},
+    "entry": {"gevent"},
     "zygote": {"gevent", "greenlet", "setproctitle"},
     "probe": {"gevent"},
     "spawned": {"gevent"},
@@ -58,6 +60,7 @@ PURE = {"__future__", "collections", "dataclasses", "typing"}
 DYNAMIC = {
     "__init__.py",  # what an application imports, lazily
     "cli/main.py",  # a command, once it is asked for
+    "entry.py",  # the module that a process began with
     "cli/translate/execute.py",  # a configuration of Gunicorn's
     "worker/application.py",  # the application
     "worker/tenancy.py",  # and its function that says whose a request is
