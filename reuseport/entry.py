@@ -10,20 +10,36 @@
   A script that calls `reuseport.serve` becomes `__main__` itself (`worker.application.run_script`).
 """
 
+# ruff: noqa: E402 - what was imported before must be known first
+
 import sys
 
 EARLY = frozenset(sys.modules)  # what sitecustomize and .pth files have imported, before any patch
 
-import importlib  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import types  # noqa: E402
-from importlib import metadata  # noqa: E402
-from typing import Any, NoReturn  # noqa: E402
+import fcntl
+import importlib
+import json
+import os
+import types
+from importlib import metadata
+from typing import Any, NoReturn
 
-from gevent import monkey  # noqa: E402
+from gevent import monkey
 
-from reuseport.ipc.inherited import ZYGOTE_VARIABLE  # noqa: E402
+from reuseport.ipc.inherited import ZYGOTE_VARIABLE
+from reuseport.worker.descriptors import held
+
+
+def _is_inherited(fd: int) -> bool:
+    """Whether it has passed an exec. What Python opens does not (PEP 446)."""
+    try:
+        return not fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    except OSError:
+        return True  # it has been closed: the listing's own
+
+
+# What they have opened.
+EARLY_DESCRIPTORS = {fd: link for fd, link in held().items() if not _is_inherited(fd)}
 
 entered = False  # whether this process began in `run`, or was forked by one that did
 

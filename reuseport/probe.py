@@ -22,7 +22,7 @@ from typing import Any
 from gevent import monkey
 
 import reuseport.zygote  # noqa: F401 - a zygote has it in its memory, which is measured here
-from reuseport.entry import EARLY
+from reuseport.entry import EARLY, EARLY_DESCRIPTORS
 from reuseport.options import Settings
 from reuseport.version import __version__
 from reuseport.worker import application, forksafety, ground
@@ -36,7 +36,7 @@ def main(_: dict[str, Any]) -> None:
     with open(report, encoding="utf-8", closefd=False) as file:
         order = json.load(file)
     ground.tell_stack_on_signal()
-    found = look(Settings.from_json(order["settings"]), order["directory"], order["ids"], {report})
+    found = look(Settings.from_json(order["settings"]), order["directory"], order["ids"])
     with open(report, "w", encoding="utf-8", closefd=False) as file:
         file.seek(0)
         file.truncate()
@@ -46,10 +46,11 @@ def main(_: dict[str, Any]) -> None:
     os._exit(0)  # the application's threads must not hold it
 
 
-def look(settings: Settings, directory: str, ids: tuple[int, int] | None, known_fds: set[int]) -> dict[str, Any]:
+def look(settings: Settings, directory: str, ids: tuple[int, int] | None) -> dict[str, Any]:
     """Load the application and say what there is then."""
     found: dict[str, Any] = {"version": __version__, "python": sys.version.split()[0], "error": "", "early": []}
     patched = not settings.threads
+    left = forksafety.Look(EARLY_DESCRIPTORS)
     began = time.monotonic()
     try:
         if ids:
@@ -61,7 +62,7 @@ def look(settings: Settings, directory: str, ids: tuple[int, int] | None, known_
     except application.LoadError as error:
         found["error"] = str(error)
     found["seconds"] = time.monotonic() - began
-    found["left_behind"] = forksafety.check(known_fds)
+    found["left_behind"] = left.reasons()
     with open("/proc/self/statm", encoding="ascii") as file:
         found["rss"] = int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
     found["modules"] = dict(_modules())

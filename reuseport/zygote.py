@@ -33,6 +33,7 @@ from typing import Any, NoReturn
 from gevent import monkey
 from setproctitle import setproctitle
 
+from reuseport import entry
 from reuseport.core.model import FIRST_JOB
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
@@ -107,6 +108,7 @@ class Zygote:
         if self.settings.preload == "never" or self.separate:
             self.separate = True
             return self.serve_forks()
+        self.look = forksafety.Look(entry.EARLY_DESCRIPTORS)
         if self.settings.log_config:
             logs.configure(self.settings.log_config)
         if script := self.recipe.get("script"):
@@ -124,15 +126,13 @@ class Zygote:
     def serve_forks(self, workers: int | None = None) -> Birth | None:
         forked.end_if_child()
         assert self.settings is not None
-        if self.application is not None and self.settings.preload == "auto":
-            reasons = forksafety.check(self._known_fds())
-            if reasons:
-                self._note(
-                    "warning",
-                    f"generation {self.generation}: the import left behind {'; '.join(reasons)}: what does not survive "
-                    "a fork. Each worker imports the application itself (--preload never says so beforehand)",
-                )
-                self._start_again()
+        if self.application is not None and self.settings.preload == "auto" and (reasons := self.look.reasons()):
+            self._note(
+                "warning",
+                f"generation {self.generation}: the import left behind {'; '.join(reasons)}: what does not survive "
+                "a fork. Each worker imports the application itself (--preload never says so beforehand)",
+            )
+            self._start_again()
         self.witness = forksafety.Witness(self.recipe["directory"])
         self.lifeline = Lifeline()
         gc.collect()
@@ -420,9 +420,6 @@ class Zygote:
     def _become_user(self) -> None:
         if ids := self.recipe.get("ids"):
             ground.become(ids, self.recipe["directory"])
-
-    def _known_fds(self) -> set[int]:
-        return {self.channel.fileno(), *self.queue, *(one.fd for one in self.listeners.values())}
 
 
 def main(born: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ PARTS = {
     "options": set(),
     "master": {"core", "ipc", "options", "version"},
     "worker": {"core", "ipc", "options", "deadlines", "hooks", "jobs", "spawned", "version"},
-    "entry": {"ipc"},
+    "entry": {"ipc", "worker"},
     "zygote": {"core", "entry", "ipc", "options", "worker"},
     "probe": {"entry", "options", "worker", "zygote", "version"},
     "cli": {"core", "ipc", "options", "master", "version"},
