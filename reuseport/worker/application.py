@@ -17,6 +17,7 @@ from typing import Any
 
 from reuseport.options import parse_app
 from reuseport.options.arguments import did_you_mean
+from reuseport.worker import remedies
 
 USUAL = ("app", "application", "create_app()", "make_app()")  # what applications are called
 
@@ -142,7 +143,8 @@ def _guard(doing: str, function: Callable[[], Any]) -> Any:
         raise LoadError(f"{doing}: it called sys.exit({error.code!r})") from None
     except BaseException as error:  # noqa: BLE001
         print_traceback(error)
-        raise LoadError(f"{doing}: {type(error).__name__}: {error}") from None
+        remedy = remedies.of_error(error)
+        raise LoadError(f"{doing}: {type(error).__name__}: {error}{remedy and f'. {remedy}'}") from None
 
 
 def print_traceback(error: BaseException) -> None:

@@ -11,6 +11,7 @@ Shared without harm, so no reason against a fork:
 - a socket without a peer, such as that of a client that uses sendto(2) for its metrics.
 - a Unix datagram socket without a name of its own, such as that of `logging.handlers.SysLogHandler`. Its peer cannot
   answer, and each datagram stays whole.
+- a pipe whose other end is closed and that holds no data. os.popen leaves one behind until the next subprocess.
 - a named pipe that is open for writing only. Writes of up to PIPE_BUF bytes stay whole, pipe(7).
 
 Not to be shared:
@@ -28,6 +29,7 @@ import fcntl
 import os
 import stat
 from posix import close
+from select import POLLERR, POLLHUP, POLLIN, poll
 
 MEMORY, TERMINAL, CONSOLE, PSEUDO_TERMINALS = 1, 4, 5, range(136, 144)  # major numbers: devices.txt of the kernel
 MULTIPLEXER = (5, 2)  # /dev/ptmx, whose descriptors are the masters of pseudo-terminals
@@ -75,9 +77,15 @@ def hazard(fd: int, link: str) -> str:
 
 def _of_pipe(fd: int, link: str) -> str:
     if link.startswith("pipe:"):
-        return "pipe"
+        return "" if _is_dead(fd) else "pipe"
     writes_only = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
     return "" if writes_only else f"named pipe {link}"
+
+
+def _is_dead(fd: int) -> bool:
+    ready = poll()
+    ready.register(fd, POLLIN)
+    return any(events & (POLLHUP | POLLERR) and not events & POLLIN for _, events in ready.poll(0))
 
 
 def _of_device(major: int, minor: int, link: str) -> str:

@@ -100,31 +100,34 @@ def _makers(found: Mapping[int, str]) -> list[str]:
     """What may have made these descriptors: objects of known classes, and processes at the other end of a pipe."""
     classes = [(getattr(sys.modules.get(name), kind, None), words) for name, kind, words in MAKERS]
     classes = [(kind, words) for kind, words in classes if isinstance(kind, type)]
-    made: list[str] = []
+    made: set[str] = set()
     for thing in gc.get_objects():
         # Not isinstance, as in `_greenlets`.
         words = next((words for kind, words in classes if issubclass(type(thing), kind)), "")
         if words and not (words == MAKERS[0][2] and thing.is_closed()):
-            made.append(words)
+            made.add(words)
+    children = {pid: title for pid, title in _children().items() if TRACKER not in title}
+    if any(FORKSERVER in title for title in children.values()):
+        made.add("a multiprocessing forkserver")
+    if whole := sorted(made.difference(PARTS)):
+        return whole
     links = {link for fd, link in held().items() if fd in found}
-    for pid, title in _children().items():
-        if FORKSERVER in title:
-            made.append("a multiprocessing forkserver")
-        elif TRACKER not in title and links & set(held_by(pid).values()):
-            made.append(f"process {pid} ({title[:TITLE]})")
-    whole = [words for words in dict.fromkeys(made) if words not in PARTS]
-    return whole or [words for words in PARTS if words in made][:1]
+    others = [
+        f"process {pid} ({title[:TITLE]})" for pid, title in children.items() if links & set(held_by(pid).values())
+    ]
+    return others or [words for words in PARTS if words in made][:1]
 
 
 def _of_hub(loop: Any) -> set[int]:
-    """The descriptors of gevent's own loop, which makes itself new ones in each worker: its epoll set and the eventfd
-    that wakes it, which is in that set (proc_pid_fdinfo(5))."""
+    """The descriptors of gevent's own loop, which makes itself new ones in each worker: its epoll set, and the eventfd
+    that wakes it. A loop that has run has that eventfd in its set (proc_pid_fdinfo(5))."""
     epoll = loop.fileno()
     if epoll is None:
         return set()
     with open(f"/proc/self/fdinfo/{epoll}", encoding="ascii") as file:
         watched = {int(line.split()[1]) for line in file if line.startswith("tfd:")}
-    return {epoll, *(fd for fd, link in held().items() if fd in watched and link == "anon_inode:[eventfd]")}
+    eventfds = sorted(fd for fd, link in held().items() if link == "anon_inode:[eventfd]")
+    return {epoll, *([fd for fd in eventfds if fd in watched] or eventfds[:1])}
 
 
 def _of_trackers() -> set[int]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from harness import APPS, Server, title_of, wait_for
+from harness import APPS, Background, Server, title_of, wait_for
 
 CHILD = {"patched": False, "server": [], "main": ""}
 METHODS = ("spawn", "forkserver")
@@ -93,6 +93,78 @@ def test_children_made_by_fork_work(parallel):
         for what in whats:
             found = server.get(f"/request?what={what}&method=fork", timeout=60).json
             assert found["pid"] != server.get().json["pid"], (what, found)
+
+
+SHARED = {
+    "an executor": """\
+executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+def answer():
+    return executor.submit(parallel.double, os.getpid()).result() // 2
+""",
+    "a forkserver": """\
+parallel.use("queue", "forkserver")
+def answer():
+    return os.getpid() if parallel.use("queue", "forkserver")["server"] == [] else 0
+""",
+    "a pool": """\
+pool = multiprocessing.get_context("spawn").Pool(1)
+def answer():
+    return pool.apply(parallel.double, (os.getpid(),)) // 2
+""",
+    "a manager": """\
+manager = multiprocessing.get_context("spawn").Manager()
+kept = manager.dict()
+def answer():
+    kept[os.getpid()] = os.getpid()
+    return sum(kept.values())  # of this worker alone: each has a manager of its own
+""",
+    "an event loop": """\
+import asyncio
+loop = asyncio.new_event_loop()
+def answer():
+    return loop.run_until_complete(loop.run_in_executor(None, os.getpid))
+""",
+}
+
+
+@pytest.mark.parametrize("what", SHARED)
+def test_what_an_import_makes_answers_in_each_of_several_workers(serve, what):
+    server = serve("--threads", "1", workers=3)
+    server.write(
+        "one",
+        "import multiprocessing, os, parallel\nfrom concurrent.futures import ProcessPoolExecutor\n"
+        f"{SHARED[what]}"
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [str(answer() == os.getpid()).encode()]\n",
+    )
+    server.launch()
+    server.settle(within=60)
+
+    def ask_often() -> set[bytes]:
+        return {server.get("/", timeout=60).body for _ in range(8)}
+
+    for client in [Background(ask_often) for _ in range(3)]:
+        assert client.result(120) == {b"True"}
+
+
+@pytest.mark.parametrize("preload", ["auto", "never", "always"])
+def test_a_pool_made_at_import_is_refused_with_the_remedy_where_it_blocks(serve, preload):
+    server = serve("--boot-timeout", "5", "--preload", preload, workers=1)
+    server.write("one", "import multiprocessing\npool = multiprocessing.get_context('spawn').Pool(1)\n")
+    outcome = server.run()
+    assert outcome.exit == 1
+    assert "stops all greenlets" in outcome.err
+    assert "--threads" in outcome.err
+
+
+def test_a_manager_used_at_import_is_refused_with_the_remedy_where_it_cannot_work(serve):
+    server = serve(workers=1)
+    server.write("one", "import multiprocessing\nkept = multiprocessing.get_context('spawn').Manager().dict()\n")
+    outcome = server.run()
+    assert outcome.exit == 1
+    failed = [line for line in outcome.err.splitlines() if "generation 1 failed" in line]
+    assert failed and "--threads" in failed[0]
 
 
 def test_a_command_that_repeats_the_zygote_s_own_is_told_what_to_do(parallel):

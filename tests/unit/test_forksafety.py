@@ -187,6 +187,22 @@ def test_a_named_pipe_that_is_only_written_to_can_be_shared(tmp_path: Path):
         assert hazard(fd, held()[fd]) == ""
 
 
+def test_a_pipe_without_another_end_can_be_shared_once_it_is_empty():
+    with contextlib.ExitStack() as stack:
+        one, other = os.pipe()
+        closing(one, stack)
+        os.write(other, b"data")
+        os.close(other)
+        link = held()[one]
+        assert hazard(one, link) == "pipe"
+        os.read(one, 10)
+        assert hazard(one, link) == ""
+        one, other = os.pipe()
+        closing(other, stack)
+        os.close(one)
+        assert hazard(other, held()[other]) == ""
+
+
 def test_looking_at_a_socket_changes_nothing_about_it():
     """gevent's sockets, and a default timeout, make a descriptor non-blocking for all that use it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
