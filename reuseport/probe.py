@@ -5,8 +5,6 @@ JSON object, written to the descriptor that its argument names; what the applica
 streams. Nothing is served, and no start hook runs.
 """
 
-
-
 if __name__ == "__main__":
     from reuseport import entry
 
@@ -17,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from gevent import monkey
@@ -69,6 +68,8 @@ def look(settings: Settings, directory: str, ids: tuple[int, int] | None) -> dic
     if patched:
         found["early"] = sorted(_unpatched())
         found["ssl_early"] = "ssl" in EARLY
+    found["multiprocessing"] = dict(_users_of_multiprocessing(directory))
+    found["start_method"] = _call("multiprocessing", "get_start_method") or ""
     found["psycopg2_waits_green"] = _call("psycopg2.extensions", "get_wait_callback") is not None
     found["django_keeps"] = sorted(_kept_by_django())
     found["oracledb_thick"] = _call("oracledb", "is_thin_mode") is False
@@ -98,6 +99,29 @@ def _unpatched() -> Iterator[str]:
         held = {originals[id(value)] for value in list(vars(sys.modules[name]).values()) if id(value) in originals}
         if held:
             yield f"{name} ({', '.join(sorted(held)[:3])})"
+
+
+def _users_of_multiprocessing(directory: str) -> Iterator[tuple[str, list[str]]]:
+    """The application's own modules that hold parts of multiprocessing, with those parts' names."""
+    prefix = directory.rstrip("/") + "/"
+    for name, module in sorted(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if isinstance(path, str) and path.startswith(prefix) and "/site-packages/" not in path:
+            parts = sorted({part for value in list(vars(module).values()) if (part := _part_of_multiprocessing(value))})
+            if parts:
+                yield name, parts
+
+
+def _part_of_multiprocessing(value: Any) -> str:
+    """The name of what may be a module, class, function or method of multiprocessing; "" for anything else."""
+    kind = type(value)  # and no attribute of any other object: a lazy one of the application's would be woken
+    if kind is ModuleType:
+        name = str(value.__name__)
+        return name if name.partition(".")[0] == "multiprocessing" else ""
+    if kind is FunctionType or kind is MethodType or issubclass(kind, type):
+        home = str(value.__module__)
+        return value.__name__ if home.startswith(("multiprocessing.", "concurrent.futures.process")) else ""
+    return ""
 
 
 def _kept_by_django() -> Iterator[str]:

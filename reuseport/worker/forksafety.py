@@ -61,15 +61,17 @@ class Look:
         tasks = _tasks()
         if tasks > 1:
             reasons.append(f"{tasks - 1} native thread{'s' if tasks > 2 else ''}")
-        if names := _greenlets():
+        names = _greenlets()
+        if names:
             reasons.append(
                 f"{len(names)} running greenlet{'s' if len(names) > 1 else ''} ({', '.join(sorted(set(names))[:3])})"
             )
         found = self._hazards()
-        if found and not reasons:
+        if found:
             # Some may be closed already: in a cycle of garbage, or by gevent, whose os.close waits for the loop.
             gc.collect()
-            gevent.sleep(TURN)
+            if not names:  # which would run meanwhile
+                gevent.sleep(TURN)
             found = self._hazards()
         return [*reasons, *_in_words(found)]
 
