@@ -14,7 +14,7 @@
 
 import sys
 
-EARLY = frozenset(sys.modules)  # what sitecustomize and .pth files have imported, before any patch
+EARLY = frozenset(sys.modules)  # sitecustomize and .pth files have imported these, before any patch
 
 import fcntl
 import importlib
@@ -35,10 +35,10 @@ def _is_inherited(fd: int) -> bool:
     try:
         return not fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     except OSError:
-        return True  # it has been closed: the listing's own
+        return True  # the descriptor of the listing itself, closed by now
 
 
-# What they have opened.
+# The descriptors that sitecustomize and .pth files have opened.
 EARLY_DESCRIPTORS = {fd: link for fd, link in held().items() if not _is_inherited(fd)}
 
 entered = False  # whether this process began in `run`, or was forked by one that did

@@ -1,4 +1,4 @@
-"""Which open descriptors two processes cannot share after a fork, and what each of them is.
+"""The open descriptors that two processes cannot share after a fork.
 
 A forked process shares the open file description, open(2): what one process reads, or is woken by, the others miss.
 
@@ -57,7 +57,7 @@ def held_by(pid: int | str) -> dict[int, str]:
 
 
 def hazard(fd: int, link: str) -> str:
-    """What it is, in a few words, if two processes cannot share it; "" if they can, or it has been closed."""
+    """The kind of a descriptor that two processes cannot share, in a few words; "" if they can, or it is closed."""
     if link.startswith("anon_inode:"):
         return link.removeprefix("anon_inode:").strip("[]")
     try:
@@ -113,7 +113,7 @@ def _of_socket(fd: int) -> str:
         try:
             peer = copy.getpeername()
         except OSError:
-            return ""  # nobody is at the other end
+            return ""  # it has no peer
         if copy.family == _socket.AF_UNIX:
             if not peer:
                 return "socketpair"

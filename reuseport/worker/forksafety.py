@@ -1,4 +1,4 @@
-"""What an import may leave behind that does not survive a fork, and what may change under a living generation.
+"""The leftovers of an import that do not survive a fork, and the files that change under a living generation.
 
 A native task exists only in the parent after a fork. A greenlet (a patched thread is one) would run in parent and child
 both. Descriptors are shared by both: `descriptors` says which of them are harmless, and which are not. Each of these is
@@ -42,7 +42,7 @@ FORKSERVER, TRACKER = "multiprocessing.forkserver", "resource_tracker"  # in the
 
 
 class Look:
-    """What an import leaves behind. Make one before the import, and ask for `reasons` after it.
+    """Finds the leftovers of an import. Make one before the import, and ask for `reasons` after it.
 
     `early` are descriptors that were opened in this process before the server opened any, by sitecustomize or a .pth
     file: they are judged like those of the import.
@@ -99,7 +99,7 @@ def _in_words(found: Mapping[int, str]) -> list[str]:
 
 
 def _makers(found: Mapping[int, str]) -> list[str]:
-    """What may have made these descriptors: objects of known classes, and processes at the other end of a pipe."""
+    """The likely makers of these descriptors: objects of known classes, and processes at the other end of a pipe."""
     classes = [(getattr(sys.modules.get(name), kind, None), words) for name, kind, words in MAKERS]
     classes = [(kind, words) for kind, words in classes if isinstance(kind, type)]
     made: set[str] = set()

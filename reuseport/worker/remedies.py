@@ -1,4 +1,4 @@
-"""What to do about the parts of multiprocessing that do not work with gevent.
+"""Remedies for the parts of multiprocessing that do not work with gevent.
 
 gevent cannot make os.read and semaphores cooperative. A thread that waits in them, such as those of
 `multiprocessing.Pool`, stops all other greenlets of its process. gevent also makes the descriptors of sockets
