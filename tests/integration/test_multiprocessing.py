@@ -190,6 +190,33 @@ print(json.dumps([sorted(monkey.saved), handle.result(20)]))
     assert json.loads(output) == [[], "A"]
 
 
+COMPANION = """\
+import json, os, sys, time
+sys.path.insert(0, {apps!r})
+import parallel
+import app  # as a queue worker imports the application whose tasks it runs
+if __name__ == "__main__":
+    found = [parallel.of_this_process(), *(parallel.use("executor", method) for method in {methods})]
+    with open({result!r} + ".new", "w") as file:
+        json.dump(found, file)
+    os.rename({result!r} + ".new", {result!r})
+    time.sleep(1000)
+"""
+
+
+def test_companions_and_their_children_are_not_patched_and_no_server(serve):
+    server = serve("-c", "conf.toml", workers=1)
+    result = server.root / "found.json"
+    directory = server.write("one", whole=CODE.format(at_import="None"))
+    (directory / "tasks.py").write_text(COMPANION.format(apps=str(APPS), methods=METHODS, result=str(result)))
+    (server.root / "conf.toml").write_text(f"[[companion]]\nname = 'tasks'\ncommand = '{sys.executable} tasks.py'\n")
+    server.start()
+    wait_for(result.exists, "the companion's answer")
+    own, *children = json.loads(result.read_text())
+    assert [child(one) for one in children] == [{**CHILD, "main": "tasks.py"}] * len(METHODS)
+    assert not own["patched"] and "reuseport.zygote" not in own["server"]
+
+
 # --- a script that calls reuseport.serve ------------------------------------------------------------------------------
 
 SCRIPT = """\
