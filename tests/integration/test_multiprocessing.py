@@ -158,9 +158,12 @@ def test_a_pool_made_at_import_is_refused_with_the_remedy_where_it_blocks(serve,
     assert "--threads" in outcome.err
 
 
-def test_a_manager_used_at_import_is_refused_with_the_remedy_where_it_cannot_work(serve):
+@pytest.mark.parametrize("moment", ["import", "start hook"])
+def test_a_manager_is_refused_with_the_remedy_where_it_cannot_work(serve, moment):
     server = serve(workers=1)
-    server.write("one", "import multiprocessing\nkept = multiprocessing.get_context('spawn').Manager().dict()\n")
+    code = "import multiprocessing, reuseport\n"
+    begin = "multiprocessing.get_context('spawn').Manager().dict()\n"
+    server.write("one", code + ("kept = " if moment == "import" else "@reuseport.on_start\ndef begin(): ") + begin)
     outcome = server.run()
     assert outcome.exit == 1
     failed = [line for line in outcome.err.splitlines() if "generation 1 failed" in line]
