@@ -143,8 +143,8 @@ def _guard(doing: str, function: Callable[[], Any]) -> Any:
         raise LoadError(f"{doing}: it called sys.exit({error.code!r})") from None
     except BaseException as error:  # noqa: BLE001
         print_traceback(error)
-        remedy = remedies.of_error(error)
-        raise LoadError(f"{doing}: {type(error).__name__}: {error}{remedy and f'. {remedy}'}") from None
+        text = f"{doing}: {type(error).__name__}: {error}"
+        raise LoadError(". ".join(filter(None, (text, remedies.of_error(error))))) from None
 
 
 def print_traceback(error: BaseException) -> None:

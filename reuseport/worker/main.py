@@ -431,8 +431,8 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         # The application's, from a start hook, SystemExit included; or a defect of ours. Both end this worker visibly.
         application.print_traceback(error)
         ground.flush()
-        remedy = remedies.of_error(error)
-        worker.link.say("failed", error=f"worker {worker.id}: {type(error).__name__}: {error}{remedy and f'. {remedy}'}")
+        text = f"worker {worker.id}: {type(error).__name__}: {error}"
+        worker.link.say("failed", error=". ".join(filter(None, (text, remedies.of_error(error)))))
         status = 1
     if worker.sinks is not None:
         worker.sinks.close()
