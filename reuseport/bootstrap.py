@@ -176,7 +176,7 @@ def start(module):
     told = json.loads(os.environ.get(ZYGOTE_VARIABLE) or "{}")
     told.update(lent=lent, mismatch=too_old_greenlet(lent, server))
     os.environ[ZYGOTE_VARIABLE] = json.dumps(told)
-    importlib.import_module(module).main()
+    importlib.import_module("reuseport.entry").run(module)
 
 
 if __name__ == "__main__":

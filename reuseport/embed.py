@@ -33,8 +33,10 @@ def serve(app: str | Callable[..., Any], **keywords: Any) -> NoReturn:
     `app` is a WSGI callable, or a string as for the command line ("module:app"). The keywords are the options of
     `reuseport serve` with underscores: bind="127.0.0.1:8000", workers=4, warmup=["/"], … in seconds and bytes.
     Raises OptionError for an option that does not exist or cannot have that value, and EmbeddingError where the
-    caller is no script that could be run again: at a prompt, from standard input or `-c`, or in another thread.
+    caller is no script that could be run again: at a prompt, from standard input or `-c`, in another thread, or in a
+    child process of multiprocessing.
     """
+    _refuse_children_of_multiprocessing(app)
     _inside_a_generation(app, keywords)
     settings = options.from_keywords(app if isinstance(app, str) else None, **keywords)
     if threading.current_thread() is not threading.main_thread():
@@ -51,6 +53,28 @@ def serve(app: str | Callable[..., Any], **keywords: Any) -> NoReturn:
         [sys.executable, "-P", *extra["flags"], "-m", "reuseport.embed"],
         startup.environment(startup.recovered(os.environ)),
     )
+
+
+def _refuse_children_of_multiprocessing(app: Any) -> None:
+    """EmbeddingError in a child process of multiprocessing, before that child replaces itself by another master.
+
+    A child made by spawn or forkserver imports the parent's script again, as `__mp_main__` ("Safe importing of main
+    module" in Python's documentation of multiprocessing). billiard and loky use the same name.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_globals.get("__name__") == "__mp_main__" and frame.f_code.co_name == "<module>":
+            raise EmbeddingError(
+                f"{frame.f_code.co_filename}, line {frame.f_lineno}: a child process of multiprocessing imports this "
+                'script again, and so calls reuseport.serve. Put the call below `if __name__ == "__main__":`'
+            )
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is not None and multiprocessing.parent_process() is not None and not isinstance(app, str):
+        raise EmbeddingError(
+            "reuseport.serve(callable) runs the calling script again for each release, and that script would start "
+            'this child process again. Call it in the script\'s own process, or pass the application as "module:app"'
+        )
 
 
 def _inside_a_generation(app: Any, keywords: dict[str, Any]) -> None:
@@ -75,7 +99,7 @@ def _script() -> dict[str, Any]:
     """How to run the caller again. EmbeddingError where that is not possible."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
-    if spec is not None and spec.name:
+    if spec is not None and spec.name != "__main__":  # that is the __main__.py of a directory
         module = spec.name.removesuffix(".__main__")
         return {"module": module, "argv": sys.argv}
     path = getattr(main, "__file__", None)

@@ -1,36 +1,38 @@
 """What loading an application leaves behind, for `reuseport doctor`: loads it as a zygote does, and tells.
 
-It is started like a zygote, by the release's interpreter, and importing `reuseport.zygote` patches as a zygote is
-patched. What it finds is one JSON object, written to the descriptor that its argument names; what the application
-prints stays on the standard streams. Nothing is served, and no start hook runs.
+It is started like a zygote, by the release's interpreter, and `entry.run` patches it like one. What it finds is one
+JSON object, written to the descriptor that its argument names; what the application prints stays on the standard
+streams. Nothing is served, and no start hook runs.
 """
 
-# ruff: noqa: I001 - the patch comes before the other imports
+if __name__ == "__main__":
+    from reuseport import entry
 
-import reuseport.zygote  # noqa: F401 - it patches
+    entry.run("reuseport.probe")
 
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import reuseport.zygote  # noqa: F401 - a zygote has it in its memory, which is measured here
 from reuseport import startup
+from reuseport.entry import EARLY_DESCRIPTORS
 from reuseport.ipc import packages
-from reuseport.ipc.inherited import ZYGOTE_VARIABLE
 from reuseport.options import Settings
 from reuseport.version import __version__
 from reuseport.worker import application, forksafety, ground, patching
 
 
-def main() -> None:
+def main(born: dict[str, Any]) -> None:
     report = int(sys.argv.pop())
-    born = json.loads(os.environ.pop(ZYGOTE_VARIABLE))
     with open(report, encoding="utf-8", closefd=False) as file:
         order = json.load(file)
     ground.tell_stack_on_signal()
-    found = look(Settings.from_json(order["settings"]), order["directory"], order["ids"], {report})
+    found = look(Settings.from_json(order["settings"]), order["directory"], order["ids"])
     found["packages"] = packages.used(born.get("lent", ()))
     found["mismatch"] = born.get("mismatch", "")
     with open(report, "w", encoding="utf-8", closefd=False) as file:
@@ -42,10 +44,11 @@ def main() -> None:
     os._exit(0)  # the application's threads must not hold it
 
 
-def look(settings: Settings, directory: str, ids: tuple[int, int] | None, known_fds: set[int]) -> dict[str, Any]:
+def look(settings: Settings, directory: str, ids: tuple[int, int] | None) -> dict[str, Any]:
     """Load the application and say what there is then."""
     found: dict[str, Any] = {"version": __version__, "python": sys.version.split()[0], "error": "", "early": []}
     patched = not settings.threads
+    left = forksafety.Look(EARLY_DESCRIPTORS)
     began = time.monotonic()
     try:
         if ids:
@@ -61,13 +64,15 @@ def look(settings: Settings, directory: str, ids: tuple[int, int] | None, known_
     except application.LoadError as error:
         found["error"] = str(error)
     found["seconds"] = time.monotonic() - began
-    found["left_behind"] = forksafety.check(known_fds)
+    found["left_behind"] = left.reasons()
     with open("/proc/self/statm", encoding="ascii") as file:
         found["rss"] = int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
     found["modules"] = dict(_modules())
     if patched:
         found["early"] = patching.held()
         found["ssl_early"] = "ssl" in startup.EARLY
+    found["multiprocessing"] = dict(_users_of_multiprocessing(directory))
+    found["start_method"] = _call("multiprocessing", "get_start_method") or ""
     found["psycopg2_waits_green"] = _call("psycopg2.extensions", "get_wait_callback") is not None
     found["django_keeps"] = sorted(_kept_by_django())
     found["oracledb_thick"] = _call("oracledb", "is_thin_mode") is False
@@ -80,6 +85,29 @@ def _modules() -> Iterator[tuple[str, str]]:
         top = name.partition(".")[0]
         if top not in patching.OURS and top not in sys.stdlib_module_names:
             yield name, str(getattr(module, "__version__", "")) if name == top else ""
+
+
+def _users_of_multiprocessing(directory: str) -> Iterator[tuple[str, list[str]]]:
+    """The application's own modules that hold parts of multiprocessing, with those parts' names."""
+    prefix = directory.rstrip("/") + "/"
+    for name, module in sorted(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if isinstance(path, str) and path.startswith(prefix) and "/site-packages/" not in path:
+            parts = sorted({part for value in list(vars(module).values()) if (part := _part_of_multiprocessing(value))})
+            if parts:
+                yield name, parts
+
+
+def _part_of_multiprocessing(value: Any) -> str:
+    """The name of what may be a module, class, function or method of multiprocessing; "" for anything else."""
+    kind = type(value)  # and no attribute of any other object: a lazy one of the application's would be woken
+    if kind is ModuleType:
+        name = str(value.__name__)
+        return name if name.partition(".")[0] == "multiprocessing" else ""
+    if kind is FunctionType or kind is MethodType or issubclass(kind, type):
+        home = str(value.__module__)
+        return value.__name__ if home.startswith(("multiprocessing.", "concurrent.futures.process")) else ""
+    return ""
 
 
 def _kept_by_django() -> Iterator[str]:
@@ -96,7 +124,3 @@ def _call(module: str, function: str) -> Any:
     """What a function of a module says, if that has been imported; None otherwise."""
     found = getattr(sys.modules.get(module), function, None)
     return None if found is None else found()
-
-
-if __name__ == "__main__":
-    main()

@@ -197,7 +197,7 @@ def spawn(
     handle = Handle(one)
     if where == PROCESS:
         call = _pickled(one.name, function, args, kwargs)
-        if "reuseport.zygote" in sys.modules:
+        if _in_server():
             _start_process(handle, call)
             return handle
         one.where = where = THREAD
@@ -249,7 +249,7 @@ def _start_process(handle: Handle, call: bytes) -> None:
 
 
 def _start(handle: Handle, where: str, run: Callable[[], None]) -> None:
-    if "reuseport.zygote" not in sys.modules or not _is_patched():
+    if not _in_server() or not _is_patched():
         threading.Thread(target=run, name=f"job {handle.job.name}", daemon=True).start()
     elif where == GREENLET:
         import gevent
@@ -258,6 +258,12 @@ def _start(handle: Handle, where: str, run: Callable[[], None]) -> None:
         handle._greenlet.link(lambda _: handle.settle())
     else:
         _thread_pool().spawn(run)
+
+
+def _in_server() -> bool:
+    """Whether this process is the server's. A process that only imports the server's modules is not."""
+    entry = sys.modules.get("reuseport.entry")
+    return entry is not None and entry.entered
 
 
 def _is_patched() -> bool:

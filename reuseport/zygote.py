@@ -4,38 +4,21 @@ It is a fresh interpreter, exec'd by the master with the release's own Python, s
 in it, and code that fails to import only ever kills a process that nobody depends on. A worker of this generation that
 dies later is forked again from here, never from what is on disk by then.
 
-gevent patches the standard library before anything else is imported; all that comes before it is what the patch needs.
-Where requests run in native threads nothing is patched.
+The master starts it by `bootstrap.py`. That process patches in `entry.run`, before it imports this module. Importing
+this module patches nothing.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from importlib import metadata
+if __name__ == "__main__":
+    from reuseport import entry
 
-from gevent import events, monkey
-
-from reuseport import startup
-from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
-from reuseport.worker import patching
-
-# gevent looks for its plugins at every step of the patching, and each look reads the metadata of all installed
-# packages: two thirds of the time that the patching takes. They are read once.
-if not json.loads(os.environ.get(ZYGOTE_VARIABLE, "{}")).get("threads"):
-    if hasattr(events, "iter_entry_points"):
-        # gevent before 23.7 asks pkg_resources, which refuses a package whose own requirements it cannot find. It
-        # compares names literally, and takes an installed zope_interface for another package than zope.interface.
-        events.iter_entry_points = lambda group: metadata.entry_points(group=group)
-    _entry_points, _all = metadata.entry_points, metadata.entry_points()
-    metadata.entry_points = lambda **which: _all.select(**which)  # type: ignore[assignment]
-    monkey.patch_all()
-    metadata.entry_points = _entry_points
-else:
-    patching.refuse()
+    entry.run("reuseport.zygote")
 
 import _socket
 import gc
+import json
+import os
 import signal
 import ssl
 import sys
@@ -45,9 +28,13 @@ from collections.abc import Callable
 from posix import close  # gevent's os.close leaves it to its loop, which never runs here
 from typing import Any, NoReturn
 
+from gevent import monkey
+
+from reuseport import entry, startup
 from reuseport.core.model import FIRST_JOB
 from reuseport.ipc import channel as channels
 from reuseport.ipc import packages
+from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.logfile import Passed
 from reuseport.ipc.rundir import RunDir
@@ -130,6 +117,7 @@ class Zygote:
         if self.settings.preload == "never" or self.separate:
             self.separate = True
             return self.serve_forks()
+        self.look = forksafety.Look(entry.EARLY_DESCRIPTORS)
         application.prepare(self.recipe["directory"], tuple(self.settings.pythonpath))
         if self.settings.log_config:
             logs.configure(self.settings.log_config)
@@ -150,15 +138,13 @@ class Zygote:
         assert self.settings is not None
         if self.application is not None:
             application.settle(self.settings)
-        if self.application is not None and self.settings.preload == "auto":
-            reasons = forksafety.check(self._known_fds())
-            if reasons:
-                self._note(
-                    "warning",
-                    f"generation {self.generation}: the import left behind {'; '.join(reasons)}: what does not survive "
-                    "a fork. Each worker imports the application itself (--preload never says so beforehand)",
-                )
-                self._start_again()
+        if self.application is not None and self.settings.preload == "auto" and (reasons := self.look.reasons()):
+            self._note(
+                "warning",
+                f"generation {self.generation}: the import left behind {'; '.join(reasons)}: what does not survive "
+                "a fork. Each worker imports the application itself (--preload never says so beforehand)",
+            )
+            self._start_again()
         self.witness = forksafety.Witness(*self._roots())
         self.lifeline = Lifeline()
         gc.collect()
@@ -491,16 +477,10 @@ class Zygote:
         if ids := self.recipe.get("ids"):
             ground.become(ids, self.recipe["directory"])
 
-    def _known_fds(self) -> set[int]:
-        fds = {self.channel.fileno(), *self.queue, *self.passed_logs.fds}
-        return fds.union(one.fd for one in self.listeners.values())
 
-
-def main() -> None:
-    """Be a zygote, and then in each forked child a worker."""
-    startup.restore()
+def main(born: dict[str, Any]) -> None:
+    """Be a zygote, and then in each forked child a worker. `born` is what the master put into ZYGOTE_VARIABLE."""
     interrupts.guard()
-    born = json.loads(os.environ.pop(ZYGOTE_VARIABLE))
     zygote = Zygote.current = Zygote(born)
     ground.tell_stack_on_signal()
     try:
@@ -531,10 +511,3 @@ def live(birth: Birth | None) -> None:
     if birth is None:
         os._exit(0)
     worker_main.run(birth)
-
-
-if __name__ == "__main__":
-    # Under its own name, so that the application's script can be __main__ (embedding).
-    from reuseport.zygote import main as canonical_main
-
-    canonical_main()

@@ -18,7 +18,7 @@ from typing import Any
 from reuseport import startup
 from reuseport.options import Settings, parse_app
 from reuseport.options.arguments import did_you_mean
-from reuseport.worker import lazyimports
+from reuseport.worker import lazyimports, remedies
 
 USUAL = ("app", "application", "create_app()", "make_app()")  # what applications are called
 
@@ -172,7 +172,8 @@ def _guard(doing: str, function: Callable[[], Any]) -> Any:
         raise LoadError(f"{doing}: it called sys.exit({error.code!r})") from None
     except BaseException as error:  # noqa: BLE001
         print_traceback(error)
-        raise LoadError(f"{doing}: {type(error).__name__}: {error}") from None
+        text = f"{doing}: {type(error).__name__}: {error}"
+        raise LoadError(". ".join(filter(None, (text, remedies.of_error(error))))) from None
 
 
 def print_traceback(error: BaseException) -> None:

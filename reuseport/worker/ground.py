@@ -20,7 +20,7 @@ from reuseport.ipc import user
 from reuseport.ipc.packages import NAMES
 from reuseport.ipc.stacks import STACK_SIGNAL
 
-from . import application
+from . import application, remedies
 
 
 def become(ids: Sequence[int], directory: str) -> None:
@@ -58,6 +58,8 @@ def tell_stack_on_signal() -> None:
             sys.stderr.write("The application waits in (most recent call last):\n")
             stack = [f for f in traceback.extract_stack(main_greenlet.gr_frame) if not application.is_ours(f.filename)]
             traceback.print_list(stack)
+        if remedy := remedies.of_stack(one.f_code.co_filename for one, _ in traceback.walk_stack(frame)):
+            sys.stderr.write(f"{remedy}\n")
         flush()
         os._exit(1)
 

@@ -41,6 +41,7 @@ from reuseport.worker.snapshot import Snapshots
 
 RETRY = 1.0  # seconds between two attempts to reach a master
 OTHERS = 0.05  # seconds between two looks whether jobs that this one has spawned here have ended
+TICK = 0.25  # seconds between two turns of an idle loop
 LAST_WORDS = 2.0  # seconds for the master to hear that the job has ended
 
 
@@ -102,6 +103,7 @@ class JobProcess:
         self._retitle()
         self.talker = Talker(self.birth, self.line, self.job, self._cancel, said)
         self._take_signals()
+        self._keep_turning()
         forked.guard(self._release, hub=gevent.get_hub(), imports=self.birth.application is None)
         who = str(Key(self.birth.generation, FIRST_JOB + os.getpid()))
         Snapshots(self.birth.run_dir, who, _log, job=self.job)
@@ -120,6 +122,12 @@ class JobProcess:
             self._failed(error)
             self._leave()
         self.get_ready(None)
+
+    def _keep_turning(self) -> None:
+        """gevent's os.close leaves a pipe open until the loop's next event (gevent/os.py, since 25.8.1). Code that
+        waits for the end of that pipe, like `Process.join(timeout)`, waits for ever in a loop without other events."""
+        self._tick = gevent.get_hub().loop.timer(TICK, TICK, ref=False)
+        self._tick.start(lambda: None)
 
     def _pin_tenants(self) -> None:
         """The job ties its tenant to this generation, whoever asked for it, and releases it by dying if need be."""

@@ -28,7 +28,7 @@ from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
 from reuseport.ipc.scoreboard import TAKEN, TURNED, Scoreboard, settle
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.worker import application, forked, ground, health, jobprocess, logs, running, tenancy, warmup
+from reuseport.worker import application, forked, ground, health, jobprocess, logs, remedies, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
 from reuseport.worker.birth import Birth
 from reuseport.worker.connection import Connection
@@ -438,7 +438,8 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         # The application's, from a start hook, SystemExit included; or a defect of ours. Both end this worker visibly.
         application.print_traceback(error)
         ground.flush()
-        worker.link.say("failed", error=f"worker {worker.id}: {type(error).__name__}: {error}")
+        text = f"worker {worker.id}: {type(error).__name__}: {error}"
+        worker.link.say("failed", error=". ".join(filter(None, (text, remedies.of_error(error)))))
         status = 1
     if worker.sinks is not None:
         worker.sinks.close()

@@ -117,3 +117,29 @@ def test_a_running_server_with_a_blocked_worker(serve):
     [blocked] = [one for one in bad(found) if "is blocked" in one["text"]]
     assert blocked["remedy"].startswith("reuseport stacks 1.")
     server.gate("burn").open()
+
+
+def test_parts_of_multiprocessing_that_greenlets_cannot_use(tmp_path: Path):
+    (tmp_path / "shop.py").write_text(f"import tasks\n{APP}")
+    (tmp_path / "tasks.py").write_text("from multiprocessing import Pool as Workers\n")
+    _, found = examine(tmp_path, "shop:app")
+    [one] = bad(found)
+    assert one["text"].startswith("tasks can use multiprocessing")
+    assert not bad(examine(tmp_path, "shop:app", "--threads", "2")[1])
+    (tmp_path / "tasks.py").write_text("from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor\n")
+    assert not bad(examine(tmp_path, "shop:app")[1])
+
+
+def test_an_event_loop_of_the_import_is_named(tmp_path: Path):
+    (tmp_path / "shop.py").write_text(f"import asyncio\nloop = asyncio.new_event_loop()\n{APP}")
+    for options in ((), ("--threads", "2")):
+        _, found = examine(tmp_path, "shop:app", *options)
+        [one] = bad(found)
+        assert "an asyncio event loop" in one["text"]
+
+
+def test_a_pool_of_the_import_is_told_with_the_remedy(tmp_path: Path):
+    (tmp_path / "shop.py").write_text(f"import multiprocessing\npool = multiprocessing.Pool(1)\n{APP}")
+    _, found = examine(tmp_path, "shop:app", "--boot-timeout", "5")
+    [one] = bad(found)
+    assert "stops all greenlets" in one["detail"] and "--threads" in one["detail"]

@@ -36,6 +36,49 @@ import socket
 kept = socket.create_connection(('127.0.0.1', int(basic.os.environ['TEST_PORT'])))
 """,
 }
+# Descriptors that processes cannot share, and what the log says has made them.
+DESCRIPTORS = {
+    "event loop": ("import asyncio\nloop = asyncio.new_event_loop()\n", "an asyncio event loop"),
+    "event loop that has run": (
+        "import asyncio\nloop = asyncio.new_event_loop()\nloop.run_until_complete(asyncio.sleep(0))\n",
+        "an asyncio event loop",
+    ),
+    "executor": (
+        "from concurrent.futures import ProcessPoolExecutor\nexecutor = ProcessPoolExecutor(1)\n",
+        "a ProcessPoolExecutor",
+    ),
+    "queue": (
+        "import multiprocessing\nqueue = multiprocessing.get_context('spawn').Queue()\n",
+        "a multiprocessing queue",
+    ),
+    "process": ("import subprocess\nkept = subprocess.Popen(['cat'], stdin=subprocess.PIPE)\n", "(cat)"),
+    "eventfd": ("kept = basic.os.eventfd(0)\n", "eventfd"),
+    "socketpair": ("import socket\nkept = socket.socketpair()\n", "socketpair (2)"),
+    "database": (
+        "import sqlite3\nkept = sqlite3.connect('data')\nkept.execute('create table if not exists a (b)')\n"
+        "kept.commit()\n",
+        "SQLite database",
+    ),
+}
+SAFE = """\
+import asyncio, logging.handlers, multiprocessing, multiprocessing.shared_memory, socket, subprocess, tempfile
+import threading, gevent
+lock, local = threading.Lock(), threading.local()
+asyncio.run(asyncio.sleep(0))
+subprocess.run(["cat"], input=b"", capture_output=True, check=True)
+context = multiprocessing.get_context("spawn")
+shared, memory = context.Lock(), multiprocessing.shared_memory.SharedMemory(create=True, size=10)
+memory.unlink()
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.bind(path := tempfile.mktemp())
+handler = logging.handlers.SysLogHandler(path)
+basic.os.unlink(path)
+listener = socket.create_server(("127.0.0.1", 0))
+kept = open("application.log", "a"), tempfile.TemporaryFile(), open("/dev/urandom", "rb"), socket.socket()
+one, other = basic.os.pipe()
+basic.os.close(one)
+basic.os.close(other)
+"""
 
 
 @pytest.fixture
@@ -67,6 +110,36 @@ def test_auto_falls_back_to_importing_in_each_worker_and_comes_back(serve, liste
             wait_for(lambda ticks=ticks: server.get().json["ticks"] > ticks, f"the {name} runs in the workers")
     server.write("safe", "import threading, gevent\nlock = threading.Lock()\nlocal = threading.local()\n")
     server.renew()
+    assert where(server) == "zygote"
+
+
+@pytest.mark.parametrize("mode", [(), ("--threads", "2")], ids=["greenlets", "threads"])
+def test_auto_falls_back_for_descriptors_that_processes_cannot_share(serve, mode):
+    server = serve(*mode).start()
+    for number, (name, (code, maker)) in enumerate(DESCRIPTORS.items()):
+        server.write(f"v{number}", code)
+        server.renew()
+        assert where(server) == "worker", name
+        [line] = [one for one in server.log.read_text().splitlines() if f"generation {number + 2}: the import" in one]
+        assert maker in line, name
+    server.write("safe", SAFE)
+    server.renew()
+    assert where(server) == "zygote", server.log_end(5)
+
+
+def test_auto_falls_back_for_a_forkserver(serve):
+    """It serves the process that has started it, and not those that were forked from that one."""
+    server = serve("--threads", "2")
+    server.write("one", "import parallel\nparallel.use('executor', 'forkserver')\n")
+    server.start()
+    assert where(server) == "worker"
+    assert "a multiprocessing forkserver" in server.log.read_text()
+
+
+def test_always_preloads_descriptors_that_processes_cannot_share(serve):
+    server = serve("--preload", "always")
+    server.write("one", "import asyncio\nloop = asyncio.new_event_loop()\n")
+    server.start()
     assert where(server) == "zygote"
 
 

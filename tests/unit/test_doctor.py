@@ -247,6 +247,24 @@ ROWS = [
         "requests.adapters",
     ),
     (serving.patch_order, facts(application=loaded()), facts(application=loaded(ssl_early=True)), "warning", "ssl"),
+    (
+        serving.parallel,
+        facts("--threads", "2", application=loaded(multiprocessing={"shop": ["Pool"]}, start_method="forkserver")),
+        facts(application=loaded(multiprocessing={"shop.tasks": ["Pool"]}, start_method="fork")),
+        "warning",
+        "shop.tasks",
+    ),
+    (
+        serving.parallel,
+        facts(application=loaded(multiprocessing={"shop": ["ProcessPoolExecutor"]}, start_method="forkserver")),
+        facts(
+            application=loaded(
+                python="3.14.2", multiprocessing={"shop": ["ProcessPoolExecutor"]}, start_method="forkserver"
+            )
+        ),
+        "warning",
+        "forkserver",
+    ),
     (serving.running, facts(status=STATUS), facts(status={**STATUS, "serving": None}), "problem", "no generation"),
     (serving.running, facts(), facts(silent="the master has not answered"), "problem", "has not answered"),
     (

@@ -26,8 +26,9 @@ PARTS = {
     "options": set(),
     "master": {"bootstrap", "core", "ipc", "options", "startup", "version"},
     "worker": {"core", "deadlines", "hooks", "ipc", "jobs", "options", "spawned", "startup", "version"},
-    "zygote": {"core", "ipc", "options", "startup", "worker"},
-    "probe": {"ipc", "options", "startup", "version", "worker", "zygote"},
+    "entry": {"ipc", "startup", "worker"},
+    "zygote": {"core", "entry", "ipc", "options", "startup", "worker"},
+    "probe": {"entry", "ipc", "options", "startup", "version", "worker", "zygote"},
     "cli": {"core", "ipc", "master", "options", "startup", "version"},
     "embed": {"ipc", "master", "options", "startup"},
     "hooks": set(),
@@ -45,6 +46,7 @@ PARTS = {
 OTHERS = {
     "ipc": {"setproctitle"},
     "worker": {"gevent", "greenlet"},
+    "entry": {"gevent"},
     "zygote": {"gevent", "greenlet"},
     "probe": {"gevent"},
     "spawned": {"gevent"},
@@ -61,6 +63,7 @@ DYNAMIC = {
     "__init__.py",  # what an application imports, lazily
     "bootstrap.py",  # the zygote or the probe, once their packages are there
     "cli/main.py",  # a command, once it is asked for
+    "entry.py",  # the module that a process began with
     "cli/translate/execute.py",  # a configuration of Gunicorn's
     "worker/application.py",  # the application
     "worker/tenancy.py",  # and its function that says whose a request is

@@ -29,6 +29,9 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
     ("The directories", (machine.run_directory, machine.state_directory, machine.logs)),
     ("systemd", (surroundings.unit,)),
     ("nginx", (surroundings.proxies,)),
-    ("The application", (serving.loading, serving.fork_safety, serving.patch_order, serving.clients)),
+    (
+        "The application",
+        (serving.loading, serving.fork_safety, serving.patch_order, serving.parallel, serving.clients),
+    ),
     ("The running server", (serving.running, serving.drains, serving.losses, serving.queues)),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from reuseport.cli.doctor.drivers import drivers
@@ -50,12 +51,14 @@ def fork_safety(facts: Facts) -> Iterator[Finding]:
         return
     left, preload = probe["left_behind"], facts.settings.preload
     if not left:
-        yield fine("the import leaves no thread, greenlet or connection behind: workers share its memory")
+        yield fine("the import leaves nothing behind that does not survive a fork: workers share its memory")
     elif preload == "never":
         yield fine(f"the import leaves behind {'; '.join(left)}; each worker imports by itself (--preload never)")
     else:
         text = f"the import leaves behind {'; '.join(left)}, which does not survive a fork"
-        remedy = "begin threads and open connections in a function that is @reuseport.on_start, or --preload never"
+        remedy = (
+            "begin threads, loops, pools and connections in a function that is @reuseport.on_start, or --preload never"
+        )
         yield (
             problem(f"{text}, and --preload always forks all the same", remedy)
             if preload == "always"
@@ -78,6 +81,30 @@ def patch_order(facts: Facts) -> Iterator[Finding]:
         yield warning("ssl was imported before gevent's patches: errors, or connections that block", remedy)
     if not packages and not probe.get("ssl_early"):
         yield fine("nothing that waits was imported before gevent's patches")
+
+
+def parallel(facts: Facts) -> Iterator[Finding]:
+    """What of multiprocessing does not work in greenlets: docs/frameworks.md has it all."""
+    probe = loaded(facts)
+    if probe is None or facts.settings.threads:
+        return
+    users: dict[str, list[str]] = probe.get("multiprocessing", {})
+    executors = [name for name, parts in users.items() if parts == ["ProcessPoolExecutor"]]
+    others = [name for name in users if name not in executors]
+    instead = "ProcessPoolExecutor with mp_context=multiprocessing.get_context('spawn')"
+    if others:
+        yield warning(
+            f"{', '.join(others[:SHOWN])} can use multiprocessing, in which Pool, Manager, Queue.get and Lock.acquire "
+            "block or fail in greenlets",
+            f"{instead}, reuseport.spawn(..., where='process'), or --threads N",
+        )
+    version = tuple(int(part) for part in re.findall(r"\d+", str(probe["python"]))[:2])
+    if users and probe.get("start_method") == "forkserver" and version >= (3, 14):
+        yield warning(
+            f"{', '.join(list(users)[:SHOWN])} can start processes by the start method forkserver, which fails in "
+            "greenlets from Python 3.14 on",
+            f"{instead}, or multiprocessing.set_start_method('spawn'), or --threads N",
+        )
 
 
 def clients(facts: Facts) -> Iterator[Finding]:

@@ -55,7 +55,7 @@ OPTIONS: tuple[Option, ...] = (
         bare=("always", "a bare --preload stands for --preload always; --preload auto, the default, also preloads"),
         help="Whether a generation imports the application once and shares its memory among its workers (always), or "
         "each worker imports it (never). auto imports once, and falls back to never when the import leaves behind "
-        "what does not survive a fork: a thread, a greenlet, an open connection.",
+        "what does not survive a fork: a thread, a greenlet, an open connection, an event loop, a pool of processes.",
     ),
     Option(
         "lazy_imports", kinds.choice("settle", "keep"), "settle", group=APPLICATION,
