@@ -78,15 +78,15 @@ def late(g: Generation) -> list[str]:
 
 
 def patience(g: Generation) -> float:
-    """Until when a generation's start may take, as far as its companions have a limit of their own (`ready_timeout`)."""
+    """Until when a generation's boot may take because of its companions, which have a limit of their own."""
     begun = [c for c in g.companions.values() if c.state == YOUTH and c.terms.ready != TIMER and not c.terms.exclusive]
     times = [c.ready_by if c.said is None else c.since + c.terms.ready_after for c in begun]
     return max((at for at in times if at is not None), default=float("-inf"))
 
 
 def failing(g: Generation, c: Companion, now: float) -> str:
-    """How a companion of a generation that serves fails: "not ready" (in time), "crash-looping", "failed" (it has ended,
-    not well, and is not started again); "" if it does not."""
+    """How a companion of a generation that serves fails: "not ready" (in time), "crash-looping", or "failed" (it has
+    ended, not well, and is not started again); "" if it does not."""
     if g.state not in STAFFED:
         return ""
     if c.state == ENDED:

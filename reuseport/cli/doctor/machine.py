@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from reuseport.cli.doctor.findings import Facts, Finding, Place, fine, generations, loaded, number, problem, warning
 from reuseport.cli.words import size
@@ -13,6 +13,14 @@ from reuseport.cli.words import size
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "glusterfs", "fuse.sshfs", "fuse.glusterfs"}
 NETWORK |= {"lustre", "gpfs", "virtiofs", "fuse.s3fs", "ocfs2", "gfs2"}
 SHELLS = {"sh", "bash", "dash", "ash", "zsh", "ksh"}
+# Queue workers and schedulers by a word of their command, with what docs/companions.md says of their readiness.
+QUEUES = {
+    "celery": 'ready = "notify", and READY=1 from the signals worker_ready and beat_init',
+    "rq": 'ready_line = "Listening on", with a script that imports the tasks first',
+    "rqworker": 'ready_line = "Listening on", with a script that imports the tasks first',
+    "huey_consumer": 'ready = "notify", and READY=1 from a function with @huey.on_startup()',
+    "dramatiq": 'ready = "notify", and READY=1 from a middleware\'s after_worker_boot',
+}
 VOLATILE = {"tmpfs", "ramfs"}
 KERNEL = (5, 4)  # pidfd_open(2) and waitid(P_PIDFD)
 FEW_DESCRIPTORS, MANY_DESCRIPTORS = 4096, 16384
@@ -38,6 +46,27 @@ def companions(facts: Facts) -> Iterator[Finding]:
                 "nothing, and is killed over its task",
                 'exec before the last command: ["sh", "-c", "cd there && exec worker"]',
             )
+        if one.get("ready", "timer") == "timer" and (queue := _queue(one["command"])):
+            yield warning(
+                f"companion {one['name']}: {queue} has no readiness, only a timer (ready_after): a worker whose tasks "
+                "cannot be imported may end after the release has succeeded",
+                f"{QUEUES[queue]} (docs/companions.md)",
+            )
+
+
+def _queue(command: Sequence[str]) -> str:
+    """Which of QUEUES a command runs: by the program, by `python -m MODULE`, or by a word of a shell's script."""
+    program, *words = command
+    if os.path.basename(program) in SHELLS:
+        candidates = re.findall(r"[^\s;&|()\"']+", " ".join(words))
+    else:
+        candidates = [program, *words[:3]]
+    for word in candidates:
+        name = os.path.basename(word).removesuffix(".py")
+        for part in (name, name.partition(".")[0], name.rpartition(".")[2]):
+            if part in QUEUES:
+                return part
+    return ""
 
 
 def kernel(facts: Facts) -> Iterator[Finding]:
