@@ -97,18 +97,28 @@ def failing(g: Generation, c: Companion, now: float) -> str:
 
 
 def expect_readiness(t: Turn) -> None:
-    """Policy: a process that has not shown in time that it is ready fails its release, if that still can fail."""
+    """Policy: a process becomes ready. One that has not shown that in time fails its release, if that still can fail.
+
+    It comes before all policies that look at the boot's own deadline: what is ready by then has not missed that.
+    """
     for number, g in list(t.state.generations.items()):
         for of, c in g.companions.items():
-            if c.state == YOUTH and c.ready_by is not None and t.now >= c.ready_by:
-                _overdue(t, t.state.generations[number], Key(number, of), c, c.ready_by - c.since)
+            if c.state != YOUTH:
+                continue
+            key = Key(number, of)
+            if c.ready_by is not None and t.now >= c.ready_by:
+                _overdue(t, t.state.generations[number], key, c, c.ready_by - c.since)
+            elif (at := _ready_at(c)) is not None and t.now >= at:
+                t.put_companion(key, state=RUNNING, late=False, why="")
+                if c.terms.ready != TIMER:
+                    t.note("info", f"{_name(key, c)} is ready, {t.now - c.since:.1f} s after its start")
 
 
 def _overdue(t: Turn, g: Generation, key: Key, c: Companion, seconds: float) -> None:
     if _goes(g):
         return  # it gets its stop signal
     if c.unsure:
-        t.put_companion(key, said=t.now, ready_by=None, unsure=False)
+        t.put_companion(key, said=t.now, ready_by=None, unsure=False)  # the next round makes it ready
         t.note(
             "warning",
             f"{_name(key, c)} counts as ready: it has run for {seconds:g} s, and may have shown that it is ready while "
@@ -140,10 +150,6 @@ def accompany(t: Turn) -> None:
             key = Key(g.number, number)
             if _goes(g) or c.state == STOPPING:
                 _leave(t, key, c)
-            elif c.state == YOUTH and (at := _ready_at(c)) is not None and t.now >= at:
-                t.put_companion(key, state=RUNNING, late=False, why="")
-                if c.terms.ready != TIMER:
-                    t.note("info", f"{_name(key, c)} is ready, {t.now - c.since:.1f} s after its start")
             elif c.state == WAITING and t.now >= c.start_after and _may_run(t.state, g, c):
                 t.put_companion(key, state=LAUNCHED)
                 t.do(ev.Launch(key))

@@ -108,7 +108,7 @@ def boot_overdue_at(g: Generation) -> float | None:
     """When its boot has taken too long: companions that begin have a time limit of their own."""
     if g.deadline is None or g.state != WARMING or not ready(g):
         return g.deadline
-    return max(g.deadline, companions.patience(g))
+    return None if companions.settled(g) else max(g.deadline, companions.patience(g))
 
 
 def promotion_overdue_at(g: Generation) -> float | None:

@@ -21,6 +21,7 @@ QUEUES = {
     "huey_consumer": 'ready = "notify", and READY=1 from a function with @huey.on_startup()',
     "dramatiq": 'ready = "notify", and READY=1 from a middleware\'s after_worker_boot',
 }
+WRAPPERS = {"env", "uv", "poetry", "pipenv", "pdm", "hatch", "nice", "ionice", "setpriv", "tini", "dumb-init"}
 VOLATILE = {"tmpfs", "ramfs"}
 KERNEL = (5, 4)  # pidfd_open(2) and waitid(P_PIDFD)
 FEW_DESCRIPTORS, MANY_DESCRIPTORS = 4096, 16384
@@ -46,7 +47,12 @@ def companions(facts: Facts) -> Iterator[Finding]:
                 "nothing, and is killed over its task",
                 'exec before the last command: ["sh", "-c", "cd there && exec worker"]',
             )
-        if one.get("ready", "timer") == "timer" and (queue := _queue(one["command"])):
+
+
+def readiness(facts: Facts) -> Iterator[Finding]:
+    """Of companions: a queue's worker that only a timer takes for ready."""
+    for one in facts.settings.companion:
+        if one["ready"] == "timer" and (queue := _queue(one["command"])):
             yield warning(
                 f"companion {one['name']}: {queue} has no readiness, only a timer (ready_after): a worker whose tasks "
                 "cannot be imported may end after the release has succeeded",
@@ -59,8 +65,10 @@ def _queue(command: Sequence[str]) -> str:
     program, *words = command
     if os.path.basename(program) in SHELLS:
         candidates = re.findall(r"[^\s;&|()\"']+", " ".join(words))
+    elif os.path.basename(program) in WRAPPERS:
+        candidates = words[:4]
     else:
-        candidates = [program, *words[:3]]
+        candidates = [program, *([words[words.index("-m") + 1]] if "-m" in words[:-1] else [])]
     for word in candidates:
         name = os.path.basename(word).removesuffix(".py")
         for part in (name, name.partition(".")[0], name.rpartition(".")[2]):
