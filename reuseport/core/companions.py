@@ -65,16 +65,17 @@ FORGOTTEN = {"said": None, "ready_by": None, "late": False, "unsure": False, "st
 
 def settled(g: Generation) -> bool:
     """Whether the companions hold up the release no longer."""
-    return all(c.state in (RUNNING, ENDED) for c in g.companions.values() if not c.terms.exclusive)
+    return not awaited(g)
+
+
+def awaited(g: Generation) -> list[Companion]:
+    """Those that do hold it up."""
+    return [c for c in g.companions.values() if not c.terms.exclusive and c.state not in (RUNNING, ENDED)]
 
 
 def late(g: Generation) -> list[str]:
-    """Those that do hold it up, each with its reason."""
-    return [
-        f"{g.number}.{c.label}" + (f" ({c.why})" if c.why else "")
-        for c in g.companions.values()
-        if not c.terms.exclusive and c.state not in (RUNNING, ENDED)
-    ]
+    """Likewise, in words: each with its reason."""
+    return [f"{g.number}.{c.label}" + (f" ({c.why})" if c.why else "") for c in awaited(g)]
 
 
 def patience(g: Generation) -> float:

@@ -25,9 +25,8 @@ from test_companions import await_state, companion
 PAGE = (CHECKOUT / "docs/companions.md").read_text()
 PATIENCE = 60.0  # seconds: four interpreters that import a queue take a while on a busy machine
 
-pytestmark = [
-    pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is not installed (apt-get install redis-server)"),
-]
+NO_REDIS = "redis-server is not installed (apt-get install redis-server)"
+pytestmark = pytest.mark.skipif(not shutil.which("redis-server"), reason=NO_REDIS)
 
 # Of each queue: its package, how its client writes a unix socket's URL, its companion that works, the module of tasks,
 # what puts some into the queue, and how many of them the recipe's processes do at once.
@@ -187,7 +186,7 @@ def test_a_release_waits_for_a_slow_import_and_the_new_worker_takes_tasks(name: 
     assert shop.await_task("ends", "first") == 1
     shop.write("two")
     command = server.begin("release")
-    server.wait(lambda s: s.booting and s.booting["number"] == 2 and any(c["pid"] for c in shop.workers(2)), "a worker", PATIENCE)
+    server.wait(lambda s: s.booting and any(c["pid"] for c in shop.workers(2)), "a new worker", PATIENCE)
     # A timer would have taken it for ready by now.
     server.wait(lambda s: all(c["age"] > 1.5 for c in shop.workers(2) if c["pid"]), "some time")
     assert not any(c["ready"] for c in shop.workers(2)) and server.status().serving == 1
@@ -209,7 +208,8 @@ def test_an_import_error_in_a_task_module_fails_the_release_and_the_old_worker_w
     shop.write("two", "import no_such_module\n")
     outcome = server.release(within=PATIENCE)
     assert outcome.exit == 1
-    assert re.search(rf"generation 2 failed: companion 2\.{shop.companion}\S* exited with status \d+.* before it was ready", outcome.err)
+    failure = rf"generation 2 failed: companion 2\.{shop.companion}\S* exited with status \d+.* before it was ready"
+    assert re.search(failure, outcome.err)
     assert "No module named 'no_such_module'" in outcome.err
     server.settle(1, within=PATIENCE)
     assert [(c["id"], c["pid"]) for c in shop.workers(1)] == before

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -94,7 +93,7 @@ def test_one_that_is_not_ready_in_time_fails_the_release_with_its_last_lines(mai
     (mailing.root / "reuseport.toml").write_text(text + "ready_timeout = 1.0\n")
     outcome = mailing.release()
     assert outcome.exit == 1
-    assert re.search(r"generation 2 failed: companion 2\.mail was not ready within 1 s \(ready_timeout\): it", outcome.err)
+    assert "generation 2 failed: companion 2.mail was not ready within 1 s (ready_timeout): it" in outcome.err
     assert "generation 1 serves on" in outcome.err and "[2.mail] a word before it is ready" in outcome.err
     mailing.settle(1)
     one = companion(mailing, "1.mail")
@@ -128,7 +127,8 @@ def test_a_first_start_without_readiness_is_no_start(serve):
 
 def test_each_of_several_processes_has_to_be_ready(notified):
     once = f"test $REUSEPORT_COMPANION_NUMBER = 2 && exec sleep 600\nexec python {SCRIPT}"
-    declare(notified, mail=f"{NOTIFY}; processes = 2; ready_timeout = 1.5; command = {script(notified, 'one.sh', once)}")
+    command = script(notified, "one.sh", once)
+    declare(notified, mail=f"{NOTIFY}; processes = 2; ready_timeout = 1.5; command = {command}")
     imported(notified, "2.mail")
     outcome = notified.release()
     assert outcome.exit == 1 and "companion 2.mail:2 was not ready" in outcome.err
@@ -273,13 +273,14 @@ def test_a_command_that_hangs_is_ended_and_run_again(notified):
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        ("['sh', '-c', 'echo trying && echo no broker >&2 && exit 3']", "its ready_command exited with status 3: no broker"),
+        ("['sh', '-c', 'echo a && echo no broker >&2 && exit 3']", "its ready_command exited with status 3: no broker"),
         ("'no-such-program'", "its ready_command cannot execute 'no-such-program': no such file or directory"),
         ("['sh', '-c', 'kill -9 $$']", "its ready_command was killed by SIGKILL"),
     ],
 )
 def test_why_its_command_fails_is_told_to_who_waits(command, why, notified):
-    declare(notified, mail=f"ready_command = {command}; ready_timeout = 1; ready_interval = 0.1; env = {{READY = 'file'}}")
+    keys = f"ready_command = {command}; ready_timeout = 1; ready_interval = 0.1"
+    declare(notified, mail=f"{keys}; env = {{READY = 'file'}}")
     outcome = notified.release()
     assert outcome.exit == 1 and f"within 1 s (ready_timeout): {why}" in outcome.err
     notified.settle(1)
@@ -502,6 +503,6 @@ sys.exit(3)
     server.gate("crash").open()
     outcome = server.end(command)
     assert outcome.exit == 1
-    assert "generation 2 failed its probation: 2 of its processes have crashed; generation 3 brings back 1" in outcome.err
+    assert "generation 2 failed its probation: 2 of its processes have crashed; generation 3 brings" in outcome.err
     server.wait(lambda s: s.serving == 3, "the version before")
     assert companion(server, "3.mail")["ready"]

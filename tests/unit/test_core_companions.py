@@ -12,9 +12,9 @@ from reuseport.core import events as ev
 from reuseport.core.companions import AGAIN, LOOPING, SILENT, STEADY, failing
 from reuseport.core.model import (
     CANARY,
+    COMMAND,
     DRAINING,
     ENDED,
-    COMMAND,
     ENDING,
     FIRST_COMPANION,
     KILLED,

@@ -396,10 +396,10 @@ def test_a_shell_that_does_not_pass_its_signal_on_is_warned_of(command: tuple[st
 
 
 QUEUES = {
-    "celery": ("celery -A shop worker", "/venv/bin/celery -A shop beat", "python -m celery -A shop worker", "uv run celery -A shop worker"),
+    "celery": ("celery -A x worker", "/venv/bin/celery beat", "python -m celery -A x worker", "uv run celery -A x"),
     "rq": ("rq worker high low", "python -m rq.cli worker", "rqworker high"),
     "huey_consumer": ("huey_consumer.py shop.huey", "python -m huey.bin.huey_consumer shop.huey"),
-    "dramatiq": ("dramatiq shop.tasks", "python3 -m dramatiq shop.tasks", "sh -c 'cd there && exec dramatiq shop.tasks'"),
+    "dramatiq": ("dramatiq shop.tasks", "python3 -m dramatiq shop.tasks", "sh -c 'cd there && exec dramatiq x'"),
 }
 
 

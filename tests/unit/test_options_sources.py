@@ -152,10 +152,10 @@ HUEY = "[[companion]]\nname = 'mail'\ncommand = 'huey_consumer shop.huey'\n"
             "{path}: companion: 'mail': ready_command and ready_line: only one of them",
         ),
         (MAIL + "ready = 'timer'\nready_line = 'x'", "{path}: companion: 'mail': ready = 'timer' and ready_line: only"),
-        (MAIL + "ready_line = '('", "{path}: companion: 'mail': ready_line: '(' is not a regular expression: missing )"),
+        (MAIL + "ready_line = '('", "{path}: companion: 'mail': ready_line: '(' is not a regular expression: missing"),
         (MAIL + "ready_line = ''", "{path}: companion: 'mail': ready_line: '' is found in every line"),
         (MAIL + "ready_command = ''", "{path}: companion: 'mail': ready_command: '' names no program"),
-        (MAIL + "ready_timeout = 5", "{path}: companion: 'mail': ready_timeout: it means nothing without ready, ready_"),
+        (MAIL + "ready_timeout = 5", "{path}: companion: 'mail': ready_timeout: it means nothing without ready"),
         (MAIL + "ready = 'notify'\nready_timeout = 0", "{path}: companion: 'mail': ready_timeout: 0.0 is not between"),
         (
             MAIL + "ready = 'notify'\nready_interval = 5",
