@@ -157,7 +157,7 @@ def _companions(value: Callable[[Mapping[str, Any]], int]) -> Read:
     def read(facts: Facts) -> Iterable[tuple[tuple[Any, ...], Value]]:
         for g in facts.status["generations"]:
             sums: Counter[str] = Counter()
-            for one in g["companions"]:
+            for one in g.get("companions", ()):
                 sums[one["name"]] += value(one)
             for name, total in sorted(sums.items()):
                 yield (g["number"], name), total
@@ -167,7 +167,7 @@ def _companions(value: Callable[[Mapping[str, Any]], int]) -> Read:
 
 def _companions_by_state(facts: Facts) -> Iterable[tuple[tuple[Any, ...], Value]]:
     for g in facts.status["generations"]:
-        for (name, state), count in sorted(Counter((c["name"], c["state"]) for c in g["companions"]).items()):
+        for (name, state), count in sorted(Counter((c["name"], c["state"]) for c in g.get("companions", ())).items()):
             yield (g["number"], name, state), count
 
 
