@@ -5,8 +5,8 @@ start can still fail and change nothing. It gets its one stop signal when its ge
 only when it has. In between it is started again when it ends by itself, as far as its terms say so.
 
 The switch waits until each companion is ready: until its process has shown that (`Terms.ready`), or, for a timer, has
-run for a while. A companion that ends before, or is not ready in time, fails the release. After the switch nobody waits
-for readiness, and nothing is ended for the lack of it: a process that is late may have begun tasks. It is `failing`.
+run for a while. A companion that ends before, or is not ready in time, fails the release. After the switch a process
+that is late is not ended, because it may have begun tasks. It is `failing`.
 
 An exclusive one begins later: when its generation serves, and the last of its name has ended. A canary has none until
 it is promoted: what they take from a queue would be everybody's.
@@ -59,7 +59,7 @@ SILENT = {
     COMMAND: "its ready_command has not exited with status 0",
     LINE: "it has not printed a line that ready_line matches",
 }
-# What is known of a process, and not of the next one.
+# Facts about a process that do not hold for the next process of the same companion.
 FORGOTTEN = {"said": None, "ready_by": None, "late": False, "unsure": False, "status": ""}
 
 
@@ -69,7 +69,7 @@ def settled(g: Generation) -> bool:
 
 
 def awaited(g: Generation) -> list[Companion]:
-    """Those that do hold it up."""
+    """The companions that hold up the release."""
     return [c for c in g.companions.values() if not c.terms.exclusive and c.state not in (RUNNING, ENDED)]
 
 
@@ -98,9 +98,9 @@ def failing(g: Generation, c: Companion, now: float) -> str:
 
 
 def expect_readiness(t: Turn) -> None:
-    """Policy: a process becomes ready. One that has not shown that in time fails its release, if that still can fail.
+    """Policy: a process becomes ready. A process that has not shown that in time fails its release before the switch.
 
-    It comes before all policies that look at the boot's own deadline: what is ready by then has not missed that.
+    It comes before all policies that look at the boot's own deadline: a process that is ready has not missed that.
     """
     for number, g in list(t.state.generations.items()):
         for of, c in g.companions.items():
@@ -254,7 +254,7 @@ def started(t: Turn, event: ev.Started) -> None:
 
 
 def said(t: Turn, event: ev.Said) -> None:
-    """What a process shows after it has got its stop signal changes nothing but what `status` says of it."""
+    """A process shows something of itself. After its stop signal only its STATUS= counts."""
     key = event.key
     g = t.generation(key.generation)
     c = g.companions.get(key.number) if g else None
@@ -309,7 +309,7 @@ def exited(t: Turn, event: ev.Exited) -> None:
         t.put_companion(key, **fields, **gone)
         t.note(level, f"{text}; it is started again in {delay:g} s")
     g = t.state.generations[g.number]
-    # Status 0 before it was ready is no end that it may have: a command that goes into the background does that.
+    # Status 0 before it was ready counts, too: a command that goes into the background ends like that.
     if (not event.clean or (again and c.state == YOUTH)) and g.on_probation(t.now):
         t.put(replace(g, crashes=g.crashes + 1))
 

@@ -1,4 +1,4 @@
-"""Executing a command of a companion's: its own, or the one that shows whether it is ready.
+"""Execute a companion's command: the companion itself, or its `ready_command`.
 
 Both get the user, directory and environment of their generation. The process is a fork of the master, so until the
 exec it must run nothing of the master's and hold none of its descriptors.
@@ -35,7 +35,7 @@ class Surroundings:
 def surroundings(
     recipe: Mapping[str, Any], declared: Mapping[str, Any], run_dir: str, generation: int, copy: int
 ) -> Surroundings:
-    """Of a companion's commands: as a shell would have it that has activated the generation's virtual environment."""
+    """Of a companion's commands: the environment of a shell in which the generation's virtual environment is active."""
     environment = {"PYTHONUNBUFFERED": "1", **os.environ, **recipe["environment"], **declared["env"]}
     head = os.path.dirname(recipe["interpreter"])
     environment["PATH"] = f"{head}:{environment.get('PATH', os.defpath)}"
@@ -67,12 +67,12 @@ def become(
     prepare: Callable[[], None] = lambda: None,
     bound_to: int = 0,
 ) -> NoReturn:
-    """What a fork does until it is the command, in a session of its own. Never returns, and never raises.
+    """Turn this fork into the command, in a session of its own. Never returns, and never raises.
 
-    `output` is what it prints to, and `complain` the descriptor to which it writes why the command was not executed.
-    `kept` are those that `prepare` needs, which is called before anything is changed for good; `inherited` goes along
-    through the exec. `mask` are the signals that the command finds blocked. `bound_to`: the pid of the parent, with
-    which the command dies; 0 where it outlives that.
+    `output` becomes standard output and error. If the command cannot be executed, the reason is written to `complain`.
+    `prepare` is called when only `output`, `complain`, `inherited` and `kept` are open. `inherited` stays open in the
+    command. `mask` are the signals that are blocked there. `bound_to`: the pid of the parent, with which the command
+    dies; 0 where it outlives the parent.
     """
     doing = "could not be prepared"
     try:
@@ -111,7 +111,7 @@ def _die_with(parent: int) -> None:
 
 
 def _close_all_but(*kept: int) -> None:
-    """And the standard streams. The other ends of all wires, above all: whoever holds one hides the master's death."""
+    """And the standard streams. A process that holds the other end of a wire would hide the master's death."""
     start = 3
     for fd in sorted({*kept} - {-1}):
         os.closerange(start, fd)

@@ -1,7 +1,7 @@
 """Running a companion's `ready_command` until it exits with status 0: one run after the other, each with a time limit.
 
-A run dies with the master (PR_SET_PDEATHSIG), goes on behind an upgrade's exec, and is ended when nobody waits for the
-companion any more.
+A run dies with the master (PR_SET_PDEATHSIG). It goes on through the exec of an upgrade. It is killed when the companion
+gets its stop signal or ends.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from reuseport.master.processes import EXITED, Processes, end_session
 from reuseport.options.arguments import one_line
 
 PIPE = 1 << 16  # bytes that a pipe holds (pipe(7))
-PRINTED = 4096  # bytes of what a run has printed that are kept: its end
-QUOTED = 200  # characters of its last line that are told
+PRINTED = 4096  # bytes that are kept of a run's output: the last ones
+QUOTED = 200  # characters of the last line that the failure message quotes
 
 
 class Probe:
-    """`succeeds` is called once; `fails` after each run that has failed in another way than the last one, with why."""
+    """`succeeds` is called once. `fails` gets the reason of a run's failure, if it is another than that of the last."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Probe:
         self._processes = processes
         self._succeeds = succeeds
         self._fails = fails
-        self._runs = 0  # counts them, so that a timer of an earlier one is known
+        self._runs = 0  # runs so far: a timer that belongs to an earlier run does nothing
         self._over = False
         self._pid = 0
         self._pidfd = self._pipe = -1
@@ -61,14 +61,14 @@ class Probe:
             self._loop.later(self._interval, self.start)
 
     def end(self) -> None:
-        """Nobody waits for it any more."""
+        """Kill the run, and start no other."""
         self._over = True
         if self._pid:
             self._kill()
             self._clear()
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
-        """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
+        """The state that the master needs after an exec; `lend(fd)` lets a descriptor live through it."""
         return {"pid": self._pid, "pidfd": lend(self._pidfd), "pipe": lend(self._pipe), "why": self._why}
 
     def inherit(self, left: Mapping[str, Any]) -> None:
@@ -106,7 +106,7 @@ class Probe:
         self._loop.later(self._timeout, lambda: self._expire(run))
 
     def _read(self) -> None:
-        """What lies in the pipe. Whom a run has left behind may print on, so there is a bound."""
+        """Read until the pipe is empty. A process that the run has left behind may print on, so there is a bound."""
         for _ in range(PIPE // PRINTED):
             try:
                 data = os.read(self._pipe, PRINTED)

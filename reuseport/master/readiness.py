@@ -1,8 +1,8 @@
 """How companions show that they are ready: by a datagram (sd_notify(3)), a command's exit status, or a printed line.
 
-Whichever master has started a companion learns of it here, and tells the core (`ev.Said`). A companion's notification
-socket has a path of its own in the run directory, which stays as long as the companion's process: the next master binds
-it anew. What was sent while there was no master is lost, and the core allows for that.
+The master that started a companion learns of it here, and tells the core (`ev.Said`). Each companion has a notification
+socket at a path of its own in the run directory. The path stays the same for the life of the companion's process: the
+next master binds it again. A datagram that is sent between two masters is lost, and the core allows for that.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 
 @dataclass
 class _Watched:
-    """One companion. `waits`: its process has been told to go, and has not shown that it is ready."""
+    """One companion. `waits`: its process executes its command, and has not shown that it is ready."""
 
     declared: Mapping[str, Any]
     around: Surroundings
     socket: socket.socket | None = None
     probe: Probe | None = None
     waits: bool = False
-    warned: bool = False  # that a process which is none of its own has sent something
+    warned: bool = False  # the log has named a foreign process that sent something
+    status: str = ""  # the last STATUS= that the core knows
 
     @property
     def kind(self) -> str:
@@ -91,7 +92,7 @@ class Readiness:
             one.probe.start()
 
     def take_over(self, key: Key, declared: Mapping[str, Any], around: Surroundings) -> None:
-        """Its process was another master's, which is dead or has handed over."""
+        """Watch a process that another master started, which is dead or has handed over."""
         if key in self._watched:
             return  # this master has started it, before it became one
         try:
@@ -100,13 +101,13 @@ class Readiness:
             self._log("error", f"{self._run_dir.notify(str(key))} cannot be bound: {error.strerror}")
 
     def rest(self, key: Key) -> None:
-        """It has its stop signal, so nobody waits for it any more. Its STATUS= is still heard."""
+        """It has its stop signal, so its readiness does not matter any more. Its STATUS= still does."""
         if one := self._watched.get(key):
             one.waits = False
             self._end_probe(one)
 
     def ended(self, key: Key) -> None:
-        """Its process has ended. What it has said before is told first."""
+        """Its process has ended. Datagrams that it had sent before are told first."""
         if (one := self._watched.get(key)) and one.socket is not None:
             self._hear(key, one.socket)
         self.forget(key)
@@ -117,12 +118,12 @@ class Readiness:
             os.unlink(self._run_dir.notify(str(key)))
 
     def leave(self) -> None:
-        """Another master listens from now on, at the same paths."""
+        """Close everything, and leave the paths: another master listens there from now on."""
         for key in list(self._watched):
             self._close(key)
 
     def printed(self, key: Key, lines: Iterable[str]) -> None:
-        """What its process has printed since it was told to go."""
+        """Its process has printed these lines."""
         one = self._watched.get(key)
         if one is None or not one.waits or one.kind != LINE:
             return
@@ -131,7 +132,7 @@ class Readiness:
             self._is_ready(key, one)
 
     def estate(self, lend: Callable[[int], int]) -> list[dict[str, Any]]:
-        """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
+        """The state that the master needs after an exec; `lend(fd)` lets a descriptor live through it."""
         return [
             {
                 "key": key,
@@ -141,6 +142,7 @@ class Readiness:
                 "ids": one.around.ids,
                 "socket": lend(one.socket.fileno()) if one.socket else -1,
                 "waits": one.waits,
+                "status": one.status,
                 "probe": one.probe.estate(lend) if one.probe else None,
             }
             for key, one in self._watched.items()
@@ -151,7 +153,7 @@ class Readiness:
             key = Key(*said["key"])
             ids = tuple(said["ids"]) if said["ids"] else None
             one = _Watched(said["declared"], Surroundings(said["directory"], said["environment"], ids))
-            one.waits = said["waits"]
+            one.waits, one.status = said["waits"], said["status"]
             self._watched[key] = one
             if said["socket"] != -1:
                 self._listen(key, one, socket.socket(fileno=said["socket"]))
@@ -218,8 +220,10 @@ class Readiness:
         ready = said.ready and one.waits
         if ready:
             one.waits = False
-        if ready or said.status is not None or said.extend:
-            self._tell(Said(key, process.pid, ready, said.status, said.extend))
+        status = said.status if said.status != one.status else None
+        one.status = one.status if status is None else status
+        if ready or status is not None or said.extend:
+            self._tell(Said(key, process.pid, ready, status, said.extend))
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -253,7 +257,7 @@ class Readiness:
 
 @dataclass(frozen=True)
 class Notification:
-    """What a datagram says (sd_notify(3)), as far as it matters here. `extend` is in seconds."""
+    """The words of a datagram (sd_notify(3)) that matter here. `extend` is in seconds."""
 
     ready: bool = False
     status: str | None = None

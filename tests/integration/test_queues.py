@@ -1,7 +1,7 @@
 """The recipes of docs/companions.md, as they stand there, with the real queues and a Redis of the test's own.
 
-What is tried is the page's text: its configuration and its modules are taken from it. The tasks are the tests' own:
-their import waits at the gate `import-GENERATION`, and each ends when its gate is open.
+The tests take the configuration and the modules from the page. The tasks are the tests' own: their import waits at the
+gate `import-GENERATION`, and each ends when its gate is open.
 """
 
 from __future__ import annotations
