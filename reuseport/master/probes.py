@@ -1,7 +1,7 @@
 """Running a companion's `ready_command` until it exits with status 0: one run after the other, each with a time limit.
 
-A run dies with the master (PR_SET_PDEATHSIG). It goes on through the exec of an upgrade. It is killed when the companion
-gets its stop signal or ends.
+A run dies with the master (PR_SET_PDEATHSIG). It goes on through the exec of an upgrade. It is killed when the
+companion gets its stop signal or ends.
 """
 
 from __future__ import annotations
