@@ -16,8 +16,8 @@ SHELLS = {"sh", "bash", "dash", "ash", "zsh", "ksh"}
 # Queue workers and schedulers by a word of their command, with what docs/companions.md says of their readiness.
 QUEUES = {
     "celery": 'ready = "notify", and READY=1 from the signals worker_ready and beat_init',
-    "rq": 'ready_line = "Listening on", with a script that imports the tasks first',
-    "rqworker": 'ready_line = "Listening on", with a script that imports the tasks first',
+    "rq": 'ready_line = "Listening on", and --config with a module that imports the tasks',
+    "rqworker": 'ready_line = "Listening on", and --config with a module that imports the tasks',
     "huey_consumer": 'ready = "notify", and READY=1 from a function with @huey.on_startup()',
     "dramatiq": 'ready = "notify", and READY=1 from a middleware\'s after_worker_boot',
 }
