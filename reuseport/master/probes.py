@@ -122,11 +122,12 @@ class Probe:
             self._kill()
 
     def _kill(self) -> None:
-        """Its own process is a child of this master, and not reaped yet."""
+        """The run's process first, so that it starts and prints nothing more. It is a child of this master, and not
+        reaped yet, so its pid still names its session."""
         self._killed = True
-        end_session(self._pid)
         with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        end_session(self._pid)
 
     def _ended(self) -> None:
         how = self._processes.how_ended(self._pid) or "has gone"
