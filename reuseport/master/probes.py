@@ -6,7 +6,6 @@ companion gets its stop signal or ends.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -122,11 +121,13 @@ class Probe:
             self._kill()
 
     def _kill(self) -> None:
-        """The run's process first, so that it starts and prints nothing more. It is a child of this master, and not
-        reaped yet, so its pid still names its session."""
+        """The run's process first, so that it starts and prints nothing more. If it has been reaped, its pid may name
+        another session by now."""
         self._killed = True
-        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        try:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return
         end_session(self._pid)
 
     def _ended(self) -> None:
