@@ -40,7 +40,7 @@ from reuseport.ipc.logfile import Passed
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.title import set_title
 from reuseport.options import Settings, certificates
-from reuseport.worker import application, children, forked, forksafety, ground, interrupts, logs, said
+from reuseport.worker import application, children, forked, forksafety, ground, interrupts, logs, patching, said
 from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
 from reuseport.worker.door import Door

@@ -23,7 +23,7 @@ _STYLES = {
 _OF_STATE = {
     **dict.fromkeys(("running", "serving", "ready", "accepting", "attending"), "good"),
     **dict.fromkeys(("draining", "ending", "stopping", "booting", "starting", "canary", "working"), "going"),
-    **dict.fromkeys(("blocked", "failed", "taken back", "crashed", "backoff"), "bad"),
+    **dict.fromkeys(("blocked", "failed", "taken back", "crashed", "backoff", "crash-looping", "not ready"), "bad"),
     "standby": "faint",
 }
 

@@ -191,10 +191,10 @@ def _companions(companions: Sequence[Mapping[str, Any]], width: int | None, ink:
         (
             words.text(one.get("id") or one.get("name")),
             str(one.get("pid") or ABSENT),
-            ink.state(words.text(one.get("state"))),
+            ink.state(words.text(one.get("failing") or one.get("state"))),
             duration(one.get("age")) if one.get("pid") else ABSENT,
             str(one.get("restarts", ABSENT)),
-            ABSENT if one.get("pid") else words.text(one.get("why")),
+            words.text(one.get("why") or one.get("status")),
         )
         for one in companions
     ]

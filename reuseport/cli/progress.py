@@ -16,9 +16,10 @@ from reuseport.cli import words
 from reuseport.cli.ink import PLAIN, Ink, ink_for, is_terminal
 from reuseport.cli.live import Block, size_of
 from reuseport.cli.overview import job_table
-from reuseport.cli.words import duration, objects
+from reuseport.cli.words import a_list, duration, objects
 
 TICK = 0.1  # seconds between two pictures while nothing is heard
+SHOWN = 3  # companions that are named
 AGAIN = 30.0  # seconds after which a plain line says once more what is waited for
 _SPINNER, _PLAIN_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
 _WORDS = 26  # columns for what a step is called
@@ -97,7 +98,9 @@ class Steps:
     def _remark(self, facts: Mapping[str, Any], now: float) -> str:
         passed = now - self._heard
         if isinstance(deadline := facts.get("deadline"), int | float):
-            return f"given up in {duration(deadline - passed)}"
+            waits = [words.text(one) for one in a_list(facts, "companions")]
+            begin = f"waiting for {', '.join(waits[:SHOWN])}{', ...' if len(waits) > SHOWN else ''}, " if waits else ""
+            return f"{begin}given up in {duration(deadline - passed)}"
         if facts.get("stage") == "probation" and isinstance(left := facts.get("left"), int | float):
             return f"{duration(left - passed)} left"
         if lingering := facts.get("lingering"):

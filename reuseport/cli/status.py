@@ -17,7 +17,7 @@ from reuseport.cli.failure import Failure
 from reuseport.cli.ink import Ink, ink_for, is_terminal
 from reuseport.cli.live import Screen, size_of
 from reuseport.cli.overview import WIDTH, render
-from reuseport.cli.words import duration
+from reuseport.cli.words import a_dict, duration, objects, text
 from reuseport.options import OptionError, kinds
 from reuseport.options.arguments import one_line
 
@@ -31,7 +31,8 @@ With --watch it goes on: on a terminal in place, until q; else, for a file or a 
 with --json one line each. It survives the master, and waits for the next one.
 
 Exit status: 0 the master answered; 1 it did not; 2 wrong usage; 3 no master there. With --check, 1 also says that \
-nothing serves yet, or that the server was told to stop."""
+nothing serves yet ("booting"), that the server was told to stop ("stopping"), or that a companion of the generation \
+that serves fails ("degraded"): it crash-loops, was not ready in time, or has ended for good with a failure."""
 
 OPTIONS = (
     frame.json_option("the state as one JSON object"),
@@ -49,7 +50,7 @@ OPTIONS = (
         "check",
         kinds.SWITCH,
         False,
-        'Print one word, and exit with 1 unless it is "running": for health checks of containers.',
+        'Print one word, and exit with 1 unless it is "running". Why it is "degraded" goes to standard error.',
     ),
 )
 TAKES = (*OPTIONS, *place.WHERE)
@@ -69,9 +70,7 @@ def run(argv: Sequence[str]) -> int:
         return _watch(master, values["watch"], values["json"])
     state = _ask(master, frame.ANSWER_SECONDS)
     if values["check"]:
-        word = state.get("master", {}).get("state")
-        print(word)
-        return 0 if word == "running" else 1
+        return _check(state)
     _print(state, values["json"])
     return 0
 
@@ -81,6 +80,23 @@ def _ask(master: place.Master, timeout: float) -> dict[str, Any]:
     if not isinstance(done.get("status"), dict):
         raise Failure("no status: the master gave none")
     return done["status"]
+
+
+def _check(status: Mapping[str, Any]) -> int:
+    word = a_dict(status, "master").get("state")
+    failing = [
+        companion
+        for one in objects(status, "generations")
+        for companion in objects(one, "companions")
+        if companion.get("failing")
+    ]
+    if failing and word == "running":
+        word = "degraded"
+        for one in failing:
+            why = f" ({text(one.get('why'))})" if one.get("why") else ""
+            sys.stderr.write(f"reuseport: companion {text(one.get('id'))}: {text(one.get('failing'))}{why}\n")
+    print(word)
+    return 0 if word == "running" else 1
 
 
 def _print(status: Mapping[str, Any], as_json: bool) -> None:

@@ -134,6 +134,22 @@ class Exited:
 
 
 @dataclass(frozen=True)
+class Said:
+    """What a companion's process shows of itself. `pid` is that process: the next one of that key has said nothing.
+
+    `ready`: it is ready. `status`: its state in words. `extend`: it asks for so many seconds, from now on, until it
+    must be ready (EXTEND_TIMEOUT_USEC, sd_notify(3)). `why`: why it is not ready yet. None: nothing was said of that.
+    """
+
+    key: Key
+    pid: int
+    ready: bool = False
+    status: str | None = None
+    extend: float = 0.0
+    why: str | None = None
+
+
+@dataclass(frozen=True)
 class DrainAwaited:
     """Somebody waits until all that is older than this generation has drained, and has asked another master before."""
 
@@ -194,7 +210,7 @@ class Adopted:
 
 Event = (
     Tick | ReleaseAsked | PromoteAsked | Started | Loaded | Failed | Forked | Born | Ready | Accepting | LetGo | Retire
-    | Blocked | Unblocked | Judged | Pinned | Exited | DrainAwaited | ScaleAsked | StopAsked | Adopted
+    | Blocked | Unblocked | Judged | Pinned | Exited | Said | DrainAwaited | ScaleAsked | StopAsked | Adopted
 )  # fmt: skip
 
 # --- commands -------------------------------------------------------------------------------------------------------

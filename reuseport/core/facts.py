@@ -291,7 +291,9 @@ def _scale_asked(t: Turn, event: ev.ScaleAsked) -> None:
     for g in t.state.having(LOADING, WARMING, OPENING, *STAFFED):
         wanted = max(1, g.wanted + event.by)
         if wanted != g.wanted:
-            t.put(replace(g, wanted=wanted))
+            # Its companions may have taken the boot beyond its deadline; a new worker needs time of its own.
+            more = t.now + g.release.boot_timeout if g.state == WARMING and wanted > g.wanted else None
+            t.put(replace(g, wanted=wanted, deadline=more or g.deadline))
             t.note("info", f"generation {g.number} gets {wanted} workers")
             t.need_slots(wanted)
     t.assign()
@@ -374,6 +376,7 @@ HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.Judged: _judged,
     ev.Pinned: _pinned,
     ev.Exited: _exited,
+    ev.Said: companions.said,
     ev.DrainAwaited: _drain_awaited,
     ev.ScaleAsked: _scale_asked,
     ev.StopAsked: _stop_asked,

@@ -20,7 +20,14 @@ from reuseport.core import companions
 from reuseport.core import events as ev
 from reuseport.core.facts import HANDLERS
 from reuseport.core.model import DRAINING, FORKING, READY, SERVING, STAFFED, STANDBY, STARTING, Cluster
-from reuseport.core.policies import POLICIES, confirmed_at, copy_overdue_at, standby_until
+from reuseport.core.policies import (
+    POLICIES,
+    boot_overdue_at,
+    confirmed_at,
+    copy_overdue_at,
+    promotion_overdue_at,
+    standby_until,
+)
 from reuseport.core.turn import Turn, attendance, missing
 
 
@@ -41,8 +48,8 @@ def wake_at(state: Cluster) -> float | None:
     """When a Tick is due, if nothing happens before: the earliest of all deadlines, or None."""
     times: list[float] = [at for at in (state.stop_at, state.stop_by) if at is not None]
     for g in state.generations.values():
-        if g.deadline is not None:
-            times.append(g.deadline)
+        if (at := boot_overdue_at(g)) is not None:
+            times.append(at)
         if (at := copy_overdue_at(state, g)) is not None:
             times.append(at)
         if g.state == SERVING:
@@ -60,7 +67,8 @@ def wake_at(state: Cluster) -> float | None:
             if g.pinned and not state.stopping and g.zygote and g.zygote.loaded and not g.zygote.leaving:
                 times += [g.fork_after] if attendance(g).short else []
             times += [w.since + g.release.boot_timeout for w in g.having(FORKING, STARTING, READY).values()]
-        times += [] if g.promote_by is None else [g.promote_by]
+        if (at := promotion_overdue_at(g)) is not None:
+            times.append(at)
         times += companions.due(state, g)
         times += [w.kill_at for w in g.workers.values() if w.kill_at is not None]
         if g.zygote is not None and g.zygote.kill_at is not None:

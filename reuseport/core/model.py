@@ -105,13 +105,19 @@ LIVELY = YOUNG | {ACCEPTING}
 # States of a companion.
 WAITING = "waiting"  # it has no process, and gets one when it may run
 LAUNCHED = "launched"  # a process was asked for
-YOUTH = "beginning"  # it runs, and has not run for long enough to count as started
-RUNNING = "running"
+YOUTH = "beginning"  # it runs, and is not ready yet
+RUNNING = "running"  # it is ready
 STOPPING = "stopping"  # it has had its one stop signal
 KILLED = "killed"  # it has had its SIGKILL
 ENDED = "ended"  # it has no process, and gets none any more
 
 ALIVE = frozenset({LAUNCHED, YOUTH, RUNNING, STOPPING, KILLED})
+
+# How a companion shows that it is ready.
+TIMER = "timer"  # not at all: it counts as ready when it has run for `ready_after`
+NOTIFY = "notify"  # it sends READY=1 (sd_notify(3))
+COMMAND = "command"  # `ready_command` exits with status 0
+LINE = "line"  # it prints a line in which `ready_line` is found
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,9 @@ class Terms:
     """On what terms a companion keeps a generation company: what is decided by of all that was declared.
 
     `restart`: after which ends it is started again, "always", "on-failure" or "never". `exclusive`: never beside
-    another of the same name. `stop_timeout`: seconds from the stop signal to SIGKILL, 0 for no limit. `ready_after`:
-    seconds that it must have run to count as started.
+    another of the same name. `stop_timeout`: seconds from the stop signal to SIGKILL, 0 for no limit. `ready`: how it
+    shows that it is ready, `TIMER` or another; `ready_after`: seconds that it must have run before it counts as ready,
+    whatever it shows; `ready_timeout`: seconds from its start within which it must be ready (not for `TIMER`).
     """
 
     name: str
@@ -129,6 +136,8 @@ class Terms:
     restart: str = "always"
     stop_timeout: float = 0.0
     ready_after: float = 1.0
+    ready: str = TIMER
+    ready_timeout: float = 90.0
 
 
 @dataclass(frozen=True)
@@ -142,9 +151,15 @@ class Companion:
     since: float = 0.0  # when its process was started, or was told to stop
     start_after: float = 0.0  # not before this time is it started
     kill_at: float | None = None  # when SIGKILL follows
-    losses: int = 0  # ends in a row that came soon after a start
+    losses: int = 0  # ends in a row, each of a process that had not been ready for long
     restarts: int = 0
-    why: str = ""  # why it waits, or how it ended
+    why: str = ""  # why it waits, how it ended, or why it is not ready yet
+    said: float | None = None  # when its process showed that it is ready
+    ready_by: float | None = None  # when its process must be ready; None when that is settled, and for a timer
+    late: bool = False  # its process was not ready by then
+    unsure: bool = False  # its process may have shown that it is ready while no master looked
+    failed: bool = False  # it has ended for good, and not well
+    status: str = ""  # what its process says of itself (STATUS=, sd_notify(3))
 
     @property
     def label(self) -> str:

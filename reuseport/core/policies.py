@@ -76,7 +76,7 @@ def _stop(t: Turn) -> None:
 def _overdue(t: Turn) -> None:
     """Deadlines that have passed."""
     for g in list(t.state.generations.values()):
-        if g.deadline is not None and t.now >= g.deadline:
+        if (at := boot_overdue_at(g)) is not None and t.now >= at:
             _boot_overdue(t, g)
         g = t.state.generations[g.number]
         if (at := copy_overdue_at(t.state, g)) is not None and t.now >= at:
@@ -104,6 +104,18 @@ def copy_overdue_at(state: Cluster, g: Generation) -> float | None:
     return g.since + COPYING if donor and donor.zygote and not donor.zygote.leaving else None
 
 
+def boot_overdue_at(g: Generation) -> float | None:
+    """When its boot has taken too long: companions that begin have a time limit of their own."""
+    if g.deadline is None or g.state != WARMING or not ready(g):
+        return g.deadline
+    return None if companions.settled(g) else max(g.deadline, companions.patience(g))
+
+
+def promotion_overdue_at(g: Generation) -> float | None:
+    """When the promotion of a canary has taken too long, likewise."""
+    return None if g.promote_by is None else max(g.promote_by, companions.patience(g))
+
+
 def _boot_overdue(t: Turn, g: Generation) -> None:
     limit = f"{g.release.boot_timeout:g} s (--boot-timeout)"
     if g.state == LOADING:
@@ -126,7 +138,7 @@ def _boot_overdue(t: Turn, g: Generation) -> None:
 def _promote(t: Turn) -> None:
     """A canary's companions begin before everybody gets it; if they do not, it stays a canary."""
     for g in list(t.state.generations.values()):
-        by = g.promote_by
+        by = promotion_overdue_at(g)
         if by is None:
             continue
         if t.state.leaving:
@@ -151,7 +163,9 @@ def _boot(t: Turn) -> None:
     if g is None or t.state.stopping:
         return
     if g.state == WARMING and ready(g) and (g.release.canary is not None or companions.settled(g)):
-        g = t.move(g, "all ready")
+        # Its companions may have taken longer than the boot had: what follows is measured from here.
+        deadline = t.now + g.release.boot_timeout if g.companions else g.deadline
+        g = t.move(g, "all ready", deadline=deadline)
         for number, w in g.having(READY).items():
             t.accept(Key(g.number, number), w)
     elif g.state == OPENING and not g.having(TOLD):
@@ -403,6 +417,7 @@ def _next(t: Turn) -> None:
 
 
 POLICIES: tuple[Callable[[Turn], None], ...] = (
+    companions.expect_readiness,
     _promote,
     _stop,
     _overdue,

@@ -8,6 +8,7 @@
       boot-7.log        what generation 7 printed until it was ready
       companion-7.mail.log  what a companion prints, until it has been copied into the log
       companion-cron.lock   a BSD lock, held by whichever process of this exclusive companion runs
+      notify-7.c0           the socket at which generation 7's first companion says that it is ready (sd_notify(3))
       hello.sock        every process of every generation says hello to the master here
       scoreboard        one row of counters per worker
       latencies         and one histogram
@@ -79,6 +80,10 @@ class RunDir:
     def companion_lock(self, name: str) -> str:
         """Held while an exclusive companion of this name runs, whosever it is."""
         return os.path.join(self.path, f"companion-{name}.lock")
+
+    def notify(self, companion: str) -> str:
+        """Where the companion "7.c0" says that it is ready."""
+        return os.path.join(self.path, f"notify-{companion}")
 
     def door(self, generation: int) -> str:
         """Where a generation's zygote is asked for the processes of jobs."""

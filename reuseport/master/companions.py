@@ -17,23 +17,22 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from reuseport.core.events import Started, Survivor
-from reuseport.core.model import Companion, Key
-from reuseport.ipc import user
-from reuseport.ipc.inherited import SIGNALS
+from reuseport.core.events import Said, Started, Survivor
+from reuseport.core.model import RUNNING, YOUTH, Companion, Key
 from reuseport.ipc.rundir import RunDir
+from reuseport.master.commands import WORDS, become, surroundings
 from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.output import Output
-from reuseport.master.processes import Process, Processes
+from reuseport.master.processes import Process, Processes, end_session
+from reuseport.master.readiness import Readiness
 from reuseport.master.roster import start_time
 
 FOLLOW = 0.2  # seconds between two looks at what they print
-WORDS = 4096  # bytes that a fork may say of why it could not execute its command
-NOT_EXECUTED = 127  # its exit status then, as a shell's
 
 
 class LockTaken(Exception):
@@ -41,7 +40,12 @@ class LockTaken(Exception):
 
 
 class Companions:
-    def __init__(self, run_dir: RunDir, loop: Loop, processes: Processes, log: Log) -> None:
+    """`tell` gets what they show of themselves."""
+
+    def __init__(
+        self, run_dir: RunDir, loop: Loop, processes: Processes, log: Log, tell: Callable[[Said], None]
+    ) -> None:
+        self._readiness = Readiness(run_dir, loop, processes, tell, log.write)
         self._run_dir = run_dir
         self._loop = loop
         self._processes = processes
@@ -63,23 +67,32 @@ class Companions:
     def _launch(self, key: Key, companion: Companion, recipe: Mapping[str, Any]) -> int:
         """Fork the process, and return its pid. OSError where that is not possible; LockTaken."""
         declared = declaration(recipe, companion.terms.name)
-        ids = recipe.get("ids") if os.geteuid() == 0 else None
+        around = surroundings(recipe, declared, self._run_dir.path, key.generation, companion.copy)
         with contextlib.ExitStack() as failing, contextlib.ExitStack() as afterwards:
             lock = -1
             if companion.terms.exclusive:
                 lock = self._take_lock(companion.terms.name)
                 failing.callback(os.close, lock)
-            output = self._output(key, companion.label, ids[0] if ids else None).writer()
+            output = self._output(key, companion.label, around.ids[0] if around.ids else None).writer()
             afterwards.callback(os.close, output)
             mine, its = socket.socketpair()
             failing.callback(mine.close)
             afterwards.callback(its.close)
-            environment = environment_of(recipe, declared, self._run_dir.path, key.generation, companion.copy)
+            more = self._readiness.prepare(key, declared, around)
+            failing.callback(self._readiness.forget, key)
+            around = replace(around, environment={**around.environment, **more})
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)  # it is the master's loop that this would wake
-                mask = self._processes.original_mask
-                _become(its, declared["command"], recipe["directory"], environment, ids, output, lock, mask)
+                become(
+                    declared["command"],
+                    around,
+                    output,
+                    self._processes.original_mask,
+                    complain=its.fileno(),
+                    inherited=lock,
+                    prepare=lambda: _await_go(its),
+                )
             # Without a descriptor for its end it cannot be had: then its wire is closed, and it ends.
             self._processes.is_running(self._processes.expect(key), pid)
             failing.pop_all()
@@ -93,24 +106,28 @@ class Companions:
         with contextlib.suppress(ConnectionError):  # it has died; its exit follows
             if wire is not None:
                 wire.send(b"g")
+                self._readiness.begin(key)
 
     def stop(self, key: Key, companion: Companion, recipe: Mapping[str, Any]) -> None:
         """Its main process alone gets the signal: what it has forked is its own business."""
+        self._readiness.rest(key)
         name = declaration(recipe, companion.terms.name)["stop_signal"]
         self._processes.signal(key, signal.Signals[f"SIG{name}"])
         self._log.write("info", f"companion {key.generation}.{companion.label} got its {name}, and is waited for")
 
     def kill(self, key: Key) -> None:
         """End it with everybody whom it has started; who comes between the two is ended when it has."""
+        self._readiness.rest(key)
         process = self._processes.get(key)
         if process is not None and self._processes.signal(key, signal.SIGKILL):
-            _end_session(process.pid)
+            end_session(process.pid)
 
     def ended(self, process: Process) -> str:
         """Clear up after it. Returns why its command was not executed, "" if it was."""
         if not start_time(process.pid):  # else the number is another process's by now
-            _end_session(process.pid)
+            end_session(process.pid)
         self._copy_news(process.key, end=True)
+        self._readiness.ended(process.key)
         if (lock := self._locks.pop(process.key, -1)) != -1:
             os.close(lock)
         wire = self._wires.pop(process.key, None)
@@ -125,6 +142,9 @@ class Companions:
 
     def tail(self, generation: int) -> str:
         """The last lines that a generation's companions have printed; "" where there are none."""
+        for key in self._outputs:
+            if key.generation == generation:
+                self._copy_news(key)
         found = [(who, output) for key, (who, output) in self._outputs.items() if key.generation == generation]
         return "".join(f"[{who}] {line}\n" for who, output in found for line in output.last)
 
@@ -134,6 +154,7 @@ class Companions:
             "wires": [[*key, lend(wire.fileno())] for key, wire in self._wires.items()],
             "locks": [[*key, lend(lock)] for key, lock in self._locks.items()],
             "outputs": [[*key, who, output.estate()] for key, (who, output) in self._outputs.items()],
+            "readiness": self._readiness.estate(lend),
         }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
@@ -144,6 +165,7 @@ class Companions:
             self._locks[Key(*key)] = fd
         for *key, who, output in left["outputs"]:
             self._follow_output(Key(*key), who, None).inherit(output)
+        self._readiness.inherit(left.get("readiness", ()))
 
     # --- beside another master ----------------------------------------------------------------------------------------
 
@@ -172,6 +194,7 @@ class Companions:
     def leave(self) -> None:
         """They are another master's. Its are the locks, too: it has got them."""
         self.let_go()
+        self._readiness.leave()
         for lock in self._locks.values():
             os.close(lock)
         for wire in self._wires.values():
@@ -188,11 +211,25 @@ class Companions:
             os.close(self._locks.pop(key))  # handed over, and its holder has died meanwhile
         for one in survivors:
             if one.key.is_companion:
-                self._output(one.key, one.release.seats()[one.key.number].label, None)
+                self._take_over(one, one.release.seats()[one.key.number])
         self._clear_up("*")
 
+    def _take_over(self, one: Survivor, companion: Companion) -> None:
+        self._output(one.key, companion.label, None)
+        recipe = one.release.recipe
+        declared = declaration(recipe, companion.terms.name)
+        around = surroundings(recipe, declared, self._run_dir.path, one.key.generation, companion.copy)
+        if one.state in (YOUTH, RUNNING):
+            self._readiness.take_over(one.key, declared, around)
+        if one.state == YOUTH:
+            self._readiness.begin(one.key)
+
     def _clear_up(self, whose: str) -> None:
-        """Copy what was printed by those who are no more."""
+        """Copy what was printed by those who are no more, and remove what they have left."""
+        sockets = {self._run_dir.notify(str(key)) for key in self._outputs}
+        for path in Path(self._run_dir.path).glob(self._run_dir.notify(whose).rpartition("/")[2]):
+            if str(path) not in sockets:
+                path.unlink(missing_ok=True)
         known = {output.path for _, output in self._outputs.values()}
         for path in Path(self._run_dir.path).glob(self._run_dir.companion_log(whose).rpartition("/")[2]):
             if str(path) not in known:
@@ -204,6 +241,7 @@ class Companions:
         for key in [key for key in self._outputs if key.generation not in generations]:
             self._copy_news(key, end=True)
             self._outputs.pop(key)[1].remove()
+            self._readiness.forget(key)
 
     def _output(self, key: Key, label: str, uid: int | None) -> Output:
         return self._follow_output(key, f"{key.generation}.{label}", uid)
@@ -226,7 +264,9 @@ class Companions:
     def _copy_news(self, key: Key, *, end: bool = False) -> None:
         if key in self._outputs:
             who, output = self._outputs[key]
-            self._say(who, output.news(end=end))
+            lines = output.news(end=end)
+            self._say(who, lines)
+            self._readiness.printed(key, lines)
 
     def _say(self, who: str, lines: Iterable[str]) -> None:
         for line in lines:
@@ -244,87 +284,12 @@ class Companions:
         return fd
 
 
-def _end_session(leader: int) -> None:
-    """SIGKILL to everybody in the session but its leader. Not by process group: RQ gives each job one of its own."""
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == leader:
-            continue
-        with contextlib.suppress(OSError):  # it has gone meanwhile
-            if os.getsid(int(entry)) == leader:
-                os.kill(int(entry), signal.SIGKILL)
-
-
 def declaration(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The companion of this name as the release's configuration has it."""
     declared: Mapping[str, Any] = next(c for c in recipe["settings"]["values"]["companion"] if c["name"] == name)
     return declared
 
 
-def environment_of(
-    recipe: Mapping[str, Any], declared: Mapping[str, Any], run_dir: str, generation: int, copy: int
-) -> dict[str, str]:
-    """As a shell would have it that has activated the generation's virtual environment."""
-    environment = {"PYTHONUNBUFFERED": "1", **os.environ, **recipe["environment"], **declared["env"]}
-    head = os.path.dirname(recipe["interpreter"])
-    environment["PATH"] = f"{head}:{environment.get('PATH', os.defpath)}"
-    environment.pop("VIRTUAL_ENV", None)
-    if os.path.exists(os.path.join(head, "..", "pyvenv.cfg")):
-        environment["VIRTUAL_ENV"] = os.path.dirname(head)
-    paths = [os.path.join(recipe["directory"], path) for path in recipe["settings"]["values"].get("pythonpath", ())]
-    if paths:
-        environment["PYTHONPATH"] = ":".join(paths + [one for one in [environment.get("PYTHONPATH")] if one])
-    environment |= {
-        "REUSEPORT_RUN_DIR": run_dir,
-        "REUSEPORT_GENERATION": str(generation),
-        "REUSEPORT_COMPANION": declared["name"],
-        "REUSEPORT_COMPANION_NUMBER": str(copy),
-    }
-    return environment
-
-
-def _become(
-    wire: socket.socket,
-    command: list[str],
-    directory: str,
-    environment: dict[str, str],
-    ids: tuple[int, int] | None,
-    output: int,
-    lock: int,
-    mask: Iterable[int],
-) -> NoReturn:
-    """What a fork does until it is the command. What keeps it from that it says on the wire."""
-    doing = "could not be prepared"
-    try:
-        for number in (*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        _close_all_but(wire.fileno(), output, lock)
-        os.setsid()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if not wire.recv(1):
-            os._exit(0)  # the master has died, or does not want it any more
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        for fd, standard in ((null, 0), (output, 1), (output, 2)):
-            os.dup2(fd, standard)
-        if lock != -1:
-            os.set_inheritable(lock, True)
-        if ids:
-            doing = f"cannot become user {ids[0]}"
-            user.become(*ids)
-        doing = f"cannot enter {directory}"
-        os.chdir(directory)
-        doing = f"cannot execute {command[0]!r}"
-        os.execvpe(command[0], command, environment)
-    except BaseException as error:  # noqa: BLE001 nothing of the master's may run in this process
-        why = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
-        wire.send(f"{doing}: {why[:1].lower()}{why[1:]}".encode()[:WORDS])
-    finally:
-        os._exit(NOT_EXECUTED)
-
-
-def _close_all_but(*kept: int) -> None:
-    """And the standard streams. The other ends of all wires, above all: whoever holds one hides the master's death."""
-    start = 3
-    for fd in sorted({*kept} - {-1}):
-        os.closerange(start, fd)
-        start = fd + 1
-    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
+def _await_go(wire: socket.socket) -> None:
+    if not wire.recv(1):
+        os._exit(0)  # the master has died, or does not want it any more

@@ -95,7 +95,7 @@ class Master:
         self.losses = Losses(log.write, self.loop.later, self._on_job_lost, self._on_job_ended)
         self.notifier = Notifier(supervision, self.loop, log.write)
         self.processes = Processes(self.loop, self._on_exit)
-        self.companions = Companions(self.run_dir, self.loop, self.processes, log)
+        self.companions = Companions(self.run_dir, self.loop, self.processes, log, self.events.append)
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, log.printed)
         self.telling = Telling(settings, self.loop, self._facts)
 

@@ -151,6 +151,26 @@ def _drains(facts: Facts) -> Iterable[tuple[tuple[Any, ...], Value]]:
     return [((g["number"],), g["since"]) for g in facts.status["generations"] if g["stage"] == DRAINING]
 
 
+def _companions(value: Callable[[Mapping[str, Any]], int]) -> Read:
+    """A sum over the processes of each companion, by generation and name."""
+
+    def read(facts: Facts) -> Iterable[tuple[tuple[Any, ...], Value]]:
+        for g in facts.status["generations"]:
+            sums: Counter[str] = Counter()
+            for one in g.get("companions", ()):
+                sums[one["name"]] += value(one)
+            for name, total in sorted(sums.items()):
+                yield (g["number"], name), total
+
+    return read
+
+
+def _companions_by_state(facts: Facts) -> Iterable[tuple[tuple[Any, ...], Value]]:
+    for g in facts.status["generations"]:
+        for (name, state), count in sorted(Counter((c["name"], c["state"]) for c in g.get("companions", ())).items()):
+            yield (g["number"], name, state), count
+
+
 def _slots(what: str) -> Read:
     return lambda facts: [
         ((slot["address"], slot["index"]), slot[what]) for slot in facts.status["slots"] if slot[what] is not None
@@ -273,6 +293,21 @@ METRICS: tuple[Metric, ...] = (
         "reuseport_jobs_ended_total", COUNTER, ("outcome",),
         "Jobs that have ended, or were lost with their process, since the master began.",
         _words(("ended", "lost"), lambda tally: tally.jobs),
+    ),
+    Metric(
+        "reuseport_companions", GAUGE, ("generation", "companion", "state"),
+        "Processes of companions: waiting (for their turn, or to be started again), starting (not ready yet), running "
+        "(ready), draining, ending, ended.", _companions_by_state,
+    ),
+    Metric(
+        "reuseport_companions_failing", GAUGE, ("generation", "companion"),
+        "Processes among them that crash-loop, were not ready in time, or have failed for good, while their "
+        "generation serves.", _companions(lambda one: bool(one["failing"])),
+    ),
+    Metric(
+        "reuseport_companion_restarts_total", COUNTER, ("generation", "companion"),
+        "How often a companion was started again because it had ended by itself. A master that adopts it counts anew.",
+        _companions(lambda one: one["restarts"]),
     ),
     Metric(
         "reuseport_drain_age_seconds", GAUGE, ("generation",), "For how long a generation has been draining.", _drains,

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from reuseport.core.companions import awaited
 from reuseport.core.model import ACCEPTING, BOOTING, CANARY, LOADING, SERVING, STANDBY, TOLD, Cluster, Generation
 from reuseport.core.model import READY as IS_READY
-from reuseport.core.policies import confirmed_at
+from reuseport.core.policies import boot_overdue_at, confirmed_at
 from reuseport.master.control import Client
 
+STEADY = ("stage", "generation", "ready", "accepting", "companions", "lingering")  # what is told at once if it changes
 SHOWN = 20  # jobs of each generation that are told
 
 # Generation -> what it waits for, as in `status`.
@@ -25,7 +27,8 @@ def of(cluster: Cluster, asker: str, waits: Waits, now: float) -> dict[str, Any]
     """What to tell the asker of that name; None where nothing is under way for it. All times are in seconds.
 
     `stage` is "waiting" (another release boots), "loading", "warming", "opening", "letting go", "probation", "draining"
-    or "stopping". `since` is how long it has been in it, `deadline` what is left until the boot is given up.
+    or "stopping". `since` is how long it has been in it, `deadline` what is left until the boot is given up, and
+    `companions` are those whose readiness is waited for.
     """
     if cluster.stopping:
         return {"stage": "stopping", "generations": _all_waits(cluster.generations.values(), waits)}
@@ -45,7 +48,7 @@ def of(cluster: Cluster, asker: str, waits: Waits, now: float) -> dict[str, Any]
 def _boot(cluster: Cluster, g: Generation, now: float) -> dict[str, Any] | None:
     facts: dict[str, Any] = {"generation": g.number, "since": round(now - g.since, 3), "of": g.wanted}
     if g.state in BOOTING:
-        accepting = len(g.having(ACCEPTING))
+        accepting, by = len(g.having(ACCEPTING)), boot_overdue_at(g)
         return {
             **facts,
             "stage": g.state,
@@ -53,7 +56,8 @@ def _boot(cluster: Cluster, g: Generation, now: float) -> dict[str, Any] | None:
             "directory": g.release.recipe.get("directory", ""),
             "ready": len(g.having(IS_READY, TOLD)) + accepting,
             "accepting": accepting,
-            "deadline": None if g.deadline is None else round(max(0.0, g.deadline - now), 3),
+            "companions": [f"{g.number}.{c.label}" for c in awaited(g) if c.pid],
+            "deadline": None if by is None else round(max(0.0, by - now), 3),
         }
     if g.state == SERVING:
         lingering = sum(
@@ -85,7 +89,7 @@ class Progress:
         """Tell what has changed; `fully`: also what changes all the time."""
         for client in self._clients():
             if client.watching and (facts := of(cluster, client.name, self._waits, now)) is not None:
-                steady = {name: facts.get(name) for name in ("stage", "generation", "ready", "accepting", "lingering")}
+                steady = {name: facts.get(name) for name in STEADY}
                 if fully or steady != client.told:
                     client.told = steady
                     client.say(event="progress", **facts)

@@ -45,7 +45,7 @@ def release_of(settings: Settings, label: str = "") -> Release:
         settings.kill_blocked,
         settings.standby,
         settings.probation,
-        companions=tuple(Terms(**{key: one[key] for key in _TERMS}) for one in settings.companion),
+        companions=tuple(Terms(**{key: one[key] for key in _TERMS if key in one}) for one in settings.companion),
     )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from reuseport.core.companions import failing
 from reuseport.core.model import (
     ACCEPTING,
     ALIVE,
@@ -13,6 +14,7 @@ from reuseport.core.model import (
     KILLED,
     LAUNCHED,
     LEAVING,
+    RUNNING,
     STOPPING,
     TOLD,
     YOUTH,
@@ -123,7 +125,9 @@ def _worker(
 
 
 def _companion(g: Generation, c: Companion, now: float) -> dict[str, Any]:
-    """`age` is in seconds, of its process or of its stop signal; `why`: why it waits, or how it ended last."""
+    """`age` is in seconds, of its process or of its stop signal. `why`: why it waits or is not ready, or how it ended
+    last. `readiness`: how it shows that it is ready. `failing`: see `core.companions.failing`. `status`: what its
+    process says of itself (STATUS=)."""
     return {
         "id": f"{g.number}.{c.label}",
         "name": c.terms.name,
@@ -133,6 +137,10 @@ def _companion(g: Generation, c: Companion, now: float) -> dict[str, Any]:
         "age": round(now - c.since, 3) if c.state in ALIVE else 0.0,
         "restarts": c.restarts,
         "why": c.why,
+        "readiness": c.terms.ready,
+        "ready": c.state == RUNNING,
+        "failing": failing(g, c, now),
+        "status": c.status,
     }
 
 

@@ -191,6 +191,10 @@ class Succession:
             self._master.events.append(ev.Started(key, process.pid))
         elif message["type"] == "launched":
             self._on_launched(Key(int(message["generation"]), int(message["number"])), message)
+        elif message["type"] == "said":
+            key = Key(int(message["generation"]), int(message["number"]))
+            known = {name: message[name] for name in ("pid", "ready", "status", "extend", "why") if name in message}
+            self._master.events.append(ev.Said(key, **known))
         elif message["type"] == "ended":
             key = Key(int(message["generation"]), int(message["number"]))
             self._master.processes.has_ended(key, str(message["how"]))

@@ -107,7 +107,7 @@ class _Candidate:
             master.loop.later(PROMPT, self._wonder)
             while True:
                 master.loop.wait(None)
-                self._tell_of_ends()
+                self._tell_of_companions()
                 for message, fds in self._channel.receive():
                     if self._on_message(message, fds):
                         return self._bequest
@@ -119,15 +119,20 @@ class _Candidate:
         if not self._heard:
             self._channel.closed = True
 
-    def _tell_of_ends(self) -> None:
-        """The companions are children of this process, so only it knows how they end."""
+    def _tell_of_companions(self) -> None:
+        """They are children of this process, so only it knows how they end, and what they show of themselves."""
         events = self._master.events
         while events:
             event = events.popleft()
-            assert isinstance(event, ev.Exited)
+            assert isinstance(event, ev.Exited | ev.Said)
+            of = {"generation": event.key.generation, "number": event.key.number}
+            if isinstance(event, ev.Said):
+                said = {name: value for name, value in asdict(event).items() if name != "key"}
+                self._channel.send("said", **of, **said)
+                continue
             if (pid := self._pids.get(event.key)) is not None:
                 self._bequest.ends[pid] = event.how
-            self._channel.send("ended", generation=event.key.generation, number=event.key.number, how=event.how)
+            self._channel.send("ended", **of, how=event.how)
 
     def _on_message(self, message: Mapping[str, Any], fds: list[int]) -> bool:
         """Whether that was the last one."""

@@ -10,6 +10,7 @@ A table is read whole, so that what reaches the rest of the server has every key
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 from collections.abc import Iterable, Mapping
@@ -55,6 +56,19 @@ def _environment(value: Any) -> dict[str, str]:
     return dict(kinds.ASSIGNMENT.parse(item) for item in value.items())
 
 
+def _pattern(value: Any) -> str:
+    text = kinds.TEXT.parse(value)
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+    if not text:
+        raise ValueError("'' is found in every line")
+    return text
+
+
+_COMMAND = Kind("COMMAND", _command, list)
+
 # fmt: off
 KEYS: tuple[Option, ...] = (
     Option(
@@ -62,7 +76,7 @@ KEYS: tuple[Option, ...] = (
         help="What it is called in the log, in `reuseport status` and in REUSEPORT_COMPANION.",
     ),
     Option(
-        "command", Kind("COMMAND", _command, list), "", group="", where=frozenset(),
+        "command", _COMMAND, "", group="", where=frozenset(),
         default_text="none, it must be given",
         help="What is executed, without a shell: one text that is split like a shell's words, or an array of them. It "
         "has to stay in the foreground. PATH begins with the directory of the generation's interpreter.",
@@ -81,9 +95,39 @@ KEYS: tuple[Option, ...] = (
         "with status 0.",
     ),
     Option(
+        "ready", kinds.choice("timer", "notify", "command", "line"), "timer", group="", where=frozenset(),
+        default_text="command with ready_command, line with ready_line, else timer",
+        help="How a companion shows that it is ready, until when a release waits. notify: it sends READY=1 to "
+        "NOTIFY_SOCKET (sd_notify(3)). timer: not at all; it counts as ready when it has run for ready_after.",
+    ),
+    Option(
+        "ready_command", _COMMAND, (), group="", where=frozenset(), default_text="none",
+        help="A command that is run again and again, with the companion's user, directory and environment, until it "
+        "exits with status 0: then the companion is ready.",
+    ),
+    Option(
+        "ready_line", Kind("REGEX", _pattern), "", group="", where=frozenset(), default_text="none",
+        help="A regular expression. The companion is ready when it is found in a line that the companion prints.",
+    ),
+    Option(
+        "ready_timeout", kinds.SECONDS, 90.0, group="", where=frozenset(), unit="seconds", check=between(0.1, 86400),
+        help="How long it may take from its start until it is ready (not with timer). After that the release fails. It "
+        "may take longer than --boot-timeout, which then bounds the workers only.",
+    ),
+    Option(
+        "ready_interval", kinds.SECONDS, 1.0, group="", where=frozenset(), unit="seconds", check=between(0.1, 3600),
+        help="The pause between two runs of ready_command.",
+    ),
+    Option(
+        "ready_command_timeout", kinds.SECONDS, 10.0, group="", where=frozenset(), unit="seconds",
+        check=between(0.1, 3600),
+        help="How long one run of ready_command may take. SIGKILL follows, and the run counts as failed.",
+    ),
+    Option(
         "ready_after", kinds.SECONDS, 1.0, group="", where=frozenset(), unit="seconds", check=between(0, 3600),
-        help="A release waits until it has run for so long, and fails if it ends before that: choose more than its "
-        "imports take. Nobody waits for an exclusive one.",
+        default_text="1; 0 where it shows that it is ready",
+        help="It must have run for so long before it counts as ready; if it ends before, the release fails. Alone, as "
+        "a timer, this proves little: choose more than its imports take.",
     ),
     Option(
         "stop_signal", Kind("SIGNAL", _signal), "TERM", group="", where=frozenset(),
@@ -126,6 +170,9 @@ def _companion(value: Any) -> dict[str, Any]:
         if name not in said:
             raise ValueError(f"{title}: has no {name}")
     whole = {key.name: said.get(key.name, key.default) for key in KEYS}
+    whole["ready"] = _readiness(title, said)
+    if "ready_after" not in said and whole["ready"] != "timer":
+        whole["ready_after"] = 0.0
     if "stop_signal" not in said and (better := _interrupted_by_term(whole["command"])):
         raise ValueError(
             f"{title}: stop_signal: the default, TERM, would interrupt this program's tasks, which {better} finishes: "
@@ -136,6 +183,30 @@ def _companion(value: Any) -> dict[str, Any]:
     return whole
 
 
+_NEEDS = {"command": "ready_command", "line": "ready_line"}  # the key that each way of showing readiness needs
+_OF_COMMAND = ("ready_interval", "ready_command_timeout")
+
+
+def _readiness(title: str, said: Mapping[str, Any]) -> str:
+    """The one way in which it shows that it is ready. ValueError where several are meant, or a key means nothing."""
+    meant = [way for way, key in _NEEDS.items() if said.get(key)]
+    if (explicit := said.get("ready")) is not None and explicit not in meant:
+        if explicit in _NEEDS:
+            raise ValueError(f"{title}: ready: {explicit!r} needs {_NEEDS[explicit]}")
+        if not (explicit == "timer" and not meant):
+            meant.insert(0, explicit)
+    if len(meant) > 1:
+        keys = " and ".join(_NEEDS.get(way, f"ready = {way!r}") for way in meant)
+        raise ValueError(f"{title}: {keys}: only one of them can show that it is ready")
+    way = meant[0] if meant else "timer"
+    needless = [*(_OF_COMMAND if way != "command" else ()), *(("ready_timeout",) if way == "timer" else ())]
+    for name in needless:
+        if said.get(name, BY_NAME[name].default) != BY_NAME[name].default:
+            without = "ready_command" if name in _OF_COMMAND else "ready, ready_command or ready_line"
+            raise ValueError(f"{title}: {name}: it means nothing without {without}")
+    return way
+
+
 def _interrupted_by_term(command: Iterable[str]) -> str:
     """What to send instead to a program that does not finish its tasks at TERM; "" for all others."""
     text = " ".join(command)
@@ -144,7 +215,8 @@ def _interrupted_by_term(command: Iterable[str]) -> str:
 
 
 def _show(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.name: key.kind.show(value[key.name]) for key in KEYS}
+    # A file has no way to say that there is no command or line.
+    return {key.name: key.kind.show(value[key.name]) for key in KEYS if value[key.name] not in ("", ())}
 
 
 def check_names(companions: Iterable[Mapping[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from reuseport.core.model import (
     ATTENDING,
     BOOTING,
     CANARY,
+    COMMAND,
     DRAINING,
     ENDED,
     ENDING,
@@ -39,6 +40,7 @@ from reuseport.core.model import (
     STANDBY,
     STARTING,
     STOPPING,
+    TIMER,
     TOLD,
     TRANSITIONS,
     WARMING,
@@ -92,6 +94,7 @@ class Audit:
         self.company: dict[Key, Terms] = {}  # companions' processes that were asked for, and have not gone
         self.went: dict[Key, float] = {}  # those that execute something, and since when
         self.stopped: dict[Key, float] = {}  # those that have had their stop signal, and when
+        self.shown: set[Key] = set()  # those that have shown that they are ready
         self.opened: set[int] = set()  # every worker was ready
         self.served: set[int] = set()
         self.slots = 0
@@ -156,6 +159,8 @@ class Audit:
                 else:
                     self.gone.add(key)
                     self.jobs.discard(key)
+            case ev.Said(key, ready=True) if key in self.went:
+                self.shown.add(key)
             case ev.Started(key, error=error) if error and key.is_companion:
                 self._forget_companion(key)
             case ev.DrainAwaited(asker, generation):
@@ -180,6 +185,7 @@ class Audit:
     def _forget_companion(self, key: Key) -> None:
         for books in (self.company, self.went, self.stopped):
             books.pop(key, None)
+        self.shown.discard(key)
 
     def _adopt(self, one: ev.Survivor, slots: int) -> None:
         self.begun[one.key.generation] = one.release.recipe["id"]
@@ -193,6 +199,7 @@ class Audit:
             self.company[one.key] = one.release.seats()[one.key.number].terms
             self.went[one.key] = 0.0
             self.stopped |= {one.key: 0.0} if one.state == STOPPING else {}
+            self.shown |= {one.key} if one.state == RUNNING else set()
             return
         if one.key.is_job:
             self.jobs.add(one.key)
@@ -530,11 +537,12 @@ class Audit:
         self.company[key] = terms
 
     def _check_accompanied(self, g: Generation, now: float) -> None:
-        """Nothing is switched before the new companions have run for as long as they must, or ended as they may."""
+        """Nothing is switched before the new companions are ready, or have ended as they may."""
         for number, c in g.companions.items() if g.release.canary is None else ():
             key = Key(g.number, number)
             if not c.terms.exclusive and c.state != ENDED:
                 assert now - self.went.get(key, now) >= c.terms.ready_after, f"{key} was not waited for"
+                assert c.terms.ready == TIMER or key in self.shown, f"{key} has not shown that it is ready"
 
     def _check_stop(self, key: Key, after: Cluster) -> None:
         """One stop signal for each process, when its generation leaves."""
@@ -707,6 +715,8 @@ class Process:
     known: bool = False  # the master has its pid
     heard: bool = False  # the master has its channel
     reaped: bool = False
+    shows: str = TIMER  # how it shows that it is ready
+    shown: bool = False  # it has done so
     asked: list[Process] = field(default_factory=list)  # jobs' processes that the master may not know of yet
 
     @property
@@ -798,6 +808,7 @@ class World:
             self.loose.append(ev.Started(key, error="another one runs"))
             return
         self.workers[key] = Process(key, next(self._pids), "held", known=True, heard=True)
+        self.workers[key].shows = self.cluster.generations[key.generation].companions[key.number].terms.ready
         self.loose.append(ev.Started(key, self.workers[key].pid))
 
     def _order(self, process: Process | None, order: str, key: Key | None = None) -> bool:
@@ -831,13 +842,17 @@ class World:
         for p in self.processes:
             if p.says:
                 things.append((self._hear, p))
-            elif p.dead and p.known and not p.reaped:
+            elif p.dead and p.known and not p.reaped and not self._is_announced(p):
                 things.append((self._reap, p))
             if not p.dead and not p.stuck and self._has_to_do(p):
                 things.append((self._live, p))
         if self.loose:
             things.append((lambda _: self.feed(self.loose.popleft()), Process(Key(0, 0), 0, "")))
         return things
+
+    def _is_announced(self, p: Process) -> bool:
+        """Whether its start is still to be heard: the master tells itself of that before it looks for exits."""
+        return any(isinstance(event, ev.Started) and event.pid == p.pid for event in self.loose)
 
     def happen(self, chance: random.Random) -> bool:
         things = self.possible()
@@ -868,7 +883,7 @@ class World:
 
     def _has_to_do(self, p: Process) -> bool:
         if p.phase in ("held", "accompanying"):
-            return p.phase == "accompanying" and p.term and not p.busy
+            return p.phase == "accompanying" and ((p.term and not p.busy) or (p.shows != TIMER and not p.shown))
         if p.phase == "working":
             return not p.busy or bool(p.orders) or p.term
         if p.phase == "draining":
@@ -879,8 +894,11 @@ class World:
         """One step in a process's life."""
         if p.key.number == ZYGOTE:
             self._live_zygote(p)
-        elif p.phase == "accompanying":
+        elif p.phase == "accompanying" and p.term and not p.busy:
             self.end_well(p)
+        elif p.phase == "accompanying":
+            p.shown = True
+            p.says.append(ev.Said(p.key, p.pid, ready=True))
         elif p.phase == "born":
             # Its first word is the hello, by which the master gets its channel.
             p.says.append(ev.Forked(p.key, p.pid))
@@ -1012,6 +1030,7 @@ class World:
         }
         gone = {p.key: p.clean for p in self.processes if p.pid in ran and (p.dead or p.phase == "held")}
         for p in self.processes:
+            p.shown = p.shown and p.shows != COMMAND  # the next master runs it again, but hears no word that was lost
             p.orders.clear()
             p.says.clear()
             p.reaped = p.dead

@@ -350,6 +350,27 @@ def test_status_tells_of_other_masters() -> None:
     assert "master 12 is taking over" in render({"master": {"takeover": {**takeover, "outcome": "under way"}}}, 100.0)
 
 
+@pytest.mark.parametrize(
+    ("state", "failing", "printed", "status"),
+    [
+        ("running", "", "running", 0),
+        ("running", "crash-looping", "degraded", 1),
+        ("running", "not ready", "degraded", 1),
+        ("booting", "", "booting", 1),
+        ("stopping", "crash-looping", "stopping", 1),
+    ],
+)
+def test_status_check_says_whether_a_companion_fails(state, failing, printed, status, master, capsys) -> None:
+    mail = {"id": "7.mail", "pid": 1, "state": "starting", "failing": failing, "why": "exited with status 1\x1b[2J"}
+    made = {"master": {"state": state}, "serving": 7, "generations": [{"number": 7, "companions": [mail]}]}
+    master({"event": "done", "ok": True, "status": made})
+    assert main(["status", "--check"]) == status
+    out, err = capsys.readouterr()
+    assert out == f"{printed}\n"
+    expected = f"reuseport: companion 7.mail: {failing} (exited with status 1\\x1b[2J)\n"
+    assert err == (expected if printed == "degraded" else "")
+
+
 def test_status_of_another_version_may_miss_anything() -> None:
     assert render({}, 0)
     assert render({"generations": [{"workers": [{}]}], "releases": [{}], "master": None, "serving": None}, 0)

@@ -9,20 +9,25 @@ import pytest
 from core_world import Story
 
 from reuseport.core import events as ev
-from reuseport.core.companions import AGAIN, STEADY
+from reuseport.core.companions import AGAIN, LOOPING, SILENT, STEADY, failing
 from reuseport.core.model import (
     CANARY,
+    COMMAND,
     DRAINING,
     ENDED,
     ENDING,
     FIRST_COMPANION,
     KILLED,
+    LINE,
+    NOTIFY,
     RUNNING,
     SERVING,
     STANDBY,
     STOPPING,
+    TIMER,
     WAITING,
     WARMING,
+    YOUTH,
     Asker,
     Key,
     Release,
@@ -151,6 +156,360 @@ def test_a_failed_release_is_told_while_its_companions_still_finish(serving):
     assert serving.after(3600) == [], "what it has begun it may finish"
     serving.tell(ev.Exited(first(2), "exited", clean=True))
     assert serving.states == {1: SERVING}
+
+
+# --- it shows that it is ready ----------------------------------------------------------------------------------------
+
+SHOWS = (NOTIFY, COMMAND, LINE)
+
+
+def shows(story: Story, key: Key, **fields: object) -> list[ev.Command]:
+    """Its process says of itself that it is ready, or what the fields say."""
+    pid = story[key.generation].companions[key.number].pid
+    return story.tell(ev.Said(key, pid, **(fields or {"ready": True})))  # type: ignore[arg-type]
+
+
+def fails(story: Story, key: Key) -> str:
+    g = story[key.generation]
+    return failing(g, g.companions[key.number], story.now)
+
+
+def ready_to_show(ready: str = NOTIFY, **terms: object) -> Story:
+    """Generation 1 boots, and its companion has been started."""
+    story = make(ready=ready, **{"ready_after": 0.0, "ready_timeout": 20.0, **terms})
+    staffed(story, 1)
+    begin(story, MAIL)
+    return story
+
+
+@pytest.mark.parametrize("ready", SHOWS)
+def test_the_switch_waits_until_it_shows_that_it_is_ready(ready: str):
+    story = ready_to_show(ready)
+    assert story.after(19.9) == [] and state(story, MAIL) == YOUTH
+    assert shows(story, MAIL) == [ev.Accept(Key(1, 1), (0,))] and state(story, MAIL) == RUNNING
+    assert "companion 1.mail is ready, 19.9 s after its start" in story.notes
+
+
+def test_the_old_one_keeps_running_until_the_new_one_is_ready():
+    story = ready_to_show()
+    shows(story, MAIL)
+    story.accept((1, 1))
+    story.release()
+    staffed(story, 2)
+    begin(story, first(2))
+    assert story.after(19.0) == [] and state(story, MAIL) == RUNNING
+    shows(story, first(2))
+    assert ev.Stop(MAIL) in story.accept((2, 1))
+
+
+@pytest.mark.parametrize("ready", SHOWS)
+def test_one_that_is_not_ready_in_time_fails_the_release_and_the_old_one_notices_nothing(ready: str, serving):
+    terms = (Terms("mail", ready=ready, ready_timeout=5.0, stop_timeout=3.0), Terms("post"))
+    serving.release(Asker("me"), companions=terms)
+    staffed(serving, 2)
+    begin(serving, first(2), second(2))
+    assert serving.after(4.9) == [] or serving[2].state == WARMING
+    commands = serving.after(0.1)
+    assert {ev.Stop(first(2)), ev.Stop(second(2)), ev.Quit(Key(2, 1)), ev.Quit(Key(2, 0))} == set(commands)
+    serving.exit((2, 1), (2, 0))
+    assert serving.audit.answers["me"].text == (
+        f"generation 2 failed: companion 2.mail was not ready within 5 s (ready_timeout): {SILENT[ready]}; "
+        "generation 1 serves on"
+    )
+    assert state(serving, MAIL) == RUNNING
+    assert serving.after(3.0) == [ev.Kill(first(2))]
+
+
+def test_what_is_known_of_its_lateness_is_told():
+    story = ready_to_show(COMMAND)
+    shows(story, MAIL, why="its ready_command exited with status 1: no broker")
+    assert story[1].companions[MAIL.number].why == "its ready_command exited with status 1: no broker"
+    story.after(20.0)
+    assert story[1].failure.endswith("(ready_timeout): its ready_command exited with status 1: no broker")
+
+
+@pytest.mark.parametrize("restart", ["always", "on-failure", "never"])
+@pytest.mark.parametrize("clean", [True, False])
+def test_one_that_ends_before_it_is_ready_fails_the_release_however_it_ended(restart: str, clean: bool, serving):
+    serving.release(Asker("me"), companions=(Terms("mail", restart=restart, ready=NOTIFY),))
+    staffed(serving, 2)
+    begin(serving, first(2))
+    serving.tell(ev.Exited(first(2), "exited", clean=clean))
+    serving.exit((2, 1), (2, 0))
+    assert serving.audit.answers["me"].text == (
+        "generation 2 failed: companion 2.mail exited, 0.0 s after its start and before it was ready; "
+        "generation 1 serves on"
+    )
+
+
+def test_one_that_is_ready_and_ends_while_another_is_not_fails_the_release_too():
+    story = make(ready=NOTIFY, processes=2)
+    staffed(story, 1)
+    begin(story, MAIL, second(1))
+    shows(story, MAIL)
+    story.tell(ev.Exited(MAIL, "exited with status 1"))
+    assert story[1].failure.startswith("companion 1.mail:1 exited with status 1")
+
+
+def test_each_process_of_one_has_to_show_it():
+    story = make(ready=NOTIFY, processes=2, ready_after=0.0)
+    staffed(story, 1)
+    begin(story, MAIL, second(1))
+    assert shows(story, MAIL) == [] and state(story, second(1)) == YOUTH
+    assert shows(story, second(1)) == [ev.Accept(Key(1, 1), (0,))]
+
+
+def test_what_a_former_process_said_does_not_count():
+    story = ready_to_show()
+    shows(story, MAIL)
+    story.accept((1, 1))
+    pid = story[1].companions[MAIL.number].pid
+    story.tell(ev.Exited(MAIL, "exited with status 1"))
+    story.sleep()
+    story.tell(ev.Started(MAIL, pid + 1))
+    story.tell(ev.Said(MAIL, pid, ready=True))
+    assert state(story, MAIL) == YOUTH
+
+
+def test_a_timer_is_not_shortened_by_what_is_said():
+    story = make(ready=TIMER, ready_after=2.0)
+    staffed(story, 1)
+    begin(story, MAIL)
+    assert shows(story, MAIL) == [] and state(story, MAIL) == YOUTH
+
+
+def test_with_ready_after_it_must_also_have_run_for_so_long():
+    story = ready_to_show(ready_after=30.0)
+    story.after(5.0)
+    assert shows(story, MAIL) == []
+    assert story.after(24.9) == [] and state(story, MAIL) == YOUTH, "its readiness is shown: it cannot be late any more"
+    assert story.after(0.1) == [ev.Accept(Key(1, 1), (0,))]
+
+
+def test_it_may_ask_for_more_time_again_and_again():
+    story = ready_to_show(ready_timeout=5.0)
+    story.after(4.0)
+    shows(story, MAIL, extend=0.5)
+    assert story[1].companions[MAIL.number].ready_by == story.now + 1.0, "it takes no time away"
+    for _ in range(5):
+        shows(story, MAIL, extend=10.0)
+        assert story.after(9.0) == [] and story[1].state == WARMING
+    story.after(1.0)
+    assert "was not ready within 50 s" in story[1].failure or "was not ready within 49 s" in story[1].failure
+
+
+def test_what_it_says_of_itself_is_kept_until_it_ends():
+    story = ready_to_show()
+    shows(story, MAIL, status="loading the model")
+    assert story[1].companions[MAIL.number].status == "loading the model" and state(story, MAIL) == YOUTH
+    shows(story, MAIL)
+    story.accept((1, 1))
+    shows(story, MAIL, status="")
+    assert story[1].companions[MAIL.number].status == ""
+    shows(story, MAIL, status="2 tasks")
+    story.tell(ev.Exited(MAIL, "exited"))
+    assert story[1].companions[MAIL.number].status == ""
+
+
+def test_a_companion_may_take_longer_than_the_boot():
+    story = Story(workers=1, boot_timeout=10.0, companions=(Terms("mail", ready=NOTIFY, ready_timeout=60.0),))
+    story.release()
+    staffed(story, 1)
+    begin(story, MAIL)
+    assert story.after(50.0) == [] and story[1].state == WARMING
+    assert shows(story, MAIL) == [ev.Accept(Key(1, 1), (0,))]
+    assert story.after(9.9) == []
+    story.accept((1, 1))
+    assert story[1].state == SERVING
+
+
+def test_a_worker_that_is_wanted_meanwhile_has_its_own_time():
+    story = Story(workers=1, boot_timeout=10.0, companions=(Terms("mail", ready=NOTIFY, ready_timeout=60.0),))
+    story.release()
+    staffed(story, 1)
+    begin(story, MAIL)
+    story.after(50.0)
+    story.tell(ev.ScaleAsked(1))
+    assert story[1].state == WARMING
+    story.readies((1, 2))
+    assert len(shows(story, MAIL)) == 2
+
+
+def test_the_boots_own_time_counts_for_one_that_could_not_be_started():
+    story = Story(workers=1, boot_timeout=10.0, companions=(Terms("mail", ready=NOTIFY, ready_timeout=60.0),))
+    story.release()
+    staffed(story, 1)
+    while story.states == {1: WARMING}:
+        story.tell(ev.Started(MAIL, error="no process for it"))
+        story.sleep()
+    assert story[1].failure.startswith("not every companion had started within 10 s (--boot-timeout)")
+
+
+def test_a_promotion_waits_for_readiness_and_is_none_without_it(trial):
+    terms = (Terms("mail", ready=NOTIFY, ready_after=0.0, ready_timeout=300.0),)
+    trial.release(companions=terms, canary={"tenants": ["acme"]})
+    staffed(trial, 3)
+    trial.accept((3, 1))
+    trial.tell(ev.PromoteAsked(Asker("me")))
+    begin(trial, first(3))
+    assert trial.after(299.0) == [] and trial.states[3] == CANARY
+    trial.after(1.0)
+    assert trial.audit.answers["me"].text == (
+        "generation 3 was not promoted: companion 3.mail was not ready within 300 s (ready_timeout): "
+        "it has not sent READY=1"
+    )
+    trial.tell(ev.Exited(first(3), "was killed by SIGTERM"))
+    trial.tell(ev.PromoteAsked())
+    begin(trial, first(3))
+    assert shows(trial, first(3)) == [ev.Accept(Key(3, 1), (0,))]
+
+
+def test_after_a_stop_signal_nothing_is_late():
+    story = ready_to_show()
+    story.tell(ev.StopAsked())
+    assert state(story, MAIL) == STOPPING
+    story.exit((1, 1), (1, 0))
+    assert story.after(3600) == []
+
+
+# --- it fails after the switch ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown() -> Story:
+    """Generation 1 serves, with a companion that has shown that it is ready."""
+    story = ready_to_show()
+    shows(story, MAIL)
+    story.accept((1, 1))
+    return story
+
+
+def test_one_that_is_started_again_must_be_ready_again_and_is_not_ended_when_it_is_late(shown):
+    shown.tell(ev.Exited(MAIL, "exited with status 1"))
+    shown.sleep()
+    begin(shown, MAIL)
+    assert fails(shown, MAIL) == ""
+    assert shown.after(20.0) == [] and state(shown, MAIL) == YOUTH
+    assert fails(shown, MAIL) == "not ready"
+    assert any("companion 1.mail was not ready within 20 s (ready_timeout)" in text for text in shown.notes)
+    assert shown.after(3600) == [], "it may have begun tasks"
+    assert shows(shown, MAIL) == [] and state(shown, MAIL) == RUNNING
+    assert fails(shown, MAIL) == ""
+
+
+def test_a_crash_loop_is_told_until_it_has_run_for_a_while(shown):
+    for loss in range(LOOPING):
+        assert fails(shown, MAIL) == ""
+        shown.tell(ev.Exited(MAIL, "exited with status 1"))
+        assert (fails(shown, MAIL) == "crash-looping") is (loss == LOOPING - 1)
+        shown.sleep()
+        begin(shown, MAIL)
+        shows(shown, MAIL)
+    assert fails(shown, MAIL) == "crash-looping"
+    shown.after(STEADY)
+    assert fails(shown, MAIL) == ""
+
+
+def test_a_slow_import_that_fails_is_a_crash_loop_too(shown):
+    """It runs for longer than what makes a timer's companion steady, and is never ready."""
+    for _ in range(LOOPING):
+        shown.tell(ev.Exited(MAIL, "exited with status 1"))
+        shown.sleep()
+        begin(shown, MAIL)
+        shown.after(STEADY + 5)
+    assert fails(shown, MAIL) == "crash-looping"
+    delays = shown[1].companions[MAIL.number].losses
+    assert delays == LOOPING
+
+
+def test_one_that_has_failed_for_good_is_told():
+    story = make(restart="never")
+    serve(story, 1)
+    story.tell(ev.Exited(MAIL, "exited with status 1"))
+    assert fails(story, MAIL) == "failed"
+    story = make(restart="on-failure")
+    serve(story, 1)
+    story.tell(ev.Exited(MAIL, "exited", clean=True))
+    assert fails(story, MAIL) == ""
+
+
+def test_nothing_of_an_old_generation_fails(shown):
+    for _ in range(LOOPING):
+        shown.tell(ev.Exited(MAIL, "exited with status 1"))
+        shown.sleep()
+        begin(shown, MAIL)
+    shows(shown, MAIL)
+    assert fails(shown, MAIL) == "crash-looping"
+    shown.release(companions=())
+    staffed(shown, 2)
+    shown.accept((2, 1))
+    assert fails(shown, MAIL) == ""
+
+
+def on_probation(**terms: object) -> Story:
+    """Generation 2 serves on probation, with a companion of these terms that has been started."""
+    story = Story(workers=1, companions=(Terms("mail", exclusive=bool(terms.get("exclusive"))),))
+    story.release()
+    staffed(story, 1)
+    if not terms.get("exclusive"):
+        begin(story, MAIL)
+        story.after(1.0)
+    story.accept((1, 1))
+    if terms.get("exclusive"):
+        begin(story, MAIL)
+    story.release(probation=60.0, standby=600.0, companions=(Terms("mail", ready_after=0.0, **terms),))  # type: ignore[arg-type]
+    staffed(story, 2)
+    if not terms.get("exclusive"):
+        begin(story, first(2))
+        shows(story, first(2))
+        story.accept((2, 1))
+    else:
+        story.accept((2, 1))
+        story.tell(ev.Exited(MAIL, "exited", clean=True))
+        begin(story, first(2))
+    assert story.states[2] == SERVING
+    return story
+
+
+def test_an_exclusive_one_that_is_not_ready_in_time_is_taken_back_on_probation():
+    story = on_probation(exclusive=True, ready=NOTIFY, ready_timeout=5.0)
+    story.after(5.0)
+    assert 2 in story.audit.taken_back
+    assert any("failed its probation: companion 2.mail was not ready within 5 s" in text for text in story.notes)
+
+
+def test_an_exclusive_one_that_ends_before_it_is_ready_is_taken_back_on_probation():
+    story = on_probation(exclusive=True, ready=NOTIFY)
+    story.tell(ev.Exited(first(2), "exited", clean=True))
+    story.sleep()
+    begin(story, first(2))
+    story.tell(ev.Exited(first(2), "exited", clean=True))
+    assert 2 in story.audit.taken_back
+
+
+def test_without_a_probation_an_exclusive_one_that_is_not_ready_is_told():
+    story = make(exclusive=True, ready=NOTIFY, ready_timeout=5.0)
+    staffed(story, 1)
+    story.accept((1, 1))
+    begin(story, MAIL)
+    assert story.after(5.0) == [] and fails(story, MAIL) == "not ready"
+
+
+def test_one_that_ends_for_good_with_a_failure_is_taken_back_on_probation():
+    story = on_probation(restart="never", ready=NOTIFY)
+    story.tell(ev.Exited(first(2), "exited with status 1"))
+    assert 2 in story.audit.taken_back
+
+
+def test_status_0_of_one_that_was_ready_is_no_crash():
+    """Such as a worker that leaves after so many tasks."""
+    story = on_probation(ready=NOTIFY)
+    for _ in range(4):
+        story.tell(ev.Exited(first(2), "exited", clean=True))
+        story.sleep()
+        begin(story, first(2))
+        shows(story, first(2))
+    assert 2 not in story.audit.taken_back
 
 
 # --- a drain ----------------------------------------------------------------------------------------------------------
@@ -411,7 +770,27 @@ def test_one_that_ended_while_no_master_looked_is_begun_anew_as_its_terms_say(re
     assert (state(story, MAIL) == ENDED) is not again
 
 
+@pytest.mark.parametrize("ready", SHOWS)
+def test_one_that_was_not_ready_may_have_said_so_while_there_was_no_master(ready: str):
+    terms = Terms("mail", ready=ready, ready_after=0.0, ready_timeout=5.0)
+    story = adopt(ev.Survivor(MAIL, 71, Release(), YOUTH), terms=terms)
+    assert story.after(4.9) == [] and state(story, MAIL) == YOUTH
+    story.after(0.1)
+    if ready == COMMAND:
+        assert fails(story, MAIL) == "not ready", "the next master asks it anew"
+    else:
+        assert state(story, MAIL) == RUNNING and fails(story, MAIL) == ""
+        assert any("companion 1.mail counts as ready: it has run for 5 s" in text for text in story.notes)
+
+
+def test_one_that_says_so_to_the_next_master_is_ready():
+    terms = Terms("mail", ready=NOTIFY, ready_after=0.0)
+    story = adopt(ev.Survivor(MAIL, 71, Release(), YOUTH), terms=terms)
+    shows(story, MAIL)
+    assert state(story, MAIL) == RUNNING
+
+
 def test_terms_survive_json():
-    release = Release(recipe={"id": 1}, companions=(Terms("mail", 2, False, "never", 3.0, 4.0),))
+    release = Release(recipe={"id": 1}, companions=(Terms("mail", 2, False, "never", 3.0, 4.0, NOTIFY, 5.0),))
     assert Release(**json.loads(json.dumps(asdict(release)))) == release
     assert [c.label for c in release.seats().values()] == ["mail:1", "mail:2"]

@@ -20,9 +20,11 @@ from reuseport.core import events as ev
 from reuseport.core import machine, record
 from reuseport.core.model import (
     ACCEPTING,
+    COMMAND,
     DRAINING,
     ENDING,
     LEAVING,
+    NOTIFY,
     OPENING,
     SERVING,
     TOLD,
@@ -52,6 +54,11 @@ RELEASES = st.fixed_dictionaries(
                 (),
                 (Terms("mail", processes=2, ready_after=0.0),),
                 (Terms("mail", stop_timeout=5.0), Terms("cron", exclusive=True, ready_after=0.0)),
+                (Terms("mail", ready=NOTIFY, ready_after=0.0, ready_timeout=2.0, processes=2),),
+                (
+                    Terms("mail", ready=COMMAND, ready_timeout=40.0, stop_timeout=5.0),
+                    Terms("cron", exclusive=True, ready=NOTIFY, ready_after=0.0, ready_timeout=4.0),
+                ),
                 (Terms("once", restart="never"), Terms("cron", exclusive=True, restart="on-failure")),
             )
         ),

@@ -21,6 +21,7 @@ from reuseport.cli.doctor.findings import Facts, Finding, Place
 from reuseport.cli.ink import Ink
 from reuseport.cli.main import main
 from reuseport.options import Settings, load
+from reuseport.options.companions import COMPANION
 
 
 def settings(*argv: str) -> Settings:
@@ -321,7 +322,7 @@ def test_each_check_finds_what_it_looks_for_and_nothing_else(check, good, bad, g
 
 def test_every_check_has_a_row_and_passes_over_what_is_not_known() -> None:
     checks = [check for _, some in CHECKS for check in some]
-    assert {row[0] for row in ROWS} | {serving.clients, machine.companions} == set(checks)
+    assert {row[0] for row in ROWS} | {serving.clients, machine.companions, machine.readiness} == set(checks)
     for check in checks:
         assert all(one.grade == "fine" for one in check(facts()))
 
@@ -430,6 +431,39 @@ def test_a_shell_that_does_not_pass_its_signal_on_is_warned_of(command: tuple[st
     companion = {"name": "queue", "command": command, "stop_signal": "TERM"}
     found = list(machine.companions(SimpleNamespace(settings=SimpleNamespace(companion=(companion,)))))
     assert [one.grade for one in found] == ["warning"] * warned
+
+
+QUEUES = {
+    "celery": ("celery -A x worker", "/venv/bin/celery beat", "python -m celery -A x worker", "uv run celery -A x"),
+    "rq": ("rq worker high low", "python -m rq.cli worker", "rqworker high"),
+    "huey_consumer": ("huey_consumer.py shop.huey", "python -m huey.bin.huey_consumer shop.huey"),
+    "dramatiq": ("dramatiq shop.tasks", "python3 -m dramatiq shop.tasks", "sh -c 'cd there && exec dramatiq x'"),
+}
+
+
+@pytest.mark.parametrize(("queue", "command"), [(queue, one) for queue, some in QUEUES.items() for one in some])
+def test_a_queue_without_readiness_is_told_which_one_it_could_have(queue: str, command: str) -> None:
+    def judge(**more: Any) -> list[Finding]:
+        companion = COMPANION.parse({"name": "work", "command": command, "stop_signal": "TERM", **more})
+        return list(machine.readiness(SimpleNamespace(settings=SimpleNamespace(companion=(companion,)))))
+
+    [found] = judge()
+    assert found.grade == "warning" and "work" in found.text and found.remedy.startswith("ready")
+    for ready in ({"ready": "notify"}, {"ready_line": "ready"}, {"ready_command": "true"}):
+        assert judge(**ready) == []
+
+
+@pytest.mark.parametrize("command", ["python -m shop.mail", "sh -c 'exec ./celery-like'", "python shop/worker.py rq"])
+def test_other_commands_are_not_taken_for_a_queue(command: str) -> None:
+    companion = COMPANION.parse({"name": "work", "command": command})
+    assert not list(machine.readiness(SimpleNamespace(settings=SimpleNamespace(companion=(companion,)))))
+
+
+def test_a_companion_that_fails_is_a_problem() -> None:
+    beat = {"id": "3.beat", "failing": "crash-looping", "why": "exited with status 1"}
+    status = {**STATUS, "generations": [{"number": 3, "memory": 1, "companions": [beat, {"id": "3.mail"}]}]}
+    [found] = [one for one in serving.running(facts(status=status)) if one.grade == "problem"]
+    assert found.text == "companion 3.beat is crash-looping: exited with status 1"
 
 
 def test_the_text_has_the_worst_first_and_counts() -> None:

@@ -140,6 +140,27 @@ HUEY = "[[companion]]\nname = 'mail'\ncommand = 'huey_consumer shop.huey'\n"
         (HUEY, "{path}: companion: 'mail': stop_signal: the default, TERM, would interrupt this program's tasks"),
         (MAIL + "stop_signal = 'KILL'", "{path}: companion: 'mail': stop_signal: 'KILL' is not the name of a signal"),
         (MAIL + "stop_timeout = -1", "{path}: companion: 'mail': stop_timeout: -1 is not a time"),
+        (MAIL + "ready = 'yes'", "{path}: companion: 'mail': ready: 'yes' is not one of timer, notify, command, line"),
+        (MAIL + "ready = 'command'", "{path}: companion: 'mail': ready: 'command' needs ready_command"),
+        (MAIL + "ready = 'line'", "{path}: companion: 'mail': ready: 'line' needs ready_line"),
+        (
+            MAIL + "ready = 'notify'\nready_line = 'x'",
+            "{path}: companion: 'mail': ready = 'notify' and ready_line: only one of them can show that it is ready",
+        ),
+        (
+            MAIL + "ready_command = 'x'\nready_line = 'x'",
+            "{path}: companion: 'mail': ready_command and ready_line: only one of them",
+        ),
+        (MAIL + "ready = 'timer'\nready_line = 'x'", "{path}: companion: 'mail': ready = 'timer' and ready_line: only"),
+        (MAIL + "ready_line = '('", "{path}: companion: 'mail': ready_line: '(' is not a regular expression: missing"),
+        (MAIL + "ready_line = ''", "{path}: companion: 'mail': ready_line: '' is found in every line"),
+        (MAIL + "ready_command = ''", "{path}: companion: 'mail': ready_command: '' names no program"),
+        (MAIL + "ready_timeout = 5", "{path}: companion: 'mail': ready_timeout: it means nothing without ready"),
+        (MAIL + "ready = 'notify'\nready_timeout = 0", "{path}: companion: 'mail': ready_timeout: 0.0 is not between"),
+        (
+            MAIL + "ready = 'notify'\nready_interval = 5",
+            "{path}: companion: 'mail': ready_interval: it means nothing without ready_command",
+        ),
         (MAIL + "restart = 'no'", "{path}: companion: 'mail': restart: 'no' is not one of always, on-failure, never"),
         (MAIL + "processes = 0", "{path}: companion: 'mail': processes: 0 is not between 1 and 1000"),
         (MAIL + "exclusive = true\nprocesses = 2", "{path}: companion: 'mail': exclusive: it never runs twice"),
@@ -161,6 +182,29 @@ def test_a_companion_has_every_key(cwd: str) -> None:
     assert (mail["command"], mail["stop_signal"], mail["stop_timeout"]) == (("true",), "INT", 120)
     assert (mail["restart"], mail["processes"], mail["exclusive"], mail["ready_after"]) == ("always", 1, False, 1)
     assert dict(mail["env"]) == {"N": "3"}
+
+
+@pytest.mark.parametrize(
+    ("text", "ready", "after"),
+    [
+        ("", "timer", 1),
+        ("ready_after = 3", "timer", 3),
+        ("ready = 'notify'", "notify", 0),
+        ("ready = 'notify'\nready_after = 3", "notify", 3),
+        ("ready_line = 'listening on [0-9]+'", "line", 0),
+        ("ready_command = \"sh -c 'exit 0'\"\nready_interval = '5s'", "command", 0),
+        ("ready-command = ['true']\nready = 'command'", "command", 0),
+    ],
+)
+def test_how_a_companion_shows_that_it_is_ready_can_be_printed_and_read_again(
+    text: str, ready: str, after: float, cwd: str
+) -> None:
+    write(cwd, MAIL + text)
+    read = load([], {}, cwd)
+    (mail,) = read.companion
+    assert (mail["ready"], mail["ready_after"]) == (ready, after)
+    write(cwd, print_config(read))
+    assert load([], {}, cwd).companion == read.companion
 
 
 @pytest.mark.parametrize(

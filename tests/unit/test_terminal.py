@@ -168,6 +168,8 @@ def test_companions_and_what_is_lost_are_shown() -> None:
     companions = [
         {"id": "3.huey", "name": "huey", "pid": 9, "state": "running", "age": 5, "restarts": 2},
         {"name": "beat", "pid": 0, "state": "waiting", "age": 0, "restarts": 0, "why": "for 2.beat"},
+        {"id": "3.rq", "name": "rq", "pid": 8, "state": "starting", "failing": "not ready", "why": "no broker"},
+        {"id": "3.post", "name": "post", "pid": 7, "state": "running", "failing": "", "why": "", "status": "2 tasks"},
     ]
     waits = {"requests": 0, "jobs": [], "companions": ["3.huey"]}
     lost = {"jobs": [{"name": "export", "tenant": "acme", "age": 9, "at": 90.0, "pid": 7, "how": "was killed"}]}
@@ -175,6 +177,8 @@ def test_companions_and_what_is_lost_are_shown() -> None:
     shown = render({"generations": [one], "lost": lost}, 100.0)
     assert facts_of(next(line for line in shown.splitlines() if "huey" in line))[:3] == ["3.huey", "9", "running"]
     assert "for 2.beat" in shown
+    assert "not ready" in (line := next(line for line in shown.splitlines() if "3.rq" in line)) and "no broker" in line
+    assert "2 tasks" in next(line for line in shown.splitlines() if "3.post" in line)
     drains = render({"generations": [{**one, "state": "draining", "waits_for": waits}]}, 100.0)
     assert "waits for 1 companion" in drains and "for 2.beat" not in drains
     assert "1 job lost" in shown and "acme" in shown
@@ -223,6 +227,8 @@ def test_a_release_that_succeeds() -> None:
     lines = steps.lines(13.0)
     assert "loaded" in lines[0] and "2.5s" in lines[0]
     assert "workers ready 3/4" in lines[1] and "0.5s" in lines[1]
+    steps.hear(stage("warming", ready=4, since=0.7, companions=["8.mail", "8.rq"], deadline=90), 13.2)
+    assert "waiting for 8.mail, 8.rq, given up in 1m" in steps.lines(13.3)[1]
     steps.hear(stage("opening", accepting=1), 14.0)
     steps.hear(stage("letting go", lingering=2, deadline=None), 14.2)
     assert "2 old workers not yet" in steps.lines(14.3)[-1]

@@ -10,7 +10,7 @@ from reuseport.cli.doctor.findings import Facts, Finding
 Check = Callable[[Facts], Iterable[Finding]]
 
 CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
-    ("The configuration", (machine.configuration, machine.companions)),
+    ("The configuration", (machine.configuration, machine.companions, machine.readiness)),
     (
         "The machine",
         (

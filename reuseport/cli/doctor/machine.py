@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from reuseport.cli.doctor.findings import Facts, Finding, Place, fine, generations, loaded, number, problem, warning
 from reuseport.cli.words import size
@@ -13,6 +13,15 @@ from reuseport.cli.words import size
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "glusterfs", "fuse.sshfs", "fuse.glusterfs"}
 NETWORK |= {"lustre", "gpfs", "virtiofs", "fuse.s3fs", "ocfs2", "gfs2"}
 SHELLS = {"sh", "bash", "dash", "ash", "zsh", "ksh"}
+# Queue workers and schedulers by a word of their command, with what docs/companions.md says of their readiness.
+QUEUES = {
+    "celery": 'ready = "notify", and READY=1 from the signals worker_ready and beat_init',
+    "rq": 'ready_line = "Listening on", and --config with a module that imports the tasks',
+    "rqworker": 'ready_line = "Listening on", and --config with a module that imports the tasks',
+    "huey_consumer": 'ready = "notify", and READY=1 from a function with @huey.on_startup()',
+    "dramatiq": 'ready = "notify", and READY=1 from a middleware\'s after_worker_boot',
+}
+WRAPPERS = {"env", "uv", "poetry", "pipenv", "pdm", "hatch", "nice", "ionice", "setpriv", "tini", "dumb-init"}
 VOLATILE = {"tmpfs", "ramfs"}
 KERNEL = (5, 4)  # pidfd_open(2) and waitid(P_PIDFD)
 FEW_DESCRIPTORS, MANY_DESCRIPTORS = 4096, 16384
@@ -50,6 +59,34 @@ def companions(facts: Facts) -> Iterator[Finding]:
                 "nothing, and is killed over its task",
                 'exec before the last command: ["sh", "-c", "cd there && exec worker"]',
             )
+
+
+def readiness(facts: Facts) -> Iterator[Finding]:
+    """Of companions: a queue's worker that only a timer takes for ready."""
+    for one in facts.settings.companion:
+        if one["ready"] == "timer" and (queue := _queue(one["command"])):
+            yield warning(
+                f"companion {one['name']}: {queue} has no readiness, only a timer (ready_after): a worker whose tasks "
+                "cannot be imported may end after the release has succeeded",
+                f"{QUEUES[queue]} (docs/companions.md)",
+            )
+
+
+def _queue(command: Sequence[str]) -> str:
+    """Which of QUEUES a command runs: by the program, by `python -m MODULE`, or by a word of a shell's script."""
+    program, *words = command
+    if os.path.basename(program) in SHELLS:
+        candidates = re.findall(r"[^\s;&|()\"']+", " ".join(words))
+    elif os.path.basename(program) in WRAPPERS:
+        candidates = words[:4]
+    else:
+        candidates = [program, *([words[words.index("-m") + 1]] if "-m" in words[:-1] else [])]
+    for word in candidates:
+        name = os.path.basename(word).removesuffix(".py")
+        for part in (name, name.partition(".")[0], name.rpartition(".")[2]):
+            if part in QUEUES:
+                return part
+    return ""
 
 
 def kernel(facts: Facts) -> Iterator[Finding]:

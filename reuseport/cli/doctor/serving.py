@@ -125,6 +125,9 @@ def running(facts: Facts) -> Iterator[Finding]:
     blocked = [w for g in generations(facts) for w in g.get("workers", []) if w.get("state") == "blocked"]
     for one in blocked:
         yield problem(f"worker {one.get('id')} is blocked: its loop does not turn", f"reuseport stacks {one.get('id')}")
+    for one in (c for g in generations(facts) for c in g.get("companions", []) if c.get("failing")):
+        why = f": {one['why']}" if one.get("why") else ""
+        yield problem(f"companion {one.get('id')} is {one['failing']}{why}", "look into the log for what it printed")
     if (facts.status.get("serving")) is None:
         yield problem("no generation serves", "look into the log; reuseport status tells the last failure")
     last = (facts.status.get("releases") or [{}])[-1]
