@@ -229,7 +229,8 @@ class Adopted:
 
 Event = (
     Tick | ReleaseAsked | PromoteAsked | RollbackAsked | AbortAsked | Started | Loaded | Failed | Forked | Born | Ready
-    | Accepting | LetGo | Retire | Blocked | Unblocked | Judged | Pinned | Exited | DrainAwaited | ScaleAsked | StopAsked | Adopted
+    | Accepting | LetGo | Retire | Blocked | Unblocked | Judged | Pinned | Exited | DrainAwaited | ScaleAsked
+    | StopAsked | Adopted
 )  # fmt: skip
 
 # --- commands -------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from reuseport.core import events as ev
 from reuseport.core.model import Cluster
 from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.ipc.rundir import RunDirError
-from reuseport.master import adoption, control, estate, passed, rehearsal
+from reuseport.master import adoption, control, estate, history, passed, rehearsal
 from reuseport.master.bequest import TakeoverError
 from reuseport.master.main import Master
 from reuseport.master.passed import Supervision
@@ -31,8 +31,9 @@ from reuseport.master.recipe import release_of
 from reuseport.master.releases import complete
 from reuseport.master.roster import Remains
 from reuseport.master.slots import SlotError, Slots
-from reuseport.master.takeover import take_over
+from reuseport.master.takeover import refuse_stranger, take_over
 from reuseport.options import OptionError, Settings
+from reuseport.options.identity import is_borrowed, last_name, place_of_history
 from reuseport.options.settings import DEFAULT
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -62,13 +63,14 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     supervision = passed.take(os.environ, os.getpid())
     _prepare_process()
     master = Master(settings, extra, supervision, estate.open_log(settings))
+    _refuse_borrowed(settings)
     release = complete(release_of(settings), extra)
     bequest = take_over(master, release) if settings.takeover != "no" else None
 
     # From here on this is the master.
     remains = _own(master)
-    history, samples = estate.open_state(settings, master.log.write)
-    master.cluster = Cluster(last=history.last)
+    kept, samples = estate.open_state(settings, master.log.write)
+    master.cluster = Cluster(last=kept.last)
     addresses = None
     if bequest and not bequest.bereaved:
         addresses = bequest.addresses
@@ -86,7 +88,7 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     survivors = remains.adopted.survivors if remains else ()
     master.companions.take_over(survivors)
     master.map_shared(samples)
-    master.furnish(master.listen(), control.listen(master.run_dir.control), history, adopting=remains is not None)
+    master.furnish(master.listen(), control.listen(master.run_dir.control), kept, adopting=remains is not None)
     if master.reload:
         master.reload.watch(release.recipe["directory"])
 
@@ -116,11 +118,11 @@ def go_on(left: estate.Estate) -> Master:
     master.left, master.started = left, left.started
     master.lock, master.cluster = left.lock, left.cluster
     master.run_dir.keep()
-    history, samples = estate.open_state(left.first, master.log.write, trim=False)
+    kept, samples = estate.open_state(left.first, master.log.write, trim=False)
     master.slots = _slots(left.first, left.supervision)
     master.map_shared(samples)
     hellos, questions = left.doors()
-    master.furnish(hellos, questions, history, adopting=True)
+    master.furnish(hellos, questions, kept, adopting=True)
     left.enter(master)
     return master
 
@@ -147,12 +149,27 @@ def _prepare_process() -> None:
 
 def _own(master: Master) -> Remains | None:
     """Take the lock; what an earlier master has left there, None where nothing of it lives. RunDirError."""
-    master.lock = master.run_dir.own()
+    try:
+        master.lock = master.run_dir.own()
+    except RunDirError:
+        refuse_stranger(master.first, master.run_dir)
+        raise
     remains = master.roster.read()
     if remains is not None and (odds := remains.at_odds(master.first, master.ids)):
         raise RunDirError(odds)
     master.run_dir.share(*(master.ids or (None, None)))
     return remains
+
+
+def _refuse_borrowed(settings: Settings) -> None:
+    """OptionError where the state directory is another server's, by what it says itself."""
+    if is_borrowed(settings, owner := last_name(history.read(os.path.join(settings.state_dir, history.FILE)))):
+        place = place_of_history(settings)
+        flag = "--" + place.replace("_", "-")
+        raise OptionError(
+            f'{settings.where(place)}: {settings.state_dir} has the history of "{owner}", not of "{settings.name}"; to '
+            f"go on with it all the same, say {flag} on the command line"
+        )
 
 
 def _slots(settings: Settings, supervision: Supervision, addresses: Sequence[str] | None = None) -> Slots:
