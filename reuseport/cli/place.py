@@ -265,7 +265,7 @@ def _owner(run_dir: str) -> str:
 def _identity(run_dir: str, of_any_user: bool, within: float) -> Server:
     """Who the master there says that it is. Raises Failure if there is none, or it does not answer."""
     done = client.ask(run_dir, {"do": "who"}, timeout=within, of_any_user=of_any_user)
-    if not done.get("ok"):
+    if "name" not in done:
         # One of an older version.
         status = client.ask(run_dir, {"do": "status"}, timeout=within, of_any_user=of_any_user).get("status")
         found = status.get("master") if isinstance(status, dict) else None

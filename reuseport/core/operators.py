@@ -72,7 +72,7 @@ def promote_asked(t: Turn, event: ev.PromoteAsked) -> None:
         release, promote_by = replace(g.release, by=event.by, session=event.session), t.now + g.release.boot_timeout
         t.put(replace(g, askers=g.askers + patient(askers), success="", promote_by=promote_by, release=release))
         t.note("info", f"promoting generation {g.number}: it takes over from {_name(t.state.serving)}")
-        t.answer_now(askers, g.number, f"generation {g.number} is being promoted")
+        t.answer_now(askers, f"generation {g.number} is being promoted")
 
 
 def rollback_asked(t: Turn, event: ev.RollbackAsked) -> None:
@@ -162,7 +162,7 @@ def _begin(t: Turn, release: Release, askers: tuple[Asker, ...]) -> None:
 def _wait(t: Turn, release: Release, askers: tuple[Asker, ...], booting: Generation) -> None:
     t.give_up_pending(SUPERSEDED, f"by a newer one{asked_by(release.by)}")
     t.change(pending=release, pending_askers=patient(askers))
-    t.answer_now(askers, 0, f"the release waits until generation {booting.number} serves or has failed")
+    t.answer_now(askers, f"the release waits until generation {booting.number} serves or has failed")
 
 
 def _abort(t: Turn, booting: Generation, by: str, askers: tuple[Asker, ...]) -> None:
@@ -182,7 +182,7 @@ def _end_for_rollback(
     pending = t.state.pending
     if pending is not None and pending.source == serving.origin:
         t.change(pending_askers=t.state.pending_askers + patient(askers))
-        t.answer_now(askers, 0, f"generation {booting.number} is to be taken back already{asked_by(pending.by)}")
+        t.answer_now(askers, f"generation {booting.number} is to be taken back already{asked_by(pending.by)}")
         return
     release = replace(serving.release, source=serving.origin, probation=0.0, by=event.by, session=event.session)
     t.note("info", f"generation {booting.number} accepts already: it is taken back as soon as it serves")
@@ -195,7 +195,7 @@ def _join(t: Turn, g: Generation, askers: tuple[Asker, ...], by: str) -> None:
     text = f"generation {g.number} is being promoted" if what == "promoted" else f"generation {g.number} {what}"
     t.note("info", f"{text} already{asked_by(g.release.by)}; nothing more was begun{asked_by(by)}")
     t.put(replace(g, askers=g.askers + patient(askers)))
-    t.answer_now(askers, g.number, f"{text} already{asked_by(g.release.by)}; nothing more was begun")
+    t.answer_now(askers, f"{text} already{asked_by(g.release.by)}; nothing more was begun")
 
 
 def _seen(event: ev.RollbackAsked | ev.AbortAsked, since: float) -> bool:

@@ -375,7 +375,7 @@ def _leave(t: Turn) -> None:
             text = f"generation {number} serves; every older one has drained"
             if t.state.serving is not None and t.state.serving.number != number:
                 now = t.state.serving.number
-                text = f"generation {number} served, and {now} serves now; every one older than {number} has drained"
+                text = f"generation {number} served, and {now} serves now; every older one has drained"
             t.answer((asker,), True, number, text)
             t.change(drain_askers=tuple(a for a in t.state.drain_askers if a != (asker, number)))
 

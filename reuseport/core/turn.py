@@ -148,7 +148,7 @@ class Turn:
         """Start the boot of a new generation: a rollback's from a zygote that is still there, if there is one."""
         number = self.state.last + 1
         self.change(last=number)
-        self.answer_now(askers, number, f"generation {number} has begun")
+        self.answer_now(askers, f"generation {number} has begun")
         self.need_slots(release.workers)
         donor = self._donor(release.source)
         self.put(
@@ -260,7 +260,7 @@ class Turn:
     def give_up(self, g: Generation, ended_as: str, how: str, aborters: tuple[Asker, ...] = ()) -> None:
         """End a boot that an operator, or a newer release, does not want any more."""
         self.put(replace(g, ended_as=ended_as, aborters=patient(aborters)))
-        self.answer_now(aborters, g.number, f"generation {g.number} is being aborted", aborted=g.number)
+        self.answer_now(aborters, f"generation {g.number} is being aborted", aborted=g.number)
         self.fail(self.state.generations[g.number], how)
 
     def give_up_pending(self, ended_as: str, how: str) -> bool:
@@ -280,6 +280,6 @@ class Turn:
     ) -> None:
         self.do(*(ev.Answer(asker, ok, number, text, outcome, aborted) for asker in askers))
 
-    def answer_now(self, askers: tuple[Asker, ...], number: int, text: str, aborted: int = 0) -> None:
-        """Those who do not wait (`patient` has the others)."""
-        self.answer(tuple(a for a in askers if a.wait == "none"), True, number, text, aborted=aborted)
+    def answer_now(self, askers: tuple[Asker, ...], text: str, aborted: int = 0) -> None:
+        """Those who do not wait (`patient` has the others). No generation is named: what becomes of it is open."""
+        self.answer(tuple(a for a in askers if a.wait == "none"), True, 0, text, aborted=aborted)

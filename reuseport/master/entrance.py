@@ -21,7 +21,7 @@ from typing import Any
 from reuseport.core import events as ev
 from reuseport.core.model import Cluster
 from reuseport.ipc.inherited import UPGRADE_VARIABLE
-from reuseport.ipc.rundir import RunDirError
+from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.master import adoption, control, estate, history, passed, rehearsal
 from reuseport.master.bequest import TakeoverError
 from reuseport.master.main import Master
@@ -63,12 +63,16 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     supervision = passed.take(os.environ, os.getpid())
     _prepare_process()
     master = Master(settings, extra, supervision, estate.open_log(settings))
-    _refuse_borrowed(settings)
+    _refuse_borrowed(settings, master.run_dir)
     release = complete(release_of(settings), extra)
     bequest = take_over(master, release) if settings.takeover != "no" else None
 
     # From here on this is the master.
-    remains = _own(master)
+    try:
+        remains = _own(master)
+    except RunDirError:
+        refuse_stranger(settings, master.run_dir)  # which says more
+        raise
     kept, samples = estate.open_state(settings, master.log.write)
     master.cluster = Cluster(last=kept.last)
     addresses = None
@@ -149,11 +153,7 @@ def _prepare_process() -> None:
 
 def _own(master: Master) -> Remains | None:
     """Take the lock; what an earlier master has left there, None where nothing of it lives. RunDirError."""
-    try:
-        master.lock = master.run_dir.own()
-    except RunDirError:
-        refuse_stranger(master.first, master.run_dir)
-        raise
+    master.lock = master.run_dir.own()
     remains = master.roster.read()
     if remains is not None and (odds := remains.at_odds(master.first, master.ids)):
         raise RunDirError(odds)
@@ -161,9 +161,15 @@ def _own(master: Master) -> Remains | None:
     return remains
 
 
-def _refuse_borrowed(settings: Settings) -> None:
-    """OptionError where the state directory is another server's, by what it says itself."""
-    if is_borrowed(settings, owner := last_name(history.read(os.path.join(settings.state_dir, history.FILE)))):
+def _refuse_borrowed(settings: Settings, run_dir: RunDir) -> None:
+    """OptionError where the state directory is another server's, by what it says itself; RunDirError where that server
+    has left its workers in the run directory."""
+    try:
+        owner = last_name(history.read(os.path.join(settings.state_dir, history.FILE)))
+    except OSError:
+        return  # which is told when the history is opened
+    if is_borrowed(settings, owner):
+        refuse_stranger(settings, run_dir)
         place = place_of_history(settings)
         flag = "--" + place.replace("_", "-")
         raise OptionError(

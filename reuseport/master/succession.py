@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from reuseport.core import events as ev
 from reuseport.core import record
-from reuseport.core.model import BOOTING, SERVING, ZYGOTE, Asker, Key, Release
+from reuseport.core.model import BOOTING, SERVING, SUPERSEDED, ZYGOTE, Asker, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import PACKET, Channel
 from reuseport.ipc.rundir import RunDirError, not_this
@@ -244,7 +244,10 @@ class Succession:
         if command.ok and g is not None and g.release.recipe is self._recipe:
             self._due = True
             return
-        error = "a newer release has taken its place" if command.ok else command.text
+        newer = command.ok or command.outcome == SUPERSEDED
+        error = "a newer release has taken its place" if newer else command.text
+        if newer and not command.ok:
+            error += f": {command.text}"
         self._decline(error, self._master.boot_logs.tail(command.generation))
 
     def look(self) -> None:

@@ -508,7 +508,7 @@ class Audit:
         assert asker == answer.asker
         number = answer.generation
         if asker.wait == "none":
-            assert not answer.ok or number in (0, *self.begun, after.last)
+            assert not answer.ok or number in (0, *self.served)
             return
         if answer.outcome:
             ends = {0: answer.outcome, **self.records}.get(number)

@@ -34,6 +34,7 @@ class FakeMaster:
         self.answers = answers
         self.identity: dict[str, Any] = {"name": run_dir.name, "pid": 4711, "run_dir": str(run_dir)}
         self.asked: list[dict[str, Any]] = []
+        self.knows_who = True
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(run_dir / "control.sock"))
         self._socket.listen()
@@ -51,7 +52,7 @@ class FakeMaster:
                 question = json.loads(line)
                 if question["do"] == "end of the test":
                     return
-                if question["do"] == "who":
+                if question["do"] == "who" and self.knows_who:
                     says = {"v": 1, "event": "done", "ok": True, **self.identity}
                     connection.sendall(json.dumps(says).encode() + b"\n")
                     continue

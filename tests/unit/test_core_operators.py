@@ -197,8 +197,10 @@ def test_an_abort_that_was_asked_for_before_the_boot_began_changes_nothing(story
 
 
 def test_one_who_does_not_wait_hears_at_once(story):
-    assert told(story.release(Asker("deploy", "none"))) == {"deploy": (True, 3, "")}
-    assert told(story.tell(ev.AbortAsked(Asker("ops", "none")))) == {"ops": (True, 3, "")}
+    assert told(story.release(Asker("deploy", "none"))) == {"deploy": (True, 0, "")}
+    assert text_of(story.commands) == "generation 3 has begun"
+    assert told(story.tell(ev.AbortAsked(Asker("ops", "none")))) == {"ops": (True, 0, "")}
+    assert story.audit.answers["ops"].aborted == 3
     assert told(story.tell(ev.StopAsked())) == {}
     assert told(story.release(Asker("late", "none"))) == {"late": (False, 0, "")}
 
@@ -346,7 +348,7 @@ def test_a_newer_release_leaves_those_alone_who_wait_for_a_drain(story):
     assert "deploy" not in story.audit.answers
     story.exit((1, 1), (1, 0), (2, 1), (2, 2), (2, 0))
     answer = story.audit.answers["deploy"]
-    assert answer.ok and answer.text == "generation 3 served, and 4 serves now; every one older than 3 has drained"
+    assert answer.ok and answer.text == "generation 3 served, and 4 serves now; every older one has drained"
 
 
 # --- promotions -------------------------------------------------------------------------------------------------------
