@@ -64,6 +64,7 @@ class AbortAsked:
 
     asker: Asker | None = None
     by: str = ""
+    session: str = ""
     seen_at: float | None = None
 
 

@@ -221,6 +221,19 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """The last boot that ended without serving: that of generation `number`, from `born` to `at`. It failed by itself,
+    or was `aborted` by the operator of `by` and `session`."""
+
+    number: int
+    born: float
+    at: float
+    aborted: bool = False
+    by: str = ""
+    session: str = ""
+
+
+@dataclass(frozen=True)
 class Worker:
     """A worker as the master knows it. `place` (0, 1, …) decides which slots it owns; a replacement gets the same."""
 
@@ -346,6 +359,7 @@ class Cluster:
     stop_by: float | None = None
     served: bool = False  # whether any generation has ever served
     change: Change | None = None  # how the generation that serves came to serve, as far as this master knows
+    ended: Ended | None = None
     finished: bool = False
 
     @property

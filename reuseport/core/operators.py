@@ -1,15 +1,17 @@
 """What operators ask for: a release, a promotion, a rollback, the end of a release that boots.
 
 Two operators may ask for the same thing within a second, and each of them means the state that was on the screen when
-the command was typed. So three rules hold for rollbacks and promotions:
+the command was typed. So these rules hold:
 
 - While a release boots, a rollback ends that release and changes nothing else. While a rollback or a promotion is under
-  way, a second one waits for its outcome.
-- A command that was started before the present generation began to serve changes nothing. If that generation came by
-  the same kind of command, the answer is what that one did; else the answer is an error that names what serves now.
-- Within AGAIN seconds after a rollback or promotion, the same command of another operator (another user or another
-  login session) is answered with what the first one did. A second command of the same operator goes on, and so does
-  one that names the generation to go back from (`came_from`), whoever gives it.
+  way, and until its askers are answered, a second one gets its outcome.
+- A rollback or an abort means the boot that was under way when it was started. If that has ended meanwhile, nothing
+  more is done.
+- A rollback that was started before the present generation began to serve changes nothing. If that generation came by a
+  rollback, the answer is what that one did; else the answer is an error that names what serves now.
+- Within AGAIN seconds after a rollback, an abort or a promotion, the same command of another operator (another user or
+  another login session) is answered with what the first one did. A second command of the same operator goes on, and so
+  does one that names the generation to go back from (`came_from`), whoever gives it.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from reuseport.core.model import (
     TOLD,
     Asker,
     Cluster,
+    Ended,
     Generation,
     Release,
 )
@@ -91,6 +94,8 @@ def rollback_asked(t: Turn, event: ev.RollbackAsked) -> None:
         how = asked_by(change.by) if change else ""
         text = f"generation {serving.number} has begun to serve after this was asked{how}; nothing was done"
         t.answer(askers, False, 0, f"{text}: reuseport rollback --from {serving.number} goes back from it")
+    elif event.source in (0, serving.origin) and (told := _of_the_end(t, event)):
+        t.answer(askers, True, serving.number, f"{told}: reuseport rollback --from {serving.number} goes back from it")
     elif booting is not None and booting.release.source and event.source in (0, booting.release.source):
         _join(t, booting, askers, event.by)
     elif booting is not None and not _seen(event, booting.born):
@@ -118,6 +123,9 @@ def abort_asked(t: Turn, event: ev.AbortAsked) -> None:
     if serving is None:
         t.answer(askers, False, 0, "nothing serves yet: `reuseport stop` ends a server that only boots")
         return
+    if told := _of_the_end(t, event):
+        t.answer(askers, True, serving.number, told)
+        return
     if booting is not None and not _seen(event, booting.born):
         t.answer(askers, False, 0, f"generation {booting.number} has begun to boot after this was asked; {NOTHING}")
         return
@@ -126,7 +134,7 @@ def abort_asked(t: Turn, event: ev.AbortAsked) -> None:
     if canary is not None and promoted:
         companions.not_promoted(t, canary, f"aborted {by}", ABORTED)
     if booting is not None and booting.state != OPENING:
-        _abort(t, booting, by, askers)
+        _abort(t, event, booting, by, askers)
     elif waited or promoted:
         what = "the release that waited" if waited else "the promotion"
         t.answer(askers, True, serving.number, f"{what} was aborted; generation {serving.number} serves on")
@@ -165,9 +173,31 @@ def _wait(t: Turn, release: Release, askers: tuple[Asker, ...], booting: Generat
     t.answer_now(askers, f"the release waits until generation {booting.number} serves or has failed")
 
 
-def _abort(t: Turn, booting: Generation, by: str, askers: tuple[Asker, ...]) -> None:
+def _abort(
+    t: Turn, event: ev.RollbackAsked | ev.AbortAsked, booting: Generation, by: str, askers: tuple[Asker, ...]
+) -> None:
     t.note("info", f"generation {booting.number} is aborted {by}")
     t.give_up(booting, ABORTED, by, askers)
+    t.change(ended=Ended(booting.number, booting.born, t.now, True, event.by, event.session))
+
+
+def _of_the_end(t: Turn, event: ev.RollbackAsked | ev.AbortAsked) -> str:
+    """What to say where the boot that the operator saw has ended meanwhile, or another operator has just ended it: then
+    there is nothing more to do. "" where that is not so."""
+    ended, booting, serving = t.state.ended, t.state.booting, t.state.serving
+    if ended is None or serving is None or ended.at < serving.since or (booting and _seen(event, booting.born)):
+        return ""
+    if isinstance(event, ev.RollbackAsked) and event.came_from:
+        return ""
+    late = event.seen_at is not None and ended.born <= event.seen_at < ended.at
+    g = t.generation(ended.number)
+    late = late or bool(g and g.aborters)  # the first one has not been answered yet
+    other = bool(event.session and ended.session) and event.session != ended.session
+    if not late and not (ended.aborted and other and t.now < ended.at + AGAIN):
+        return ""
+    how = "was aborted already" if ended.aborted else "has failed by itself"
+    ago = f"{t.now - ended.at:.1f} s ago{f', by {ended.by}' if ended.by else ''}"
+    return f"generation {ended.number} {how}, {ago}; generation {serving.number} serves on, and nothing more was done"
 
 
 def _end_for_rollback(
@@ -177,7 +207,7 @@ def _end_for_rollback(
     by = f"by {event.by}" if event.by else "by an operator"
     if booting.state != OPENING:
         t.give_up_pending(ABORTED, by)
-        _abort(t, booting, by, askers)
+        _abort(t, event, booting, by, askers)
         return
     pending = t.state.pending
     if pending is not None and pending.source == serving.origin:
@@ -220,10 +250,12 @@ def _is_second(t: Turn, event: ev.RollbackAsked | ev.PromoteAsked, what: str) ->
     change = t.state.change
     if change is None or change.what != what or event.came_from or not _serves(t.state, change.number):
         return False
-    if event.seen_at is not None and event.seen_at < change.at:
-        return True
-    other = bool(event.session and change.session) and event.session != change.session
+    late = event.seen_at is not None and event.seen_at < change.at
+    late = late or bool(t.state.generations[change.number].askers)  # the first one has not been answered yet
     alike = isinstance(event, ev.PromoteAsked) or event.source in (0, change.source)
+    if late:
+        return alike
+    other = bool(event.session and change.session) and event.session != change.session
     return other and alike and t.now < change.at + AGAIN
 
 

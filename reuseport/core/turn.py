@@ -26,6 +26,7 @@ from reuseport.core.model import (
     Asker,
     Cluster,
     Companion,
+    Ended,
     Generation,
     Key,
     Release,
@@ -255,10 +256,12 @@ class Turn:
     def fail(self, g: Generation, reason: str, command: Callable[[Key], ev.Command] = ev.Quit) -> None:
         """A boot has failed: end whatever it started. Its askers hear of it when that is done."""
         g = self.move(g, "failed", failure=reason, deadline=None)
+        if not g.ended_as:
+            self.change(ended=Ended(g.number, g.born, self.now))
         self.quit_all(g, command)
 
     def give_up(self, g: Generation, ended_as: str, how: str, aborters: tuple[Asker, ...] = ()) -> None:
-        """End a boot that an operator, or a newer release, does not want any more."""
+        """End a boot that an operator, or a newer release, has put an end to."""
         self.put(replace(g, ended_as=ended_as, aborters=patient(aborters)))
         self.answer_now(aborters, f"generation {g.number} is being aborted", aborted=g.number)
         self.fail(self.state.generations[g.number], how)

@@ -160,7 +160,7 @@ class Releases:
 
     def abort(self, client: Client, wait: str = "ready", operator: Operator = UNKNOWN) -> None:
         """End every release that has not begun to accept."""
-        self._tell(ev.AbortAsked(self._asker(client, wait), operator.by, operator.seen_at))
+        self._tell(ev.AbortAsked(self._asker(client, wait), *operator))
 
     def begin_for_another(self, release: Release, asker: Asker, objection: str, by: str) -> str:
         """Release what a master brings along that takes over from this one. Why not, or ""."""

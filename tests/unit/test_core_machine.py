@@ -169,9 +169,10 @@ class AnyStory(RuleBasedStateMachine):
             )
         )
 
-    @rule(wait=WAITS, ago=st.sampled_from((None, 0.0, 5.0)))
-    def abort(self, wait: str | None, ago: float | None) -> None:
-        self.world.feed(ev.AbortAsked(self._asker(wait), "alice", None if ago is None else self.world.now - ago))
+    @rule(wait=WAITS, session=SESSIONS, ago=st.sampled_from((None, 0.0, 5.0)))
+    def abort(self, wait: str | None, session: str, ago: float | None) -> None:
+        seen = None if ago is None else self.world.now - ago
+        self.world.feed(ev.AbortAsked(self._asker(wait), session, session, seen))
 
     @rule()
     def drain_is_awaited(self) -> None:

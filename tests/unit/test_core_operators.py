@@ -23,6 +23,7 @@ from reuseport.core.model import (
     SUPERSEDED,
     WARMING,
     Asker,
+    Key,
     Terms,
 )
 
@@ -205,6 +206,50 @@ def test_one_who_does_not_wait_hears_at_once(story):
     assert told(story.release(Asker("late", "none"))) == {"late": (False, 0, "")}
 
 
+def test_two_rollbacks_while_a_release_boots_end_it_and_go_no_further(story):
+    boot(story, LOADING)
+    seen = story.now
+    by = "reuseport rollback (alice)"
+    story.after(0.2)
+    story.roll_back(Asker("alice"), to=1, session="alice", by=by, seen_at=seen)
+    story.after(0.2)
+    commands = story.roll_back(Asker("bob"), to=1, session="alice", seen_at=story.now)
+    assert told(commands) == {"bob": (True, 2, "")}, "the first one has not been answered yet"
+    ends(story, 3)
+    commands = story.roll_back(Asker("late"), to=1, session="alice", seen_at=seen + 0.1)
+    assert told(commands) == {"late": (True, 2, "")}, "it was started while generation 3 booted"
+    assert text_of(commands).startswith(f"generation 3 was aborted already, 0.2 s ago, by {by}; generation 2 serves on")
+    story.after(turn.AGAIN - 1)
+    for asked in (ev.AbortAsked(Asker("eve"), session="eve", seen_at=story.now),):
+        assert told(story.tell(asked)) == {"eve": (True, 2, "")}
+    assert told(story.roll_back(Asker("joe"), to=1, session="joe", seen_at=story.now)) == {"joe": (True, 2, "")}
+    assert story.states == {1: DRAINING, 2: SERVING} and story.cluster.last == 3
+    story.roll_back(Asker("more"), to=1, session="alice", seen_at=story.now)
+    assert story.states[4] == LOADING, "the same operator, who knows of it, goes back"
+
+
+def test_a_rollback_of_a_release_that_has_failed_meanwhile_goes_no_further(story):
+    boot(story, LOADING)
+    seen = story.now
+    story.after(0.1)
+    story.tell(ev.Failed(Key(3, 0), "ImportError"))
+    commands = story.roll_back(Asker("ops"), to=1, session="alice", seen_at=seen)
+    assert told(commands) == {"ops": (True, 2, "")} and story.cluster.last == 3
+    assert text_of(commands).startswith("generation 3 has failed by itself, 0.0 s ago; generation 2 serves on")
+    assert told(story.tell(ev.AbortAsked(Asker("too"), session="alice", seen_at=seen))) == {"too": (True, 2, "")}
+    ends(story, 3)
+    story.roll_back(Asker("more"), to=1, session="bob", seen_at=story.now)
+    assert story.states[4] == LOADING, "it was begun when nothing booted any more"
+
+
+def test_who_names_the_generation_goes_back_from_it_after_an_abort(story):
+    boot(story, LOADING)
+    seen = story.now
+    story.tell(ev.AbortAsked(session="alice", seen_at=seen))
+    story.roll_back(Asker("ops"), to=1, came_from=2, seen_at=seen, session="bob")
+    assert story.states[4] == LOADING
+
+
 # --- two operators ----------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +288,15 @@ def test_another_operator_within_ten_seconds_is_told_what_the_first_one_did(stor
     story.after(1.1)
     assert told(story.roll_back(Asker("eve"), session="bob", seen_at=story.now))["eve"] == (False, 0, "")
     assert story.audit.answers["eve"].text == "there is none before", "it goes on like any other"
+
+
+def test_until_the_first_one_is_answered_a_second_rollback_is_the_same(story):
+    story.roll_back(Asker("alice"), to=1, session="alice", seen_at=story.now)
+    story.serve(3)
+    assert "alice" not in story.audit.answers, "an old worker may still accept"
+    story.after(0.1)
+    assert told(story.roll_back(Asker("again"), session="alice", seen_at=story.now)) == {"again": (True, 3, "")}
+    assert told(story.let_go()) == {"alice": (True, 3, "")}
 
 
 def test_the_same_operator_goes_further_back_at_once(story):
@@ -429,3 +483,10 @@ def test_an_abort_that_waits_is_answered_though_the_server_stops(story):
     story.tell(ev.StopAsked())
     answered = told(story.exit((3, 0)))
     assert answered["deploy"] == (False, 3, ABORTED) and answered["ops"] == (True, 0, "")
+
+
+def test_a_late_rollback_to_another_version_is_told_that_something_else_serves(story):
+    seen = rolled_back(story)
+    commands = story.roll_back(Asker("bob"), to=2, number=2, source=2, session="bob", seen_at=seen + 0.1)
+    assert told(commands)["bob"] == (False, 0, "") and story.cluster.last == 3
+    assert "generation 3 has begun to serve after this was asked, asked for by reuseport rollback" in text_of(commands)
