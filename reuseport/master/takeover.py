@@ -143,7 +143,8 @@ class _Candidate:
         kind = message["type"]
         if kind == "accepted":
             version = message.get("version", "unknown")
-            self._master.log.write("info", f"taking over from master {self._pid} (reuseport {version})")
+            where = f"server {self._master.first.name}, run directory {self._master.run_dir.path}"
+            self._master.log.write("info", f"taking over from master {self._pid} (reuseport {version}): {where}")
             self._look_at_metrics(message.get("metrics"))
         elif kind == "start":
             self._start(message)
