@@ -39,6 +39,7 @@ SOON = 3.0  # seconds for a master to say who it is, while others are looked at
 ANSWER = 30.0  # seconds for it to say so before a command acts on it
 _DECIDING = tuple(BY_NAME[name] for name in ("app", "name", "run_dir", "state_dir", "config"))
 _NAMES = frozenset(option.name for option in _DECIDING)
+_KEYS = _NAMES | {alias.lstrip("-").replace("-", "_") for option in _DECIDING for alias in option.aliases}
 
 
 class Stranger(Failure):
@@ -181,7 +182,7 @@ class _Sources:
             path, place = config_file(self._said[TYPED], self._said[VARIABLES], self._cwd)
             table = read_toml(path, place) if path else {}
             # A mistake elsewhere in it must not keep anyone from stopping the server: only what decides is read.
-            deciding = {key: table[key] for key in table if key.replace("-", "_") in _NAMES}
+            deciding = {key: table[key] for key in table if key.replace("-", "_") in _KEYS}
             self._said[rank] = from_table(deciding, path, [])
         mine = [said for option, said in self._said.get(rank, ()) if option == name]
         return _Word(rank, mine[-1].place, merge(BY_NAME[name], mine, self._cwd)) if mine else None

@@ -130,6 +130,11 @@ def test_the_environment_wins_over_the_file_that_is_found(alpha, beta, home, mon
     assert not alpha.asked
 
 
+def test_a_file_may_say_the_name_as_gunicorn_does(alpha, beta):
+    Path("reuseport.toml").write_text('proc_name = "beta"')
+    assert main(["release"]) == 0 and len(beta.asked) == 1 and not alpha.asked
+
+
 def test_a_broken_file_keeps_nobody_from_stopping_a_named_server(beta):
     Path("reuseport.toml").write_text("no toml =")
     assert main(["stop", "-n", "beta"]) == 0 and len(beta.asked) == 1
