@@ -21,8 +21,8 @@ from typing import Any
 from reuseport.core import events as ev
 from reuseport.core.model import Cluster
 from reuseport.ipc.inherited import UPGRADE_VARIABLE
-from reuseport.ipc.rundir import RunDir, RunDirError
-from reuseport.master import adoption, control, estate, history, passed, rehearsal
+from reuseport.ipc.rundir import RunDirError
+from reuseport.master import adoption, control, estate, passed, rehearsal
 from reuseport.master.bequest import TakeoverError
 from reuseport.master.main import Master
 from reuseport.master.passed import Supervision
@@ -63,7 +63,6 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     supervision = passed.take(os.environ, os.getpid())
     _prepare_process()
     master = Master(settings, extra, supervision, estate.open_log(settings))
-    _refuse_borrowed(settings, master.run_dir)
     release = complete(release_of(settings), extra)
     bequest = take_over(master, release) if settings.takeover != "no" else None
 
@@ -74,6 +73,7 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
         refuse_stranger(settings, master.run_dir)  # which says more
         raise
     kept, samples = estate.open_state(settings, master.log.write)
+    _warn_of_history(master, last_name(kept.lines))
     master.cluster = Cluster(last=kept.last)
     addresses = None
     if bequest and not bequest.bereaved:
@@ -161,21 +161,12 @@ def _own(master: Master) -> Remains | None:
     return remains
 
 
-def _refuse_borrowed(settings: Settings, run_dir: RunDir) -> None:
-    """OptionError where the state directory is another server's, by what it says itself; RunDirError where that server
-    has left its workers in the run directory."""
-    try:
-        owner = last_name(history.read(os.path.join(settings.state_dir, history.FILE)))
-    except OSError:
-        return  # which is told when the history is opened
-    if is_borrowed(settings, owner):
-        refuse_stranger(settings, run_dir)
-        place = place_of_history(settings)
-        flag = "--" + place.replace("_", "-")
-        raise OptionError(
-            f'{settings.where(place)}: {settings.state_dir} has the history of "{owner}", not of "{settings.name}"; to '
-            f"go on with it all the same, say {flag} on the command line"
-        )
+def _warn_of_history(master: Master, owner: str) -> None:
+    """The state directory may be the one that another server has left, whose versions `rollback` then goes back to."""
+    if is_borrowed(master.first, owner):
+        where = master.first.where(place_of_history(master.first))
+        text = f'{where}: {master.first.state_dir} has the history of "{owner}", not of "{master.first.name}"'
+        master.log.write("warning", f"{text}: rollback also knows the versions of that server")
 
 
 def _slots(settings: Settings, supervision: Supervision, addresses: Sequence[str] | None = None) -> Slots:

@@ -43,7 +43,7 @@ def place_of_history(settings: Settings) -> str:
 
 def is_borrowed(settings: Settings, owner: str) -> bool:
     """Whether the state directory has the history of another server, and a weaker source than that of the name leads
-    there: then `rollback 7` would load the other one's seventh generation.
+    there: then `rollback 7` can load the seventh generation of the other server.
 
     A supervisor's own directory (STATE_DIRECTORY) follows the unit, whatever its server is called.
     """
