@@ -342,7 +342,7 @@ class _Picture:
 
 
 def _colour(bar: Bar) -> str:
-    return "none" if bar.number is None or bar.outcome == tl.SUPERSEDED else f"g{bar.number % COLOURS}"
+    return "none" if bar.number is None or bar.outcome in (tl.SUPERSEDED, tl.ABORTED) else f"g{bar.number % COLOURS}"
 
 
 def _badge(bar: Bar) -> float:

@@ -1,6 +1,7 @@
 """How a command fails: one line for the user and an exit status for a script."""
 
 FAILED, USAGE, NO_MASTER = 1, 2, 3
+SUPERSEDED = 4  # the release that was waited for was aborted, or another one has taken its place
 INTERRUPTED = 128 + 2  # what a shell reports for a command that SIGINT ended
 
 

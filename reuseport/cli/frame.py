@@ -34,6 +34,29 @@ def help_of(usage: str, about: str, takes: Sequence[Option]) -> str:
     return manual(takes, whole, about, shutil.get_terminal_size().columns)
 
 
+def from_option(what: str) -> Option:
+    """The generation that must serve, for a command that goes from it to another."""
+    return option(
+        "from",
+        kinds.WHOLE,
+        None,
+        f"Do it only if generation N serves. {what}",
+        metavar="N",
+        default_text="the generation that served when the command was started",
+    )
+
+
+def show(server: place.Server, as_json: bool) -> None:
+    """Say on which server a command acts, before it does."""
+    if not as_json:
+        print(server, flush=True)
+
+
+def with_server(done: dict[str, Any], server: place.Server) -> dict[str, Any]:
+    """The answer of a command that acts on a server, for --json."""
+    return {**done, "server": server._asdict()}
+
+
 def ask(words: Words, question: dict[str, Any], what: str = "", **how: Any) -> dict[str, Any]:
     """The master's answer, which must come soon. Raises Failure if it is no; `what` begins the message."""
     done = place.find(words).ask(question, **{"timeout": ANSWER_SECONDS, **how})

@@ -21,6 +21,7 @@ from reuseport.cli.words import duration, objects, text
 from reuseport.master import history, samples
 from reuseport.options import OptionError, kinds
 from reuseport.options.arguments import one_line
+from reuseport.options.identity import last_name
 from reuseport.options.reading import Words
 
 IN_TABLE, IN_PICTURE = 20, 100  # releases that are shown
@@ -144,8 +145,7 @@ def _left(words: Words, failure: Failure | None = None) -> Source:
         raise Failure(f"{path}: {(error.strerror or str(error)).lower()}") from error
     if failure:
         sys.stderr.write(f"reuseport: no master lives here; this is what {one_line(path)} holds\n")
-    started = [line for line in lines if line["event"] == "started" and line.get("name")]
-    return Source(text(started[-1]["name"]) if started else os.path.basename(directory), lines, kept, None)
+    return Source(text(last_name(lines) or os.path.basename(directory)), lines, kept, None)
 
 
 def _write(path: str, kind: str, drawn: str) -> None:

@@ -41,8 +41,9 @@ def ask(do: str, argv: Sequence[str]) -> int:
     values, words = place.read(argv, OPTIONS)
     if not values["tenant"]:
         raise Failure(f"which tenant? reuseport {do} TENANT", USAGE)
-    # The tenant's name says nothing about the place of the master.
-    typed = [word for word in words if word[0] != "tenant"]
-    done = frame.ask(typed, {"do": do, "tenant": values["tenant"]}, do)
-    print(json.dumps(done) if values["json"] else done.get("text", ""))
+    master = place.find(words)
+    server = master.server()
+    frame.show(server, values["json"])
+    done = frame.checked(master.ask({"do": do, "tenant": values["tenant"]}, timeout=frame.ANSWER_SECONDS), do)
+    print(json.dumps(frame.with_server(done, server)) if values["json"] else done.get("text", ""))
     return 0

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reuseport import startup
+from reuseport.cli import operator
 from reuseport.cli.failure import INTERRUPTED, USAGE, Failure
 from reuseport.options import OptionError
 from reuseport.options.arguments import did_you_mean, one_line
@@ -24,7 +25,8 @@ GROUPS = {
         "serve": "run an application: reuseport serve MODULE:APP",
         "release": "load the application's new version and let it take over",
         "promote": "let the version that some try out (release --canary) serve everybody",
-        "rollback": "bring the version before back, or that of a generation: reuseport rollback [N]",
+        "rollback": "bring the version before back, or end a release that boots: reuseport rollback [N]",
+        "abort": "end a release that boots; what serves is not touched",
         "hold": "keep a tenant in its generation: reuseport hold TENANT",
         "move": "let a held tenant go: reuseport move TENANT",
         "stop": "drain and stop the server",
@@ -47,9 +49,10 @@ COMMANDS = {name: about for commands in GROUPS.values() for name, about in comma
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 failed, 2 wrong usage, 3 no master there."""
+    """Run one command and return its exit status: 0 done, 1 failed, 2 wrong usage, 3 no master there, 4 superseded."""
     if argv is None:
         startup.begin_anew()
+    operator.note_start(typed=argv is None)
     # File names and variables may hold bytes that are no text; they must not break the message about them.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -126,7 +129,7 @@ def _help(words: Sequence[str]) -> int:
     options = [block for block in text.split("\n\n") if block.startswith("  -")]
     entries = [block for block in options if word in block.splitlines()[0]]
     entries = entries or [block for block in options if word.lower() in block.lower()]
-    if len(words) > 2 or not entries:
+    if len(words) > 2 or not entries or not word.strip():
         raise OptionError(f"help: {words[0]} has no option with {' '.join(words[1:])!r} in its name or help")
     return _explain("\n\n".join(entries).rstrip() + "\n")
 

@@ -3,19 +3,27 @@
 Say to `release`, `status` and `stop` what was said to `serve`, by flags, variables or file, and they find the same run
 directory. When nothing is said, the one master that lives in the default place is meant; if there is none, the one
 that lives where units have theirs.
+
+The command line wins over the environment, the environment over the file, as a whole (options/identity.py). So a name
+is looked for by name when it comes from a stronger source than a run directory does, and a run directory that a weaker
+source says is used only if the master in it has that name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reuseport.cli import client
 from reuseport.cli.failure import NO_MASTER, USAGE, Failure
-from reuseport.options import Option, default_run_dir, working_directory
+from reuseport.cli.words import text
+from reuseport.ipc.rundir import RunDir, not_this
+from reuseport.options import Option, OptionError, working_directory
+from reuseport.options.identity import FOUND_FILE, NAMED_FILE, NOWHERE, TYPED, VARIABLES, last_name
 from reuseport.options.machine import run_dirs
 from reuseport.options.reading import Words, config_file, from_environment, from_flags, from_table, merge, read_toml
 from reuseport.options.spec import default_name
@@ -27,24 +35,65 @@ WHERE = tuple(
     for name in ("name", "run_dir", "config")
 )
 UNITS = "/run/reuseport"  # where the RuntimeDirectory= of printed units lies
+SOON = 3.0  # seconds for a master to say who it is, while others are looked at
+ANSWER = 30.0  # seconds for it to say so before a command acts on it
 _DECIDING = tuple(BY_NAME[name] for name in ("app", "name", "run_dir", "state_dir", "config"))
+_NAMES = frozenset(option.name for option in _DECIDING)
+_KEYS = _NAMES | {alias.lstrip("-").replace("-", "_") for option in _DECIDING for alias in option.aliases}
 
 
-class Master(NamedTuple):
+class Stranger(Failure):
+    """One server was named, and the way leads to another."""
+
+    def __init__(self, said: str, run_dir: str, owner: str, wanted: str) -> None:
+        super().__init__(f"{said}: {not_this(run_dir, owner, wanted)}", NO_MASTER)
+
+
+class Server(NamedTuple):
+    """Who a master says that it is; what it does not say is "" or 0."""
+
+    name: str
+    pid: int
+    run_dir: str
+
+    def __str__(self) -> str:
+        return f"server {text(self.name or '?')} (pid {self.pid or '?'}, run directory {text(self.run_dir)})"
+
+
+@dataclass
+class Master:
     """The master in `run_dir`; `said` is the flag, variable or key that named it, "" if it is the only one alive.
 
-    `named` is whether it named this very directory, which then may be another user's.
+    `named` is whether it named this very directory, which then may be another user's. `name` is what the master must
+    be called, "" for anything.
     """
 
     run_dir: str
     said: str
     environ: Mapping[str, str]
     named: bool = False
+    name: str = ""
 
     def ask(self, request: dict[str, Any], **how: Any) -> dict[str, Any]:
-        """client.ask, with what helps to find a master that is not there."""
-        try:
+        """client.ask, with what helps to find a master that is not there. Raises Failure, also if it is another one."""
+        if self.name:
+            self.server()
+            request = {**request, "server": self.name}
+        with self._helping_out():
             return client.ask(self.run_dir, request, of_any_user=self.named, **how)
+
+    def server(self) -> Server:
+        """Who it says that it is. Raises Failure if it does not answer, or is called otherwise than it must be."""
+        with self._helping_out():
+            server = _identity(self.run_dir, self.named, ANSWER)
+        if self.name and server.name not in ("", self.name):
+            raise Stranger(self.said, self.run_dir, server.name, self.name)
+        return server
+
+    @contextlib.contextmanager
+    def _helping_out(self) -> Iterator[None]:
+        try:
+            yield
         except Failure as failure:
             if failure.status != NO_MASTER or not self.said:
                 raise
@@ -67,18 +116,26 @@ def find(typed: Words, environ: Mapping[str, str] | None = None, cwd: str | None
     """The master that is meant. Raises OptionError, and Failure if it takes more to be said."""
     environ = os.environ if environ is None else environ
     cwd = working_directory(environ) if cwd is None else cwd
-    return _named(*_said(typed, "run_dir", environ, cwd), environ) or _only_one(environ, os.getuid())
+    return _named(_Sources(typed, environ, cwd)) or _only_one(environ, os.getuid())
 
 
 def state_dir(typed: Words, holding: str, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> str:
     """The state directory of the master that is meant, which need not live: one that is said, or holds the file
-    `holding`; "" where there is none. Raises OptionError, and Failure if there are several."""
+    `holding`, the history; "" where there is none. Raises OptionError, and Failure if there are several."""
     environ = os.environ if environ is None else environ
     cwd = working_directory(environ) if cwd is None else cwd
-    values, places = _said(typed, "state_dir", environ, cwd)
-    if found := values.get("state_dir") or environ.get("STATE_DIRECTORY", "").split(":")[0]:
-        return found
-    if master := _named(values, places, environ):
+    sources = _Sources(typed, environ, cwd)
+    master = _named(sources)
+    said = sources.first("state_dir", until=sources.decided)
+    if said is None and sources.decided >= VARIABLES:
+        said = sources.of_the_supervisor("STATE_DIRECTORY")
+    if said is not None:
+        return str(said.value)
+    if master is not None:
+        # A weaker source may lead to the history of another server.
+        weaker = sources.first("state_dir") or sources.of_the_supervisor("STATE_DIRECTORY")
+        if weaker is not None and master.name and _owner_of_history(weaker.value) == master.name:
+            return str(weaker.value)
         return master.run_dir
     home = Path(run_dirs(environ, os.getuid()))
     holders = sorted(path.parent for path in home.glob(f"*/{holding}"))
@@ -88,36 +145,134 @@ def state_dir(typed: Words, holding: str, environ: Mapping[str, str] | None = No
     return str(holders[0]) if holders else ""
 
 
-def _said(typed: Words, enough: str, environ: Mapping[str, str], cwd: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """What decides about places, and where each was said. No file is read if the option `enough` was said without."""
-    said = from_environment(environ, _DECIDING) + [word for word in typed if word[0] in BY_NAME]
-    if not any(name == enough for name, _ in said):
-        # A file with mistakes elsewhere must not keep anyone from stopping the server: only what decides is read.
-        path, place = config_file(typed, said, cwd)
-        deciding = {option.name for option in _DECIDING}
-        table = read_toml(path, place) if path else {}
-        said = from_table({key: table[key] for key in table if key.replace("-", "_") in deciding}, path, []) + said
-    values: dict[str, Any] = {}
-    places: dict[str, str] = {}
-    for option in _DECIDING:
-        mine = [word for name, word in said if name == option.name]
-        if mine:
-            values[option.name] = merge(option, mine, cwd)
-            places[option.name] = mine[-1].place
-    return values, places
+def _owner_of_history(directory: str) -> str:
+    from reuseport.master import history  # a client that asks a master needs none of it
+
+    try:
+        return last_name(history.read(os.path.join(directory, history.FILE)))
+    except OSError:
+        return ""
 
 
-def _named(values: Mapping[str, Any], places: Mapping[str, str], environ: Mapping[str, str]) -> Master | None:
-    """The master that these words stand for."""
-    uid = os.getuid()
-    if "run_dir" in values:
-        return Master(values["run_dir"], places["run_dir"], environ, named=True)
-    if "name" in values:
-        return Master(default_run_dir(values["name"], environ, uid), places["name"], environ)
-    if "app" in values or environ.get("RUNTIME_DIRECTORY"):
-        name = default_name(values.get("app"))
-        return Master(default_run_dir(name, environ, uid), places.get("app", "RUNTIME_DIRECTORY"), environ)
+class _Word(NamedTuple):
+    rank: int  # of its source, as in options/identity.py
+    place: str
+    value: Any
+
+
+class _Sources:
+    """What each source says of the options that decide about places. `decided` is the rank of the one that says which
+    server is meant, once that is known."""
+
+    def __init__(self, typed: Words, environ: Mapping[str, str], cwd: str) -> None:
+        self.environ = environ
+        self.decided = NOWHERE
+        self._cwd = cwd
+        self._said: dict[int, Words] = {
+            TYPED: [word for word in typed if word[0] in _NAMES],
+            VARIABLES: from_environment(environ, _DECIDING),
+        }
+        named = any(name == "config" for name, _ in self._said[TYPED])
+        self._unread = NAMED_FILE if named else FOUND_FILE
+
+    def at(self, rank: int, name: str) -> _Word | None:
+        """What one source says of an option. The file is read when it is first looked at. OptionError."""
+        if rank == self._unread:
+            self._unread = NOWHERE
+            path, place = config_file(self._said[TYPED], self._said[VARIABLES], self._cwd)
+            table = read_toml(path, place) if path else {}
+            # A mistake elsewhere in it must not keep anyone from stopping the server: only what decides is read.
+            deciding = {key: table[key] for key in table if key.replace("-", "_") in _KEYS}
+            self._said[rank] = from_table(deciding, path, [])
+        mine = [said for option, said in self._said.get(rank, ()) if option == name]
+        return _Word(rank, mine[-1].place, merge(BY_NAME[name], mine, self._cwd)) if mine else None
+
+    def first(self, name: str, until: int = NOWHERE) -> _Word | None:
+        """What the strongest source says of an option, among those that are as strong as `until`. OptionError."""
+        ranks = range(min(until, FOUND_FILE) + 1)
+        return next((word for word in (self.at(rank, name) for rank in ranks) if word is not None), None)
+
+    def of_the_supervisor(self, variable: str) -> _Word | None:
+        # systemd separates several directories by colons; the first one is the unit's own.
+        given = self.environ.get(variable, "").split(":")[0]
+        return _Word(VARIABLES, variable, given) if given else None
+
+
+def _named(sources: _Sources) -> Master | None:
+    """The master that the strongest source with a word about it stands for. Raises OptionError and Failure."""
+    app: _Word | None = None
+    for rank in range(NOWHERE):
+        run_dir, name = sources.at(rank, "run_dir"), sources.at(rank, "name")
+        # A file that was named on the command line stands for its application's server.
+        if app is None and rank in (NAMED_FILE, FOUND_FILE):
+            app = sources.at(rank, "app")
+        if run_dir is not None and not (name is None and app is not None and app.rank < rank):
+            sources.decided = rank
+            must = name.value if name is not None and rank == TYPED else ""
+            return Master(run_dir.value, run_dir.place, sources.environ, named=True, name=must)
+        if name is not None:
+            sources.decided = rank
+            return _by_name(sources, name)
+        if run_dir is not None:
+            break
+    app = app or sources.first("app")
+    if app is not None:
+        sources.decided = app.rank
+        return _by_name(sources, _Word(app.rank, app.place, default_name(app.value)))
+    if (given := sources.of_the_supervisor("RUNTIME_DIRECTORY")) is not None:
+        sources.decided = VARIABLES
+        return Master(given.value, given.place, sources.environ)
     return None
+
+
+def _by_name(sources: _Sources, name: _Word) -> Master:
+    """The master of that name: where it lives by default, where units have theirs, or where a weaker source leads, if
+    the master there has that name. Raises Stranger."""
+    environ, called = sources.environ, str(name.value)
+    given = sources.of_the_supervisor("RUNTIME_DIRECTORY")
+    if given is not None and name.rank >= VARIABLES:
+        return Master(given.value, name.place, environ)
+    own = Master(os.path.join(run_dirs(environ, os.getuid()), called), name.place, environ, name=called)
+    if client.is_alive(own.run_dir):
+        return own
+    unit = os.path.join(UNITS, called)
+    if unit in _of_units():
+        return replace(own, run_dir=unit, named=True)
+    try:
+        weaker = sources.first("run_dir")
+    except OptionError:
+        weaker = None  # a file with mistakes leads nowhere
+    strange = None
+    for word in (weaker, given):
+        if word is not None and (owner := _owner(str(word.value))):
+            if owner == called:
+                return replace(own, run_dir=str(word.value), said=word.place, named=True)
+            strange = strange or Stranger(word.place, str(word.value), owner, called)
+    if strange is not None and not os.path.isdir(own.run_dir):
+        raise strange
+    return own
+
+
+def _owner(run_dir: str) -> str:
+    """What the master in a run directory is called, or the one that left it; "" where that is not known."""
+    if name := RunDir(run_dir).server():
+        return name
+    try:
+        return _identity(run_dir, True, SOON).name
+    except Failure:
+        return ""
+
+
+def _identity(run_dir: str, of_any_user: bool, within: float) -> Server:
+    """Who the master there says that it is. Raises Failure if there is none, or it does not answer."""
+    done = client.ask(run_dir, {"do": "who"}, timeout=within, of_any_user=of_any_user)
+    if "name" not in done:
+        # One of an older version.
+        status = client.ask(run_dir, {"do": "status"}, timeout=within, of_any_user=of_any_user).get("status")
+        found = status.get("master") if isinstance(status, dict) else None
+        done = found if isinstance(found, dict) else {}
+    pid = done.get("pid")
+    return Server(str(done.get("name") or ""), pid if isinstance(pid, int) else 0, str(done.get("run_dir") or run_dir))
 
 
 def _only_one(environ: Mapping[str, str], uid: int) -> Master:

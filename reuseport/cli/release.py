@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from reuseport.cli import frame, place, progress
-from reuseport.cli.failure import FAILED, INTERRUPTED, Failure
+from reuseport.cli import frame, operator, place, progress
+from reuseport.cli.failure import FAILED, INTERRUPTED, SUPERSEDED, Failure
 from reuseport.options import OptionError, kinds
 from reuseport.options.arguments import one_line
 from reuseport.options.reading import Words
@@ -22,7 +22,7 @@ Reads the configuration again, loads the application's new version, and lets it 
 anything fails, the old version serves on.
 
 Exit status: 0 the new generation serves; 1 the release failed, and what the application said is on standard error; \
-2 wrong usage; 3 no master there."""
+2 wrong usage; 3 no master there; 4 the release was aborted, or a newer one or a rollback has taken its place."""
 
 LABEL = frame.option(
     "label",
@@ -84,6 +84,9 @@ def _canary(text: str) -> dict[str, Any]:
 def follow(words: Words, question: dict[str, Any], what: str, as_json: bool) -> int:
     """Ask for a release of some kind, show its stages, and return the exit status. Raises OptionError and Failure."""
     master = place.find(words)
+    server = master.server()
+    frame.show(server, as_json)
+    question = {**question, **operator.words()}
     try:
         with progress.shown(as_json) as shown:
             done = master.ask(question, on_event=shown.hear, tick=(progress.TICK, shown.tick))
@@ -91,7 +94,7 @@ def follow(words: Words, question: dict[str, Any], what: str, as_json: bool) -> 
     except KeyboardInterrupt:
         raise Failure(f"no longer waiting; the {what} goes on (reuseport status shows it)", INTERRUPTED) from None
     if as_json:
-        print(json.dumps(done), flush=True)
+        print(json.dumps(frame.with_server(done, server)), flush=True)
     if done.get("ok"):
         text = one_line(str(done.get("text") or f"generation {done.get('generation')} serves"))
         # The last stage is often the outcome itself.
@@ -103,6 +106,10 @@ def follow(words: Words, question: dict[str, Any], what: str, as_json: bool) -> 
     output = str(done.get("output") or "")
     if output:
         print(output.rstrip("\n"), file=sys.stderr)
+    if done.get("outcome"):
+        # The release has not failed: an operator, or a newer release, has ended it.
+        print(f"reuseport: {error}", file=sys.stderr)
+        return SUPERSEDED
     # Last, where it is seen: behind a long traceback the prompt follows.
     print(f"reuseport: {what} failed: {error}", file=sys.stderr)
     return FAILED

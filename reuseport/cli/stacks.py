@@ -87,7 +87,7 @@ def help_text() -> str:
 def run(argv: Sequence[str]) -> int:
     """Print what they are at and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
-    master = place.find([word for word in words if word[0] != "who"])
+    master = place.find(words)
     everybody = _everybody(master)
     chosen = _chosen(everybody, values["who"])
     asked = ask(RunDir(master.run_dir), chosen)
@@ -104,6 +104,8 @@ def _everybody(master: place.Master) -> list[Asked]:
         done = master.ask({"do": "status"}, timeout=ANSWER_SECONDS)
         generations = done.get("status", {}).get("generations", [])
         return [Asked(str(w["id"]), int(w["pid"])) for g in generations for w in g.get("workers", []) if w.get("pid")]
+    except place.Stranger:
+        raise
     except Failure as failure:
         from reuseport.master.roster import Roster
 
@@ -114,6 +116,8 @@ def _everybody(master: place.Master) -> list[Asked]:
             raise failure from error
         if remains is None:
             raise
+        if master.name and remains.name not in ("", master.name):
+            raise place.Stranger(master.said, master.run_dir, remains.name, master.name) from failure
         print(f"reuseport: {one_line(str(failure))}; its workers live on", file=sys.stderr)
         return [Asked(str(one.key), one.pid) for one in remains.adopted.survivors if one.key.number]
 

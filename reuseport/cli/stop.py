@@ -37,6 +37,8 @@ def run(argv: Sequence[str]) -> int:
     """Stop the master and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
     master = place.find(words)
+    server = master.server()
+    frame.show(server, values["json"])
     question = {"do": "stop", "now": values["now"]}
     try:
         with progress.shown(values["json"]) as shown:
@@ -45,5 +47,5 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         raise Failure("no longer waiting; the master goes on stopping (--now ends it)", INTERRUPTED) from None
     frame.checked(done, "stop failed")
-    print(json.dumps(done) if values["json"] else "stopped")
+    print(json.dumps(frame.with_server(done, server)) if values["json"] else "stopped")
     return 0

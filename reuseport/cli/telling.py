@@ -25,7 +25,7 @@ def told(bar: Bar) -> str:
         lines[-1] += " so far"
     if bar.waited:
         lines.append(f"its drain waited for {words.count(bar.waited, 'job')}")
-    if bar.outcome in (tl.FAILED, tl.TAKEN_BACK, tl.SUPERSEDED):
+    if bar.outcome in (tl.FAILED, tl.TAKEN_BACK, tl.SUPERSEDED, tl.ABORTED):
         lines.append(bar.outcome + (f": {words.text(bar.error)}" if bar.error else ""))
     if bar.unknown:
         lines.append("how it ended is not known")

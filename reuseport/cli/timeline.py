@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from reuseport.cli.words import a_dict, a_list, objects
 
-FAILED, SUPERSEDED, TAKEN_BACK = "failed", "superseded", "taken back"
+FAILED, SUPERSEDED, ABORTED, TAKEN_BACK = "failed", "superseded", "aborted", "taken back"
 SERVED, CANARY, BOOTING = "served", "canary", "booting"
 
 # A stretch without events that takes more than the first share of the axis is drawn as long as the second of the rest.
@@ -133,7 +133,7 @@ def _add_release(line: Mapping[str, Any], at: float, bars: dict[int, Bar], never
         error=str(line.get("error") or ""),
     )
     if new.number is None:
-        new.end, new.outcome = at, FAILED
+        new.end, new.outcome = at, _ended_as(outcome)
         never.append(new)
         return
     bar = bars.setdefault(new.number, new)
@@ -145,8 +145,12 @@ def _add_release(line: Mapping[str, Any], at: float, bars: dict[int, Bar], never
                 older.drain = at
         bar.serve, bar.drain, bar.outcome = at, None, SERVED
     else:
-        bar.end, bar.outcome = at, SUPERSEDED if outcome == SUPERSEDED else FAILED
+        bar.end, bar.outcome = at, _ended_as(outcome)
         bar.error = new.error
+
+
+def _ended_as(outcome: Any) -> str:
+    return outcome if outcome in (SUPERSEDED, ABORTED) else FAILED
 
 
 def _present(bars: dict[int, Bar], status: Mapping[str, Any] | None, now: float) -> None:

@@ -194,10 +194,10 @@ def _goes(g: Generation) -> bool:
     return g.state in LEAVING_STATES or (g.state == CANARY and g.promote_by is None)
 
 
-def not_promoted(t: Turn, g: Generation, why: str) -> None:
-    """The canary stays one; whoever asked hears why."""
+def not_promoted(t: Turn, g: Generation, why: str, outcome: str = "") -> None:
+    """The canary stays one; its askers hear why. `outcome` is that of ev.Answer."""
     text = f"generation {g.number} was not promoted: {why}"
-    t.answer(g.askers, False, g.number, text)
+    t.answer(g.askers, False, g.number, text, outcome)
     t.put(replace(g, askers=(), promote_by=None))
     t.do(ev.Note("error", text, silent=True))
 

@@ -27,9 +27,45 @@ class ReleaseAsked:
 
 @dataclass(frozen=True)
 class PromoteAsked:
-    """The canary is to serve everybody."""
+    """The canary is to serve everybody. For the fields see RollbackAsked."""
 
     asker: Asker | None = None
+    by: str = ""
+    session: str = ""
+    came_from: int = 0
+    seen_at: float | None = None
+
+
+@dataclass(frozen=True)
+class RollbackAsked:
+    """An earlier version is to serve again; or, while a release boots, that release is to end.
+
+    `release` is what to go back to from generation `against`, None where there is nothing (`refusal` says why).
+    `number` is the generation that the operator named, `source` the version that it had; both 0 for "the one before".
+    `came_from`: the generation that must serve (--from), 0 for any. `by` and `session` are as in Release.
+    `seen_at`: when the operator's command was started, None where that is not known.
+    """
+
+    release: Release | None
+    against: int
+    asker: Asker | None = None
+    refusal: str = ""
+    number: int = 0
+    source: int = 0
+    came_from: int = 0
+    by: str = ""
+    session: str = ""
+    seen_at: float | None = None
+
+
+@dataclass(frozen=True)
+class AbortAsked:
+    """Every release that has not begun to accept is to end. For the fields see RollbackAsked."""
+
+    asker: Asker | None = None
+    by: str = ""
+    session: str = ""
+    seen_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -209,8 +245,9 @@ class Adopted:
 
 
 Event = (
-    Tick | ReleaseAsked | PromoteAsked | Started | Loaded | Failed | Forked | Born | Ready | Accepting | LetGo | Retire
-    | Blocked | Unblocked | Judged | Pinned | Exited | Said | DrainAwaited | ScaleAsked | StopAsked | Adopted
+    Tick | ReleaseAsked | PromoteAsked | RollbackAsked | AbortAsked | Started | Loaded | Failed | Forked | Born | Ready
+    | Accepting | LetGo | Retire | Blocked | Unblocked | Judged | Pinned | Exited | Said | DrainAwaited | ScaleAsked
+    | StopAsked | Adopted
 )  # fmt: skip
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -332,17 +369,21 @@ class Kill:
 
 @dataclass(frozen=True)
 class Answer:
-    """Tell an asker how its release ended."""
+    """Tell an asker how its release ended. `outcome`: SUPERSEDED or ABORTED, if it did not fail by itself. `aborted`:
+    the generation whose boot this asker has ended, 0 for none."""
 
     asker: Asker
     ok: bool
     generation: int
     text: str
+    outcome: str = ""
+    aborted: int = 0
 
 
 @dataclass(frozen=True)
 class Record:
-    """A release ended: "serving", "failed" or "superseded". Before that it may be "canary", and later "taken back"."""
+    """A release ended: "serving", "failed", "superseded" or "aborted". Before that it may be "canary", and later
+    "taken back". `generation` is 0 for a release that ended before it had begun."""
 
     generation: int
     outcome: str

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from reuseport.core import companions
+from reuseport.core import companions, operators
 from reuseport.core import events as ev
 from reuseport.core.model import (
     ACCEPTING,
@@ -39,8 +39,6 @@ from reuseport.core.model import (
 )
 from reuseport.core.turn import (
     QUIT_GRACE,
-    REPLACEMENTS,
-    SUPERSEDED,
     YOUNG_DEATH,
     Turn,
     backoff,
@@ -50,40 +48,6 @@ from reuseport.core.turn import (
 
 def _tick(t: Turn, event: ev.Tick) -> None:
     """Nothing to write down: the policies look at the time."""
-
-
-def _release_asked(t: Turn, event: ev.ReleaseAsked) -> None:
-    askers = (event.asker,) if event.asker else ()
-    if t.state.leaving:
-        t.answer(askers, False, 0, "the server is stopping")
-        return
-    booting = t.state.booting
-    if booting is None:
-        t.begin(event.release, askers)
-    elif booting.state != OPENING and t.state.replaced < REPLACEMENTS and t.state.pending is None:
-        t.change(replaced=t.state.replaced + 1)
-        inherited = booting.askers
-        t.put(replace(booting, askers=()))
-        t.fail(t.state.generations[booting.number], SUPERSEDED)
-        t.note("info", f"generation {booting.number} gives way to a newer release")
-        t.begin(event.release, inherited + askers)
-    else:
-        t.change(pending=event.release, pending_askers=t.state.pending_askers + askers)
-        t.note("info", f"the release waits until generation {booting.number} serves or has failed")
-
-
-def _promote_asked(t: Turn, event: ev.PromoteAsked) -> None:
-    askers = (event.asker,) if event.asker else ()
-    g, booting = t.state.canary, t.state.booting
-    if g is None or t.state.leaving:
-        t.answer(askers, False, 0, "the server is stopping" if t.state.leaving else "there is no canary to promote")
-    elif booting is not None:
-        t.answer(askers, False, 0, f"generation {booting.number} is on its way, and will take the canary's place")
-    elif not g.having(READY, TOLD, ACCEPTING):
-        # A boot whose workers have all died has failed; this one still has its tenants, and new workers on their way.
-        t.answer(askers, False, 0, f"generation {g.number} has no worker that serves just now; nothing has changed")
-    else:
-        t.put(replace(g, askers=g.askers + askers, success="", promote_by=t.now + g.release.boot_timeout))
 
 
 def _started(t: Turn, event: ev.Started) -> None:
@@ -360,8 +324,10 @@ def _adopted(t: Turn, event: ev.Adopted) -> None:
 
 HANDLERS: dict[type, Callable[[Turn, Any], None]] = {
     ev.Tick: _tick,
-    ev.ReleaseAsked: _release_asked,
-    ev.PromoteAsked: _promote_asked,
+    ev.ReleaseAsked: operators.release_asked,
+    ev.PromoteAsked: operators.promote_asked,
+    ev.RollbackAsked: operators.rollback_asked,
+    ev.AbortAsked: operators.abort_asked,
     ev.Started: _started,
     ev.Loaded: _loaded,
     ev.Failed: _failed,

@@ -119,6 +119,15 @@ NOTIFY = "notify"  # it sends READY=1 (sd_notify(3))
 COMMAND = "command"  # `ready_command` exits with status 0
 LINE = "line"  # it prints a line in which `ready_line` is found
 
+# How a release ended that did not fail by itself.
+SUPERSEDED = "superseded"
+ABORTED = "aborted"
+
+# How a generation came to serve.
+RELEASE = "release"
+ROLLBACK = "rollback"
+PROMOTION = "promotion"
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -174,7 +183,8 @@ class Release:
     `boot_timeout` is in seconds and covers everything from the zygote's exec to the last worker's readiness. `standby`
     is for how many seconds after its success its predecessor's zygote is kept, `probation` for how many it is watched
     itself. `source`: the generation whose version a rollback brings back; 0 for what is on disk. `canary`: opaque here;
-    who is to be served by it while it is on trial; None if it is to serve everybody.
+    who is to be served by it while it is on trial; None if it is to serve everybody. `by` says in words who asked for
+    it, and `session` names that operator's login session; both are "" where the master does not know.
     """
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -186,6 +196,8 @@ class Release:
     source: int = 0
     canary: Mapping[str, Any] | None = None
     companions: tuple[Terms, ...] = ()
+    by: str = ""
+    session: str = ""
 
     def __post_init__(self) -> None:
         # What a roster or a history tells of is JSON.
@@ -200,10 +212,40 @@ class Release:
 
 @dataclass(frozen=True)
 class Asker:
-    """Somebody who waits for a release's outcome. `wait` is "ready" or "drained"."""
+    """A client that waits for an outcome. `wait` is "ready", "drained" or "none" (it is answered at the begin)."""
 
     name: str
     wait: str = "ready"
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the generation that serves came to serve: `what` is RELEASE, ROLLBACK or PROMOTION.
+
+    `came_from` served before (0 for none), `number` serves now with the version of generation `source`, since `at`.
+    `by` and `session` are those of the release.
+    """
+
+    what: str
+    came_from: int
+    number: int
+    source: int
+    by: str = ""
+    session: str = ""
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last boot that ended without serving: that of generation `number`, from `born` to `at`. It failed by itself,
+    or was `aborted` by the operator of `by` and `session`."""
+
+    number: int
+    born: float
+    at: float
+    aborted: bool = False
+    by: str = ""
+    session: str = ""
 
 
 @dataclass(frozen=True)
@@ -252,6 +294,8 @@ class Generation:
     fork_after: float = 0.0  # not before this time is another one forked
     askers: tuple[Asker, ...] = ()
     failure: str = ""
+    ended_as: str = ""  # SUPERSEDED or ABORTED, if it did not fail by itself; `failure` then says by what
+    aborters: tuple[Asker, ...] = ()  # wait until nothing of this aborted boot is left
     reported: bool = False  # its failure has been recorded, and told to its askers
     success: str = ""  # what its askers will be told
     donor: int = 0  # the generation whose zygote its own is a copy of, until that has begun
@@ -260,6 +304,7 @@ class Generation:
     promote_by: float | None = None  # a canary is being promoted: by then its companions have to have begun
     pinned: bool = False  # somebody is kept here: while it drains, some of its workers attend
     trial: Mapping[str, Any] | None = None  # its canary, while it is promoted and nobody has said that it accepts
+    promoted: bool = False  # it was a canary before
 
     @property
     def origin(self) -> int:
@@ -328,6 +373,8 @@ class Cluster:
     stop_at: float | None = None
     stop_by: float | None = None
     served: bool = False  # whether any generation has ever served
+    change: Change | None = None  # how the generation that serves came to serve, as far as this master knows
+    ended: Ended | None = None
     finished: bool = False
 
     @property

@@ -21,15 +21,20 @@ from reuseport.core.model import (
     LIVELY,
     LOADING,
     OPENING,
+    PROMOTION,
     READY,
+    RELEASE,
+    ROLLBACK,
     SERVING,
     STAFFED,
     STANDBY,
     STARTING,
+    SUPERSEDED,
     TOLD,
     WARMING,
     WORKING,
     ZYGOTE,
+    Change,
     Cluster,
     Generation,
     Key,
@@ -40,8 +45,8 @@ from reuseport.core.turn import (
     COPYING,
     CRASHES,
     LETTING_GO,
-    SUPERSEDED,
     Turn,
+    asked_by,
     attendance,
     missing,
     ready,
@@ -144,11 +149,13 @@ def _promote(t: Turn) -> None:
         if t.state.leaving:
             companions.not_promoted(t, g, "the server is stopping")
         elif t.state.booting is not None or g.state != CANARY:
-            companions.not_promoted(t, g, "a newer release is on its way")
+            companions.not_promoted(t, g, "a newer release is on its way", SUPERSEDED)
         elif companions.settled(g) and g.having(READY, TOLD, ACCEPTING):
             trial, release = g.release.canary, replace(g.release, canary=None)
             deadline = t.now + release.boot_timeout
-            g = t.move(g, "promoted", release=release, trial=trial, deadline=deadline, promote_by=None)
+            g = t.move(
+                g, "promoted", release=release, trial=trial, deadline=deadline, promote_by=None, promoted=True
+            )
             for number, w in g.having(READY, TOLD, ACCEPTING).items():
                 t.accept(Key(g.number, number), w)
         elif t.now >= by:
@@ -179,20 +186,47 @@ def _boot(t: Turn) -> None:
 
 def _serve(t: Turn, g: Generation) -> None:
     """The new generation accepts: only now may the old one go."""
+    before, trial = t.state.serving, t.state.canary
     for old in t.state.having(*STAFFED):
         t.move(old, "succeeded", deadline=None)
     t.move(g, "all accepting", deadline=None, deaths=0)
-    t.change(replaced=0, served=True)
+    what = ROLLBACK if g.release.source else PROMOTION if g.promoted else RELEASE
+    came_from = before.number if before else 0
+    change = Change(what, came_from, g.number, g.origin, g.release.by, g.release.session, t.now)
+    t.change(replaced=0, served=True, change=change)
+    if before is not None:
+        _supersede(t, before, change)
     draining = t.state.having(DRAINING)
     for old in draining:
         clients = [number for number, w in old.having(LEAVING).items() if not w.is_job]
         t.do(*(ev.Bequeath(Key(old.number, number)) for number in clients))
     text = f"generation {g.number} serves with {g.wanted} worker{'s' if g.wanted != 1 else ''}"
+    if what == PROMOTION:
+        text = f"promoted from generation {came_from} to {g.number}: {text}"
+    elif what == ROLLBACK and before is not None and before.origin == g.origin:
+        text = f"the trial{f' of generation {trial.number}' if trial else ''} is over: {text}"
+    elif what == ROLLBACK:
+        text = f"rolled back from generation {came_from} to the version of {g.origin}: {text}"
     if draining:
         text += "; draining: " + ", ".join(str(d.number) for d in draining)
     t.do(ev.Record(g.number, "serving", text, t.now - g.born))
     t.do(ev.Note("info", text, silent=True))
     t.put(replace(t.state.generations[g.number], success=text))
+
+
+def _supersede(t: Turn, before: Generation, change: Change) -> None:
+    """Tell those who still waited for the generation that served: for its probation, or, if it is rolled back, for the
+    drain of those before it."""
+    before = t.state.generations[before.number]
+    by = asked_by(change.by)
+    text = f"generation {before.number} served, and was superseded by generation {change.number}{by}"
+    if change.what == ROLLBACK:
+        text = f"generation {before.number} served, and was rolled back to the version of {change.source}{by}"
+        mine = tuple(one for one in t.state.drain_askers if one[1] == before.number)
+        t.answer(tuple(asker for asker, _ in mine), False, before.number, text, SUPERSEDED)
+        t.change(drain_askers=tuple(one for one in t.state.drain_askers if one not in mine))
+    t.answer(before.askers, False, before.number, text, SUPERSEDED)
+    t.put(replace(before, askers=()))
 
 
 def _try_out(t: Turn, g: Generation) -> None:
@@ -261,7 +295,8 @@ def _judge(t: Turn) -> None:
     # Once is enough: from here on it is a generation like any other, until the rollback serves.
     t.put(replace(g, askers=(), verdict="", release=replace(g.release, probation=0.0)))
     if old is not None:
-        t.begin(replace(old.release, source=old.origin, probation=0.0, standby=g.release.standby), ())
+        release = replace(old.release, source=old.origin, probation=0.0, standby=g.release.standby)
+        t.begin(replace(release, by=f"the probation of generation {g.number}", session="probation"), ())
 
 
 def predecessor(t: Turn, g: Generation) -> Generation | None:
@@ -351,7 +386,11 @@ def _leave(t: Turn) -> None:
             _forget(t, g)
     for asker, number in t.state.drain_askers:
         if not any(old.number < number and old.state != STANDBY for old in t.state.generations.values()):
-            t.answer((asker,), True, number, f"generation {number} serves; every older one has drained")
+            text = f"generation {number} serves; every older one has drained"
+            if t.state.serving is not None and t.state.serving.number != number:
+                now = t.state.serving.number
+                text = f"generation {number} served, and {now} serves now; every older one has drained"
+            t.answer((asker,), True, number, text)
             t.change(drain_askers=tuple(a for a in t.state.drain_askers if a != (asker, number)))
 
 
@@ -385,17 +424,21 @@ def _forget(t: Turn, g: Generation) -> None:
 
 def _report(t: Turn, g: Generation) -> None:
     """Tell of a boot that has failed, once what it had begun is ended."""
-    t.put(replace(g, reported=True, askers=()))
+    t.put(replace(g, reported=True, askers=(), aborters=()))
     took = t.now - g.born
-    if g.failure == SUPERSEDED and not g.askers:
-        t.do(ev.Record(g.number, "superseded", "replaced by a newer release", took))
+    serving = t.state.serving
+    after = f"; generation {serving.number} serves on" if serving else ""
+    if g.ended_as:
+        t.do(ev.Record(g.number, g.ended_as, g.failure, took))
+        t.answer(g.askers, False, g.number, f"generation {g.number} was {g.ended_as} {g.failure}{after}", g.ended_as)
+        text = f"generation {g.number} was booting, and was aborted{after}, and nothing else has changed"
+        t.answer(g.aborters, True, serving.number if serving else 0, text, aborted=g.number)
     else:
-        serving = t.state.serving
-        after = f"; generation {serving.number} serves on" if serving else ""
         text = f"generation {g.number} failed: {g.failure}{after}"
         t.do(ev.Record(g.number, "failed", g.failure, took))
         t.do(ev.Note("error", text, silent=True))
         t.answer(g.askers, False, g.number, text)
+    if g.ended_as != SUPERSEDED:
         t.change(replaced=0 if t.state.booting is None else t.state.replaced)
 
 
@@ -409,7 +452,12 @@ def _next(t: Turn) -> None:
     if t.state.pending is not None and t.state.booting is None:
         release, askers = t.state.pending, t.state.pending_askers
         t.change(pending=None, pending_askers=(), replaced=0)
-        t.begin(release, askers)
+        serving = t.state.serving
+        if serving is not None and release.source == serving.origin and t.state.canary is None:
+            # What was to be taken back has failed before it served.
+            t.answer(askers, True, serving.number, f"generation {serving.number} serves on with that version")
+        else:
+            t.begin(release, askers)
     given_up = t.state.last > 0 and not t.state.served
     if not t.state.generations and not t.state.finished and (t.state.stopping or given_up):
         t.change(finished=True)

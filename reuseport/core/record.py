@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
-from reuseport.core.model import Asker, Cluster, Companion, Generation, Release, Terms, Worker, Zygote
+from reuseport.core.model import Asker, Change, Cluster, Companion, Ended, Generation, Release, Terms, Worker, Zygote
 
-Record = TypeVar("Record", Asker, Cluster, Companion, Generation, Release, Terms, Worker, Zygote)
+Record = TypeVar("Record", Asker, Change, Cluster, Companion, Ended, Generation, Release, Terms, Worker, Zygote)
 
 
 def to_json(cluster: Cluster) -> dict[str, Any]:
@@ -27,6 +27,8 @@ def cluster_of(data: Mapping[str, Any]) -> Cluster:
         generations={int(number): _generation(g) for number, g in data["generations"].items()},
         pending=release_of(data["pending"]) if data.get("pending") else None,
         pending_askers=_askers(data.get("pending_askers", ())),
+        change=_made(Change, data["change"]) if data.get("change") else None,
+        ended=_made(Ended, data["ended"]) if data.get("ended") else None,
         drain_askers=tuple((_made(Asker, asker), number) for asker, number in data.get("drain_askers", ())),
     )
 
@@ -45,6 +47,7 @@ def _generation(data: Mapping[str, Any]) -> Generation:
         workers={int(number): _made(Worker, worker) for number, worker in data.get("workers", {}).items()},
         companions={int(number): _companion(one) for number, one in data.get("companions", {}).items()},
         askers=_askers(data.get("askers", ())),
+        aborters=_askers(data.get("aborters", ())),
     )
 
 

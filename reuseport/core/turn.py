@@ -26,6 +26,7 @@ from reuseport.core.model import (
     Asker,
     Cluster,
     Companion,
+    Ended,
     Generation,
     Key,
     Release,
@@ -40,7 +41,7 @@ COPYING = 5.0  # seconds for a zygote to fork a copy of itself; one that takes l
 CRASHES = 2  # processes that may not crash while a generation is on probation
 LETTING_GO = 1.0  # seconds for the old workers to close the slots, before a release is called done all the same
 LONGEST_BACKOFF = 30.0  # seconds between two attempts at something that keeps failing
-SUPERSEDED = "superseded by a newer release"
+AGAIN = 10.0  # seconds in which another operator's rollback or promotion counts as the one that was just made
 ATTENDANTS = 2  # workers that a draining generation keeps for those who are kept in it: one may block
 REPLACEMENTS = 2  # boots in a row that a newer release may replace; after that it waits
 
@@ -56,6 +57,14 @@ def missing(g: Generation) -> list[int]:
 def ready(g: Generation) -> bool:
     """Whether every worker that is wanted could accept now. A start hook's jobs hold up nothing."""
     return not missing(g) and all(w.state == READY for w in g.workers.values() if not w.is_job)
+
+
+def patient(askers: tuple[Asker, ...]) -> tuple[Asker, ...]:
+    return tuple(asker for asker in askers if asker.wait != "none")
+
+
+def asked_by(by: str) -> str:
+    return f", asked for by {by}" if by else ""
 
 
 class Attendance(NamedTuple):
@@ -140,6 +149,7 @@ class Turn:
         """Start the boot of a new generation: a rollback's from a zygote that is still there, if there is one."""
         number = self.state.last + 1
         self.change(last=number)
+        self.answer_now(askers, f"generation {number} has begun")
         self.need_slots(release.workers)
         donor = self._donor(release.source)
         self.put(
@@ -152,7 +162,7 @@ class Turn:
                 deadline=self.now + release.boot_timeout,
                 zygote=Zygote(),
                 companions=release.seats(),
-                askers=askers,
+                askers=patient(askers),
                 donor=donor,
             )
         )
@@ -246,7 +256,33 @@ class Turn:
     def fail(self, g: Generation, reason: str, command: Callable[[Key], ev.Command] = ev.Quit) -> None:
         """A boot has failed: end whatever it started. Its askers hear of it when that is done."""
         g = self.move(g, "failed", failure=reason, deadline=None)
+        if not g.ended_as:
+            self.change(ended=Ended(g.number, g.born, self.now))
         self.quit_all(g, command)
 
-    def answer(self, askers: tuple[Asker, ...], ok: bool, number: int, text: str) -> None:
-        self.do(*(ev.Answer(asker, ok, number, text) for asker in askers))
+    def give_up(self, g: Generation, ended_as: str, how: str, aborters: tuple[Asker, ...] = ()) -> None:
+        """End a boot that an operator, or a newer release, has put an end to."""
+        self.put(replace(g, ended_as=ended_as, aborters=patient(aborters)))
+        self.answer_now(aborters, f"generation {g.number} is being aborted", aborted=g.number)
+        self.fail(self.state.generations[g.number], how)
+
+    def give_up_pending(self, ended_as: str, how: str) -> bool:
+        """Drop the release that waits; returns whether there was one. Nobody hears of it where nobody waited."""
+        if self.state.pending is None:
+            return False
+        askers = self.state.pending_askers
+        self.change(pending=None, pending_askers=())
+        if askers:
+            self.do(ev.Record(0, ended_as, how, 0.0))
+            text = f"the release was {ended_as} {how}; it had not begun"
+            self.answer(askers, False, 0, text, ended_as)
+        return True
+
+    def answer(
+        self, askers: tuple[Asker, ...], ok: bool, number: int, text: str, outcome: str = "", aborted: int = 0
+    ) -> None:
+        self.do(*(ev.Answer(asker, ok, number, text, outcome, aborted) for asker in askers))
+
+    def answer_now(self, askers: tuple[Asker, ...], text: str, aborted: int = 0) -> None:
+        """Those who do not wait (`patient` has the others). No generation is named: what becomes of it is open."""
+        self.answer(tuple(a for a in askers if a.wait == "none"), True, 0, text, aborted=aborted)

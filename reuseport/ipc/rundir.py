@@ -31,6 +31,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import stat
@@ -41,6 +42,11 @@ from reuseport.options.machine import whose
 
 # A file in work/ that belongs to a process.
 _SOMEBODYS = re.compile(r"(?P<zygote>\d+)\.door|(stacks|snapshot|lines)-(?P<who>\d+\.j?\d+)\.(txt|json)(\.new)?")
+
+
+def not_this(path: str, owner: str, wanted: object) -> str:
+    """What is said to an operator who names one server, and is led to the directory of another."""
+    return f'this run directory belongs to "{owner}", not "{wanted}": {path}'
 
 
 class RunDirError(Exception):
@@ -100,6 +106,17 @@ class RunDir:
     def lines(self, process: str) -> str:
         """Where its handler in C does, if its interpreter cannot."""
         return os.path.join(self.work, f"lines-{process}.txt")
+
+    def server(self) -> str:
+        """What the master is called that lives here, or that has left its workers here; "" where that is not known.
+
+        It is written in the roster, as long as there is anything to adopt.
+        """
+        try:
+            data = json.loads(Path(self.roster).read_bytes())
+        except (OSError, ValueError):
+            return ""
+        return str(data.get("name", "")) if isinstance(data, dict) else ""
 
     def clear_up(self, lives: Callable[[str], bool]) -> None:
         """Remove the files of processes that live no more, of whose end no master has heard. `lives` is asked by the

@@ -173,11 +173,20 @@ def _answer(master: Master, command: ev.Answer) -> None:
     client = master.control.clients.get(command.asker.name)
     if client is None:
         return
+    number = command.generation or None
+    facts = {"aborted": command.aborted} if command.aborted else {}
     if command.ok:
-        client.done(True, generation=command.generation, text=command.text)
+        change = master.cluster.change
+        if change is not None and change.number == command.generation and not command.aborted:
+            facts |= {"what": change.what, "from": change.came_from or None, "source": change.source, "by": change.by}
+        client.done(True, generation=number, text=command.text, **facts)
         return
-    output = master.boot_logs.tail(command.generation) + master.companions.tail(command.generation)
-    client.done(False, generation=command.generation or None, error=command.text, output=output)
+    output = ""
+    if command.outcome:
+        facts |= {"outcome": command.outcome}  # its application has not failed, so nothing it printed says why
+    else:
+        output = master.boot_logs.tail(command.generation) + master.companions.tail(command.generation)
+    client.done(False, generation=number, error=command.text, output=output, **facts)
 
 
 def _record(master: Master, command: ev.Record) -> None:

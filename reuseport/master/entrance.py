@@ -31,8 +31,9 @@ from reuseport.master.recipe import release_of
 from reuseport.master.releases import complete
 from reuseport.master.roster import Remains
 from reuseport.master.slots import SlotError, Slots
-from reuseport.master.takeover import take_over
+from reuseport.master.takeover import refuse_stranger, take_over
 from reuseport.options import OptionError, Settings
+from reuseport.options.identity import is_borrowed, last_name, place_of_history
 from reuseport.options.settings import DEFAULT
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -67,9 +68,14 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     bequest = take_over(master, release) if settings.takeover != "no" else None
 
     # From here on this is the master.
-    remains = _own(master)
-    history, samples = estate.open_state(settings, master.log.write)
-    master.cluster = Cluster(last=history.last)
+    try:
+        remains = _own(master)
+    except RunDirError:
+        refuse_stranger(settings, master.run_dir)  # which says more
+        raise
+    kept, samples = estate.open_state(settings, master.log.write)
+    _warn_of_history(master, last_name(kept.lines))
+    master.cluster = Cluster(last=kept.last)
     addresses = None
     if bequest and not bequest.bereaved:
         addresses = bequest.addresses
@@ -87,7 +93,7 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     survivors = remains.adopted.survivors if remains else ()
     master.companions.take_over(survivors)
     master.map_shared(samples)
-    master.furnish(master.listen(), control.listen(master.run_dir.control), history, adopting=remains is not None)
+    master.furnish(master.listen(), control.listen(master.run_dir.control), kept, adopting=remains is not None)
     if master.reload:
         master.reload.watch(release.recipe["directory"])
 
@@ -117,11 +123,11 @@ def go_on(left: estate.Estate) -> Master:
     master.left, master.started = left, left.started
     master.lock, master.cluster = left.lock, left.cluster
     master.run_dir.keep()
-    history, samples = estate.open_state(left.first, master.log.write, trim=False)
+    kept, samples = estate.open_state(left.first, master.log.write, trim=False)
     master.slots = _slots(left.first, left.supervision)
     master.map_shared(samples)
     hellos, questions = left.doors()
-    master.furnish(hellos, questions, history, adopting=True)
+    master.furnish(hellos, questions, kept, adopting=True)
     left.enter(master)
     return master
 
@@ -154,6 +160,14 @@ def _own(master: Master) -> Remains | None:
         raise RunDirError(odds)
     master.run_dir.share(*(master.ids or (None, None)))
     return remains
+
+
+def _warn_of_history(master: Master, owner: str) -> None:
+    """The state directory may be the one that another server has left, whose versions `rollback` then goes back to."""
+    if is_borrowed(master.first, owner):
+        where = master.first.where(place_of_history(master.first))
+        text = f'{where}: {master.first.state_dir} has the history of "{owner}", not of "{master.first.name}"'
+        master.log.write("warning", f"{text}: rollback also knows the versions of that server")
 
 
 def _slots(settings: Settings, supervision: Supervision, addresses: Sequence[str] | None = None) -> Slots:

@@ -4,11 +4,11 @@ It outlives the master, so that generation numbers go on where they were and `ro
 was. A line is only ever added; a reader passes over one that it does not understand, such as the last one after a
 power failure.
 
-Five kinds of lines, told apart by `event`: "release" (a release ended: `outcome` serving, canary, failed or
-superseded; `seconds` since it was begun), "drained" (an old generation's last worker has left: `seconds` since its
-drain began, `jobs` it waited for, `jobs_before` those that had ended by then, the longest of each), "taken back" (it
-failed its probation), and of the master itself "started" (`adopted`: the generations that an earlier one left to it)
-and "stopped". `at` is Unix time in seconds.
+Five kinds of lines, told apart by `event`: "release" (a release ended: `outcome` serving, canary, failed, superseded
+or aborted; `seconds` since it was begun, `by` who asked for it), "drained" (an old generation's last worker has left:
+`seconds` since its drain began, `jobs` it waited for, `jobs_before` those that had ended by then, the longest of each),
+"taken back" (it failed its probation), and of the master itself "started" (`adopted`: the generations that an earlier
+one left to it) and "stopped". `at` is Unix time in seconds.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key
 from reuseport.ipc import channel as channels
 from reuseport.ipc.begun import Begun
 from reuseport.ipc.latencies import Latencies
-from reuseport.ipc.rundir import RunDir
+from reuseport.ipc.rundir import RunDir, not_this
 from reuseport.ipc.scoreboard import Scoreboard
 from reuseport.ipc.title import set_title
 from reuseport.master import estate, status, upgrade
@@ -44,7 +44,7 @@ from reuseport.master.passed import Supervision
 from reuseport.master.processes import Process, Processes
 from reuseport.master.progress import Progress
 from reuseport.master.questions import QUESTIONS, whole_status
-from reuseport.master.releases import Releases
+from reuseport.master.releases import Operator, Releases
 from reuseport.master.reload import Reload
 from reuseport.master.retirement import Predecessors, retire
 from reuseport.master.roster import Roster
@@ -87,7 +87,7 @@ class Master:
         self.ids = find_user(settings)
         self.log_files = LogFiles(self.ids, log.write)
         self.run_dir = RunDir(settings.run_dir)
-        self.roster = Roster(self.run_dir.roster)
+        self.roster = Roster(self.run_dir.roster, self.first.name)
         self._roster_failed = False  # it could not be written the last time, which is told once
         self.loop = Loop()
         self.loop.on_error = lambda text: log.write("critical", f"a defect of the master, which goes on:\n{text}")
@@ -143,7 +143,7 @@ class Master:
         )
         self.reload: Reload | None = None
         if settings.reload:
-            self.reload = Reload(self.loop, self._extra_files, lambda: self.releases.ask(None), log)
+            self.reload = Reload(self.loop, self._extra_files, self._release_saved, log)
             self.switchboard.on_import = self.reload.watch
         self.watch = Watch(self.run_dir, self.loop, self.processes, self.board, tell, log)
         self.upgrade = upgrade.Upgrade(self)
@@ -223,6 +223,9 @@ class Master:
         answer = QUESTIONS.get(question["do"])
         if self.succession.paused:
             self.succession.hold(client, question)
+        elif question.get("server") not in (None, self.first.name):
+            # Another master may have come into this run directory since the client looked.
+            client.done(False, error=not_this(self.run_dir.path, self.first.name, question["server"]))
         elif answer is None:
             client.done(False, error=f"this master ({__version__}) does not know {question['do']!r}")
         else:
@@ -298,7 +301,7 @@ class Master:
         self.switchboard.close()
         self.switchboard.listen(self.listen())
         self.control.listen_again()
-        self.roster = Roster(self.run_dir.roster)
+        self.roster = Roster(self.run_dir.roster, self.first.name)
         try:
             history, samples = estate.open_state(self.first, self.log.write, trim=False)
             self.write_pid_file()
@@ -364,7 +367,10 @@ class Master:
 
     def _release_by(self, path: str) -> None:
         self.log.write("info", f"{path} was touched: releasing")
-        self.releases.ask(None)
+        self.releases.ask(None, operator=Operator(f"touching {path}"))
+
+    def _release_saved(self) -> None:
+        self.releases.ask(None, operator=Operator("saving a file (--reload)"))
 
     def _stop_by(self, path: str) -> None:
         self.log.write("info", f"{path} was touched: stopping")

@@ -35,7 +35,7 @@ CODES = {
     "5xx": scoreboard.SERVER_ERRORS,
     "none": scoreboard.UNFINISHED,
 }
-OUTCOMES = ("serving", "failed", "superseded", "canary", "taken back")
+OUTCOMES = ("serving", "failed", "superseded", "aborted", "canary", "taken back")
 
 
 @dataclass(frozen=True)

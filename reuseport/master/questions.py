@@ -15,12 +15,15 @@ from reuseport.core import events as ev
 from reuseport.core.model import Asker
 from reuseport.master import status
 from reuseport.master.control import Client
+from reuseport.master.releases import Operator
+from reuseport.options.arguments import one_line
 from reuseport.version import __version__
 
 if TYPE_CHECKING:
     from reuseport.master.main import Master
 
 Question = dict[str, Any]
+LONGEST_NAME = 200  # characters of what a client says about its operator
 
 
 def _status(master: Master, client: Client, question: Question) -> None:
@@ -29,16 +32,26 @@ def _status(master: Master, client: Client, question: Question) -> None:
 
 def _release(master: Master, client: Client, question: Question) -> None:
     canary = question.get("canary")
-    master.releases.ask(client, _wait(question), str(question.get("label", "")), canary)
+    master.releases.ask(client, _wait(question), str(question.get("label", "")), canary, _operator(question))
 
 
 def _promote(master: Master, client: Client, question: Question) -> None:
-    master.releases.promote(client, _wait(question))
+    master.releases.promote(client, _wait(question), _operator(question), _came_from(question))
 
 
 def _rollback(master: Master, client: Client, question: Question) -> None:
     number = question.get("generation")
-    master.releases.back(client, None if number is None else int(number), _wait(question))
+    number = None if number is None else int(number)
+    master.releases.back(client, number, _wait(question), _operator(question), _came_from(question))
+
+
+def _abort(master: Master, client: Client, question: Question) -> None:
+    master.releases.abort(client, _wait(question), _operator(question))
+
+
+def _who(master: Master, client: Client, question: Question) -> None:
+    """Which server this is, for a command that says on which one it acts."""
+    client.done(True, name=master.first.name, pid=os.getpid(), run_dir=master.run_dir.path)
 
 
 def _await_drain(master: Master, client: Client, question: Question) -> None:
@@ -71,6 +84,22 @@ def _wait(question: Question) -> str:
     return str(question.get("wait", "ready"))
 
 
+def _came_from(question: Question) -> int:
+    return int(question.get("from") or 0)
+
+
+def _operator(question: Question) -> Operator:
+    """Who asks. `started` is the time at which the command was started, in seconds of CLOCK_BOOTTIME."""
+    who = one_line(str(question.get("by") or ""))[:LONGEST_NAME]
+    started = question.get("started")
+    seen_at = None
+    if isinstance(started, int | float):
+        ago = time.clock_gettime(time.CLOCK_BOOTTIME) - started
+        seen_at = time.monotonic() - max(0.0, ago)
+    by = f"reuseport {question['do']}" + (f" ({who})" if who else "")
+    return Operator(by, str(question.get("session") or "")[:LONGEST_NAME], seen_at)
+
+
 def whole_status(master: Master) -> dict[str, Any]:
     """What `reuseport status --json` prints."""
     about = {
@@ -98,6 +127,8 @@ QUESTIONS: dict[str, Callable[[Master, Client, Question], None]] = {
     "release": _release,
     "promote": _promote,
     "rollback": _rollback,
+    "abort": _abort,
+    "who": _who,
     "await drain": _await_drain,
     "history": _history,
     "stop": _stop,

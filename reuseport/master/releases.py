@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from reuseport import options
 from reuseport.core import events as ev
@@ -28,6 +28,16 @@ from reuseport.master.tally import Tally
 from reuseport.master.tenants import ROOM
 from reuseport.options import OptionError, Settings
 
+
+class Operator(NamedTuple):
+    """Who asks, as in core.events.RollbackAsked."""
+
+    by: str = ""
+    session: str = ""
+    seen_at: float | None = None
+
+
+UNKNOWN = Operator()
 ENOUGH = 20  # answers without which a share of errors says nothing
 SHOWN = 50  # ended releases that `status` shows
 JOBS = 20  # jobs of each generation that the history keeps, the longest, of those before its drain and of those in it
@@ -87,7 +97,12 @@ class Releases:
         return complete(release_of(self.settings), self._extra)
 
     def ask(
-        self, client: Client | None, wait: str = "ready", label: str = "", canary: Mapping[str, Any] | None = None
+        self,
+        client: Client | None,
+        wait: str = "ready",
+        label: str = "",
+        canary: Mapping[str, Any] | None = None,
+        operator: Operator = UNKNOWN,
     ) -> None:
         """Read the configuration again, and release what it says now: to everybody, or to some as a `canary`."""
         self.asked += 1
@@ -98,6 +113,7 @@ class Releases:
             late = options.changed_at_start_only(self._first, settings)
             settings = settings.keeping(self._first, late)
             release = replace(complete(release_of(settings, label), self._extra), canary=canary)
+            release = replace(release, by=operator.by, session=operator.session)
             self._check_room(settings)
             self.check_logs(settings)
         except OptionError as error:
@@ -109,25 +125,46 @@ class Releases:
         self.settings = settings
         self._begin(client, wait, release)
 
-    def back(self, client: Client, number: int | None, wait: str = "ready") -> None:
-        """Release an earlier version again: that of generation `number`, or the one before what serves.
+    def back(
+        self, client: Client, number: int | None, wait: str = "ready", operator: Operator = UNKNOWN, came_from: int = 0
+    ) -> None:
+        """Release an earlier version again: that of generation `number`, or the one before what serves; or end a
+        release that boots. The core decides which (core/operators.py).
 
         It is never refused for want of room: who goes back has a reason.
         """
         self.asked += 1
+        release, refusal = None, ""
         try:
-            release = self._earlier(number)
+            release = replace(self._earlier(number), by=operator.by, session=operator.session)
         except OptionError as error:
-            self._refuse(client, str(error), log=False)
-            return
-        self._log("info", f"rolling back to the version of generation {release.source} ({release.recipe['label']})")
-        self._begin(client, wait, release)
+            refusal = str(error)
+        serving = self._cluster().serving
+        self._tell(
+            ev.RollbackAsked(
+                release,
+                serving.number if serving else 0,
+                self._asker(client, wait),
+                refusal,
+                number or 0,
+                self._version_of(number),
+                came_from,
+                *operator,
+            )
+        )
 
-    def promote(self, client: Client, wait: str = "ready") -> None:
+    def promote(
+        self, client: Client, wait: str = "ready", operator: Operator = UNKNOWN, came_from: int = 0
+    ) -> None:
         """Release the canary to everybody."""
-        self._tell(ev.PromoteAsked(self._asker(client, wait)))
+        by, session, seen_at = operator
+        self._tell(ev.PromoteAsked(self._asker(client, wait), by, session, came_from, seen_at))
 
-    def begin_for_another(self, release: Release, asker: Asker, objection: str) -> str:
+    def abort(self, client: Client, wait: str = "ready", operator: Operator = UNKNOWN) -> None:
+        """End every release that has not begun to accept."""
+        self._tell(ev.AbortAsked(self._asker(client, wait), *operator))
+
+    def begin_for_another(self, release: Release, asker: Asker, objection: str, by: str) -> str:
         """Release what a master brings along that takes over from this one. Why not, or ""."""
         self.asked += 1
         try:
@@ -137,19 +174,16 @@ class Releases:
         except OptionError as error:
             self._refuse(None, str(error), log=True)
             return str(error)
-        self._tell(ev.ReleaseAsked(release, asker))
+        self._tell(ev.ReleaseAsked(replace(release, by=by), asker))
         return ""
 
     def _begin(self, client: Client | None, wait: str, release: Release) -> None:
         self._tell(ev.ReleaseAsked(release, self._asker(client, wait)))
 
     def _asker(self, client: Client | None, wait: str) -> Asker | None:
-        """Who is told the outcome, if anybody waits for it."""
-        if client and wait == "none":
-            client.done(True, generation=None, text="the release was asked for")
-            return None
+        """Who is told the outcome, or the begin (`wait` is "none")."""
         if client:
-            client.watching = True
+            client.watching = wait != "none"
         return Asker(client.name, wait) if client else None
 
     def _refuse(self, client: Client | None, error: str, log: bool) -> None:
@@ -232,6 +266,14 @@ class Releases:
         kept = settings.keeping(self._first, late).to_json()
         return replace(release, recipe={**release.recipe, "settings": kept, "ids": now.release.recipe["ids"]})
 
+    def _version_of(self, number: int | None) -> int:
+        """The generation that first brought the version of generation `number`; 0 where that is not known."""
+        living = self._cluster().generations.get(number or 0)
+        if living is not None:
+            return living.origin
+        line = self.history.served().get(number or 0)
+        return int(line["source"] or line["number"]) if line else 0
+
     # --- what became of them ----------------------------------------------------------------------------------------
 
     def begins(self, generation: int, release: Release) -> None:
@@ -254,13 +296,14 @@ class Releases:
             self._before = self._answers(older[-1]) if older else (0, 0)
         self._add(
             "release",
-            number=command.generation,
+            number=command.generation or None,
             outcome=command.outcome,
             error="" if serves or command.outcome == "canary" else command.text,
             seconds=round(command.seconds, 3),
             source=release.source,
             label=release.recipe.get("label", ""),
             directory=release.recipe.get("directory", ""),
+            by=release.by,
             **({"release": asdict(release)} if serves else {}),
         )
 

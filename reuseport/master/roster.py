@@ -31,9 +31,10 @@ from reuseport.core.model import (
     Key,
 )
 from reuseport.core.record import release_of
-from reuseport.ipc.rundir import RunDirError
+from reuseport.ipc.rundir import RunDirError, not_this
 from reuseport.master import files
 from reuseport.options import Settings
+from reuseport.options.identity import is_stranger
 
 VERSION = 1
 TENANCY = ("tenant", "tenant_isolation")  # what workers of one run directory must have in common
@@ -49,6 +50,7 @@ class Remains:
     slots: tuple[tuple[str, int], ...]
     strays: tuple[int, ...]
     gone: Mapping[Key, int]
+    name: str = ""  # what that master was called, where it has written it down
 
     def at_odds(self, settings: Settings, ids: tuple[int, int] | None) -> str:
         """Why a master with these settings cannot have those who survive; "" if it can. `ids` are the workers' own.
@@ -56,6 +58,8 @@ class Remains:
         They know tenants as they were told to, and would break what this master promises; and nobody can be told to
         become another user.
         """
+        if is_stranger(settings, self.name):
+            return f"{settings.where('run_dir')}: {not_this(settings.run_dir, self.name, settings.name)}"
         for one in self.adopted.survivors:
             recipe = one.release.recipe
             theirs = Settings.from_json(recipe["settings"])
@@ -73,8 +77,10 @@ class Remains:
 
 
 class Roster:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, name: str = "") -> None:
+        """`name` is that of the master that writes it."""
         self._path = path
+        self._name = name
         self._written: Any = None
 
     def write(self, cluster: Cluster, rows: Mapping[Key, int], slots: tuple[tuple[str, int], ...]) -> None:
@@ -93,6 +99,7 @@ class Roster:
             return
         data = {
             "v": VERSION,
+            "name": self._name,
             "last": cluster.last,
             "forked": forked,
             "ended": ended,
@@ -162,6 +169,7 @@ class Roster:
             slots if held else (),
             tuple(strays),
             gone,
+            str(data.get("name", "")),
         )
 
 

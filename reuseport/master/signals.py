@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from reuseport.core import events as ev
 from reuseport.ipc.inherited import SIGNALS
+from reuseport.master.releases import Operator
 
 if TYPE_CHECKING:
     from reuseport.master.main import Master
@@ -72,7 +73,7 @@ def _reopen_logs(master: Master) -> None:
 
 MEANINGS: dict[int, Callable[[Master], None]] = {
     signal.SIGCHLD: lambda master: master.processes.reap(),
-    signal.SIGHUP: lambda master: master.releases.ask(None),
+    signal.SIGHUP: lambda master: master.releases.ask(None, operator=Operator("SIGHUP")),
     signal.SIGTERM: lambda master: master.events.append(master.stop_asked(insist=True)),
     signal.SIGINT: lambda master: master.events.append(ev.StopAsked(quick=True)),
     signal.SIGQUIT: lambda master: master.events.append(ev.StopAsked(quick=True)),

@@ -70,7 +70,8 @@ def _generation(
         ),
         "age": round(now - g.born, 3),
         "since": round(now - g.since, 3),
-        "failure": g.failure,
+        "failure": f"{g.ended_as} {g.failure}" if g.ended_as else g.failure,
+        "by": g.release.by,
         "wanted": g.wanted,
         "memory": sum(w["memory"]["pss"] or w["memory"]["rss"] for w in workers)
         + (of_zygote["pss"] if of_zygote else 0),  # and not its resident memory, which is the workers', too

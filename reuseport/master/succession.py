@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from reuseport.core import events as ev
 from reuseport.core import record
-from reuseport.core.model import BOOTING, SERVING, ZYGOTE, Asker, Key, Release
+from reuseport.core.model import BOOTING, SERVING, SUPERSEDED, ZYGOTE, Asker, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import PACKET, Channel
-from reuseport.ipc.rundir import RunDirError
+from reuseport.ipc.rundir import RunDirError, not_this
 from reuseport.master import bequest
 from reuseport.master.control import Client
 from reuseport.master.loop import READ, WRITE
 from reuseport.options import Settings
+from reuseport.options.identity import is_stranger
 from reuseport.version import __version__
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ class Succession:
         objection = objection or self._at_odds(release, question)
         # A rollback loads the old version anew: a copy of its zygote would be this master's child, and keep it here.
         release = replace(release, standby=0.0, canary=None)
-        if refusal := self._master.releases.begin_for_another(release, Asker(SUCCESSOR), objection):
+        if refusal := self._master.releases.begin_for_another(
+            release, Asker(SUCCESSOR), objection, f"master {pid} (--takeover)"
+        ):
             _refuse(channel, refusal)
             channel.close()
             return
@@ -120,6 +123,8 @@ class Succession:
     def _at_odds(self, release: Release, question: Mapping[str, Any]) -> str:
         """What the successor's options may not change, since both versions live by it."""
         theirs, mine = Settings.from_json(release.recipe["settings"]), self._master.first
+        if is_stranger(theirs, mine.name):
+            return not_this(self._master.run_dir.path, mine.name, theirs.name)
         if question["addresses"] is not None and (why := self._master.slots.differ_from(question["addresses"])):
             return f"--bind: {why}: other addresses need a new start"
         for name in SHARED:
@@ -243,7 +248,10 @@ class Succession:
         if command.ok and g is not None and g.release.recipe is self._recipe:
             self._due = True
             return
-        error = "a newer release has taken its place" if command.ok else command.text
+        newer = command.ok or command.outcome == SUPERSEDED
+        error = "a newer release has taken its place" if newer else command.text
+        if newer and not command.ok:
+            error += f": {command.text}"
         self._decline(error, self._master.boot_logs.tail(command.generation))
 
     def look(self) -> None:

@@ -22,13 +22,14 @@ from reuseport.core.model import Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import SIGNALS
-from reuseport.ipc.rundir import RunDir
+from reuseport.ipc.rundir import RunDir, RunDirError, not_this
 from reuseport.master.bequest import Bequest, TakeoverError
 from reuseport.master.processes import spawn_zygote
 from reuseport.master.scrape import listen
 from reuseport.master.slots import SlotError, may_be, names_of
 from reuseport.master.succession import PROMPT, PROTOCOL
 from reuseport.options import Settings
+from reuseport.options.identity import is_stranger
 from reuseport.options.machine import whose
 from reuseport.options.settings import DEFAULT
 from reuseport.version import __version__
@@ -58,6 +59,7 @@ def take_over(master: Master, release: Release) -> Bequest | None:
             f"no master owns {run_dir.path}, so there is nothing to take over (--run-dir, or -n, says where one is "
             "looked for); start without --takeover, or with --takeover if-running"
         ) from None
+    refuse_stranger(settings, run_dir)
     with contextlib.ExitStack() as stack:
         # A HUP waits until this is a master; what ends a process ends this one.
         before = signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -73,6 +75,12 @@ def _check_owner(settings: Settings, run_dir: RunDir) -> None:
         if owner != os.geteuid():
             where = settings.where("run_dir")
             raise TakeoverError(f"{where}: {run_dir.path} {whose(owner)}")
+
+
+def refuse_stranger(settings: Settings, run_dir: RunDir) -> None:
+    """RunDirError where a server of another name lives in the run directory that these settings lead to."""
+    if is_stranger(settings, name := run_dir.server()):
+        raise RunDirError(f"{settings.where('run_dir')}: {not_this(run_dir.path, name, settings.name)}")
 
 
 class _Candidate:
@@ -140,7 +148,8 @@ class _Candidate:
         kind = message["type"]
         if kind == "accepted":
             version = message.get("version", "unknown")
-            self._master.log.write("info", f"taking over from master {self._pid} (reuseport {version})")
+            where = f"server {self._master.first.name}, run directory {self._master.run_dir.path}"
+            self._master.log.write("info", f"taking over from master {self._pid} (reuseport {version}): {where}")
             self._look_at_metrics(message.get("metrics"))
         elif kind == "start":
             self._start(message)

@@ -57,7 +57,7 @@ def scan(argv: Sequence[str], options: Iterable[Option], foreign: Iterable[Forei
             value = "false" if flag.startswith("--no-") and isinstance(entry, Option) else None
         elif value is None:
             if isinstance(entry, Option) and entry.bare:
-                value = words.pop(0) if words and _fits(entry, words[0]) else None
+                value = words.pop(0) if words and (not words[0].strip() or _fits(entry, words[0])) else None
             elif not words or _cut(words[0], known)[0] in known:
                 raise OptionError(f"{flag}: wants a value, {flag} {_metavar(entry)}")
             else:

@@ -36,6 +36,15 @@ def options_page() -> str:
         "Made from their declarations in `reuseport/options/declared/` (`scripts/docs`). Each is a flag of `reuseport",
         "serve`, a key of `reuseport.toml`, a variable, and a keyword of `reuseport.serve()`, but for those that say",
         "otherwise; the flag counts before the variable, and that before the file. A release reads all of it again.",
+        "",
+        "A file that the command line names (`-c FILE`) counts before the variables in what says which server it is:",
+        "`name`, `run_dir` and `state_dir`. A name never leads to the run directory of another server:",
+        "[running](running.md#which-server).",
+        "",
+        "An empty value on the command line is an error that names the option, unless the option's row says what it",
+        "means. An empty variable counts as not set; `REUSEPORT_NAME`, `REUSEPORT_RUN_DIR` and `REUSEPORT_CONFIG` are",
+        "an error when they are empty, because they decide which server is stopped. In a file, `\"\"` is the value of",
+        "an option that has none.",
     ]
     for group in dict.fromkeys(option.group for option in OPTIONS):
         lines += ["", f"## {group}", "", "| option | meaning |", "|---|---|"]
@@ -109,6 +118,8 @@ def _facts(option: Option) -> str:
         if FILE in option.where:
             names.append(f"key {option.name}")
         facts.append(", ".join(names) + ".")
+    if option.empty:
+        facts.append(f"Empty: {option.empty}.")
     if option.effect == "start":
         facts.append("Takes effect at a start only.")
     return " ".join(facts)

@@ -21,7 +21,8 @@ class Option:
     what is typed besides --NAME; only `flags` are shown in the help. `bare` is what the flag alone means, and a remark
     ("" for none).
     `check` sees the whole value, after every source, and raises ValueError like a kind. `keys` are those of a table,
-    declared like options themselves.
+    declared like options themselves. `empty` says what an empty value on the command line means; without it, one is an
+    error. An empty variable counts as not set, but it is an error with `decisive`.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Option:
     where: frozenset[str] = frozenset({FLAG, ENVIRONMENT, FILE})
     bare: tuple[str, str] | None = None
     keys: tuple[Option, ...] = ()
+    empty: str = ""
+    decisive: bool = False
 
     @property
     def flag(self) -> str:

@@ -1,6 +1,7 @@
 """From a command line, the environment and a file to settings.
 
-A flag wins over the environment, that over the file, that over the default. Everything said is parsed where it was
+A flag wins over the environment, that over the file, that over the default; but in what says which server it is
+(`PLACE`), a file that the command line names wins over the environment. Everything said is parsed where it was
 said, so that a mistake is reported with the flag, the variable or the file and key that made it, even if a stronger
 source would have hidden it.
 """
@@ -23,6 +24,7 @@ from reuseport.options.settings import Origin, Settings, anchored, make_origin
 from reuseport.options.table import BY_NAME, FOREIGN, OPTIONS
 
 DEFAULT_FILE = "reuseport.toml"
+PLACE = ("name", "run_dir", "state_dir")  # say which server it is, and where it lives
 
 
 class Said(NamedTuple):
@@ -85,6 +87,8 @@ def _read(origin: Origin, remarks: list[str]) -> Settings:
     in_file = from_table(read_toml(path, place), path, remarks) if path else []
     # The weakest source first: the last word counts, and tables add up.
     said = [*in_file, *variables, *typed]
+    if any(name == "config" for name, _ in typed):
+        said = [*said[: -len(typed)], *_over_variables(in_file, variables, remarks), *typed]
     if origin.keywords is not None and "app" not in origin.keywords:
         # The application was passed as an object, which is as strong a word as any.
         said = [word for word in said if word[0] != "app"]
@@ -104,12 +108,25 @@ def _read(origin: Origin, remarks: list[str]) -> Settings:
     return Settings(values, places, remarks, origin)
 
 
+def _over_variables(in_file: Words, variables: Words, remarks: list[str]) -> Words:
+    """What a file that the command line names says about which server it is: that counts more than a variable."""
+    words = [word for word in in_file if word[0] in PLACE]
+    for name, said in words:
+        for _, other in (word for word in variables if word[0] == name):
+            if other.value != said.value:
+                remarks.append(one_line(f"{other.place} does not count: {said.place} is in the file that -c names"))
+    return words
+
+
 def from_flags(
     argv: Sequence[str], options: Sequence[Option], remarks: list[str], foreign: Sequence[Foreign] = ()
 ) -> Words:
     """What a command line says, parsed. Raises OptionError."""
     words: Words = []
     for entry, flag, text in scan(argv, options, foreign):
+        if text is not None and not text.strip() and (isinstance(entry, Foreign) or not entry.empty):
+            place = entry.name if isinstance(entry, Option) and entry.positional else flag
+            raise OptionError(_is_empty(place, "leave it out for its default"))
         if isinstance(entry, Foreign):
             _remark_on(entry, flag if text is None else f"{flag} {text}", text, remarks)
             continue
@@ -125,10 +142,13 @@ def from_flags(
 
 
 def from_environment(environ: Mapping[str, str], options: Sequence[Option]) -> Words:
-    """What the variables say, parsed; an empty one says nothing. Raises OptionError."""
+    """What the variables say, parsed. An empty one says nothing; one that would decide which server is meant is an
+    error. Raises OptionError."""
     words: Words = []
     names = {option.variable.removeprefix(PREFIX): option for option in options if ENVIRONMENT in option.where}
     for option in names.values():
+        if option.decisive and option.variable in environ and not environ[option.variable].strip():
+            raise OptionError(_is_empty(option.variable, "unset it for its default"))
         variable = next((name for name in (option.variable, *option.fallbacks) if environ.get(name)), None)
         if variable:
             for item in _items(option, environ[variable], variable, split=True):
@@ -250,6 +270,8 @@ def _typed(option: Option, value: Any, source: str, place: str) -> Words:
         items: list[Any] = list(value.items())
     elif option.repeatable:
         items = list(value) if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, str) and not item.strip() for item in items):
+            raise OptionError(f"{place}: one of the values is empty")
     else:
         items = [value]
     return [(option.name, Said(source, place, _parsed(option, item, place))) for item in items]
@@ -259,9 +281,16 @@ def _items(option: Option, text: str, place: str, *, split: bool) -> list[str]:
     if not option.repeatable or not split:
         return [text]
     try:
-        return option.kind.split(text)
+        items = option.kind.split(text)
     except ValueError as error:
         raise OptionError(f"{place}: {error}") from error
+    if not items:
+        raise OptionError(f"{place}: {text!r} holds no value")
+    return items
+
+
+def _is_empty(place: str, remedy: str) -> str:
+    return f"{place}: the value is empty (is a variable not set?); {remedy}"
 
 
 def _parsed(option: Option, value: Any, place: str) -> Any:

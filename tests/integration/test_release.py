@@ -161,9 +161,9 @@ def test_a_release_replaces_one_that_still_boots(server):
     server.write("three")
     second = server.release("--json")
     assert (second.exit, second.json["generation"]) == (0, 3)
-    # Who asked for the replaced one follows the newer one's outcome.
     outcome = server.end(first)
-    assert (outcome.exit, outcome.json["generation"]) == (0, 3)
+    assert (outcome.exit, outcome.json["generation"], outcome.json["outcome"]) == (4, 2, "superseded")
+    assert "generation 2 was superseded by generation 3, asked for by reuseport release" in outcome.err
     status = server.settle(3)
     assert server.get().version == "three"
     ends = {release["number"]: release["outcome"] for release in status["releases"]}

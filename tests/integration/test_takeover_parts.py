@@ -389,6 +389,7 @@ def test_who_waits_for_a_drain_goes_on_to_wait_at_the_new_master(server, second)
     gate.await_entered()
     server.write("two")
     waiting = server.begin("release", "--wait", "drained", "--json")
+    server.wait(lambda s: s.serving == 2, "the first release")
     impatient = server.begin("release", "--wait", "ready")
     assert server.end(impatient).exit == 0
     server.wait(lambda s: 3 in s.numbers, "both releases")

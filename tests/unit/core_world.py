@@ -16,10 +16,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any
 
 from reuseport.core import events as ev
 from reuseport.core import machine, turn
 from reuseport.core.model import (
+    ABORTED,
     ACCEPTING,
     ATTENDING,
     BOOTING,
@@ -40,6 +42,7 @@ from reuseport.core.model import (
     STANDBY,
     STARTING,
     STOPPING,
+    SUPERSEDED,
     TIMER,
     TOLD,
     TRANSITIONS,
@@ -104,6 +107,8 @@ class Audit:
         self.answers: dict[str, ev.Answer] = {}
         self.records: dict[int, str] = {}
         self.taken_back: set[int] = set()
+        self.sources: dict[str, int] = {}  # the version that an asker wants back
+        self.meddled = False  # an operator has asked for a promotion, a rollback or the end of a boot
         self.drained: set[int] = set()
         self.canaries: set[int] = set()
         self.stops = 0
@@ -121,6 +126,7 @@ class Audit:
         self._check_numbers(before, after)
         self._check_transitions(before, after)
         self._check_gates(before, event, after, now)
+        self._check_late(before, event, after)
         had_acceptor = self._acceptors(after)
         for command in commands:
             self._obey(before, event, command, after, now)
@@ -165,13 +171,15 @@ class Audit:
                 self._forget_companion(key)
             case ev.DrainAwaited(asker, generation):
                 self.asked[asker.name] = (asker, generation - 1)
-            case ev.PromoteAsked(asker):
+            case ev.PromoteAsked(asker) | ev.RollbackAsked(asker=asker) | ev.AbortAsked(asker):
+                self.meddled = True
                 if asker:
                     self.asked[asker.name] = (asker, 0)
             case ev.ReleaseAsked(release, asker):
                 self.last_asked = release.recipe["id"]
                 if asker:
                     self.asked[asker.name] = (asker, max(self.begun, default=0))
+                    self.sources[asker.name] = release.source
             case ev.StopAsked():
                 self.stops += 1
             case ev.Adopted(survivors, _, slots, forked, release):
@@ -257,7 +265,7 @@ class Audit:
             case ev.Quit(key) | ev.Abort(key) | ev.Kill(key):
                 self._check_end(before, event, command, key, after, now)
             case ev.Answer():
-                self._check_answer(command, after, now)
+                self._check_answer(before, event, command, after, now)
             case ev.Record(generation, "taken back"):
                 assert self.records[generation] == "serving" and generation not in self.taken_back
                 assert after.generations[generation].state == SERVING, "what does not serve cannot be taken back"
@@ -265,7 +273,10 @@ class Audit:
             case ev.Record(generation, "canary"):
                 assert after.serving and after.serving.number < generation and generation not in self.canaries
                 self.canaries.add(generation)
+            case ev.Record(0, outcome):
+                assert outcome in (SUPERSEDED, ABORTED) and before.pending, "nothing ends that had not begun"
             case ev.Record(generation, outcome):
+                assert outcome != ABORTED or self.meddled, "nobody has asked for that"
                 assert generation not in self.records, f"generation {generation} ended twice"
                 self.records[generation] = outcome
             case ev.Drained(generation):
@@ -477,7 +488,24 @@ class Audit:
             late = [n for n in late if Key(old.number, n) not in self.let_go | self.jobs]
             assert old.number >= number or not late, f"{old.number}.{late} may still accept"
 
-    def _check_answer(self, answer: ev.Answer, after: Cluster, now: float) -> None:
+    def _check_late(self, before: Cluster, event: ev.Event, after: Cluster) -> None:
+        """A command that was started before the present generation began to serve begins and ends nothing; an abort
+        leaves nothing on its way that has not begun to accept."""
+        change = before.change
+        late = isinstance(event, ev.RollbackAsked) and change and event.seen_at is not None and not event.came_from
+        if late and event.seen_at < change.at and before.serving and change.number == before.serving.number:
+            states = {n: g.state for n, g in before.generations.items()}
+            assert after.last == before.last and after.pending == before.pending
+            assert {n: g.state for n, g in after.generations.items()} == states, "a late rollback changed something"
+        if isinstance(event, ev.AbortAsked) and event.seen_at is None and before.serving and not before.leaving:
+            assert after.pending is None and (after.booting is None or after.booting.state == OPENING)
+            assert after.serving is not None and after.serving.number == before.serving.number
+            assert after.canary is None or after.canary.promote_by is None
+        if isinstance(event, ev.RollbackAsked) and before.booting and before.serving:
+            serves = after.serving is not None and after.serving.number == before.serving.number
+            assert serves, "a rollback while a release boots changes what serves"
+
+    def _check_answer(self, before: Cluster, event: ev.Event, answer: ev.Answer, after: Cluster, now: float) -> None:
         """Everybody who asked hears once, the truth, about the release they asked for or a newer one."""
         name = answer.asker.name
         assert name in self.asked, f"{name} has not asked"
@@ -486,11 +514,28 @@ class Audit:
         asker, asked_at = self.asked[name]
         assert asker == answer.asker
         number = answer.generation
+        if asker.wait == "none":
+            assert not answer.ok or number in (0, *self.served)
+            return
+        if answer.outcome:
+            ends = {0: answer.outcome, **self.records}.get(number)
+            ends_late = number in self.served and after.serving and after.serving.number > number
+            assert not answer.ok and (ends == answer.outcome or ends_late or number in self.canaries)
+            return
+        if answer.aborted:
+            assert self.records[answer.aborted] == ABORTED and answer.ok
+            assert number == (after.serving.number if after.serving else 0)
+            return
+        brought = after.serving is not None and after.serving.number == number
+        brought = brought and after.serving.origin == self.sources.get(name)  # type: ignore[union-attr]
         if number:
-            assert number > asked_at, f"{name} heard of an older release than was asked for"
+            assert number > asked_at or (answer.ok and brought), f"{name} heard of an older release than was asked for"
         else:
             assert not answer.ok
-        if answer.ok:
+        at_once = isinstance(event, ev.RollbackAsked | ev.PromoteAsked | ev.AbortAsked) and event.asker == asker
+        if answer.ok and (at_once or brought):
+            assert number in self.served
+        elif answer.ok:
             assert number in self.served | self.canaries
             self._check_confirmed(number, after, now)
             if asker.wait == "drained" and number in self.served:
@@ -621,6 +666,16 @@ class Story:
         self.commands = [c for c in commands if not isinstance(c, (ev.Note, ev.Record, ev.Drained))]
         self.audit.check(before, event, commands, self.cluster, self.now)
         return self.commands
+
+    def roll_back(self, asker: Asker | None = None, to: int = 0, **fields: Any) -> list[ev.Command]:
+        """As the master asks for it: to the version of generation `to`, which must still live; 0 for none."""
+        serving = self.cluster.serving
+        release = None
+        if to:
+            by = {"by": fields.get("by", ""), "session": fields.get("session", "")}
+            release = replace(self[to].release, source=self[to].origin, probation=0.0, canary=None, **by)
+        against = serving.number if serving else 0
+        return self.tell(ev.RollbackAsked(release, against, asker, **{"refusal": "there is none before", **fields}))
 
     def release(self, asker: Asker | None = None, **fields: object) -> list[ev.Command]:
         made = Release(recipe={"id": next(self._ids)}, **{**self._defaults, **fields})  # type: ignore[arg-type]

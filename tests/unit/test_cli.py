@@ -32,7 +32,9 @@ class FakeMaster:
     def __init__(self, run_dir: Path, answers: Answers) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.answers = answers
+        self.identity: dict[str, Any] = {"name": run_dir.name, "pid": 4711, "run_dir": str(run_dir)}
         self.asked: list[dict[str, Any]] = []
+        self.knows_who = True
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(run_dir / "control.sock"))
         self._socket.listen()
@@ -50,6 +52,10 @@ class FakeMaster:
                 question = json.loads(line)
                 if question["do"] == "end of the test":
                     return
+                if question["do"] == "who" and self.knows_who:
+                    says = {"v": 1, "event": "done", "ok": True, **self.identity}
+                    connection.sendall(json.dumps(says).encode() + b"\n")
+                    continue
                 self.asked.append(question)
                 # A client may well leave before the last answer.
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -103,28 +109,36 @@ FAILS = {
 LOADING = {"event": "stage", "text": "generation 7: loading"}
 
 
-def test_release_shows_the_stages_and_the_outcome(master, capsys) -> None:
+def test_release_shows_the_stages_and_the_outcome(master, home: Path, capsys) -> None:
     # The last stage is often the outcome itself; saying it once is enough.
     fake = master(LOADING, {"event": "from the future"}, {"event": "stage", "text": SERVES["text"]}, SERVES)
     assert main(["release"]) == 0
-    assert capsys.readouterr() == ("generation 7: loading\ngeneration 7 serves\n", "")
-    assert fake.asked == [{"v": 1, "do": "release", "wait": "ready", "label": ""}]
+    assert capsys.readouterr() == (f"{shown(home)}generation 7: loading\ngeneration 7 serves\n", "")
+    [question] = fake.asked
+    assert question.items() >= {"v": 1, "do": "release", "wait": "ready", "label": ""}.items()
+    assert question["by"] and question["session"] and question["started"] > 0
 
 
-def test_release_that_fails_shows_what_the_application_said(master, capsys) -> None:
+def shown(home: Path) -> str:
+    """The line by which a command says on which server it acts."""
+    return f"server shop (pid 4711, run directory {home}/reuseport/shop)\n"
+
+
+def test_release_that_fails_shows_what_the_application_said(master, home: Path, capsys) -> None:
     master(FAILS)
     assert main(["release", "--wait", "drained"]) == 1
     out, err = capsys.readouterr()
-    assert out == ""
+    assert out == shown(home)
     assert err == "Traceback ...\nImportError: no\nreuseport: release failed: generation 8: ImportError: no\n"
 
 
 @pytest.mark.parametrize(("done", "status"), [(SERVES, 0), (FAILS, 1)])
-def test_release_as_json_is_the_done_object_alone(done, status, master, capsys) -> None:
+def test_release_as_json_is_the_done_object_and_the_server(done, status, master, home: Path, capsys) -> None:
     master(LOADING, done)
     assert main(["release", "--json"]) == status
     out, err = capsys.readouterr()
-    assert json.loads(out) == {"v": 1, **done}
+    server = {"name": "shop", "pid": 4711, "run_dir": f"{home}/reuseport/shop"}
+    assert json.loads(out) == {"v": 1, **done, "server": server}
     assert ("Traceback" in err) == (status == 1)
 
 
@@ -239,13 +253,13 @@ def test_what_another_user_listens_on_is_not_trusted(master, home: Path, monkeyp
     assert main(["release", "--run-dir", f"{home}/reuseport/shop"]) == 0
 
 
-def test_stop_returns_when_the_process_is_gone(master, monkeypatch, capsys) -> None:
+def test_stop_returns_when_the_process_is_gone(master, home: Path, monkeypatch, capsys) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"]) as process:
         monkeypatch.setattr(client, "_credentials", lambda connection: (process.pid, os.geteuid(), 0))
         fake = master({"event": "stage", "text": "draining"}, {"event": "done", "ok": True})
         assert main(["stop"]) == 0
         assert process.poll() is not None or os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-    assert capsys.readouterr().out == "draining\nstopped\n"
+    assert capsys.readouterr().out == f"{shown(home)}draining\nstopped\n"
     assert fake.asked == [{"v": 1, "do": "stop", "now": False}]
 
 

@@ -37,7 +37,8 @@ from reuseport.core.model import (
 )
 
 SEEDS = st.integers(0, 1 << 30)
-WAITS = st.sampled_from((None, "ready", "drained"))
+WAITS = st.sampled_from((None, "ready", "drained", "none"))
+SESSIONS = st.sampled_from(("", "alice", "bob"))
 RELEASES = st.fixed_dictionaries(
     {
         "trouble": st.sampled_from(("",) * 2 * len(BOOT_TROUBLE) + BOOT_TROUBLE),
@@ -130,10 +131,55 @@ class AnyStory(RuleBasedStateMachine):
         asker = Asker(f"asker {self.asked}", wait) if wait else None
         self.world.feed(ev.ReleaseAsked(replace(g.release, source=g.origin, probation=0.0, canary=None), asker))
 
-    @rule(wait=WAITS)
-    def promote(self, wait: str | None) -> None:
+    def _asker(self, wait: str | None) -> Asker | None:
         self.asked += 1
-        self.world.feed(ev.PromoteAsked(Asker(f"asker {self.asked}", wait) if wait else None))
+        return Asker(f"asker {self.asked}", wait) if wait else None
+
+    @rule(wait=WAITS, session=SESSIONS, ago=st.sampled_from((None, 0.0, 0.5, 5.0)), named=st.booleans())
+    def promote(self, wait: str | None, session: str, ago: float | None, named: bool) -> None:
+        serving = self.world.cluster.serving
+        came_from = serving.number if named and serving else 0
+        seen = None if ago is None else self.world.now - ago
+        self.world.feed(ev.PromoteAsked(self._asker(wait), session, session, came_from, seen))
+
+    @rule(
+        which=st.integers(0, 5),
+        wait=WAITS,
+        session=SESSIONS,
+        ago=st.sampled_from((None, 0.0, 0.5, 5.0)),
+        named=st.booleans(),
+        came_from=st.sampled_from((0, 0, 0, 1, 2, 3)),
+    )
+    def operator_rolls_back(
+        self, which: int, wait: str | None, session: str, ago: float | None, named: bool, came_from: int
+    ) -> None:
+        """To what served before, or to a version that is named, which this world finds among those that live."""
+        living = list(self.world.cluster.generations.values())
+        serving = self.world.cluster.serving
+        if not living:
+            return
+        g = living[which % len(living)]
+        found = serving is not None and g.origin != serving.origin
+        release = replace(g.release, source=g.origin, probation=0.0, canary=None, by=session, session=session)
+        self.world.feed(
+            ev.RollbackAsked(
+                release if found else None,
+                serving.number if serving else 0,
+                self._asker(wait),
+                "there is none before",
+                g.number if named else 0,
+                g.origin if named else 0,
+                came_from,
+                session,
+                session,
+                None if ago is None else self.world.now - ago,
+            )
+        )
+
+    @rule(wait=WAITS, session=SESSIONS, ago=st.sampled_from((None, 0.0, 5.0)))
+    def abort(self, wait: str | None, session: str, ago: float | None) -> None:
+        seen = None if ago is None else self.world.now - ago
+        self.world.feed(ev.AbortAsked(self._asker(wait), session, session, seen))
 
     @rule()
     def drain_is_awaited(self) -> None:

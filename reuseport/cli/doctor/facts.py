@@ -21,8 +21,8 @@ from typing import Any
 from reuseport import startup
 from reuseport.cli.doctor import nginx
 from reuseport.cli.doctor.findings import Facts, Place
-from reuseport.ipc.logfile import check_file
 from reuseport.ipc.inherited import ZYGOTE_VARIABLE
+from reuseport.ipc.logfile import check_file
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.master import lending
 from reuseport.master.recipe import release_of

@@ -76,6 +76,8 @@ def run(argv: Sequence[str]) -> int:
     files, command = list(argv[:end]), list(argv[end + 1 :])
     if bad := [word for word in files if word.startswith("-")]:
         raise OptionError(f"unknown option {bad[0]}; what Gunicorn was told goes behind --")
+    if any(not word.strip() for word in files):
+        raise OptionError("file: the value is empty (is a variable not set?); leave it out for its default")
     if len(files) > 1:
         raise OptionError(f"unexpected argument {files[1]!r}")
     said, source = read(files[0] if files else "", command, os.environ)

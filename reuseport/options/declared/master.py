@@ -28,11 +28,12 @@ CONFIGURATION = "Configuration"
 OPTIONS: tuple[Option, ...] = (
     Option(
         "name", kinds.NAME, lambda values, origin: origin.script or spec.default_name(values["app"]), flags=("-n",),
-        aliases=("--proc-name",), group=PLACE, effect="start", default_text="the application's module",
+        aliases=("--proc-name",), group=PLACE, effect="start", default_text="the application's module", decisive=True,
         help="What this master is called in ps, in the log and in its run directory.",
     ),
     Option(
         "run_dir", kinds.PATH, machine.run_dir_of, metavar="DIR", group=PLACE, effect="start", check=filled,
+        decisive=True,
         default_text="$RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/reuseport/NAME or /tmp/reuseport-UID/NAME",
         help="Where the control socket and what the processes share lie; private to its owner. One master owns it.",
     ),
@@ -98,7 +99,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "access_log", logplace.PLACE, "", metavar="FILE", aliases=("--access-logfile",), group=LOG,
-        check=logplace.check, default_text="none",
+        check=logplace.check, default_text="none", empty="no access log",
         help="Where a line for each request goes; - is standard output, and the rest as for --log-file. USR1 opens a "
         "file again after a rotation.",
     ),
@@ -130,10 +131,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "statsd_prefix", kinds.METRIC_PREFIX, "", group=METRICS, effect="start", default_text="none",
+        empty="no prefix",
         help="What names for statsd begin with; a dot is added.",
     ),
     Option(
         "dogstatsd_tags", kinds.METRIC_TAGS, "", group=METRICS, effect="start", default_text="none",
+        empty="no tags",
         help="Tags for a statsd that knows them (DogStatsD), separated by commas: env:prod,shop.",
     ),
     Option(
@@ -145,7 +148,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "config", kinds.PATH, "", flags=("-c",), group=CONFIGURATION, where=frozenset({FLAG, ENVIRONMENT}),
-        effect="always", default_text="reuseport.toml in the working directory, if it is there",
+        effect="always", default_text="reuseport.toml in the working directory, if it is there", decisive=True,
         help="A TOML file with options: each flag's long name is a key, with dashes or underscores. It is read again "
         "at each release.",
     ),
