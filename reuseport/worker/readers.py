@@ -86,6 +86,7 @@ class Readers:
         self._hub = hub
         self.set = epoll()
         self.by_fd: dict[int, Reader] = {}
+        self.before_reading: Callable[[], None] | None = None  # called when it is known who has sent something
         self._watcher = hub.loop.io(self.set.fileno(), READ)
         self._watcher.start(self._turn)
 
@@ -105,6 +106,8 @@ class Readers:
     def _turn(self) -> None:
         by_fd = self.by_fd
         ready = iter(self.set.poll(0, TURN))
+        if self.before_reading is not None:
+            self.before_reading()
         while True:
             reader = None
             try:

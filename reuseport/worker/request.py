@@ -20,6 +20,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from ..ipc.inflight import NAMELESS, NO_HOST, named
+
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 section 5.6.2
 FIELD = re.compile(rb"(" + TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")  # RFC 9112 section 5; no obs-fold, no control bytes
 METHOD = re.compile(TOKEN)
@@ -34,6 +36,7 @@ UPGRADE = -2  # as a body's length: there is none, and the client would speak an
 HEAD_BYTES = 65536  # no head is longer, whatever the limits on its parts would add up to
 CACHED_LINES = 4096
 CACHED_LINE_BYTES = 320
+VERSION_BYTES = len(" HTTP/1.1")
 # Fields that only one of may come (RFC 9110 section 5.3): which of two would count is anyone's guess.
 SINGLE = {"HTTP_HOST", "CONTENT_LENGTH", "CONTENT_TYPE"}
 # The key of a line that environ must not get. The template has it and it is set after the fields, so a dropped line
@@ -64,6 +67,21 @@ class Lines(dict[bytes, Any]):
         return meaning
 
 
+class Names(dict[bytes, bytes]):
+    """The names (`ipc/inflight.py`) of requests for one host, by their request lines. `room()` makes room for one."""
+
+    def __init__(self, host: str | None, room: Callable[[], None]) -> None:
+        self._suffix = b"\0" + (host.encode("latin-1") if host else NO_HOST)
+        self._room = room
+
+    def __missing__(self, line: bytes) -> bytes:
+        name = named(line[:-VERSION_BYTES] + self._suffix)
+        if len(line) <= CACHED_LINE_BYTES:
+            self._room()
+            self[line] = name
+        return name
+
+
 def too_long(line: bytes, limit: int, error: RequestError) -> RequestError:
     """The error of a line beyond its limit: what comes first in the line decides, as when it arrives byte by byte."""
     return RequestError(400, "bare CR or LF") if BARE.search(line, 0, limit) else error
@@ -80,7 +98,9 @@ class HeadParser:
         self.limit_head = max(HEAD_BYTES, self.limit_line + self.limit_field_size + 4)
         self._request_lines = Lines(self._judge_request_line)
         self._field = Lines(self._judge_field).__getitem__
-        self._hosts: set[str] = set()
+        self._hosts: dict[str, Names] = {}  # with "" for none
+        self._names = 0  # that are kept, of all hosts
+        self.name = NAMELESS  # of the request that was parsed last
 
     def check(self, data: bytes | bytearray, checked: int) -> int:
         """Judge the lines of an incomplete head, those from offset `checked` on.
@@ -122,7 +142,8 @@ class HeadParser:
             self.check(head, 0)
             raise RequestError(431, "the header is too long")
         fields = head.split(b"\r\n") if type(head) is bytes else bytes(head).split(b"\r\n")
-        method, protocol, uri, authority, path, query = self._request_lines[fields.pop(0)]
+        line = fields.pop(0)
+        method, protocol, uri, authority, path, query = self._request_lines[line]
         if len(fields) > self.limit_fields:
             for line in fields[: self.limit_fields]:
                 self._field(line)
@@ -140,11 +161,13 @@ class HeadParser:
         get = environ.get
         is_11 = protocol != "HTTP/1.0"
         host = get("HTTP_HOST")
-        if host not in self._hosts:
-            self._judge_host(host, is_11)
+        names = self._hosts.get(host)
+        if names is None:
+            names = self._judge_host(host, is_11)
         if authority is not None:
-            self._judge_host(authority, is_11)
+            names = self._judge_host(authority, is_11)
             environ["HTTP_HOST"] = authority
+        self.name = names[line]
         connection = get("HTTP_CONNECTION")
         keep_alive = is_11 if connection is None else connection == "keep-alive" or _keeps_alive(connection, is_11)
         coding = get("HTTP_TRANSFER_ENCODING")
@@ -231,17 +254,28 @@ class HeadParser:
             seen[key] = value
         environ.update(seen)
 
-    def _judge_host(self, host: str | None, is_11: bool) -> None:
-        """RFC 9112 section 3.2: HTTP/1.1 has a Host, and a Host is one."""
+    def _judge_host(self, host: str | None, is_11: bool) -> Names:
+        """RFC 9112 section 3.2: HTTP/1.1 has a Host, and a Host is one. The names of its requests."""
         if host is None:
             if is_11:
                 raise RequestError(400, "no Host")
-            return
-        if not HOST.fullmatch(host):
+        elif not HOST.fullmatch(host):
             raise RequestError(400, "malformed Host")
-        if len(self._hosts) >= CACHED_LINES:
+        names = self._hosts.get(host or "")
+        if names is None:
+            if len(self._hosts) >= CACHED_LINES:
+                self._hosts.clear()
+            names = self._hosts[host or ""] = Names(host, self._make_room)
+        return names
+
+    def _make_room(self) -> None:
+        """For one more name. Hosts are forgotten with theirs, and are judged again."""
+        self._names += 1
+        if self._names > CACHED_LINES:
+            for names in self._hosts.values():
+                names.clear()
             self._hosts.clear()
-        self._hosts.add(host)
+            self._names = 1
 
     def _judge_framing(self, coding: str | None, size: str | None, is_11: bool) -> int:
         """The body's length, or CHUNKED (RFC 9112 section 6.3). Never both, and no coding but "chunked" (6.1)."""
