@@ -48,8 +48,10 @@ class Admission:
         self._pause = pause
         self._has_master = has_master
         self._exempt = exempt
-        self._window = slice(0, 1)
-        self._known = b""
+        # What is compared in each turn of the loop, see `begin`.
+        self.memory: Any = shared.memory if shared else b""
+        self.window = slice(0, 0)
+        self.known = b""
         self._held: frozenset[bytes] = frozenset()
         self._refused: dict[bytes, float] = {}
         self._suspects: dict[bytes, tuple[int, int]] = {}
@@ -63,10 +65,15 @@ class Admission:
         if self._row:
             self._row.leave(seat)
 
+    def begin(self) -> None:
+        """From now on requests are clients': a warm-up is never refused, or no worker could take a dead one's place."""
+        if self._shared is not None:
+            self.learn()
+
     def look(self) -> None:
-        """Notice deaths and decisions. Called in each turn of the loop."""
-        if self._shared is not None and self._shared.memory[self._window] != self._known:
-            self._learn()
+        """Notice deaths and decisions."""
+        if self.memory[self.window] != self.known:
+            self.learn()
 
     def admit(self, name: bytes, application: Application, environ: dict[str, Any]) -> tuple[bytes, Application]:
         """What to note, and what answers: the application, or a refusal. Waits while the request is held."""
@@ -84,12 +91,13 @@ class Admission:
         if self._shared is not None and (found := self._suspects.pop(name, None)):
             self._shared.answer(*found)
 
-    def _learn(self) -> None:
+    def learn(self) -> None:
+        """Read all deaths and decisions: something has changed."""
         shared = self._shared
         assert shared is not None
         for _ in range(TRIES):
-            self._window = shared.window()
-            known = shared.memory[self._window]
+            self.window = shared.window()
+            known = shared.memory[self.window]
             # In this order: the master publishes what follows from a death before it takes the mark away.
             dead = [index for index in range(min(shared.count, ROWS)) if shared.is_dead(index)]
             held: set[bytes] = set()
@@ -98,7 +106,7 @@ class Admission:
                 if owner is not None and owner.generation == self._generation:
                     held |= shared.names(index, RUNNING)
             entries = shared.entries().items()
-            settled = shared.is_settled(known) and shared.memory[self._window] == known
+            settled = shared.is_settled(known) and shared.memory[self.window] == known
             if settled:
                 break
         ours = [(index, entry) for index, entry in entries if entry.generation == self._generation]
@@ -106,7 +114,7 @@ class Admission:
         self._refused = {entry.name: entry.until for _, entry in ours if entry.until}
         self._suspects = {entry.name: (index, entry.number) for index, entry in ours if not entry.answered}
         self.alert = bool(self._held or ours)
-        self._known = known if settled else b""
+        self.known = known if settled else b""
 
 
 class Refusal:

@@ -92,8 +92,8 @@ class Engine:
         self.pass_on: Callable[[list[Connection]], None] | None = None
         self._idle: list[Connection] = []
         self.wheel = Wheel(self.loop)
-        self.readers = Readers(self.hub)
         self.admission = admission or Admission()
+        self.readers = Readers(self.hub, self.admission)
         self.board = board
         self.latencies: list[float] = []  # seconds; whoever counts them takes them out
         self.count_latencies: Callable[[], None] = self.latencies.clear  # is called when there are many

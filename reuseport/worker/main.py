@@ -161,7 +161,7 @@ class Worker:
                 self.log("warning", f"--warmup {path}: answered with {status}: {hint}")
         if self.settings.tenant:
             self._make_router()
-        self.engine.readers.before_reading = self.engine.admission.look
+        self.engine.admission.begin()
         self.vitals.measure()
         if birth.booting:
             sys.stdout.flush()

@@ -67,21 +67,6 @@ class Lines(dict[bytes, Any]):
         return meaning
 
 
-class Names(dict[bytes, bytes]):
-    """The names (`ipc/inflight.py`) of requests for one host, by their request lines. `room()` makes room for one."""
-
-    def __init__(self, host: str | None, room: Callable[[], None]) -> None:
-        self._suffix = b"\0" + (host.encode("latin-1") if host else NO_HOST)
-        self._room = room
-
-    def __missing__(self, line: bytes) -> bytes:
-        name = named(line[:-VERSION_BYTES] + self._suffix)
-        if len(line) <= CACHED_LINE_BYTES:
-            self._room()
-            self[line] = name
-        return name
-
-
 def too_long(line: bytes, limit: int, error: RequestError) -> RequestError:
     """The error of a line beyond its limit: what comes first in the line decides, as when it arrives byte by byte."""
     return RequestError(400, "bare CR or LF") if BARE.search(line, 0, limit) else error
@@ -98,8 +83,9 @@ class HeadParser:
         self.limit_head = max(HEAD_BYTES, self.limit_line + self.limit_field_size + 4)
         self._request_lines = Lines(self._judge_request_line)
         self._field = Lines(self._judge_field).__getitem__
-        self._hosts: dict[str, Names] = {}  # with "" for none
-        self._names = 0  # that are kept, of all hosts
+        # By host and request line. A host that is a key has been judged; None is one in HTTP/1.0 only.
+        self._names: dict[str | None, dict[bytes, bytes]] = {}
+        self._named = 0
         self.name = NAMELESS  # of the request that was parsed last
 
     def check(self, data: bytes | bytearray, checked: int) -> int:
@@ -161,13 +147,13 @@ class HeadParser:
         get = environ.get
         is_11 = protocol != "HTTP/1.0"
         host = get("HTTP_HOST")
-        names = self._hosts.get(host)
-        if names is None:
-            names = self._judge_host(host, is_11)
+        try:
+            self.name = self._names[host][line]
+        except KeyError:
+            self.name = self._name(host, line, is_11)
         if authority is not None:
-            names = self._judge_host(authority, is_11)
+            self.name = self._name(authority, line, is_11)
             environ["HTTP_HOST"] = authority
-        self.name = names[line]
         connection = get("HTTP_CONNECTION")
         keep_alive = is_11 if connection is None else connection == "keep-alive" or _keeps_alive(connection, is_11)
         coding = get("HTTP_TRANSFER_ENCODING")
@@ -254,28 +240,22 @@ class HeadParser:
             seen[key] = value
         environ.update(seen)
 
-    def _judge_host(self, host: str | None, is_11: bool) -> Names:
-        """RFC 9112 section 3.2: HTTP/1.1 has a Host, and a Host is one. The names of its requests."""
+    def _name(self, host: str | None, line: bytes, is_11: bool) -> bytes:
+        """The name of a request that has none yet, after its Host has been judged (RFC 9112 section 3.2)."""
         if host is None:
             if is_11:
                 raise RequestError(400, "no Host")
-        elif not HOST.fullmatch(host):
+        elif host not in self._names and not HOST.fullmatch(host):
             raise RequestError(400, "malformed Host")
-        names = self._hosts.get(host or "")
-        if names is None:
-            if len(self._hosts) >= CACHED_LINES:
-                self._hosts.clear()
-            names = self._hosts[host or ""] = Names(host, self._make_room)
-        return names
-
-    def _make_room(self) -> None:
-        """For one more name. Hosts are forgotten with theirs, and are judged again."""
-        self._names += 1
-        if self._names > CACHED_LINES:
-            for names in self._hosts.values():
-                names.clear()
-            self._hosts.clear()
-            self._names = 1
+        name = named(b"%b\0%b" % (line[:-VERSION_BYTES], host.encode("ascii") if host else NO_HOST))
+        if len(line) <= CACHED_LINE_BYTES:
+            if self._named >= CACHED_LINES:
+                self._names.clear()
+                self._named = 0
+            names = self._names.setdefault(host, {})
+            self._named += line not in names
+            names[line] = name
+        return name
 
     def _judge_framing(self, coding: str | None, size: str | None, is_11: bool) -> int:
         """The body's length, or CHUNKED (RFC 9112 section 6.3). Never both, and no coding but "chunked" (6.1)."""
