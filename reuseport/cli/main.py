@@ -36,6 +36,7 @@ GROUPS = {
         "status": "show the generations, their workers, and what each drain waits for",
         "history": "show what was released when, and what each drain waited for",
         "tenants": "show which tenants are kept in which generation, and why",
+        "quarantine": "show the requests that are refused because they ended workers, or let them in: --clear",
         "stacks": "show what every greenlet and thread is at: reuseport stacks [PID|WORKER]",
         "doctor": "say what on this machine, or in this configuration, will hurt",
     },

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reuseport.cli import words
+from reuseport.cli import quarantine, words
 from reuseport.cli.ink import PLAIN, Column, Ink, fit, table
 from reuseport.cli.words import ABSENT, a_dict, a_list, duration, latency, objects, rate, size
 from reuseport.ipc.packages import in_words, is_lent
@@ -39,6 +39,9 @@ def render(status: Mapping[str, Any], now: float, width: int | None = WIDTH, ink
     if companions:
         blocks.append(_companions(companions, width, ink))
     blocks += [block for one in generations if (block := _waits_for(one, width, ink))]
+    if found := objects(status, "quarantine"):
+        head = f"{words.count(len(found), 'request')} in quarantine: answered 503, because workers died over them"
+        blocks.append([ink.paint("bad", head), *quarantine.rows(found, width, ink)])
     if lost := objects(a_dict(status, "lost"), "jobs"):
         blocks.append(_lost(lost, now, ink))
     if releases := objects(status, "releases"):

@@ -13,6 +13,7 @@
       scoreboard        one row of counters per worker
       latencies         and one histogram
       begun             and the jobs that it began last
+      inflight          and the requests that it has now; which of them are in quarantine
       pins              locked bytes say which tenant has jobs where (--tenant)
       marks             how far each tenant has moved
       work/             belongs to the workers' user, who alone writes to it: a root master follows no link in it
@@ -68,13 +69,14 @@ class RunDir:
         self.scoreboard = os.path.join(path, "scoreboard")
         self.latencies = os.path.join(path, "latencies")
         self.begun = os.path.join(path, "begun")
+        self.inflight = os.path.join(path, "inflight")
         self.pins = os.path.join(path, "pins")
         self.marks = os.path.join(path, "marks")
 
     @property
     def shared(self) -> tuple[str, ...]:
         """What workers map."""
-        return self.scoreboard, self.latencies, self.begun
+        return self.scoreboard, self.latencies, self.begun, self.inflight
 
     def boot_log(self, generation: int) -> str:
         return os.path.join(self.path, f"boot-{generation}.log")

@@ -36,7 +36,8 @@ REDIRECTIONS = 16  # responses with a 3xx status
 CLIENT_ERRORS = 17  # responses with a 4xx status
 SERVER_ERRORS = 18  # responses with a 5xx status
 SUCCESSES = 19  # responses with a 2xx status, as of the last `settle`
-# Fields 20 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
+QUARANTINED = 20  # requests refused because their like has ended workers
+# Fields 21 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
 
 NAMES = {
     "requests_total": REQUESTS,
@@ -58,6 +59,7 @@ NAMES = {
     "client_errors": CLIENT_ERRORS,
     "server_errors": SERVER_ERRORS,
     "successes": SUCCESSES,
+    "quarantined": QUARANTINED,
 }
 GAUGES = frozenset({TURNED, ACTIVE, CONNECTIONS, RSS, PSS, JOBS, WAITING})
 # By a status's first digit. Successes, the most, are not counted: they are what is left of the requests.

@@ -93,6 +93,7 @@ def _fork(master: Master, command: ev.Fork) -> None:
     master.board.clear(row)
     master.latencies.give(row, command.key.generation)
     master.begun.row(row).give(command.key)
+    master.quarantine.give(row, command.key)
     master.processes.expect(command.key, row)
     g = master.cluster.generations.get(command.key.generation)
     booting = g is not None and g.state in BOOTING
@@ -128,7 +129,16 @@ def _bequeath(master: Master, command: ev.Bequeath) -> None:
         master.switchboard.bequeath(command.key, serving.number, serving.wanted)
 
 
+def _dismiss(master: Master, key: Key) -> None:
+    """Its end is the master's doing. That of a worker whose loop stands still is its request's."""
+    process, g = master.processes.get(key), master.cluster.generations.get(key.generation)
+    worker = g.workers.get(key.number) if g else None
+    if process is not None and not (worker is not None and worker.blocked):
+        process.dismissed = True
+
+
 def _quit(master: Master, command: ev.Quit) -> None:
+    _dismiss(master, command.key)
     g = master.cluster.generations.get(command.key.generation)
     if command.key.number == ZYGOTE and not (g and g.zygote and g.zygote.loaded):
         # It imports, and so hears nothing; nobody depends on it.
@@ -138,6 +148,7 @@ def _quit(master: Master, command: ev.Quit) -> None:
 
 
 def _abort(master: Master, command: ev.Abort) -> None:
+    _dismiss(master, command.key)
     master.processes.signal(command.key, STACK_SIGNAL)
 
 
@@ -163,6 +174,7 @@ def _kill(master: Master, command: ev.Kill) -> None:
     if command.key.is_companion:
         master.companions.kill(command.key)
         return
+    _dismiss(master, command.key)
     master.processes.signal(command.key, signal.SIGKILL)
 
 

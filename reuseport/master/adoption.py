@@ -43,6 +43,7 @@ def adopt(
         process = master.processes.get(one.key) or master.processes.expect(one.key, remains.rows[one.key])
         master.processes.is_running(process, one.pid)
     master.losses.of_the_dead(master.board, master.begun, {one.row for one in master.processes.all()})
+    master.quarantine.of_the_dead({one.row for one in master.processes.all()})
     master.numbers.adopt({one.key.generation for one in remains.adopted.survivors})
     _await_slots(master, remains)
     adopted = list(master.slots.slots)

@@ -23,6 +23,7 @@ from reuseport.core import machine
 from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key
 from reuseport.ipc import channel as channels
 from reuseport.ipc.begun import Begun
+from reuseport.ipc.inflight import InFlight
 from reuseport.ipc.latencies import Latencies
 from reuseport.ipc.rundir import RunDir, not_this
 from reuseport.ipc.scoreboard import Scoreboard
@@ -43,6 +44,7 @@ from reuseport.master.numbers import Numbers
 from reuseport.master.passed import Supervision
 from reuseport.master.processes import Process, Processes
 from reuseport.master.progress import Progress
+from reuseport.master.quarantine import Quarantine
 from reuseport.master.questions import QUESTIONS, whole_status
 from reuseport.master.releases import Operator, Releases
 from reuseport.master.reload import Reload
@@ -104,6 +106,12 @@ class Master:
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         self.latencies = Latencies(self.run_dir.latencies, create=True)
         self.begun = Begun(self.run_dir.begun, create=True)
+        self.quarantine = Quarantine(
+            InFlight(self.run_dir.inflight, create=True),
+            self.processes,
+            lambda: self.releases.settings.quarantine,
+            self.log.write,
+        )
         self.numbers = Numbers(self.board, self.latencies, self.processes, samples)
         if self.ids:
             # They lie where only the master's own user can put anything else in their place.
@@ -206,6 +214,7 @@ class Master:
     def _clear_up_after(self, process: Process, how: str) -> None:
         self.switchboard.last_words(process)
         self.losses.of(process, how, self.board, self.begun)
+        self.quarantine.of(process, how)
         self.numbers.is_dead(process)
         self.tally.worker_ends(self.cluster, process.key)
         for file in (self.run_dir.stacks, self.run_dir.snapshot, self.run_dir.lines):
@@ -313,6 +322,7 @@ class Master:
             self.releases.history, self.numbers.samples = history, samples
         self.processes.go_on()
         self.losses.go_on()
+        self.quarantine.read_again()
         self.telling.go_on()
 
     def _look_around(self) -> None:
@@ -327,6 +337,7 @@ class Master:
             file.look()
         if self.reload is not None:
             self.reload.look()
+        self.quarantine.look()
         self._notify(fully=True)
         self.progress.look(self.cluster, time.monotonic(), fully=True)
         self.releases.judge()

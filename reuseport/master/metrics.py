@@ -232,6 +232,15 @@ METRICS: tuple[Metric, ...] = (
         lambda f: [((number,), _latency(figures)) for number, figures in _generations(f)],
     ),
     Metric(
+        "reuseport_quarantine_entries", GAUGE, ("generation",),
+        "Requests (by method, target, Host and tenant) that are in quarantine (--quarantine).",
+        _living(lambda g: g["quarantined"]),
+    ),
+    Metric(
+        "reuseport_quarantined_requests_total", COUNTER, ("generation",),
+        "Requests that were answered 503 because of that.", _counter(scoreboard.QUARANTINED),
+    ),
+    Metric(
         "reuseport_requests_in_flight", GAUGE, ("generation",), "Requests that the application works on.",
         _living(lambda g: g["waits_for"]["requests"]),
     ),

@@ -53,6 +53,7 @@ class Process:
     started: float = 0.0  # monotonic seconds
     clean: bool = False  # it has exited with status 0, as far as is known
     takes_logs: bool = False  # it wants the log files from the master; one of an earlier version opens them itself
+    dismissed: bool = False  # the master has told it to end, or ended it
     told: bool = False  # it is another master's child, which tells of its end
     asked_again: int = 0  # how often its exit status was not to be had yet
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them

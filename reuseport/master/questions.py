@@ -80,6 +80,16 @@ def _tenants(master: Master, client: Client, question: Question) -> None:
     client.done(ok, **answer)
 
 
+def _quarantine(master: Master, client: Client, question: Question) -> None:
+    if not question.get("clear"):
+        client.done(True, quarantine=master.quarantine.shown())
+        return
+    count = master.quarantine.clear()
+    if count:
+        master.log.write("info", f"quarantine: {count} cleared by an operator")
+    client.done(True, cleared=count, text=f"{count} request{'s' * (count != 1)} cleared")
+
+
 def _wait(question: Question) -> str:
     return str(question.get("wait", "ready"))
 
@@ -116,9 +126,12 @@ def whole_status(master: Master) -> dict[str, Any]:
         "takeover": master.succession.shown(),
     }
     whole = status.of(master.cluster, master.processes, master.board, about, time.monotonic())
+    quarantined = master.quarantine.counts()
     for g in whole["generations"]:
         g["numbers"] = master.numbers.shown(g["number"])
+        g["quarantined"] = quarantined[g["number"]]
     whole |= {"numbers": master.numbers.shown(), "slots": master.slots.shown()}
+    whole |= {"quarantine": master.quarantine.shown()}
     return {**whole, "releases": master.releases.shown(), "lost": master.losses.shown()}
 
 
@@ -133,6 +146,7 @@ QUESTIONS: dict[str, Callable[[Master, Client, Question], None]] = {
     "history": _history,
     "stop": _stop,
     "upgrade": _upgrade,
+    "quarantine": _quarantine,
     "tenants": _tenants,
     "hold": _tenants,
     "move": _tenants,

@@ -16,6 +16,7 @@ import time
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from ..ipc.inflight import NAMELESS
 from ..ipc.scoreboard import BYTES_OUT
 from .body import NO_BODY, Body
 from .request import UPGRADE, RequestError
@@ -55,7 +56,8 @@ class Connection(Stream):
 
     plain = True
     __slots__ = (
-        "_checked", "_fresh", "_pumping", "forwarded", "remote_addr", "remote_port", "state", "template", "tenant",
+        "_checked", "_fresh", "_pumping", "forwarded", "name", "remote_addr", "remote_port", "state", "template",
+        "tenant",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
@@ -69,6 +71,7 @@ class Connection(Stream):
         self.template = template
         self.forwarded: Any = None  # applies what a trusted proxy says of its client
         self.state = WAITING
+        self.name = NAMELESS  # its request's, see ipc/inflight.py
         self._checked = 0  # offset in `unread` up to which a head's lines were judged
         self._fresh = True  # it has had no request yet
         self._pumping = False  # `_take` is on the hub's stack
@@ -144,6 +147,7 @@ class Connection(Stream):
             except RequestError as error:
                 self._refuse(error, head)
                 break
+            self.name = engine.parser.name
             run = engine.run
             if not length:
                 body = NO_BODY

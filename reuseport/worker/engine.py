@@ -20,10 +20,12 @@ from typing import Any
 
 import gevent
 
-from ..ipc.scoreboard import ACTIVE, CLASSES, CONNECTIONS, ERRORS, REQUESTS
+from ..ipc.inflight import nowhere
+from ..ipc.scoreboard import ACTIVE, CLASSES, CONNECTIONS, ERRORS, QUARANTINED, REQUESTS
 from ..options.networks import Peers
 from .access import AccessLog, Recorded
 from .access import wrap as record
+from .admission import Admission
 from .connection import Connection
 from .forwarded import Forwarded
 from .pool import Pool
@@ -50,7 +52,8 @@ class Engine:
     `settings` has, in seconds, with 0 for no limit: header_timeout, body_timeout (between two pieces), keep_alive
     (idle), send_timeout (a client that takes nothing); and limit_request_line, limit_request_fields,
     limit_request_field_size, limit_request_body; threads; request_id and request_id_header. `board`: the worker's row
-    of the scoreboard. `log(level, text)`. `access`: gets each request, if there is an access log.
+    of the scoreboard. `log(level, text)`. `access`: gets each request, if there is an access log. `admission`: knows
+    which requests must not begin.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Engine:
         multiprocess: bool = True,
         tls: ssl.SSLContext | None = None,
         access: AccessLog | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
@@ -88,7 +92,8 @@ class Engine:
         self.pass_on: Callable[[list[Connection]], None] | None = None
         self._idle: list[Connection] = []
         self.wheel = Wheel(self.loop)
-        self.readers = Readers(self.hub)
+        self.admission = admission or Admission()
+        self.readers = Readers(self.hub, self.admission)
         self.board = board
         self.latencies: list[float] = []  # seconds; whoever counts them takes them out
         self.count_latencies: Callable[[], None] = self.latencies.clear  # is called when there are many
@@ -116,8 +121,9 @@ class Engine:
             self.threads = Threads(self, application, settings.threads)
             self.run = self.threads.run  # has a Response made, in a thread; a Router puts itself before it
         else:
-            self.run = Pool(self.hub, Caller(application, self).serve).run  # or in a greenlet
-            self.run_upgradable = Pool(self.hub, UpgradeCaller(application, self).serve).run
+            take, leave = self.admission.take, self.admission.leave
+            self.run = Pool(self.hub, Caller(application, self).serve, take, leave).run  # or in a greenlet
+            self.run_upgradable = Pool(self.hub, UpgradeCaller(application, self).serve, nowhere).run
         self._identity = generation, worker, multiprocess
         self._templates: dict[Any, dict[str, Any]] = {}
         self._date = b""
@@ -241,6 +247,10 @@ class Engine:
         """The application gets a request."""
         self.requests += 1
         self.board[ACTIVE] = self.requests
+
+    def request_quarantined(self) -> None:
+        """A request is refused because of the workers that its like has ended."""
+        self.board[QUARANTINED] += 1
 
     def request_done(self, response: Response, failed: bool) -> None:
         """The application has answered, or `failed`."""

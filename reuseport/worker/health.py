@@ -18,7 +18,7 @@ def answering(app: Application, settings: Any, leaving: Callable[[], bool]) -> A
     """The application, with that path before it, if there is one. `leaving`: whether the server was told to stop."""
     if settings.health_path is None:
         return app
-    path = unquote(settings.health_path, "latin-1")  # as PATH_INFO has it (PEP 3333)
+    path = path_of(settings)
 
     def healthy(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] != path:
@@ -29,3 +29,8 @@ def answering(app: Application, settings: Any, leaving: Callable[[], bool]) -> A
         return [body]
 
     return healthy
+
+
+def path_of(settings: Any) -> str:
+    """That path as PATH_INFO has it (PEP 3333)."""
+    return unquote(settings.health_path, "latin-1")

@@ -11,6 +11,7 @@ import faulthandler
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from posix import close  # not gevent's os.close, which leaves it to the loop
@@ -24,12 +25,14 @@ import gevent.monkey
 from reuseport.core.routing import Table
 from reuseport.ipc import begun
 from reuseport.ipc import channel as channels
+from reuseport.ipc.inflight import InFlight
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
 from reuseport.ipc.scoreboard import TAKEN, TURNED, Scoreboard, settle
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.worker import application, forked, ground, health, jobprocess, logs, remedies, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
+from reuseport.worker.admission import Admission
 from reuseport.worker.birth import Birth
 from reuseport.worker.connection import Connection
 from reuseport.worker.departure import leave
@@ -141,6 +144,7 @@ class Worker:
             log=self.log,
             tls=birth.tls,
             access=self._open_logs(),
+            admission=self._admission(),
         )
         self.engine.on_change = self.drain.leave_if_done
         self.engine.count_latencies = partial(count, self.latencies, self.engine.latencies)
@@ -159,6 +163,7 @@ class Worker:
         application.settle(self.settings)  # of what this process has imported itself, at the warm-up at the latest
         if self.settings.tenant:
             self._make_router()
+        self.engine.admission.begin()
         self.vitals.measure()
         if birth.booting:
             sys.stdout.flush()
@@ -173,6 +178,28 @@ class Worker:
         early, self.early = self.early, []
         for message in early:
             self._on_message(message)
+
+    def _admission(self) -> Admission:
+        """What keeps requests away that have ended workers; of none, where the master is too old to know of it."""
+        birth, settings = self.birth, self.settings
+        if not settings.quarantine:
+            return Admission()
+        try:
+            shared = InFlight(birth.run_dir.inflight)
+        except FileNotFoundError:
+            return Admission()
+        if shared.owner(birth.row) != (birth.generation, birth.number):
+            return Admission()
+        if not shared.hold(birth.row):
+            self.log("warning", "the C library has no robust mutexes: a request that ends workers may end some more")
+        return Admission(
+            shared,
+            birth.row,
+            birth.generation,
+            pause=time.sleep if settings.threads else gevent.sleep,
+            has_master=lambda: self.link.channel is not None,
+            exempt=None if settings.health_path is None else health.path_of(settings),
+        )
 
     def _make_router(self) -> None:
         assert self.engine is not None
@@ -307,6 +334,7 @@ class Worker:
     def _inherit(self, connection: Connection, data: bytes, seconds: float | None) -> None:
         assert self.engine is not None
         self.board[TAKEN] += 1
+        self.engine.admission.look()
         connection.inherit(data, seconds)
         if self.drain.last:
             connection.close_if_idle()

@@ -27,12 +27,27 @@ IDLE = 128  # greenlets kept for later: more than run at once on most days
 _switch = greenlet.switch
 
 
-class Pool:
-    """Runs `serve(job)` in a greenlet under the hub, one per call of `run`."""
+def _nothing(*seat: Any) -> None:
+    """What a pool takes and leaves whose greenlets share nothing."""
 
-    def __init__(self, hub: greenlet, serve: Callable[[Any], None]) -> None:
+
+class Pool:
+    """Runs `serve(job, seat)` in a greenlet under the hub, one per call of `run`.
+
+    `seat` is what the greenlet gets from `take()` when it begins; it gives that back by `leave(seat)` when it ends.
+    """
+
+    def __init__(
+        self,
+        hub: greenlet,
+        serve: Callable[[Any, Any], None],
+        take: Callable[[], Any] = _nothing,
+        leave: Callable[[Any], None] = _nothing,
+    ) -> None:
         self._hub = hub
         self._serve = serve
+        self._take = take
+        self._leave = leave
         self._idle: list[greenlet] = []
         self._first: Any = None
         self._references = self._count_references()
@@ -58,11 +73,18 @@ class Pool:
 
     @is_server
     def _main(self) -> None:
+        seat = self._take()
+        try:
+            self._work(seat)
+        finally:
+            self._leave(seat)
+
+    def _work(self, seat: Any) -> None:
         # A greenlet keeps the arguments that it was started with while it lives: so the first job comes otherwise.
         job, self._first = self._first, None
         serve, idle, hub = self._serve, self._idle, self._hub
         while True:
-            serve(job)
+            serve(job, seat)
             job = None
             me = getcurrent()
             me.gr_context = None

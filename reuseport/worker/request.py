@@ -20,6 +20,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from ..ipc.inflight import NAMELESS, NO_HOST, named
+
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 section 5.6.2
 FIELD = re.compile(rb"(" + TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")  # RFC 9112 section 5; no obs-fold, no control bytes
 METHOD = re.compile(TOKEN)
@@ -34,6 +36,7 @@ UPGRADE = -2  # as a body's length: there is none, and the client would speak an
 HEAD_BYTES = 65536  # no head is longer, whatever the limits on its parts would add up to
 CACHED_LINES = 4096
 CACHED_LINE_BYTES = 320
+VERSION_BYTES = len(" HTTP/1.1")
 # Fields that only one of may come (RFC 9110 section 5.3): which of two would count is anyone's guess.
 SINGLE = {"HTTP_HOST", "CONTENT_LENGTH", "CONTENT_TYPE"}
 # The key of a line that environ must not get. The template has it and it is set after the fields, so a dropped line
@@ -80,7 +83,10 @@ class HeadParser:
         self.limit_head = max(HEAD_BYTES, self.limit_line + self.limit_field_size + 4)
         self._request_lines = Lines(self._judge_request_line)
         self._field = Lines(self._judge_field).__getitem__
-        self._hosts: set[str] = set()
+        # By host and request line. A host that is a key has been judged; None is one in HTTP/1.0 only.
+        self._names: dict[str | None, dict[bytes, bytes]] = {}
+        self._named = 0
+        self.name = NAMELESS  # of the request that was parsed last
 
     def check(self, data: bytes | bytearray, checked: int) -> int:
         """Judge the lines of an incomplete head, those from offset `checked` on.
@@ -122,7 +128,8 @@ class HeadParser:
             self.check(head, 0)
             raise RequestError(431, "the header is too long")
         fields = head.split(b"\r\n") if type(head) is bytes else bytes(head).split(b"\r\n")
-        method, protocol, uri, authority, path, query = self._request_lines[fields.pop(0)]
+        line = fields.pop(0)
+        method, protocol, uri, authority, path, query = self._request_lines[line]
         if len(fields) > self.limit_fields:
             for line in fields[: self.limit_fields]:
                 self._field(line)
@@ -140,10 +147,12 @@ class HeadParser:
         get = environ.get
         is_11 = protocol != "HTTP/1.0"
         host = get("HTTP_HOST")
-        if host not in self._hosts:
-            self._judge_host(host, is_11)
+        try:
+            self.name = self._names[host][line]
+        except KeyError:
+            self.name = self._name(host, line, is_11)
         if authority is not None:
-            self._judge_host(authority, is_11)
+            self.name = self._name(authority, line, is_11)
             environ["HTTP_HOST"] = authority
         connection = get("HTTP_CONNECTION")
         keep_alive = is_11 if connection is None else connection == "keep-alive" or _keeps_alive(connection, is_11)
@@ -231,17 +240,22 @@ class HeadParser:
             seen[key] = value
         environ.update(seen)
 
-    def _judge_host(self, host: str | None, is_11: bool) -> None:
-        """RFC 9112 section 3.2: HTTP/1.1 has a Host, and a Host is one."""
+    def _name(self, host: str | None, line: bytes, is_11: bool) -> bytes:
+        """The name of a request that has none yet, after its Host has been judged (RFC 9112 section 3.2)."""
         if host is None:
             if is_11:
                 raise RequestError(400, "no Host")
-            return
-        if not HOST.fullmatch(host):
+        elif host not in self._names and not HOST.fullmatch(host):
             raise RequestError(400, "malformed Host")
-        if len(self._hosts) >= CACHED_LINES:
-            self._hosts.clear()
-        self._hosts.add(host)
+        name = named(b"%b\0%b" % (line[:-VERSION_BYTES], host.encode("ascii") if host else NO_HOST))
+        if len(line) <= CACHED_LINE_BYTES:
+            if self._named >= CACHED_LINES:
+                self._names.clear()
+                self._named = 0
+            names = self._names.setdefault(host, {})
+            self._named += line not in names
+            names[line] = name
+        return name
 
     def _judge_framing(self, coding: str | None, size: str | None, is_11: bool) -> int:
         """The body's length, or CHUNKED (RFC 9112 section 6.3). Never both, and no coding but "chunked" (6.1)."""

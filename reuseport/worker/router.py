@@ -21,7 +21,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from gevent import monkey
 
 from reuseport import jobs as jobs_api
 from reuseport.core.routing import MOVED, SERVING, Route, Table, binding, route
+from reuseport.ipc.inflight import of_tenant
 from reuseport.ipc.marks import VERSION, Full, Marks
 from reuseport.ipc.pins import JOBS, REQUESTS, Pins, number_of, open_file
 from reuseport.worker.birth import Birth
@@ -36,7 +37,7 @@ from reuseport.worker.body import NO_BODY
 from reuseport.worker.connection import CLOSED, Connection
 from reuseport.worker.handover import MOST_UNREAD, Sender
 from reuseport.worker.pool import Pool
-from reuseport.worker.request import RequestError
+from reuseport.worker.request import CACHED_LINES, RequestError
 from reuseport.worker.response import Response
 from reuseport.worker.tenancy import Finder, finder, pinner, valid
 from reuseport.worker.upgrade import OFFER
@@ -104,6 +105,7 @@ class Router:
         self._stayers: set[Connection] = set()
         self._full = False
         self._asking = Pool(engine.hub, self._ask)
+        self._named = lru_cache(maxsize=CACHED_LINES)(of_tenant)
         self._parse = engine.parser.parse
         self._working: dict[Connection, int] = {}  # strict: whose request each of these connections has, by number
 
@@ -133,7 +135,7 @@ class Router:
         assert response.environ is not None
         self._asking.run((run, response, response.environ.pop(HEAD)))
 
-    def _ask(self, job: tuple[Run, Response, bytes]) -> None:
+    def _ask(self, job: tuple[Run, Response, bytes], seat: Any) -> None:
         """In a greenlet: the application says whose request this is."""
         run, response, head = job
         environ = response.environ
@@ -157,6 +159,8 @@ class Router:
         environ = response.environ
         assert environ is not None
         environ["reuseport.tenant"] = response.connection.tenant = tenant
+        if tenant is not None:
+            response.connection.name = self._named(response.connection.name, tenant)
         version = self._words[VERSION]
         free = self._requests is None or tenant is None  # no lock of its own
         if free and (not version or (version == self._mine_version and tenant in self._mine)):

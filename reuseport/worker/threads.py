@@ -153,6 +153,7 @@ class Threads:
         self._posted: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._wake = engine.loop.async_(ref=False)
         self._wake.start(self._take_posted)
+        self._take = engine.admission.take
         self._abandoned = False
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
         for number in range(count):
@@ -178,12 +179,13 @@ class Threads:
 
     def _run(self) -> None:
         queue, tokens, serve = self._queue, self._tokens, self._serve
+        seat = self._take()
         while not self._abandoned:
             try:
                 while not self._abandoned:
                     tokens.get()
                     response = queue.popleft()
-                    Context().run(serve, response)
+                    Context().run(serve, response, seat)
                     del response
             except IndexError:
                 pass  # a token too many
@@ -213,9 +215,13 @@ class _FromThread:
         self._engine = engine
         self._post = post
         self.log = engine.log
+        self.admission = engine.admission
 
     def request_begins(self) -> None:
         """It was counted when it was put into the queue."""
+
+    def request_quarantined(self) -> None:
+        self._post(self._engine.request_quarantined)
 
     def request_done(self, response: Response, failed: bool) -> None:
         self._post(self._engine.request_done, response, failed)

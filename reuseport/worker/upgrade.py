@@ -19,7 +19,8 @@ import random
 import socket
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -56,11 +57,12 @@ def spread(connections: Collection[Upgraded], seconds: float) -> None:
 class Offer(NoBody):
     """The body of a request that would speak another protocol: none, but a connection that may be taken."""
 
-    __slots__ = ("ask", "connection", "upgraded")
+    __slots__ = ("ask", "connection", "taken", "upgraded")
 
     def __init__(self, connection: Connection, environ: dict[str, Any]) -> None:
         self.connection: Connection | None = connection
         self.upgraded: Upgraded | None = None
+        self.taken: Callable[[], None] | None = None  # called when it is
         environ[OFFER] = OfferedSocket(self)
 
     def take(self) -> GeventSocket:
@@ -69,6 +71,8 @@ class Offer(NoBody):
             if self.connection is None or self.connection.fileno() < 0:
                 raise OSError(errno.EBADF, "the request is over, or its connection closed")
             self.upgraded = Upgraded(self.connection)
+            if self.taken is not None:
+                self.taken()
         return self.upgraded.app
 
     def detach(self) -> None:
@@ -292,16 +296,23 @@ class Upgraded:
 class UpgradeCaller(Caller):
     """Calls the application for requests that it may take the connection of."""
 
-    def _answer(self, response: Response) -> None:
+    def _answer(self, response: Response, application: Callable[..., Any]) -> None:
         offer: Any = response.body
+        # An upgraded connection is no request any more, and may last for days: the seat is left with the upgrade.
+        memory, place, _ = seat = self._admission.take()
+        memory[place] = response.connection.name
+        offer.taken = partial(self._admission.leave, seat)
         try:
-            super()._answer(response)
+            super()._answer(response, application)
         except BaseException as error:
             if offer.upgraded is None:
                 raise
             # What it returned or raised to say that it has answered already (StopIteration, ConnectionError) is as
             # good as any; nothing of it could be sent.
             self._judge(response, error)
+        finally:
+            if offer.upgraded is None:
+                self._admission.leave(seat)
         if offer.upgraded is not None:
             self._engine.upgrade_ends(offer.upgraded)
             response.was_given(offer.upgraded.app.status)

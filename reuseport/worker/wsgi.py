@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..ipc.inflight import NAMELESS, Seat
 from . import forked
 from .body import NO_BODY, BodyError
 from .filewrapper import FileWrapper
@@ -58,14 +59,24 @@ class Caller:
     def __init__(self, application: Callable[..., Any], engine: Engine) -> None:
         self._application = application
         self._engine = engine
+        self._admission = engine.admission
 
-    def serve(self, response: Response) -> None:
-        """Have the request answered and its connection go on. Never raises."""
-        engine = self._engine
+    def serve(self, response: Response, seat: Seat) -> None:
+        """Have the request answered and its connection go on. Never raises. `seat` tells the master which it is."""
+        engine, admission = self._engine, self._admission
+        memory, place, mark = seat
         engine.request_begins()
         failed = False
         try:
-            self._answer(response)
+            name, application = response.connection.name, self._application
+            if admission.alert:
+                asked, name = name, NAMELESS
+                memory[place] = name  # until it may begin
+                name, application = admission.admit(asked, application, response.environ)
+                if name is NAMELESS:
+                    engine.request_quarantined()
+            memory[place] = name
+            self._answer(response, application)
             if forked.State.child:
                 forked.end()
         except Disconnected as error:
@@ -79,6 +90,9 @@ class Caller:
             failed = True
             engine.log("error", f"{describe(response)} failed\n{traceback.format_exc().rstrip()}")
             self._fail(response, 500, "")
+        memory[mark] = response.complete
+        if admission.alert and response.complete:
+            admission.answered(name)
         engine.request_done(response, failed or response.status >= 500)
         response.environ = None
         if response.complete and response.body is NO_BODY:
@@ -87,10 +101,10 @@ class Caller:
             self._settle(response)
 
     @calls_application
-    def _answer(self, response: Response) -> None:
+    def _answer(self, response: Response, application: Callable[..., Any]) -> None:
         environ = response.environ
         environ["wsgi.early_hints"] = response.early_hints
-        result = self._application(environ, response.start_response)
+        result = application(environ, response.start_response)
         try:
             if type(result) is list and len(result) == 1:
                 (data,) = result

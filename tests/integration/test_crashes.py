@@ -180,10 +180,10 @@ def test_the_workers_serve_on_without_a_master(server):
 
 def test_the_application_ending_its_worker_costs_that_request_alone(server):
     with server.load() as load:
-        for _ in range(3):
+        for number in range(3):  # three requests: one that ends two workers is put into quarantine
             before = server.settle().pids()
             with pytest.raises((OSError, http.client.HTTPException)):
-                server.get("/die?status=0")
+                server.get(f"/die?status=0&number={number}")
             server.wait(lambda s, before=before: s.is_settled() and s.pids() != before)
     # What else was in that worker at that moment may fail with it, and nothing more.
     assert len(load.failures) <= 6

@@ -43,13 +43,13 @@ def nginx(server, tmp_path):
 
 
 @contextlib.contextmanager
-def in_front_of(server, tmp_path):
-    """An nginx in front of the server: the Unix socket that it listens on, and its log."""
+def in_front_of(server, tmp_path, change=lambda printed: printed):
+    """An nginx in front of the server: the Unix socket that it listens on, and its log. `change` what it is told."""
     outcome = server.cli("init", "nginx", server.app, "-b", server.address)
     assert outcome.exit == 0, outcome.err
     path = server.root / "nginx.sock"  # a short path: tmp_path may be too long for a socket
     assert outcome.out.count("listen 80;") == 1
-    printed = outcome.out.replace("listen 80;", f"listen unix:{path};")
+    printed = change(outcome.out.replace("listen 80;", f"listen unix:{path};"))
     user = "user root;" if os.geteuid() == 0 else ""  # who may not write into the test's directory otherwise
     (tmp_path / "nginx.conf").write_text(FRAME.format(user=user, root=tmp_path, printed=printed))
     errors = tmp_path / "error.log"
@@ -111,6 +111,64 @@ def test_nginx_keeps_its_connections_through_a_release(server, nginx):
     server.renew()
     assert server.get("/", address).status == 200
     assert before and connections(server) == before
+
+
+KILLER = """\
+import os, signal, time
+from pathlib import Path
+
+GATES = Path(os.environ["TEST_GATES"])
+
+def application(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/meet":  # so many requests at a time are as many connections of nginx's
+        (GATES / f"meets.{time.monotonic_ns()}").touch()
+        while not (GATES / "met").exists():
+            time.sleep(0.01)
+    if path == "/kill":
+        with (GATES / "deaths").open("a") as file:
+            print(os.getpid(), file=file)
+        os.kill(os.getpid(), signal.SIGKILL)
+    body = str(os.getpid()).encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+@pytest.mark.parametrize("told", ["off", "error timeout"])
+def test_a_request_that_ends_its_worker_takes_two_of_them_at_most(serve, tmp_path, method, told):
+    """As printed, nginx does not repeat it. By default nginx sends it again at once over each kept connection."""
+    server = serve(workers=4)
+    server.write("one", whole=KILLER)
+    server.start()
+
+    def change(printed: str) -> str:
+        assert printed.count("proxy_next_upstream off;") == 1
+        return printed.replace("proxy_next_upstream off;", f"proxy_next_upstream {told};")
+
+    def meet() -> None:
+        with contextlib.closing(server.client(f"unix:{path}")) as connection:
+            connection.request("GET", "/meet")
+            assert connection.getresponse().status == 200
+
+    with in_front_of(server, tmp_path, change) as (path, _):
+        clients = [threading.Thread(target=meet, daemon=True) for _ in range(32)]
+        for client in clients:
+            client.start()
+        wait_for(lambda: len(list(server.gates.glob("meets.*"))) == 32, "32 connections of nginx's")
+        (server.gates / "met").touch()
+        for client in clients:
+            client.join(PATIENCE)
+        with contextlib.closing(server.client(f"unix:{path}")) as connection:
+            connection.request(method, "/kill")
+            status = connection.getresponse().status
+        deaths = (server.gates / "deaths").read_text().split()
+        assert (status, len(deaths)) == ((502, 1) if told == "off" else (503, 2))
+        server.settle()
+        with contextlib.closing(server.client(f"unix:{path}")) as connection:
+            connection.request("GET", "/")
+            assert connection.getresponse().status == 200
 
 
 def test_a_websocket_passes_through_nginx(serve, tmp_path):

@@ -126,6 +126,12 @@ def test_nginx_speaks_tls_to_what_speaks_it():
     assert "proxy_pass http://shop;" in proxy("--certfile", "c.pem", "-b", "unix:/run/shop.sock")
 
 
+@pytest.mark.parametrize("words", [(), ("--certfile", "c.pem"), ("-b", "unix:/run/shop.sock")])
+def test_nginx_repeats_nothing(words: tuple[str, ...]):
+    assert "\n        proxy_next_upstream off;\n" in proxy(*words)
+    assert ("idle TLS connections" in proxy(*words)) == ("--certfile" in words)
+
+
 def test_nginx_takes_bodies_as_large_as_the_server_does():
     assert "client_max_body_size 0;" in proxy()
     assert f"client_max_body_size {512 << 20};" in proxy("--limit-request-body", "512M")

@@ -165,6 +165,7 @@ class FakeLoop:
 
 class FakeConnection:
     state = ""
+    name = b"\2GET /\0a"
 
 
 class Process:
@@ -473,6 +474,7 @@ class Refused:
     def __init__(self) -> None:
         self.environ = {"tenant": "acme", "REMOTE_ADDR": "192.0.2.1", routing.HEAD: b"HEAD"}
         self.connection, self.state, self.errors = self, "", []
+        self.name = FakeConnection.name
 
     def refuse(self, error, head) -> None:
         assert head == b"HEAD" and self.environ is None

@@ -46,6 +46,7 @@ def generation(number: int, stage: str, label: str, jobs: int = 0) -> dict:
     return {
         "number": number, "stage": stage, "state": stage, "label": label, "wanted": 1, "since": 12.5,
         "workers": [worker, of_a_job], "zygote": {"memory": {"rss": 500, "pss": 300}} if stage == "serving" else None,
+        "quarantined": 0,
         "waits_for": {"requests": 1, "connections": 3, "jobs": [{"overdue": n == 0} for n in range(jobs)]},
     }  # fmt: skip
 

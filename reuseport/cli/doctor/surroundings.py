@@ -80,9 +80,16 @@ def _proxy(one: Mapping[str, object], facts: Facts) -> Iterator[Finding]:
                 f"{begin}: {said}: a request that {what}, while reuseport sets no limit",
                 f"{name} 1h (or as long as your longest request), or make it a job",
             )
-    if "non_idempotent" in str(one.get("proxy_next_upstream") or "").split():
+    repeats = str(one.get("proxy_next_upstream") or "error timeout").split()
+    if "non_idempotent" in repeats:
         yield problem(
-            f"{begin}: proxy_next_upstream non_idempotent: a POST may be done twice", "leave non_idempotent out"
+            f"{begin}: proxy_next_upstream non_idempotent: a POST may be done twice", "proxy_next_upstream off"
+        )
+    elif "off" not in repeats:
+        said = f"proxy_next_upstream {' '.join(repeats)}" + ("" if one.get("proxy_next_upstream") else ", its default")
+        yield warning(
+            f"{begin}: {said}: a GET, PUT or DELETE that ends its worker is sent again over each kept connection",
+            "proxy_next_upstream off",
         )
     version, connection = str(one.get("proxy_http_version") or ""), one.get("connection")
     if not one.get("keepalive") or version in ("", "1.0") or connection not in ("", "$connection_upgrade"):

@@ -8,6 +8,9 @@ from reuseport.cli.init.described import Described, one_line_only
 from reuseport.options import OptionError
 from reuseport.options.address import Address
 
+# What a release does to TLS connections, in the comment on proxy_next_upstream.
+CLOSES = """ But it closes idle TLS connections: a request that nginx sends at that moment is answered 502. An address
+        # without TLS has no such moment."""
 KEPT = 32  # idle connections to reuseport that each nginx worker keeps
 IDLE = 60  # seconds at most that nginx keeps one
 
@@ -22,6 +25,7 @@ def text(app: Described) -> str:
     scheme = "https" if settings.certfile and not address.path else "http"
     typed = one_line_only(shlex.join(app.words), "a comment")
     number = settings.request_id != "off"
+    closes = CLOSES if scheme == "https" else ""
     return f"""\
 # nginx in front of reuseport, inside http {{ }}. Printed by: reuseport init nginx {typed}
 
@@ -59,9 +63,10 @@ server {{
         proxy_set_header X-Forwarded-Ssl "";
         proxy_set_header Forwarded "";
 {_request_id(settings.request_id_header) if number else ""}
-        # The default, and enough: a release breaks no connection. Leave out `non_idempotent`: with it, nginx would
-        # send a POST a second time whose first one may have been worked on.
-        proxy_next_upstream error timeout;
+        # nginx's default sends a GET, PUT or DELETE again when its worker dies: once over each kept connection, and
+        # once more. proxy_next_upstream_tries does not bound that. A release breaks no connection, so nothing needs
+        # it.{closes}
+        proxy_next_upstream off;
 
         # Longer than any request works without a word, and any WebSocket is silent; reuseport sets no limit.
         proxy_read_timeout 1h;
@@ -86,8 +91,7 @@ def _kept(keep_alive: float) -> str:
     keepalive {KEPT};
 
     # Less than reuseport's --keep-alive ({keep_alive:g} s), so that an idle connection is always closed by nginx. The
-    # other way round nginx could send a request just when reuseport closes; nginx repeats a GET then, but a POST
-    # becomes a 502.
+    # other way round nginx could send a request just when reuseport closes, which becomes a 502.
     keepalive_timeout {idle}s;"""
 
 

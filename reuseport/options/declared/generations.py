@@ -99,6 +99,11 @@ OPTIONS: tuple[Option, ...] = (
         "substitute.",
     ),
     Option(
+        "quarantine", kinds.SECONDS, 60.0, unit="seconds; 0: off", group=PROCESSES, effect="release",
+        help="A request (by method, target, Host and tenant) that was running when two workers of a generation died "
+        "within a minute is answered 503 for so long, and everything else is served.",
+    ),
+    Option(
         "orphan_timeout", kinds.SECONDS, 0.0, unit="seconds; 0: never", group=PROCESSES, effect="release",
         help="How long workers whose master has died serve on without another one. Then they drain, and end with their "
         "last request and job.",

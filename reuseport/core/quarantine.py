@@ -1,0 +1,87 @@
+"""Which request ends the workers that run it: the rule, without processes.
+
+A worker that dies takes along the killing request and all that merely ran beside it. What they have in common is known
+by name only (method, target, Host, tenant). The rule, for each generation on its own:
+
+1. A name that was running at a death is a *suspect* for a minute.
+2. A suspect that is answered by any worker is none: it does not end its worker.
+3. A suspect that was running at a second death is put into *quarantine*, unless one of its *witnesses* still runs it:
+   a worker that ran it at the first death, and lives.
+4. Where that would concern several names, those are spared that a worker was seen to answer before, if others were
+   not.
+5. After the quarantine the name is a suspect for another minute: one more death is enough then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from reuseport.core.model import Key
+
+WITHIN = 60.0  # seconds between two deaths that have to do with each other
+
+Kind = tuple[int, bytes]  # a generation, and the name of a request
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """`last`: the last death at which it was running, in seconds. `witnesses`: see the module. `proven`: a worker was
+    seen to have answered it before. `until`: the end of its quarantine; 0 where it is in none."""
+
+    last: float
+    witnesses: frozenset[Key] = frozenset()
+    proven: bool = False
+    until: float = 0.0
+
+
+@dataclass(frozen=True)
+class Death:
+    """A worker's, by itself. `running`: the names it had. `answered`: names that workers of its generation are known
+    to have answered before. `elsewhere`: which living workers of its generation run a name now."""
+
+    generation: int
+    running: frozenset[bytes]
+    answered: frozenset[bytes]
+    elsewhere: Mapping[bytes, frozenset[Key]]
+
+
+Book = Mapping[Kind, Suspect]
+
+
+def died(book: Book, death: Death, now: float, seconds: float) -> dict[Kind, Suspect]:
+    """The book after a death. `seconds`: how long a quarantine lasts."""
+    after = later(book, now)
+    guilty = []
+    for name in death.running:
+        kind = death.generation, name
+        here = death.elsewhere.get(name, frozenset())
+        proven = name in death.answered
+        before = after.get(kind)
+        if before is None:
+            after[kind] = Suspect(now, here, proven)
+            continue
+        witnesses = before.witnesses & here
+        after[kind] = replace(before, last=now, witnesses=witnesses, proven=before.proven or proven)
+        if not witnesses:
+            guilty.append(kind)
+    for kind in [kind for kind in guilty if not after[kind].proven] or guilty:
+        after[kind] = replace(after[kind], until=now + seconds)
+    return after
+
+
+def answered(book: Book, kinds: Iterable[Kind]) -> dict[Kind, Suspect]:
+    """The book after requests of these kinds were answered."""
+    cleared = frozenset(kinds)
+    return {kind: suspect for kind, suspect in book.items() if kind not in cleared}
+
+
+def later(book: Book, now: float) -> dict[Kind, Suspect]:
+    """The book as it is now: quarantines end, and suspicions do."""
+    after = {}
+    for kind, suspect in book.items():
+        if suspect.until and now >= suspect.until:
+            suspect = Suspect(suspect.until, proven=suspect.proven)
+        if suspect.until or now - suspect.last <= WITHIN:
+            after[kind] = suspect
+    return after

@@ -1,0 +1,178 @@
+"""Requests that end workers: counts deaths, publishes what is in quarantine, and tells of it.
+
+What is known lies in the file that workers map (`ipc/inflight.py`), so that the next master goes on with it, whichever
+way it came. `core/quarantine.py` has the rule.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import Any
+
+from reuseport.core import quarantine as rule
+from reuseport.core.model import Key
+from reuseport.core.quarantine import Death, Kind, Suspect
+from reuseport.ipc.inflight import ANSWERED, ENTRIES, RUNNING, Entry, InFlight, described
+from reuseport.master.losses import WITHOUT_MASTER
+from reuseport.master.processes import Process, Processes
+
+SHOWN = 5  # requests of a dead worker that the log names
+
+
+class Quarantine:
+    """`seconds()`: how long a quarantine lasts, 0 for none. `log(level, text)`."""
+
+    def __init__(
+        self,
+        shared: InFlight,
+        processes: Processes,
+        seconds: Callable[[], float],
+        log: Callable[[str, str], None],
+    ) -> None:
+        self._shared = shared
+        self._processes = processes
+        self._seconds = seconds
+        self._log = log
+        self._book: dict[Kind, Suspect] = {}
+        self._places: dict[Kind, tuple[int, int]] = {}  # in the table, and the entry's number
+        self._last = 0
+        self.read_again()
+
+    def read_again(self) -> None:
+        """Go on with what is published: another master may have written it."""
+        entries = self._shared.entries()
+        self._places = {(entry.generation, entry.name): (at, entry.number) for at, entry in entries.items()}
+        self._book = {
+            (entry.generation, entry.name): Suspect(entry.last, frozenset(), entry.proven, entry.until)
+            for entry in entries.values()
+        }
+        self._last = max((entry.number for entry in entries.values()), default=0)
+
+    # --- rows -------------------------------------------------------------------------------------------------------
+
+    def give(self, row: int, key: Key) -> None:
+        """The row is that worker's, which is about to be forked."""
+        try:
+            self._shared.give(row, key)
+        except OSError as error:
+            self._log("error", f"worker {key}: its requests are not noted for --quarantine: {error.strerror}")
+
+    def of(self, process: Process, how: str) -> None:
+        """A process has ended. Its row is still its own."""
+        if process.row >= 0 and self._shared.owner(process.row) == process.key:
+            if not process.dismissed:
+                self._count(process.row, process.key, how)
+            self._shared.give(process.row, None)  # now, so that workers find the decision when the mark has gone
+
+    def of_the_dead(self, survivors: Collection[int]) -> None:
+        """Count those who died while there was no master. `survivors` are the rows of the others."""
+        for row in range(self._shared.count):
+            owner = self._shared.owner(row)
+            if owner is not None and row not in survivors:
+                self._count(row, owner, WITHOUT_MASTER)
+                self._shared.give(row, None)
+
+    def _count(self, row: int, key: Key, how: str) -> None:
+        running = self._shared.names(row, RUNNING)
+        seconds = self._seconds()
+        if not running or not seconds:
+            return
+        self._tell_of_death(key, how, running)
+        self._hear()
+        answered = self._shared.names(row, ANSWERED)
+        elsewhere: dict[bytes, frozenset[Key]] = {}
+        for other in self._processes.all():
+            if other.row >= 0 and other.key != key and other.key.generation == key.generation:
+                answered |= self._shared.names(other.row, ANSWERED)
+                if other.pid and not self._shared.is_dead(other.row):
+                    for name in running & self._shared.names(other.row, RUNNING):
+                        elsewhere[name] = elsewhere.get(name, frozenset()) | {other.key}
+        before = self._book
+        now = time.monotonic()
+        death = Death(key.generation, frozenset(running), frozenset(answered), elsewhere)
+        self._book = rule.died(before, death, now, seconds)
+        self._publish()
+        for kind, suspect in self._book.items():
+            if suspect.until and not (kind in before and before[kind].until):
+                self._log(
+                    "error",
+                    f"quarantine: workers of generation {kind[0]} died while they answered {in_words(kind[1])}: it is "
+                    f"answered 503 for {suspect.until - now:.0f} s (--quarantine)",
+                )
+
+    def _tell_of_death(self, key: Key, how: str, running: Collection[bytes]) -> None:
+        some = sorted(map(in_words, running))
+        more = f", and {len(some) - SHOWN} more" if len(some) > SHOWN else ""
+        self._log("warning", f"worker {key} {how} while it answered {', '.join(some[:SHOWN])}{more}")
+
+    # --- the book -----------------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Called each second: requests are answered, and time passes."""
+        if not self._book:
+            return
+        before = self._book
+        self._hear()
+        self._book = rule.later(self._book, time.monotonic())
+        if self._book != before:
+            self._publish()
+            for kind in before:
+                if before[kind].until and not (kind in self._book and self._book[kind].until):
+                    self._log("info", f"quarantine: {in_words(kind[1])} is served again in generation {kind[0]}")
+
+    def clear(self) -> int:
+        """Forget everything, as an operator wants it; how many requests were in quarantine."""
+        count = sum(1 for suspect in self._book.values() if suspect.until)
+        self._book = {}
+        self._publish()
+        return count
+
+    def _hear(self) -> None:
+        """What workers have answered meanwhile."""
+        entries = self._shared.entries()
+        self._book = rule.answered(
+            self._book,
+            [kind for kind, (at, number) in self._places.items() if at in entries and entries[at].answered],
+        )
+
+    def _publish(self) -> None:
+        # The table has room for so many: those in quarantine first, and of the others the latest.
+        kinds = sorted(self._book, key=lambda kind: (self._book[kind].until, self._book[kind].last), reverse=True)
+        kept = kinds[:ENTRIES]
+        self._book = {kind: self._book[kind] for kind in kept}
+        gone = [self._places.pop(kind)[0] for kind in list(self._places) if kind not in self._book]
+        free = iter(sorted(set(range(ENTRIES)) - {at for at, _ in self._places.values()}))
+        for kind in kept:
+            if kind not in self._places:
+                self._last += 1
+                self._places[kind] = next(free), self._last
+        written = {self._places[kind][0]: self._entry(kind) for kind in kept}
+        self._shared.publish(written.items(), [at for at in gone if at not in written])
+
+    def _entry(self, kind: Kind) -> Entry:
+        suspect = self._book[kind]
+        number = self._places[kind][1]
+        return Entry(number, False, kind[0], suspect.last, suspect.until, suspect.proven, kind[1])
+
+    def shown(self) -> list[dict[str, Any]]:
+        """What `status` shows: the requests in quarantine, the next to be served first. `left` is in seconds."""
+        now = time.monotonic()
+        found = [
+            {**described(name), "generation": generation, "left": round(suspect.until - now, 3)}
+            for (generation, name), suspect in self._book.items()
+            if suspect.until > now
+        ]
+        return sorted(found, key=lambda one: one["left"])
+
+    def counts(self) -> Counter[int]:
+        """How many requests are in quarantine, by generation."""
+        return Counter(one["generation"] for one in self.shown())
+
+
+def in_words(name: bytes) -> str:
+    """A request in a line of the log."""
+    facts = described(name)
+    more = [f"{what} {facts[key]}" for what, key in (("Host", "host"), ("tenant", "tenant")) if facts[key]]
+    return facts["request"] + (f" ({', '.join(more)})" if more else "")
