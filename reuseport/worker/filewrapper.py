@@ -107,7 +107,9 @@ def _plain_file(filelike: Any) -> Any:
             return None
         filelike = filelike.file
     read = filelike.read
-    if type(read) is not BuiltinMethodType or read.__name__ != "read" or type(read.__self__) not in PLAIN:
+    # A subclass: that of methods which know their class, as FileIO's does from 3.13 on. A proxy has another type.
+    is_builtin = issubclass(type(read), BuiltinMethodType)
+    if not is_builtin or read.__name__ != "read" or type(read.__self__) not in PLAIN:
         return None
     file = read.__self__
     raw = file if type(file) is io.FileIO else file.raw
