@@ -128,7 +128,7 @@ def _help(words: Sequence[str]) -> int:
         return _explain(text)
     word = words[1].lstrip("-").replace("_", "-")
     options = [block for block in text.split("\n\n") if block.startswith("  -")]
-    entries = [block for block in options if word in block.splitlines()[0]]
+    entries = [block for block in options if word in " ".join(re.findall(r"(?<!\S)--?[\w-]+", block.splitlines()[0]))]
     entries = entries or [block for block in options if word.lower() in block.lower()]
     if len(words) > 2 or not entries or not word.strip():
         raise OptionError(f"help: {words[0]} has no option with {' '.join(words[1:])!r} in its name or help")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import make_venv
 
 APP = "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'']\n"
 
@@ -68,15 +69,17 @@ def test_connections_that_django_would_keep(tmp_path: Path):
 
 
 def test_what_was_imported_before_the_patches(tmp_path: Path):
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/grabby.py").write_text("from socket import socket\nimport ssl\n")
-    (tmp_path / "site/sitecustomize.py").write_text("import grabby")
+    """By a .pth file. A sitecustomize.py is deferred (test_instrumentation.py)."""
+    python = make_venv(tmp_path / "venv")
+    (packages,) = (tmp_path / "venv").glob("lib/python3*/site-packages")
+    (packages / "grabby.py").write_text("from socket import socket\nimport ssl\n")
+    (packages / "zzz_grabby.pth").write_text("import grabby\n")
     (tmp_path / "shop.py").write_text(APP)
-    status, found = examine(tmp_path, "shop:app", PYTHONPATH=str(tmp_path / "site"))
+    status, found = examine(tmp_path, "shop:app", "--python", python)
     assert status == 1
     assert [one["grade"] for one in bad(found)] == ["problem", "warning"]
     assert "grabby (socket.socket)" in bad(found)[0]["text"]
-    _, found = examine(tmp_path, "shop:app", "--threads", "2", PYTHONPATH=str(tmp_path / "site"))
+    _, found = examine(tmp_path, "shop:app", "--threads", "2", "--python", python)
     assert not bad(found), "with threads nothing is patched"
 
 

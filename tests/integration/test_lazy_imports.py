@@ -132,7 +132,7 @@ def test_what_a_lazy_import_leaves_behind_is_seen(serve):
     server = make(serve)
     thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(3600,), daemon=True).start()\n"
     write(server, "one", views=VIEWS + thread)
-    server.start()
+    server.launch().settle(within=60)  # it is loaded twice, and no bytecode is kept
     answer = server.get("/views").json
     assert answer["views_pid"] == answer["pid"] == answer["import_pid"], "each worker imports"
 

@@ -70,7 +70,7 @@ SAMPLES = {
     "app": "shop:app", "chdir": "/srv", "pythonpath": "/lib", "python": "venv/bin/python", "env": "A=1",
     "tenant": "header:X-Tenant", "tenant_isolation": "strict",
     "warmup": "/health", "health_path": "/healthz", "preload": "never",
-    "workers": "3", "bind": ":80", "name": "shop", "run_dir": "/run/shop",
+    "lazy_imports": "keep", "workers": "3", "bind": ":80", "name": "shop", "run_dir": "/run/shop",
     "forwarded_allow_ips": "10.0.0.0/8", "proxy_allow_ips": "::1", "proxy_protocol": "v2", "cert_reqs": "required",
     "umask": "027", "log_level": "error", "log_syslog_facility": "local3", "user": "nobody",
     "group": "nobody", "max_worker_memory": "512M",
