@@ -290,13 +290,18 @@ def test_a_version_whose_import_has_started_processes_is_rolled_back_to_by_loadi
 
 
 JOBS = """
-import os, time, threading, reuseport
+import os, time, threading, gevent, reuseport
+from gevent import monkey
+
+# An older gevent does not wake the greenlet of the child that waits for another thread (docs/dependencies.md).
+threads_wake = gevent.version_info[:2] >= (26, 8) or not monkey.is_module_patched("threading")
 
 def in_child(name):
     with reuseport.job("beside", tenant="acme", deadline=60) as job:
         job.progress(0.5, "half")
     assert reuseport.spawn(lambda: 3, name="three").result(5) == 3
-    assert reuseport.spawn(lambda: 4, name="four", where="thread").result(5) == 4
+    if threads_wake:
+        assert reuseport.spawn(lambda: 4, name="four", where="thread").result(5) == 4
     try:
         reuseport.spawn(time.sleep, 0, where="process")
     except RuntimeError as error:
