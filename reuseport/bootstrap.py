@@ -88,7 +88,7 @@ def has(name):
 
 
 def suffix():
-    """What extension modules of this interpreter end in: Python's version, its ABI and the platform (PEP 3149)."""
+    """The end of the names of this interpreter's extension modules: Python's version, ABI and platform (PEP 3149)."""
     return importlib.machinery.EXTENSION_SUFFIXES[0]
 
 

@@ -17,7 +17,7 @@ NAMES = ("reuseport", "gevent", "greenlet")
 def used(lent: Collection[str]) -> dict[str, Any]:
     """Of this process: the version of Python, and of each package the version and where it is "from"; JSON-able.
 
-    `lent`: the names of those that come from the server's environment.
+    `lent`: the names of the packages that come from the server's environment.
     """
     return {
         "python": platform.python_version(),

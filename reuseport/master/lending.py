@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
 
 
 def command(recipe: Mapping[str, Any], module: str, *arguments: str) -> list[str]:
-    """What runs `main()` of a module of the package in the release's interpreter.
+    """The command that runs `main()` of a module of the package in the release's interpreter.
 
     `-P` keeps the application's directory out of sys.path until the server's own modules are imported, so that an
     application's `json.py` cannot take the place of the standard library's.
@@ -46,7 +46,7 @@ def refusal(output: str) -> str:
 
 
 def _places() -> dict[str, str]:
-    """The directory in which each package lies here. One that this environment lacks is left out.
+    """The directory of each package of this environment. A package that is missing has no entry.
 
     Links are followed: when one leads to another environment (`reuseport upgrade`), older generations go on importing
     from this one.

@@ -93,7 +93,7 @@ def test_processes_of_the_application_find_the_same_reuseport_or_none(lending, o
         child = seen(server, method)
         assert {name: child[name] for name in NAMES} == {name: here[name] for name in NAMES}, method
         assert not child["patched"] and not child["is_server"], method
-    # What it executes runs in its own environment, in which there is no reuseport.
+    # A program that the application executes runs in its own environment, which has no reuseport.
     plain = seen(server, "/subprocess")
     assert plain["status"] == 1 and "No module named 'reuseport'" in plain["said"]
     environ = server.get("/facts").json["facts"]["environment"]
@@ -188,7 +188,7 @@ def test_reuseport_of_the_application_s_own_is_taken_before_the_server_s(lending
     server = lending(python).start()
     assert packages(server)["reuseport"] == {"version": "0.0.9", "from": "application"}
     assert seen(server)["reuseport"] == str(mine / "__init__.py")
-    # One that the master cannot talk to fails the release, and the message says what to do.
+    # A package that the master cannot talk to fails the release. The message says what to do.
     channel = mine / "ipc" / "channel.py"
     text = channel.read_text()
     assert "\nVERSION = 1 " in text

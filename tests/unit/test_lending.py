@@ -1,4 +1,4 @@
-"""What a release's interpreter takes from the server's environment, and what it refuses."""
+"""The packages that a release's interpreter takes from the server's environment, and its refusals."""
 
 from __future__ import annotations
 
