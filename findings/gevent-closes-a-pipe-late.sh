@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # gevent (26.9.0; since 25.8.1): os.close of a pipe returns before the descriptor is closed.
 #
 # A good guess: after os.close(fd) the descriptor is closed, as close(2) says. With gevent's patches and a hub, os.close
@@ -9,11 +9,11 @@
 # writing end the parent has closed by os.close. The child ends at once, and join still takes the whole timeout.
 #
 # Exit status 0: seen as described. 1: the behaviour has changed.
-set -eu
+set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" -q install gevent==26.9.0 2>/dev/null
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check gevent==26.9.0 2>/dev/null
 cat > "$folder/late.py" <<'PYTHON'
 import sys
 
