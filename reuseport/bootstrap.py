@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import sys
 import warnings
 
@@ -176,7 +177,18 @@ def start(module):
     told = json.loads(os.environ.get(ZYGOTE_VARIABLE) or "{}")
     told.update(lent=lent, mismatch=too_old_greenlet(lent, server))
     os.environ[ZYGOTE_VARIABLE] = json.dumps(told)
-    importlib.import_module("reuseport.entry").run(module)
+    if importlib.util.find_spec("reuseport.entry") is None:
+        start_earlier(module)
+    else:
+        importlib.import_module("reuseport.entry").run(module)
+
+
+def start_earlier(module):
+    """Run a module of the application's own reuseport, if that is from before `entry.py`: as `python -m` did."""
+    deferred = sys.modules.get("reuseport:startup")  # see startup/sitecustomize.py; such a package never runs it
+    if deferred is not None:
+        deferred.run()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -182,7 +182,11 @@ class Zygote:
         environment = startup.environment({**self.environment, ZYGOTE_VARIABLE: json.dumps(born)})
         ground.flush()
         self.channel.close()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+        arguments = sys.orig_argv[1:]
+        if os.path.basename(arguments[-2]) == "bootstrap.py":
+            # The one beside this package: the server's may lie where only root can read it.
+            arguments[-2] = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bootstrap.py")
+        os.execve(sys.executable, [sys.executable, *arguments], environment)
 
     def _fork(self, order: dict[str, Any]) -> Birth | None:
         """Fork twice, so that the worker's parent is the master (its subreaper) and not this process."""
@@ -328,6 +332,7 @@ class Zygote:
         self.door.close()
         self._close_queue()
         self._close_listeners()
+        self.passed_logs.forget()
 
     def _close_listeners(self) -> None:
         for one in self.listeners.values():

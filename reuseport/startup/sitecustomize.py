@@ -56,8 +56,9 @@ def _must_run_at_once() -> bool:
     """Whether the environment's sitecustomize cannot be deferred.
 
     Nix and Homebrew add site-packages to sys.path there. One that PYTHONPATH names is never of that kind, because
-    instrumentation uses that way. That of ddtrace expects to run before gevent's patches: at its end it removes time
-    and threading from sys.modules, and an application that imported them behind that would get unpatched ones.
+    instrumentation uses that way. Nor is one inside a virtual environment, which may lack reuseport (bootstrap.py).
+    That of ddtrace expects to run before gevent's patches: at its end it removes time and threading from sys.modules,
+    and an application that imported them behind that would get unpatched ones.
     """
     found = PathFinder.find_spec("sitecustomize")
     if found is None or found.origin is None:
@@ -66,6 +67,8 @@ def _must_run_at_once() -> bool:
     if directory.endswith(os.sep + BEFORE_PATCHES):
         zygote = os.environ.get(ZYGOTE_VARIABLE)
         return zygote is not None and not json.loads(zygote).get("threads")
+    if sys.prefix != sys.base_prefix and directory.startswith(sys.prefix + os.sep):
+        return False
     named = map(os.path.abspath, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return directory not in named and PathFinder.find_spec("reuseport") is None
 

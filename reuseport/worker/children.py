@@ -38,6 +38,8 @@ def _is_child(pid: int, parent: int) -> bool:
             return LEAVES_BY_ITSELF not in file.read()
     except (FileNotFoundError, ProcessLookupError):
         return False  # it has just ended
+    except PermissionError:
+        return False  # /proc is mounted with hidepid, and the process is another user's
 
 
 def end() -> None:

@@ -131,8 +131,11 @@ def _of_hub(loop: Any) -> set[int]:
     epoll = loop.fileno()
     if epoll is None:
         return set()
-    with open(f"/proc/self/fdinfo/{epoll}", encoding="ascii") as file:
-        watched = {int(line.split()[1]) for line in file if line.startswith("tfd:")}
+    try:
+        with open(f"/proc/self/fdinfo/{epoll}", encoding="ascii") as file:
+            watched = {int(line.split()[1]) for line in file if line.startswith("tfd:")}
+    except OSError:
+        watched = set()  # before Linux 5.14 they are root's, with mode 0400, once the process has become another user
     eventfds = sorted(fd for fd, link in held().items() if link == "anon_inode:[eventfd]")
     return {epoll, *([fd for fd in eventfds if fd in watched] or eventfds[:1])}
 

@@ -209,6 +209,7 @@ class JobProcess:
     def _release(self) -> None:
         """In a child that the application has forked: it is no job (`worker.forked`)."""
         self.talker.abandon()
+        self.birth.logs.forget()
 
     def _retitle(self) -> None:
         whose = f" tenant {self.job.tenant}" if self.job.tenant else ""

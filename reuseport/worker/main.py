@@ -403,6 +403,7 @@ class Worker:
             fds += self.routes[1]
         for fd in fds:
             close(fd)
+        self.birth.logs.forget()
         for part in (self.acceptor, self.receiver, self.sender, self.engine, self.router, self.loop_set):
             if part is not None:
                 part.abandon()

@@ -41,7 +41,7 @@ TEXT = 500  # characters of a request's line
 
 _SERVE = Caller.serve.__code__
 _JOB = Handle.run.__code__
-_IDLE = {Pool._main.__code__, Threads._run.__code__}  # innermost in one that waits for its next request
+_IDLE = {Pool._work.__code__, Threads._run.__code__}  # innermost in one that waits for its next request
 
 Told = dict[str, Any]
 # Kind, name, ident, innermost frame (None before the first), and whether it is at work at this moment.

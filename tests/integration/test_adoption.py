@@ -236,6 +236,7 @@ def test_who_was_begun_for_other_tenants_or_as_another_user_is_not_adopted(serve
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_second_master_that_is_refused_has_changed_nothing_in_the_run_directory(server, serve):
     second = serve("--user", "nobody", run_dir=server.run_dir)
+    second.name = server.name
     outcome = second.run()
     assert outcome.exit == 1 and "belongs to a running master" in outcome.err
     assert (server.run_dir / "work").stat().st_uid == 0

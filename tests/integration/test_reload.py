@@ -24,13 +24,17 @@ def application(environ, start_response):
 
 
 # Of a sitecustomize.py: as where the user has no instances left.
+# A script that is the command line: the master runs without sitecustomize.
 WITHOUT_INOTIFY = """\
-import ctypes
+import ctypes, sys
 class Without(ctypes.CDLL):
     def inotify_init1(self, flags):
         ctypes.set_errno(24)
         return -1
 ctypes.CDLL = Without
+from reuseport.cli.main import main
+sys.argv = ["reuseport", *sys.argv[3:]]
+sys.exit(main(sys.argv[1:]))
 """
 
 SECOND = 1_700_000_000
@@ -159,8 +163,9 @@ def test_a_directory_that_is_replaced_is_watched_again(project):
 
 
 def test_without_inotify_files_are_looked_at(project):
-    (project.directory / "sitecustomize.py").write_text(WITHOUT_INOTIFY)
-    project.server.env["PYTHONPATH"] = str(project.directory)
+    script = project.server.root / "without_inotify.py"
+    script.write_text(WITHOUT_INOTIFY)
+    project.server.flags = (str(script),)
     project.start()
     assert "no inotify (Too many open files)" in project.server.log.read_text()
     project.save(project.prices, version("two"))

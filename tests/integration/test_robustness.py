@@ -177,7 +177,7 @@ from reuseport.master.touched import Touched
 
 def fail_once(kind, name):
     whole = getattr(kind, name)
-    def method(*said):
+    def method(*said, **named):
         setattr(kind, name, whole)
         raise LookupError(f"a defect of {name}")
     setattr(kind, name, method)

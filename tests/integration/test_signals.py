@@ -54,8 +54,8 @@ def test_usr1_opens_the_log_again(serve):
     pids = [server.pid, *server.status().pids()]
 
     def everybody_writes_to_the_new_file() -> bool:
-        paths = [os.readlink(entry) for pid in pids for entry in os.scandir(f"/proc/{pid}/fd") if entry.is_symlink()]
-        return str(moved) not in paths and paths.count(str(log)) == len(pids)
+        opened = [{os.readlink(entry) for entry in os.scandir(f"/proc/{pid}/fd") if entry.is_symlink()} for pid in pids]
+        return all(str(log) in paths and str(moved) not in paths for paths in opened)
 
     wait_for(everybody_writes_to_the_new_file, "master and workers have the new file open, and not the old one")
     size = moved.stat().st_size

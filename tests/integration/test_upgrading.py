@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 from harness import PATIENCE, Background, Server, ask, make_venv, parent_of, title_of, wait_for
 from test_embedding import SCRIPT
-from test_reload import WITHOUT_INOTIFY
 from test_supervision import launch_with, listener, name_of, supervisor  # noqa: F401
 
 import reuseport
@@ -27,6 +26,10 @@ import reuseport
 PACKAGE = Path(reuseport.__file__).parent
 APPS = Path(__file__).parent.parent / "apps"
 JOBBING = "import jobbing\napplication = jobbing.make({version!r})\n"
+
+
+INOTIFY = "self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)"
+WITHOUT_INOTIFY = (INOTIFY, "[ctypes.set_errno(24), -1][1]")
 
 
 class Installed:
@@ -586,12 +589,11 @@ def test_a_file_that_was_saved_during_the_exec_releases(serve, has_inotify):
     prices = directory / "shop" / "prices.py"
     prices.write_text("")
     if not has_inotify:
-        (server.root / "without").mkdir()
-        (server.root / "without" / "sitecustomize.py").write_text(WITHOUT_INOTIFY)
-        server.env["PYTHONPATH"] += f":{server.root / 'without'}"
+        installed.install("0.1.2", master_inotify=WITHOUT_INOTIFY)
     server.start()
     assert ("no inotify" in server.log.read_text()) is not has_inotify
-    installed.install("0.2.0", version=('__version__ = "0.2.0"\n', AWAY))
+    without = {} if has_inotify else {"master_inotify": WITHOUT_INOTIFY}
+    installed.install("0.2.0", version=('__version__ = "0.2.0"\n', AWAY), **without)
     asker = server.begin("upgrade")
     server.gate("exec").await_entered()
     prices.write_text("SAVED = True\n")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
-from harness import CHECKOUT, Background, Server, wait_for
+from harness import CHECKOUT, Background, Server, make_venv, wait_for
 from test_upgrading import JOBBING, PACKAGE, Installed
 
 EARLIER = "7f5f2554605733054e870eb08f8756f2a3b79e5a"
@@ -206,3 +207,27 @@ def test_a_master_that_cannot_read_the_other_one_s_books_leaves_the_release_to_i
         assert server.renew() == 3
         load.more(20)
     assert load.failures == [] and load.versions[-1] == "three"
+
+
+@pytest.mark.parametrize(
+    "more", ["", "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"]
+)
+def test_an_environment_with_an_earlier_version_is_served_by_that(serve, earlier, tmp_path, more):
+    """At once, and after the import has turned out not to survive a fork."""
+    python = make_venv(tmp_path / "venv", with_reuseport=False)
+    (packages,) = (tmp_path / "venv").glob("lib/python3*/site-packages")
+    borrowed = [str(earlier.parent), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    (packages / "borrowed.pth").write_text("\n".join(dict.fromkeys(borrowed)) + "\n")
+    server = serve("--python", python, workers=1)
+    server.write(
+        "one",
+        code=more
+        + f"""
+import reuseport
+assert reuseport.__file__.startswith({str(earlier.parent)!r}), reuseport.__file__
+""",
+    )
+    server.start()
+    assert server.get().version == "one"
+    assert server.release("--wait", "drained").exit == 0
+    assert server.get().version == "one"
