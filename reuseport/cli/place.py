@@ -6,7 +6,7 @@ that lives where units have theirs.
 
 The command line wins over the environment, the environment over the file, as a whole (options/identity.py). So a name
 is looked for by name when it comes from a stronger source than a run directory does, and a run directory that a weaker
-source says is used only if the master in it has that name.
+source says is used only if the master in it has that name. The same holds for a run directory and a name of one source.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def _named(sources: _Sources) -> Master | None:
             app = sources.at(rank, "app")
         if run_dir is not None and not (name is None and app is not None and app.rank < rank):
             sources.decided = rank
-            must = name.value if name is not None and rank == TYPED else ""
+            must = name.value if name is not None else ""  # both words have the same source
             return Master(run_dir.value, run_dir.place, sources.environ, named=True, name=must)
         if name is not None:
             sources.decided = rank
