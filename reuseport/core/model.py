@@ -127,6 +127,7 @@ ABORTED = "aborted"
 RELEASE = "release"
 ROLLBACK = "rollback"
 PROMOTION = "promotion"
+ABORT = "abort"  # not how one came to serve: what ended a boot
 
 
 @dataclass(frozen=True)
@@ -238,12 +239,12 @@ class Change:
 @dataclass(frozen=True)
 class Ended:
     """The last boot that ended without serving: that of generation `number`, from `born` to `at`. It failed by itself,
-    or was `aborted` by the operator of `by` and `session`."""
+    or `what` ended it: a ROLLBACK or an ABORT of the operator of `by` and `session`."""
 
     number: int
     born: float
     at: float
-    aborted: bool = False
+    what: str = ""
     by: str = ""
     session: str = ""
 
