@@ -285,6 +285,7 @@ class Generation:
     since: float = 0.0
     born: float = 0.0
     deadline: float | None = None  # for the boot, or for a zygote that is loading a second time
+    all_ready: bool = False  # while it warms: every worker that is wanted could accept
     zygote: Zygote | None = None
     zygote_after: float = 0.0  # not before this time is a lost zygote replaced
     zygote_losses: int = 0

@@ -78,6 +78,19 @@ def _stop(t: Turn) -> None:
         t.move(g, "stopped", deadline=None)
 
 
+def _renew(t: Turn) -> None:
+    """A boot that has all its workers and loses one gets the time for a worker again.
+
+    Its companions may have taken it beyond its deadline. The new worker may be wanted in addition, or in the place of
+    another; or one that is too many ends.
+    """
+    for g in t.state.having(WARMING):
+        complete = ready(g)
+        if complete != g.all_ready:
+            deadline = g.deadline if complete else t.now + g.release.boot_timeout
+            t.put(replace(g, all_ready=complete, deadline=deadline))
+
+
 def _overdue(t: Turn) -> None:
     """Deadlines that have passed."""
     for g in list(t.state.generations.values()):
@@ -126,7 +139,7 @@ def _boot_overdue(t: Turn, g: Generation) -> None:
     if g.state == LOADING:
         t.fail(g, f"the application was not imported within {limit}", ev.Abort)
     elif g.state == WARMING:
-        late = [f"{g.number}.{n}" for n in sorted(g.having(FORKING, STARTING))]
+        late = [f"{g.number}.{n}" for n, w in sorted(g.workers.items()) if w.state != READY and not w.is_job]
         text = f"not every worker was ready within {limit}: {', '.join(late)}"
         if not late:
             text = f"not every companion had started within {limit}: {', '.join(companions.late(g))}"
@@ -468,6 +481,7 @@ POLICIES: tuple[Callable[[Turn], None], ...] = (
     companions.expect_readiness,
     _promote,
     _stop,
+    _renew,
     _overdue,
     _boot,
     _judge,
