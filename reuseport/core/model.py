@@ -298,7 +298,7 @@ class Generation:
     failure: str = ""
     ended_as: str = ""  # SUPERSEDED or ABORTED, if it did not fail by itself; `failure` then says by what
     aborters: tuple[Asker, ...] = ()  # wait until nothing of this aborted boot is left
-    reported: bool = False  # its failure has been recorded, and told to its askers
+    reported: bool = False  # its failure, or its verdict, has been recorded, and told to its askers
     success: str = ""  # what its askers will be told
     donor: int = 0  # the generation whose zygote its own is a copy of, until that has begun
     crashes: int = 0  # workers and companions that crashed while it was on probation

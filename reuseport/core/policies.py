@@ -278,7 +278,9 @@ def _confirm(t: Turn) -> None:
             continue
         if g.state == SERVING and t.now < confirmed_at(g) and (g.release.probation or _lingering(t, g)):
             continue
-        if g.state == SERVING and g.verdict:
+        if g.verdict:
+            t.answer(g.askers, False, g.number, _failed_probation(g))
+            t.put(replace(g, askers=()))
             continue
         # Beside a canary nothing drains.
         patient = tuple(a for a in g.askers if a.wait == "drained" and g.state != CANARY)
@@ -289,27 +291,45 @@ def _confirm(t: Turn) -> None:
 
 
 def _judge(t: Turn) -> None:
-    """A generation that fails its probation is taken back: a rollback begins by itself, and its askers hear of it."""
+    """A generation that fails its probation is taken back: a rollback begins by itself, and its askers hear of it.
+
+    They hear at once. The rollback waits while a release boots, which may serve instead.
+    """
     g = t.state.serving
     if g is None or t.state.stopping or not g.release.probation:
         return
     if not g.verdict and g.on_probation(t.now) and g.crashes >= CRASHES:
         g = t.put(replace(g, verdict=f"{g.crashes} of its processes have crashed"))
-    if not g.verdict or t.state.booting is not None:
+    booting = t.state.booting
+    if not g.verdict or (booting is not None and g.reported):
         return
     old = None if t.state.leaving else predecessor(t, g)
-    text = f"generation {g.number} failed its probation: {g.verdict}"
-    if old is not None:
-        text += f"; generation {t.state.last + 1} brings back {old.origin}"
+    text = _failed_probation(g)
+    if t.state.leaving:
+        text += "; the server is stopping"
+    elif old is None:
+        text += "; there is nothing to go back to"
+    elif booting is not None:
+        text += f"; a rollback to {old.origin} begins when the boot of generation {booting.number} has ended, unless "
+        text += "that one serves"
     else:
-        text += "; the server is stopping" if t.state.leaving else "; there is nothing to go back to"
-    t.do(ev.Record(g.number, "taken back", g.verdict, t.now - g.born), ev.Note("error", text))
-    t.answer(g.askers, False, g.number, text)
+        text += f"; generation {t.state.last + 1} brings back {old.origin}"
+    t.note("error", text)
+    if not g.reported:
+        t.do(ev.Record(g.number, "taken back", g.verdict, t.now - g.born))
+        t.answer(g.askers, False, g.number, text)
+        g = t.put(replace(g, askers=(), reported=True))
+    if booting is not None:
+        return
     # Once is enough: from here on it is a generation like any other, until the rollback serves.
-    t.put(replace(g, askers=(), verdict="", release=replace(g.release, probation=0.0)))
+    t.put(replace(g, verdict="", release=replace(g.release, probation=0.0)))
     if old is not None:
         release = replace(old.release, source=old.origin, probation=0.0, standby=g.release.standby)
         t.begin(replace(release, by=f"the probation of generation {g.number}", session="probation"), ())
+
+
+def _failed_probation(g: Generation) -> str:
+    return f"generation {g.number} failed its probation: {g.verdict}"
 
 
 def predecessor(t: Turn, g: Generation) -> Generation | None:
@@ -329,7 +349,9 @@ def _stands_by(t: Turn, g: Generation) -> bool:
     if serving is None or t.state.stopping:
         return False
     able = g.zygote is not None and not g.zygote.leaving
-    return able and [g] == _once_served(t, serving)[-1:] and t.now < standby_until(serving)
+    # A rollback that waits for the end of a boot needs it, however long that takes.
+    within = bool(serving.verdict) or t.now < standby_until(serving)
+    return able and within and [g] == _once_served(t, serving)[-1:]
 
 
 def standby_until(serving: Generation) -> float:
