@@ -50,7 +50,7 @@ class Stranger(Failure):
 
 
 class Server(NamedTuple):
-    """Who a master says that it is; what it does not say is "" or 0. `answers_who` is whether it knows that question."""
+    """Who a master says that it is; what it does not say is "" or 0. `answers_who`: it knows that question."""
 
     name: str
     pid: int

@@ -27,8 +27,8 @@ def rank(settings: Settings, option: str) -> int:
 def is_stranger(settings: Settings, owner: str, place: str = "run_dir") -> bool:
     """Whether these settings must not use a directory that the server `owner` lives in, or has left its workers in.
 
-    They must not if the source of the directory, or a stronger one, names another server. The application names one, too,
-    but only in a stronger source: its module may have been renamed.
+    They must not if the source of the directory, or a stronger one, names another server. The application names one,
+    too, but only in a stronger source: its module may have been renamed.
     """
     if owner in ("", settings.name):
         return False

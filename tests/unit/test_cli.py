@@ -132,7 +132,9 @@ def test_release_that_fails_shows_what_the_application_said(master, home: Path, 
     assert err == "Traceback ...\nImportError: no\nreuseport: release failed: generation 8: ImportError: no\n"
 
 
-@pytest.mark.parametrize("words", [["rollback", "--from", "5"], ["rollback", "3", "--from=5"], ["promote", "--from", "5"]])
+@pytest.mark.parametrize(
+    "words", [["rollback", "--from", "5"], ["rollback", "3", "--from=5"], ["promote", "--from", "5"]]
+)
 @pytest.mark.parametrize("more", [[], ["-n", "shop"], ["--json"]])
 def test_a_master_that_is_too_old_for_from_is_not_asked(words, more, master, capsys) -> None:
     """It would pass over the field, and go back from whatever serves."""
