@@ -46,6 +46,15 @@ def from_option(what: str) -> Option:
     )
 
 
+def check_from(server: place.Server, number: int | None) -> None:
+    """Raises Failure where the master is of a version that passes over --from: it answers `who` since the same one."""
+    if number is not None and not server.answers_who:
+        raise Failure(
+            f"--from {number}: this master is of an older version that does not know --from; nothing was done. "
+            "Give the command without --from, or run `reuseport upgrade` first"
+        )
+
+
 def show(server: place.Server, as_json: bool) -> None:
     """Say on which server a command acts, before it does."""
     if not as_json:
@@ -54,7 +63,7 @@ def show(server: place.Server, as_json: bool) -> None:
 
 def with_server(done: dict[str, Any], server: place.Server) -> dict[str, Any]:
     """The answer of a command that acts on a server, for --json."""
-    return {**done, "server": server._asdict()}
+    return {**done, "server": {"name": server.name, "pid": server.pid, "run_dir": server.run_dir}}
 
 
 def ask(words: Words, question: dict[str, Any], what: str = "", **how: Any) -> dict[str, Any]:

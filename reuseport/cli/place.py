@@ -6,7 +6,7 @@ that lives where units have theirs.
 
 The command line wins over the environment, the environment over the file, as a whole (options/identity.py). So a name
 is looked for by name when it comes from a stronger source than a run directory does, and a run directory that a weaker
-source says is used only if the master in it has that name.
+source says is used only if the master in it has that name. The same holds for a run directory and a name of one source.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ class Stranger(Failure):
 
 
 class Server(NamedTuple):
-    """Who a master says that it is; what it does not say is "" or 0."""
+    """Who a master says that it is; what it does not say is "" or 0. `answers_who`: it knows that question."""
 
     name: str
     pid: int
     run_dir: str
+    answers_who: bool
 
     def __str__(self) -> str:
         return f"server {text(self.name or '?')} (pid {self.pid or '?'}, run directory {text(self.run_dir)})"
@@ -208,7 +209,7 @@ def _named(sources: _Sources) -> Master | None:
             app = sources.at(rank, "app")
         if run_dir is not None and not (name is None and app is not None and app.rank < rank):
             sources.decided = rank
-            must = name.value if name is not None and rank == TYPED else ""
+            must = name.value if name is not None else ""  # both words have the same source
             return Master(run_dir.value, run_dir.place, sources.environ, named=True, name=must)
         if name is not None:
             sources.decided = rank
@@ -266,13 +267,15 @@ def _owner(run_dir: str) -> str:
 def _identity(run_dir: str, of_any_user: bool, within: float) -> Server:
     """Who the master there says that it is. Raises Failure if there is none, or it does not answer."""
     done = client.ask(run_dir, {"do": "who"}, timeout=within, of_any_user=of_any_user)
-    if "name" not in done:
+    answers_who = "name" in done
+    if not answers_who:
         # One of an older version.
         status = client.ask(run_dir, {"do": "status"}, timeout=within, of_any_user=of_any_user).get("status")
         found = status.get("master") if isinstance(status, dict) else None
         done = found if isinstance(found, dict) else {}
     pid = done.get("pid")
-    return Server(str(done.get("name") or ""), pid if isinstance(pid, int) else 0, str(done.get("run_dir") or run_dir))
+    name, pid = str(done.get("name") or ""), pid if isinstance(pid, int) else 0
+    return Server(name, pid, str(done.get("run_dir") or run_dir), answers_who)
 
 
 def _only_one(environ: Mapping[str, str], uid: int) -> Master:

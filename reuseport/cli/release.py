@@ -85,6 +85,7 @@ def follow(words: Words, question: dict[str, Any], what: str, as_json: bool) -> 
     """Ask for a release of some kind, show its stages, and return the exit status. Raises OptionError and Failure."""
     master = place.find(words)
     server = master.server()
+    frame.check_from(server, question.get("from"))
     frame.show(server, as_json)
     question = {**question, **operator.words()}
     try:

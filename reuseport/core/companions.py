@@ -320,7 +320,7 @@ def seats_left(t: Turn, release: Release, generation: int, left: ev.Adopted) -> 
     for number, c in seats.items():
         key = Key(generation, number)
         if key in left.ended:
-            seats[number] = replace(c, state=ENDED)
+            seats[number] = replace(c, state=ENDED, failed=key in left.failed)
         elif key in left.gone and not _comes_again(c, left.gone[key]):
             seats[number] = replace(c, state=ENDED, why=UNSEEN)
             t.note("warning", f"{_name(key, c)} {UNSEEN}; it is not started again (restart = {c.terms.restart!r})")

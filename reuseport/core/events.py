@@ -228,8 +228,8 @@ class Survivor:
 class Adopted:
     """What an earlier master of this run directory left behind, all of it at once, and how far it had counted.
 
-    `ended` are the companions that had ended for good, `gone` those that ran and have ended while nobody looked:
-    whether each has done so cleanly, as far as anybody knows.
+    `ended` are the companions that had ended for good, and `failed` those of them that had not ended well. `gone` are
+    the companions that ran and have ended without a master: whether each ended cleanly, as far as that is known.
 
     `otherwise`: the release to begin with where none of it serves; with `renew`, in any case.
     """
@@ -242,6 +242,7 @@ class Adopted:
     ended: tuple[Key, ...] = ()
     renew: bool = False
     gone: Mapping[Key, bool] = field(default_factory=dict)
+    failed: tuple[Key, ...] = ()
 
 
 Event = (

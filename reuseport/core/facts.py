@@ -255,9 +255,7 @@ def _scale_asked(t: Turn, event: ev.ScaleAsked) -> None:
     for g in t.state.having(LOADING, WARMING, OPENING, *STAFFED):
         wanted = max(1, g.wanted + event.by)
         if wanted != g.wanted:
-            # Its companions may have taken the boot beyond its deadline; a new worker needs time of its own.
-            more = t.now + g.release.boot_timeout if g.state == WARMING and wanted > g.wanted else None
-            t.put(replace(g, wanted=wanted, deadline=more or g.deadline))
+            t.put(replace(g, wanted=wanted))
             t.note("info", f"generation {g.number} gets {wanted} workers")
             t.need_slots(wanted)
     t.assign()

@@ -55,7 +55,7 @@ def wake_at(state: Cluster) -> float | None:
         if g.state == SERVING:
             if g.askers and not g.verdict:
                 times.append(confirmed_at(g))
-            if state.having(STANDBY):
+            if state.having(STANDBY) and not g.verdict:
                 times.append(standby_until(g))
         if g.state in STAFFED:
             if g.zygote is None:

@@ -127,6 +127,7 @@ ABORTED = "aborted"
 RELEASE = "release"
 ROLLBACK = "rollback"
 PROMOTION = "promotion"
+ABORT = "abort"  # not how one came to serve: what ended a boot
 
 
 @dataclass(frozen=True)
@@ -238,12 +239,12 @@ class Change:
 @dataclass(frozen=True)
 class Ended:
     """The last boot that ended without serving: that of generation `number`, from `born` to `at`. It failed by itself,
-    or was `aborted` by the operator of `by` and `session`."""
+    or `what` ended it: a ROLLBACK or an ABORT of the operator of `by` and `session`."""
 
     number: int
     born: float
     at: float
-    aborted: bool = False
+    what: str = ""
     by: str = ""
     session: str = ""
 
@@ -284,6 +285,7 @@ class Generation:
     since: float = 0.0
     born: float = 0.0
     deadline: float | None = None  # for the boot, or for a zygote that is loading a second time
+    all_ready: bool = False  # while it warms: every worker that is wanted could accept
     zygote: Zygote | None = None
     zygote_after: float = 0.0  # not before this time is a lost zygote replaced
     zygote_losses: int = 0
@@ -296,7 +298,7 @@ class Generation:
     failure: str = ""
     ended_as: str = ""  # SUPERSEDED or ABORTED, if it did not fail by itself; `failure` then says by what
     aborters: tuple[Asker, ...] = ()  # wait until nothing of this aborted boot is left
-    reported: bool = False  # its failure has been recorded, and told to its askers
+    reported: bool = False  # its failure, or its verdict, has been recorded, and told to its askers
     success: str = ""  # what its askers will be told
     donor: int = 0  # the generation whose zygote its own is a copy of, until that has begun
     crashes: int = 0  # workers and companions that crashed while it was on probation

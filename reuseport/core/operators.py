@@ -10,8 +10,9 @@ the command was typed. So these rules hold:
 - A rollback that was started before the present generation began to serve changes nothing. If that generation came by a
   rollback, the answer is what that one did; else the answer is an error that names what serves now.
 - Within AGAIN seconds after a rollback, an abort or a promotion, the same command of another operator (another user or
-  another login session) is answered with what the first one did. A second command of the same operator goes on, and so
-  does one that names the generation to go back from (`came_from`), whoever gives it.
+  another login session) is answered with what the first one did. An abort is also answered so if a rollback ended the
+  boot. A rollback or an abort goes on if another boot or a promotion is under way. A second command of the same
+  operator goes on, and so does any that names the generation to go back from (`came_from`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import replace
 from reuseport.core import companions
 from reuseport.core import events as ev
 from reuseport.core.model import (
+    ABORT,
     ABORTED,
     ACCEPTING,
     OPENING,
@@ -178,24 +180,31 @@ def _abort(
 ) -> None:
     t.note("info", f"generation {booting.number} is aborted {by}")
     t.give_up(booting, ABORTED, by, askers)
-    t.change(ended=Ended(booting.number, booting.born, t.now, True, event.by, event.session))
+    what = ROLLBACK if isinstance(event, ev.RollbackAsked) else ABORT
+    t.change(ended=Ended(booting.number, booting.born, t.now, what, event.by, event.session))
 
 
 def _of_the_end(t: Turn, event: ev.RollbackAsked | ev.AbortAsked) -> str:
     """What to say where the boot that the operator saw has ended meanwhile, or another operator has just ended it: then
-    there is nothing more to do. "" where that is not so."""
+    there is nothing more to do. "" where that is not so.
+
+    A rollback does more than an abort did. An abort asks for no more than either of them did.
+    """
     ended, booting, serving = t.state.ended, t.state.booting, t.state.serving
     if ended is None or serving is None or ended.at < serving.since or (booting and _seen(event, booting.born)):
         return ""
     if isinstance(event, ev.RollbackAsked) and event.came_from:
         return ""
     late = event.seen_at is not None and ended.born <= event.seen_at < ended.at
-    g = t.generation(ended.number)
-    late = late or bool(g and g.aborters)  # the first one has not been answered yet
+    g, canary = t.generation(ended.number), t.state.canary
+    unanswered = bool(g and g.aborters)
     other = bool(event.session and ended.session) and event.session != ended.session
-    if not late and not (ended.aborted and other and t.now < ended.at + AGAIN):
+    alike = ended.what == ROLLBACK or (ended.what == ABORT and isinstance(event, ev.AbortAsked))
+    under_way = booting is not None or (canary is not None and canary.promote_by is not None)
+    second = unanswered or (alike and other and t.now < ended.at + AGAIN)
+    if not late and (under_way or not second):
         return ""
-    how = "was aborted already" if ended.aborted else "has failed by itself"
+    how = "was aborted already" if ended.what else "has failed by itself"
     ago = f"{t.now - ended.at:.1f} s ago{f', by {ended.by}' if ended.by else ''}"
     return f"generation {ended.number} {how}, {ago}; generation {serving.number} serves on, and nothing more was done"
 

@@ -78,6 +78,19 @@ def _stop(t: Turn) -> None:
         t.move(g, "stopped", deadline=None)
 
 
+def _renew(t: Turn) -> None:
+    """A boot that has all its workers and loses one gets the time for a worker again.
+
+    Its companions may have taken it beyond its deadline. The new worker may be wanted in addition, or in the place of
+    another; or one that is too many ends.
+    """
+    for g in t.state.having(WARMING):
+        complete = ready(g)
+        if complete != g.all_ready:
+            deadline = g.deadline if complete else t.now + g.release.boot_timeout
+            t.put(replace(g, all_ready=complete, deadline=deadline))
+
+
 def _overdue(t: Turn) -> None:
     """Deadlines that have passed."""
     for g in list(t.state.generations.values()):
@@ -126,7 +139,7 @@ def _boot_overdue(t: Turn, g: Generation) -> None:
     if g.state == LOADING:
         t.fail(g, f"the application was not imported within {limit}", ev.Abort)
     elif g.state == WARMING:
-        late = [f"{g.number}.{n}" for n in sorted(g.having(FORKING, STARTING))]
+        late = [f"{g.number}.{n}" for n, w in sorted(g.workers.items()) if w.state != READY and not w.is_job]
         text = f"not every worker was ready within {limit}: {', '.join(late)}"
         if not late:
             text = f"not every companion had started within {limit}: {', '.join(companions.late(g))}"
@@ -265,7 +278,9 @@ def _confirm(t: Turn) -> None:
             continue
         if g.state == SERVING and t.now < confirmed_at(g) and (g.release.probation or _lingering(t, g)):
             continue
-        if g.state == SERVING and g.verdict:
+        if g.verdict:
+            t.answer(g.askers, False, g.number, _failed_probation(g))
+            t.put(replace(g, askers=()))
             continue
         # Beside a canary nothing drains.
         patient = tuple(a for a in g.askers if a.wait == "drained" and g.state != CANARY)
@@ -276,27 +291,45 @@ def _confirm(t: Turn) -> None:
 
 
 def _judge(t: Turn) -> None:
-    """A generation that fails its probation is taken back: a rollback begins by itself, and its askers hear of it."""
+    """A generation that fails its probation is taken back: a rollback begins by itself, and its askers hear of it.
+
+    They hear at once. The rollback waits while a release boots, which may serve instead.
+    """
     g = t.state.serving
     if g is None or t.state.stopping or not g.release.probation:
         return
     if not g.verdict and g.on_probation(t.now) and g.crashes >= CRASHES:
         g = t.put(replace(g, verdict=f"{g.crashes} of its processes have crashed"))
-    if not g.verdict or t.state.booting is not None:
+    booting = t.state.booting
+    if not g.verdict or (booting is not None and g.reported):
         return
     old = None if t.state.leaving else predecessor(t, g)
-    text = f"generation {g.number} failed its probation: {g.verdict}"
-    if old is not None:
-        text += f"; generation {t.state.last + 1} brings back {old.origin}"
+    text = _failed_probation(g)
+    if t.state.leaving:
+        text += "; the server is stopping"
+    elif old is None:
+        text += "; there is nothing to go back to"
+    elif booting is not None:
+        text += f"; a rollback to {old.origin} begins when the boot of generation {booting.number} has ended, unless "
+        text += "that one serves"
     else:
-        text += "; the server is stopping" if t.state.leaving else "; there is nothing to go back to"
-    t.do(ev.Record(g.number, "taken back", g.verdict, t.now - g.born), ev.Note("error", text))
-    t.answer(g.askers, False, g.number, text)
+        text += f"; generation {t.state.last + 1} brings back {old.origin}"
+    t.note("error", text)
+    if not g.reported:
+        t.do(ev.Record(g.number, "taken back", g.verdict, t.now - g.born))
+        t.answer(g.askers, False, g.number, text)
+        g = t.put(replace(g, askers=(), reported=True))
+    if booting is not None:
+        return
     # Once is enough: from here on it is a generation like any other, until the rollback serves.
-    t.put(replace(g, askers=(), verdict="", release=replace(g.release, probation=0.0)))
+    t.put(replace(g, verdict="", release=replace(g.release, probation=0.0)))
     if old is not None:
         release = replace(old.release, source=old.origin, probation=0.0, standby=g.release.standby)
         t.begin(replace(release, by=f"the probation of generation {g.number}", session="probation"), ())
+
+
+def _failed_probation(g: Generation) -> str:
+    return f"generation {g.number} failed its probation: {g.verdict}"
 
 
 def predecessor(t: Turn, g: Generation) -> Generation | None:
@@ -316,7 +349,9 @@ def _stands_by(t: Turn, g: Generation) -> bool:
     if serving is None or t.state.stopping:
         return False
     able = g.zygote is not None and not g.zygote.leaving
-    return able and [g] == _once_served(t, serving)[-1:] and t.now < standby_until(serving)
+    # A rollback that waits for the end of a boot needs it, however long that takes.
+    within = bool(serving.verdict) or t.now < standby_until(serving)
+    return able and within and [g] == _once_served(t, serving)[-1:]
 
 
 def standby_until(serving: Generation) -> float:
@@ -468,6 +503,7 @@ POLICIES: tuple[Callable[[Turn], None], ...] = (
     companions.expect_readiness,
     _promote,
     _stop,
+    _renew,
     _overdue,
     _boot,
     _judge,

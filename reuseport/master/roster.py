@@ -94,7 +94,8 @@ class Roster:
         ]
         forked = {g.number: g.forked for g in generations}
         ended = [(g.number, n) for g in generations for n, c in g.companions.items() if c.state == ENDED]
-        now = (people, forked, [(g.wanted, g.release.canary) for g in generations], ended, cluster.last, slots)
+        failed = [(g.number, n) for g in generations for n, c in g.companions.items() if c.failed]
+        now = (people, forked, [(g.wanted, g.release.canary) for g in generations], ended, failed, cluster.last, slots)
         if now == self._written:
             return
         data = {
@@ -103,6 +104,7 @@ class Roster:
             "last": cluster.last,
             "forked": forked,
             "ended": ended,
+            "failed": failed,
             "slots": slots,
             "releases": {g.number: asdict(g.release) for g in generations},
             "processes": [
@@ -160,11 +162,11 @@ class Roster:
             return None
         slots = tuple((address, index) for address, index in data["slots"])
         forked = {int(n): highest for n, highest in data["forked"].items()}
-        ended = tuple(Key(*key) for key in data.get("ended", ()))
+        ended, failed = (tuple(Key(*key) for key in data.get(word, ())) for word in ("ended", "failed"))
         # Nobody who survives has the slots that only strays held; they are bound anew. A companion never had any.
         held = any(not one.key.is_companion for one in survivors)
         return Remains(
-            Adopted(tuple(survivors), data["last"], 0, forked, ended=ended),
+            Adopted(tuple(survivors), data["last"], 0, forked, ended=ended, failed=failed),
             rows,
             slots if held else (),
             tuple(strays),

@@ -27,13 +27,15 @@ def rank(settings: Settings, option: str) -> int:
 def is_stranger(settings: Settings, owner: str, place: str = "run_dir") -> bool:
     """Whether these settings must not use a directory that the server `owner` lives in, or has left its workers in.
 
-    They must not if a stronger source than that of the directory names another server, or the command line names both.
+    They must not if the source of the directory, or a stronger one, names another server. The application names one,
+    too, but only in a stronger source: its module may have been renamed.
     """
     if owner in ("", settings.name):
         return False
     named = settings.sources["name"] != DEFAULT
     by = rank(settings, "name" if named else "app")
-    return by < rank(settings, place) or (named and by == TYPED)
+    where = rank(settings, place)
+    return by < where or (named and by == where)
 
 
 def place_of_history(settings: Settings) -> str:

@@ -132,6 +132,23 @@ def test_release_that_fails_shows_what_the_application_said(master, home: Path, 
     assert err == "Traceback ...\nImportError: no\nreuseport: release failed: generation 8: ImportError: no\n"
 
 
+@pytest.mark.parametrize(
+    "words", [["rollback", "--from", "5"], ["rollback", "3", "--from=5"], ["promote", "--from", "5"]]
+)
+@pytest.mark.parametrize("more", [[], ["-n", "shop"], ["--json"]])
+def test_a_master_that_is_too_old_for_from_is_not_asked(words, more, master, capsys) -> None:
+    """It would pass over the field, and go back from whatever serves."""
+    old = master({"event": "done", "ok": True, "status": {"master": {"name": "shop", "pid": 7, "run_dir": "/r"}}})
+    old.knows_who = False
+    assert main([*words, *more]) == 1
+    assert {question["do"] for question in old.asked} <= {"who", "status"}
+    assert capsys.readouterr().err == (
+        "reuseport: --from 5: this master is of an older version that does not know --from; nothing was done. "
+        "Give the command without --from, or run `reuseport upgrade` first\n"
+    )
+    assert main([words[0], *more]) == 0 and old.asked[-1]["do"] == words[0]
+
+
 @pytest.mark.parametrize(("done", "status"), [(SERVES, 0), (FAILS, 1)])
 def test_release_as_json_is_the_done_object_and_the_server(done, status, master, home: Path, capsys) -> None:
     master(LOADING, done)

@@ -323,16 +323,55 @@ def test_a_companion_may_take_longer_than_the_boot():
     assert story[1].state == SERVING
 
 
-def test_a_worker_that_is_wanted_meanwhile_has_its_own_time():
-    story = Story(workers=1, boot_timeout=10.0, companions=(Terms("mail", ready=NOTIFY, ready_timeout=60.0),))
+def held(workers: int = 1) -> Story:
+    """The boot has ten seconds, and waits for its companion for fifty."""
+    terms = (Terms("mail", ready=NOTIFY, ready_after=0.0, ready_timeout=90.0),)
+    story = Story(workers=workers, boot_timeout=10.0, companions=terms)
     story.release()
-    staffed(story, 1)
+    story.loads(1)
+    story.readies(*((1, n + 1) for n in range(workers)))
     begin(story, MAIL)
     story.after(50.0)
+    assert story[1].state == WARMING
+    return story
+
+
+def test_a_worker_that_is_wanted_meanwhile_has_its_own_time():
+    story = held()
     story.tell(ev.ScaleAsked(1))
     assert story[1].state == WARMING
+    assert story.after(9.0) == []
     story.readies((1, 2))
+    assert story.after(9.0) == [] and story[1].state == WARMING, "the boot waits for its companion alone again"
     assert len(shows(story, MAIL)) == 2
+
+
+def test_a_worker_that_is_too_many_meanwhile_may_end():
+    story = held(workers=2)
+    assert story.tell(ev.ScaleAsked(-1)) == [ev.Quit(Key(1, 2))]
+    assert story[1].state == WARMING
+    story.exit((1, 2))
+    assert shows(story, MAIL) == [ev.Accept(Key(1, 1), (0, 1))]
+
+
+@pytest.mark.parametrize("why", [ev.Retire(Key(1, 1), "it uses 900 MB"), ev.Blocked(Key(1, 1))])
+def test_a_worker_that_is_replaced_meanwhile_has_a_successor_with_its_own_time(why: ev.Event):
+    story = held()
+    assert story.tell(why) == [ev.Fork(Key(1, 2), 0)]
+    assert story.after(9.0) == [] and story[1].state == WARMING
+    story.readies((1, 2))
+    assert story.after(20.0) == [] and story[1].state == WARMING
+    assert ev.Accept(Key(1, 2), (0,)) in shows(story, MAIL)
+
+
+@pytest.mark.parametrize("event", [ev.Retire(Key(1, 1), "it uses 900 MB"), ev.ScaleAsked(1)])
+def test_a_worker_that_is_not_ready_in_its_own_time_fails_the_boot(event: ev.Event):
+    story = held()
+    story.tell(event)
+    story.after(9.9)
+    assert story[1].state == WARMING
+    story.after(0.1)
+    assert story[1].failure == "not every worker was ready within 10 s (--boot-timeout): 1.2"
 
 
 def test_the_boots_own_time_counts_for_one_that_could_not_be_started():

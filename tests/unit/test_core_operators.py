@@ -242,6 +242,71 @@ def test_a_rollback_of_a_release_that_has_failed_meanwhile_goes_no_further(story
     assert story.states[4] == LOADING, "it was begun when nothing booted any more"
 
 
+def test_a_rollback_after_another_operators_abort_goes_back(story):
+    boot(story, LOADING)
+    story.tell(ev.AbortAsked(Asker("alice"), "reuseport abort (alice)", "alice", story.now))
+    ends(story, 3)
+    story.after(5)
+    assert told(story.tell(ev.AbortAsked(Asker("eve"), session="eve", seen_at=story.now))) == {"eve": (True, 2, "")}
+    story.roll_back(Asker("bob"), to=1, session="bob", seen_at=story.now)
+    assert story.states[4] == LOADING and story[4].origin == 1, "no rollback has been made yet"
+    story.serve(4)
+    assert told(story.let_go())["bob"] == (True, 4, "")
+
+
+def test_a_rollback_that_was_begun_while_the_aborted_release_booted_goes_no_further(story):
+    boot(story, LOADING)
+    seen = story.now
+    story.after(0.2)
+    story.tell(ev.AbortAsked(Asker("alice"), "reuseport abort (alice)", "alice", story.now))
+    ends(story, 3)
+    story.after(5)
+    assert told(story.roll_back(Asker("bob"), to=1, session="bob", seen_at=seen)) == {"bob": (True, 2, "")}
+    assert story.cluster.last == 3
+
+
+def promoting(answered: bool) -> Story:
+    """Canary 2 is being promoted, and waits for its companion; Alice has aborted the boot of generation 3 just now."""
+    made = Story(workers=1)
+    made.release()
+    made.serve(1)
+    made.release(canary={"tenants": ["acme"]}, companions=(Terms("mail", ready_after=60.0),))
+    made.serve(2)
+    made.after(60)
+    made.release(canary={"tenants": ["acme"]})
+    made.tell(ev.AbortAsked(Asker("alice"), "reuseport abort (alice)", "alice", made.now))
+    made.after(0.5)
+    if answered:
+        ends(made, 3)
+    made.after(1)
+    made.tell(ev.PromoteAsked(Asker("carol"), session="carol", seen_at=made.now))
+    made.after(1)
+    assert made.states[2] == CANARY and made[2].promote_by is not None
+    return made
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_an_abort_of_a_promotion_is_none_of_a_boot_that_another_operator_has_ended(answered):
+    story = promoting(answered)
+    answers = told(story.tell(ev.AbortAsked(Asker("bob"), "reuseport abort (bob)", "bob", story.now)))
+    assert answers["bob"] == (True, 1, "") and answers["carol"] == (False, 2, ABORTED)
+    assert story.audit.answers["bob"].text == "the promotion was aborted; generation 1 serves on"
+    assert story.states[2] == CANARY and story[2].promote_by is None
+
+
+def test_a_boot_that_began_after_another_operators_abort_is_not_called_aborted(story):
+    boot(story, LOADING)
+    story.tell(ev.AbortAsked(Asker("alice"), session="alice", seen_at=story.now))
+    ends(story, 3)
+    story.after(1)
+    seen = story.now
+    story.after(1)
+    story.release(Asker("next"))
+    assert told(story.tell(ev.AbortAsked(Asker("bob"), session="bob", seen_at=seen))) == {"bob": (False, 0, "")}
+    assert story.audit.answers["bob"].text.startswith("generation 4 has begun to boot after this was asked")
+    assert story.states[4] == LOADING
+
+
 def test_who_names_the_generation_goes_back_from_it_after_an_abort(story):
     boot(story, LOADING)
     seen = story.now

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from core_world import Story
@@ -18,8 +19,10 @@ from reuseport.core.model import (
     CANARY,
     DRAINING,
     ENDING,
+    FIRST_COMPANION,
     LEAVING,
     LOADING,
+    NOTIFY,
     OPENING,
     SERVING,
     STANDBY,
@@ -31,6 +34,7 @@ from reuseport.core.model import (
     Generation,
     Key,
     Release,
+    Terms,
     Worker,
     slots_of,
 )
@@ -776,6 +780,70 @@ def test_nothing_is_taken_back_once_a_stop_is_announced(released):
     assert not [c for c in commands if isinstance(c, ev.StartZygote | ev.CopyZygote)]
     released.after(5)
     assert released.states[3] == DRAINING
+
+
+def probed(story: Story, **terms: Any) -> list[ev.Command]:
+    """Generation 3 is on probation, generation 4 boots and waits for its companion, and 3 gets its verdict."""
+    story.release(Asker("me"), probation=60.0, **terms)
+    story.serve(3)
+    story.let_go()
+    story.exit((2, 1), (2, 2))
+    story.release(Asker("next"), companions=(Terms("mail", ready=NOTIFY, ready_timeout=900.0),))
+    story.loads(4)
+    story.readies((4, 1), (4, 2))
+    story.tell(ev.Started(Key(4, FIRST_COMPANION), 71))
+    story.after(10)
+    assert story.states[4] == WARMING
+    return story.tell(ev.Judged(3, "it does worse"))
+
+
+def test_a_verdict_is_told_while_a_release_boots(released):
+    assert answers(probed(released)) == {"me": (False, 3)}
+    assert released.audit.taken_back == {3} and released.states[4] == WARMING
+    assert "generation 3 failed its probation: it does worse" in released.audit.answers["me"].text
+    assert "when the boot of generation 4 has ended" in released.audit.answers["me"].text
+
+
+@pytest.mark.parametrize("standby", [0.0, 600.0])
+def test_the_taking_back_begins_when_the_boot_has_failed(released, standby):
+    probed(released, standby=standby)
+    released.after(700)
+    assert released.states[2] == STANDBY, "the zygote to go back to is kept"
+    commands = released.tell(ev.Exited(Key(4, FIRST_COMPANION), "exited with status 1"))
+    assert only(commands, ev.CopyZygote) == [ev.CopyZygote(5, 2)]
+    released.exit((4, 1), (4, 2), (4, 0))
+    released.serve(5)
+    assert released.states[5] == SERVING and released.cluster.last == 5
+
+
+def test_what_serves_instead_is_not_taken_back(released):
+    probed(released)
+    released.tell(ev.Said(Key(4, FIRST_COMPANION), 71, ready=True))
+    released.after(2)
+    released.accept((4, 1), (4, 2))
+    released.let_go()
+    released.after(2)
+    assert released.states[4] == SERVING and released.cluster.last == 4
+    assert {name: answer.ok for name, answer in released.audit.answers.items()} == {"me": False, "next": True}
+
+
+@pytest.mark.parametrize("stop", [ev.StopAsked(), ev.StopAsked(delay=5.0), ev.StopAsked(quick=True)])
+def test_a_generation_with_a_verdict_has_not_succeeded_when_the_server_stops(released, stop):
+    probed(released)
+    released.tell(stop)
+    released.after(5)
+    released.exit((4, 1), (4, 2), (4, 0), (3, 1), (3, 2), (3, 0))
+    assert not released.audit.answers["me"].ok
+
+
+def test_a_verdict_of_an_older_version_of_the_server_is_no_success_either(released):
+    """That version waited with the answer until the boot had ended."""
+    probed(released)
+    judged = released.cluster.generations[3]
+    generations = {**released.cluster.generations, 3: replace(judged, askers=(Asker("old"),), reported=False)}
+    state, commands = machine.step(replace(released.cluster, generations=generations), ev.StopAsked(), released.now)
+    answer = {c.asker.name: c for c in commands if isinstance(c, ev.Answer)}["old"]
+    assert state.stopping and not answer.ok and answer.text == "generation 3 failed its probation: it does worse"
 
 
 def test_who_stands_its_probation_is_a_success(released):

@@ -91,6 +91,26 @@ def test_a_run_directory_and_a_name_that_do_not_belong_together(words, alpha, be
     assert '--run-dir: this run directory belongs to "alpha", not "beta"' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ASKING, ids=" ".join)
+@pytest.mark.parametrize("where", ["file on the command line", "file that is found", "file of the environment", "pair"])
+def test_one_source_names_a_server_and_the_run_directory_of_another(
+    where, words, alpha, beta, home, monkeypatch, capsys  # noqa: F811
+):  # fmt: skip
+    """As in a beta.toml that was copied from alpha.toml, where only the name was changed."""
+    run_dir = home / "reuseport/alpha"
+    path = Path("reuseport.toml" if where == "file that is found" else "beta.toml")
+    if where == "pair":
+        monkeypatch.setenv("REUSEPORT_RUN_DIR", str(run_dir))
+        monkeypatch.setenv("REUSEPORT_NAME", "beta")
+    else:
+        path.write_text(f'name = "beta"\nrun_dir = "{run_dir}"\n')
+    if where == "file of the environment":
+        monkeypatch.setenv("REUSEPORT_CONFIG", str(path))
+    assert main([*words, "-c", "beta.toml"] if where == "file on the command line" else words) == 3
+    assert not alpha.asked and not beta.asked
+    assert 'this run directory belongs to "alpha", not "beta"' in capsys.readouterr().err
+
+
 def test_a_run_directory_on_the_command_line_needs_no_name(alpha, home, monkeypatch):  # noqa: F811
     monkeypatch.setenv("REUSEPORT_NAME", "beta")
     assert main(["release", "--run-dir", f"{home}/reuseport/alpha"]) == 0
@@ -222,12 +242,20 @@ def test_a_named_file_says_where_a_server_lives_before_the_environment_does(cwd)
         (["--run-dir", "/r"], {"REUSEPORT_NAME": "beta"}, False),
         (["--run-dir", "/r"], {}, False),
         ([], {"REUSEPORT_RUN_DIR": "/r"}, True),
-        ([], {"REUSEPORT_RUN_DIR": "/r", "REUSEPORT_NAME": "beta"}, False),
+        ([], {"REUSEPORT_RUN_DIR": "/r", "REUSEPORT_NAME": "beta"}, True),
         (["-n", "alpha"], {"REUSEPORT_RUN_DIR": "/r"}, False),
+        (["-c", "both.toml"], {}, True),
+        ([], {"REUSEPORT_CONFIG": "both.toml"}, True),
+        (["-c", "both.toml", "--run-dir", "/r"], {}, False),
+        (["-c", "both.toml", "-n", "alpha"], {}, False),
+        (["-c", "directory.toml"], {"REUSEPORT_NAME": "beta"}, False),
+        (["-c", "directory.toml"], {}, True),
     ],
 )
 def test_in_whose_run_directory_a_server_may_start(words, environ, strange, cwd):
     """The directory is alpha's. The application is that of another server: beta:app."""
+    (Path(cwd) / "both.toml").write_text('run_dir = "/r"\nname = "beta"\n')
+    (Path(cwd) / "directory.toml").write_text('run_dir = "/r"\n')
     read = load(["beta:app", *words], environ, cwd)
     assert is_stranger(read, "alpha") == strange
     assert not is_stranger(read, "") and not is_stranger(read, read.name)
