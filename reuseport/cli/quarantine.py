@@ -37,15 +37,26 @@ def help_text() -> str:
 def run(argv: Sequence[str]) -> int:
     """Print what is in quarantine, or end that, and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
-    done = frame.ask(words, {"do": "quarantine", "clear": values["clear"]})
+    if values["clear"]:
+        return _clear(place.find(words), values["json"])
+    done = frame.ask(words, {"do": "quarantine", "clear": False})
     if values["json"]:
-        print(json.dumps({key: done[key] for key in ("quarantine", "cleared") if key in done}))
-    elif values["clear"]:
-        print(done.get("text", "cleared"))
+        print(json.dumps({"quarantine": done["quarantine"]}))
     elif found := [one for one in done.get("quarantine", []) if isinstance(one, dict)]:
         print("\n".join(rows(found, None, ink_for(sys.stdout))))
     else:
         print("no request is in quarantine")
+    return 0
+
+
+def _clear(master: place.Master, as_json: bool) -> int:
+    server = master.server()
+    frame.show(server, as_json)
+    done = frame.checked(master.ask({"do": "quarantine", "clear": True}, timeout=frame.ANSWER_SECONDS))
+    if as_json:
+        print(json.dumps(frame.with_server({"cleared": done["cleared"]}, server)))
+    else:
+        print(done.get("text", "cleared"))
     return 0
 
 

@@ -6,9 +6,11 @@ by name only (method, target, Host, tenant). The rule, for each generation on it
 1. A name that was running at a death is a *suspect* for a minute.
 2. A suspect that is answered by any worker is none: it does not end its worker.
 3. A suspect that was running at a second death is put into *quarantine*, unless one of its *witnesses* still runs it:
-   a worker that ran it at the first death, and lives.
-4. Where that would concern several names, those are spared that a worker was seen to answer before, if others were
-   not.
+   a worker that ran it at the first death, and lives. Workers that are dead when the first death is counted belong to
+   that one: what is sent again cannot have reached them.
+4. Where that would concern several names, some are spared. First those whose response had begun at one of the deaths,
+   if others had not begun theirs: an event stream, beside a report that takes too much memory. Of what remains, those
+   that a worker was seen to answer before, if others were not.
 5. After the quarantine the name is a suspect for another minute: one more death is enough then.
 """
 
@@ -27,23 +29,27 @@ Kind = tuple[int, bytes]  # a generation, and the name of a request
 @dataclass(frozen=True)
 class Suspect:
     """`last`: the last death at which it was running, in seconds. `witnesses`: see the module. `proven`: a worker was
-    seen to have answered it before. `until`: the end of its quarantine; 0 where it is in none."""
+    seen to have answered it before. `headed`: at one of the deaths the head of each response to it had gone out.
+    `until`: the end of its quarantine; 0 where it is in none."""
 
     last: float
     witnesses: frozenset[Key] = frozenset()
     proven: bool = False
+    headed: bool = False
     until: float = 0.0
 
 
 @dataclass(frozen=True)
 class Death:
-    """A worker's, by itself. `running`: the names it had. `answered`: names that workers of its generation are known
-    to have answered before. `elsewhere`: which living workers of its generation run a name now."""
+    """Of a worker by itself, or of several at once. `running`: the names they had. `headed`: those of them of which the
+    head of each response had gone out. `answered`: names that workers of the generation are known to have answered
+    before. `elsewhere`: which living workers of the generation run a name now."""
 
     generation: int
     running: frozenset[bytes]
     answered: frozenset[bytes]
     elsewhere: Mapping[bytes, frozenset[Key]]
+    headed: frozenset[bytes] = frozenset()
 
 
 Book = Mapping[Kind, Suspect]
@@ -56,15 +62,17 @@ def died(book: Book, death: Death, now: float, seconds: float) -> dict[Kind, Sus
     for name in death.running:
         kind = death.generation, name
         here = death.elsewhere.get(name, frozenset())
-        proven = name in death.answered
+        proven, headed = name in death.answered, name in death.headed
         before = after.get(kind)
         if before is None:
-            after[kind] = Suspect(now, here, proven)
+            after[kind] = Suspect(now, here, proven, headed)
             continue
         witnesses = before.witnesses & here
-        after[kind] = replace(before, last=now, witnesses=witnesses, proven=before.proven or proven)
+        proven, headed = before.proven or proven, before.headed or headed
+        after[kind] = replace(before, last=now, witnesses=witnesses, proven=proven, headed=headed)
         if not witnesses:
             guilty.append(kind)
+    guilty = [kind for kind in guilty if not after[kind].headed] or guilty
     for kind in [kind for kind in guilty if not after[kind].proven] or guilty:
         after[kind] = replace(after[kind], until=now + seconds)
     return after
@@ -81,7 +89,7 @@ def later(book: Book, now: float) -> dict[Kind, Suspect]:
     after = {}
     for kind, suspect in book.items():
         if suspect.until and now >= suspect.until:
-            suspect = Suspect(suspect.until, proven=suspect.proven)
+            suspect = Suspect(suspect.until, proven=suspect.proven, headed=suspect.headed)
         if suspect.until or now - suspect.last <= WITHIN:
             after[kind] = suspect
     return after

@@ -30,7 +30,7 @@ from reuseport.ipc.scoreboard import ROWS
 NAME_BYTES = 160
 SEATS = 255  # requests of one worker that can be named at a time
 ROW_BYTES = 64 + SEATS * NAME_BYTES  # behind the owner: generation, number
-LOCK_BYTES = 64  # more than a pthread_mutex_t on every platform
+LOCK_BYTES = 48  # a pthread_mutex_t with glibc: 40 on x86-64, 48 on arm64; with musl 40
 ENTRIES = 256  # suspects
 ENTRY_BYTES = 256
 
@@ -40,12 +40,15 @@ TABLE = LOCKS + ROWS * LOCK_BYTES
 FIRST_ROW = TABLE + ENTRIES * ENTRY_BYTES
 FILE_BYTES = FIRST_ROW + ROWS * ROW_BYTES
 
-# The first byte of a name.
-ENDED, ANSWERED, RUNNING = 0, 1, 2
+# The first byte of a name. SENT: it is running, and the head of its response has gone out. COUNTED: it was running when
+# its worker died, and the master has counted that death.
+ENDED, ANSWERED, RUNNING, SENT, COUNTED = 0, 1, 2, 3, 4
+BEGUN = RUNNING, SENT
 
 _HEAD = struct.Struct("=QQ")
 _OWNER = struct.Struct("=QQ")
-_ENTRY = struct.Struct("=QQQddQ")  # number, number once it is answered, generation, last death, end, whether proven
+_ENTRY = struct.Struct("=QQQddQ")  # number, number once it is answered, generation, last death, end, flags
+_PROVEN, _HEADED = 1, 2
 _ANSWERED = 8  # offset in an entry
 _OWNER_DIED, _WAITERS = 0x40000000, 0x80000000  # linux/futex.h
 _CUT = b"\0\xff"  # before the checksum of a name that is too long; no other name has these bytes
@@ -64,6 +67,7 @@ class Entry(NamedTuple):
     last: float
     until: float
     proven: bool
+    headed: bool
     name: bytes
 
 
@@ -107,7 +111,7 @@ class Row:
     def leave(self, seat: Seat) -> None:
         """Give back a seat, whose request has ended or does not count any more."""
         memory, _, mark = seat
-        if memory[mark] == RUNNING:
+        if memory[mark] in BEGUN:
             memory[mark] = ENDED
         if memory is self._memory:
             self._free.append(seat)
@@ -189,13 +193,20 @@ class InFlight:
         words = struct.unpack_from("=II", self.memory, _lock(index))
         return any(word & ~_WAITERS == _OWNER_DIED for word in words)
 
-    def names(self, index: int, mark: int) -> set[bytes]:
-        """The names in the row's seats that have this mark; RUNNING is what their first byte says."""
+    def count_death(self, index: int) -> None:
+        """Mark what the dead worker was running as COUNTED."""
+        begin = _row(index) + 64
+        for at in range(begin, begin + SEATS * NAME_BYTES, NAME_BYTES):
+            if self.memory[at] in BEGUN:
+                self.memory[at] = COUNTED
+
+    def names(self, index: int, *wanted: int) -> set[bytes]:
+        """The names in the row's seats that have one of these marks; RUNNING is what their first byte says."""
         at = _row(index) + 64
         marks = self.memory[at : at + SEATS * NAME_BYTES : NAME_BYTES]
         found = set()
         for seat, one in enumerate(marks):
-            if one == mark:
+            if one in wanted:
                 begin = at + seat * NAME_BYTES
                 text = self.memory[begin + 1 : begin + NAME_BYTES]
                 if text[0]:
@@ -209,11 +220,12 @@ class InFlight:
         found = {}
         for index in range(ENTRIES):
             at = TABLE + index * ENTRY_BYTES
-            number, answered, generation, last, until, proven = _ENTRY.unpack_from(self.memory, at)
+            number, answered, generation, last, until, flags = _ENTRY.unpack_from(self.memory, at)
             if number:
                 begin = at + _ENTRY.size
                 name = self.memory[begin : begin + NAME_BYTES]
-                found[index] = Entry(number, answered == number, generation, last, until, bool(proven), name)
+                proven, headed = bool(flags & _PROVEN), bool(flags & _HEADED)
+                found[index] = Entry(number, answered == number, generation, last, until, proven, headed, name)
         return found
 
     def publish(self, entries: Iterable[tuple[int, Entry]], gone: Iterable[int]) -> None:
@@ -225,7 +237,7 @@ class InFlight:
             at = TABLE + index * ENTRY_BYTES
             new = self._words[at // 8] != entry.number
             answered = 0 if new else self._words[(at + _ANSWERED) // 8]
-            facts = entry.generation, entry.last, entry.until, int(entry.proven)
+            facts = entry.generation, entry.last, entry.until, _PROVEN * entry.proven | _HEADED * entry.headed
             _ENTRY.pack_into(self.memory, at, entry.number, answered, *facts)
             self.memory[at + _ENTRY.size : at + _ENTRY.size + NAME_BYTES] = entry.name
         self._words[VERSION // 8] += 1

@@ -30,6 +30,7 @@ from reuseport.master.loop import Loop
 
 PR_SET_CHILD_SUBREAPER = 36
 ASK_AGAIN = 20  # times, a hundredth of a second apart, for the exit status of somebody who is dead
+_PF_EXITING = 0x4
 FORGOTTEN = 1000  # exits of unknown processes that are remembered, until a message tells that one was a worker
 
 
@@ -120,6 +121,20 @@ def end(pid: int, within: float = 2.0) -> None:
         pass  # it has gone in between
     finally:
         os.close(pidfd)
+
+
+def is_ending(pid: int) -> bool:
+    """Whether the process has been killed or exits, though it may not have ended yet; False if there is none.
+
+    The kernel gives SIGKILL to each thread of a process that a signal ends (proc(5): field 31 of the stat file), and
+    then sets PF_EXITING (linux/sched.h; field 9).
+    """
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return bool(int(fields[6]) & _PF_EXITING or int(fields[28]) & 1 << (signal.SIGKILL - 1))
 
 
 def owner_of(pid: int) -> int | None:
@@ -257,6 +272,7 @@ class Processes:
                     "pidfd": lend(process.pidfd),
                     "row": process.row,
                     "started": process.started,
+                    "dismissed": process.dismissed,
                     "jobs": list(process.jobs.values()),
                     "packages": process.packages,
                 }
@@ -271,6 +287,7 @@ class Processes:
             process.pid, process.pidfd, process.started = one["pid"], one["pidfd"], one["started"]
             process.jobs = {int(job["number"]): job for job in one["jobs"]}
             process.packages = one.get("packages")
+            process.dismissed = one.get("dismissed", False)
             if process.pid:
                 self._watch(process)
 

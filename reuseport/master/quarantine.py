@@ -14,9 +14,9 @@ from typing import Any
 from reuseport.core import quarantine as rule
 from reuseport.core.model import Key
 from reuseport.core.quarantine import Death, Kind, Suspect
-from reuseport.ipc.inflight import ANSWERED, ENTRIES, RUNNING, Entry, InFlight, described
+from reuseport.ipc.inflight import ANSWERED, BEGUN, COUNTED, ENTRIES, RUNNING, Entry, InFlight, described
 from reuseport.master.losses import WITHOUT_MASTER
-from reuseport.master.processes import Process, Processes
+from reuseport.master.processes import Process, Processes, is_ending
 
 SHOWN = 5  # requests of a dead worker that the log names
 
@@ -45,7 +45,7 @@ class Quarantine:
         entries = self._shared.entries()
         self._places = {(entry.generation, entry.name): (at, entry.number) for at, entry in entries.items()}
         self._book = {
-            (entry.generation, entry.name): Suspect(entry.last, frozenset(), entry.proven, entry.until)
+            (entry.generation, entry.name): Suspect(entry.last, frozenset(), entry.proven, entry.headed, entry.until)
             for entry in entries.values()
         }
         self._last = max((entry.number for entry in entries.values()), default=0)
@@ -63,37 +63,53 @@ class Quarantine:
         """A process has ended. Its row is still its own."""
         if process.row >= 0 and self._shared.owner(process.row) == process.key:
             if not process.dismissed:
-                self._count(process.row, process.key, how)
+                self._tell_of_death(process.row, process.key, how)
+                self._count(process.key.generation, [process.row])
             self._shared.give(process.row, None)  # now, so that workers find the decision when the mark has gone
 
     def of_the_dead(self, survivors: Collection[int]) -> None:
         """Count those who died while there was no master. `survivors` are the rows of the others."""
+        dead: dict[int, list[int]] = {}
         for row in range(self._shared.count):
             owner = self._shared.owner(row)
             if owner is not None and row not in survivors:
-                self._count(row, owner, WITHOUT_MASTER)
+                self._tell_of_death(row, owner, WITHOUT_MASTER)
+                dead.setdefault(owner.generation, []).append(row)
+        for generation, rows in dead.items():
+            self._count(generation, rows)
+            for row in rows:
                 self._shared.give(row, None)
 
-    def _count(self, row: int, key: Key, how: str) -> None:
-        running = self._shared.names(row, RUNNING)
-        seconds = self._seconds()
-        if not running or not seconds:
+    def _count(self, generation: int, rows: list[int]) -> None:
+        """Count the deaths in these rows as one, together with those of this generation that will be collected next."""
+        shared, seconds = self._shared, self._seconds()
+        if not seconds or not any(shared.names(row, *BEGUN) for row in rows):
             return
-        self._tell_of_death(key, how, running)
         self._hear()
-        answered = self._shared.names(row, ANSWERED)
-        elsewhere: dict[bytes, frozenset[Key]] = {}
+        living = []
         for other in self._processes.all():
-            if other.row >= 0 and other.key != key and other.key.generation == key.generation:
-                answered |= self._shared.names(other.row, ANSWERED)
-                if other.pid and not self._shared.is_dead(other.row):
-                    for name in running & self._shared.names(other.row, RUNNING):
-                        elsewhere[name] = elsewhere.get(name, frozenset()) | {other.key}
-        before = self._book
-        now = time.monotonic()
-        death = Death(key.generation, frozenset(running), frozenset(answered), elsewhere)
+            if other.row >= 0 and other.row not in rows and other.key.generation == generation and other.pid:
+                if not shared.is_dead(other.row) and not is_ending(other.pid):
+                    living.append(other)
+                elif not other.dismissed:
+                    rows = [*rows, other.row]
+        running = names_of(shared, rows, *BEGUN)
+        elsewhere: dict[bytes, frozenset[Key]] = {}
+        for other in living:
+            for name in running & shared.names(other.row, *BEGUN):
+                elsewhere[name] = elsewhere.get(name, frozenset()) | {other.key}
+        death = Death(
+            generation,
+            running,
+            names_of(shared, [*rows, *(other.row for other in living)], ANSWERED),
+            elsewhere,
+            headed=running - names_of(shared, rows, RUNNING),
+        )
+        before, now = self._book, time.monotonic()
         self._book = rule.died(before, death, now, seconds)
         self._publish()
+        for row in rows:
+            shared.count_death(row)
         for kind, suspect in self._book.items():
             if suspect.until and not (kind in before and before[kind].until):
                 self._log(
@@ -102,8 +118,10 @@ class Quarantine:
                     f"answered 503 for {suspect.until - now:.0f} s (--quarantine)",
                 )
 
-    def _tell_of_death(self, key: Key, how: str, running: Collection[bytes]) -> None:
-        some = sorted(map(in_words, running))
+    def _tell_of_death(self, row: int, key: Key, how: str) -> None:
+        some = sorted(map(in_words, self._shared.names(row, *BEGUN, COUNTED)))
+        if not some or not self._seconds():
+            return
         more = f", and {len(some) - SHOWN} more" if len(some) > SHOWN else ""
         self._log("warning", f"worker {key} {how} while it answered {', '.join(some[:SHOWN])}{more}")
 
@@ -154,7 +172,9 @@ class Quarantine:
     def _entry(self, kind: Kind) -> Entry:
         suspect = self._book[kind]
         number = self._places[kind][1]
-        return Entry(number, False, kind[0], suspect.last, suspect.until, suspect.proven, kind[1])
+        return Entry(
+            number, False, kind[0], suspect.last, suspect.until, suspect.proven, suspect.headed, kind[1]
+        )
 
     def shown(self) -> list[dict[str, Any]]:
         """What `status` shows: the requests in quarantine, the next to be served first. `left` is in seconds."""
@@ -169,6 +189,11 @@ class Quarantine:
     def counts(self) -> Counter[int]:
         """How many requests are in quarantine, by generation."""
         return Counter(one["generation"] for one in self.shown())
+
+
+def names_of(shared: InFlight, rows: Collection[int], *wanted: int) -> frozenset[bytes]:
+    """The names in these rows that have one of these marks."""
+    return frozenset[bytes]().union(*(shared.names(row, *wanted) for row in rows))
 
 
 def in_words(name: bytes) -> str:

@@ -1,10 +1,10 @@
 """Whether a worker may begin a request: not one that has ended workers (`core/quarantine.py`).
 
 The master alone decides what is in quarantine. A worker only waits for that decision: a request that a dead sibling was
-running is *held* until the master has collected that death. A worker looks for dead siblings in each turn of its loop,
-when it knows which clients have sent something and before it reads that (`ipc/inflight.py` says why it cannot miss
-one). While no sibling is dead and nothing is suspected, that look is a comparison of bytes, and a request pays for its
-seat only.
+running is *held* until the master has collected that death. A worker looks for dead siblings just before the
+application gets a request (`ipc/inflight.py` says why it cannot miss one). An earlier look would not do: a request can
+wait for a thread, or behind another of its connection, while siblings die. While nothing has changed, that look is a
+comparison of bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..ipc.inflight import NAMELESS, RUNNING, InFlight, Row, Seat, nowhere
+from gevent import monkey
+
+from ..ipc.inflight import BEGUN, NAMELESS, InFlight, Row, Seat, nowhere
 from ..ipc.scoreboard import ROWS
 
 PATIENCE = 2.0  # seconds that a request is held for a master that does not answer
@@ -48,7 +50,8 @@ class Admission:
         self._pause = pause
         self._has_master = has_master
         self._exempt = exempt
-        # What is compared in each turn of the loop, see `begin`.
+        self._learning = monkey.get_original("_thread", "allocate_lock")()
+        # What is compared before each request, see `begin`.
         self.memory: Any = shared.memory if shared else b""
         self.window = slice(0, 0)
         self.known = b""
@@ -68,6 +71,7 @@ class Admission:
     def begin(self) -> None:
         """From now on requests are clients': a warm-up is never refused, or no worker could take a dead one's place."""
         if self._shared is not None:
+            self.window = self._shared.window()
             self.learn()
 
     def look(self) -> None:
@@ -93,8 +97,12 @@ class Admission:
 
     def learn(self) -> None:
         """Read all deaths and decisions: something has changed."""
-        shared = self._shared
-        assert shared is not None
+        # One thread at a time, or a slow one would put back what another has read since.
+        with self._learning:
+            if self._shared is not None and self.memory[self.window] != self.known:
+                self._learn(self._shared)
+
+    def _learn(self, shared: InFlight) -> None:
         for _ in range(TRIES):
             self.window = shared.window()
             known = shared.memory[self.window]
@@ -104,14 +112,15 @@ class Admission:
             for index in dead:
                 owner = shared.owner(index)
                 if owner is not None and owner.generation == self._generation:
-                    held |= shared.names(index, RUNNING)
+                    held |= shared.names(index, *BEGUN)
             entries = shared.entries().items()
             settled = shared.is_settled(known) and shared.memory[self.window] == known
             if settled:
                 break
         ours = [(index, entry) for index, entry in entries if entry.generation == self._generation]
-        self._held = frozenset(held)
+        # In this order: a thread that sees that its request is not held any more must see whether it is refused.
         self._refused = {entry.name: entry.until for _, entry in ours if entry.until}
+        self._held = frozenset(held)
         self._suspects = {entry.name: (index, entry.number) for index, entry in ours if not entry.answered}
         self.alert = bool(self._held or ours)
         self.known = known if settled else b""

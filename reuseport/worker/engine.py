@@ -93,7 +93,7 @@ class Engine:
         self._idle: list[Connection] = []
         self.wheel = Wheel(self.loop)
         self.admission = admission or Admission()
-        self.readers = Readers(self.hub, self.admission)
+        self.readers = Readers(self.hub)
         self.board = board
         self.latencies: list[float] = []  # seconds; whoever counts them takes them out
         self.count_latencies: Callable[[], None] = self.latencies.clear  # is called when there are many

@@ -334,7 +334,6 @@ class Worker:
     def _inherit(self, connection: Connection, data: bytes, seconds: float | None) -> None:
         assert self.engine is not None
         self.board[TAKEN] += 1
-        self.engine.admission.look()
         connection.inherit(data, seconds)
         if self.drain.last:
             connection.close_if_idle()

@@ -24,8 +24,6 @@ from typing import Any
 
 from gevent import monkey
 
-from .admission import Admission
-
 epoll = monkey.get_original("select", "epoll")
 EPOLLIN, EPOLLPRI, EPOLLRDHUP, EPOLLET = 0x1, 0x2, 0x2000, 1 << 31
 EDGES = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
@@ -82,14 +80,10 @@ class Reader:
 
 
 class Readers:
-    """The set. It must be made after the fork: a child would share it.
+    """The set. It must be made after the fork: a child would share it."""
 
-    `admission` learns of dead workers when it is known who has sent something, and before that is read.
-    """
-
-    def __init__(self, hub: Any, admission: Admission) -> None:
+    def __init__(self, hub: Any) -> None:
         self._hub = hub
-        self._admission = admission
         self.set = epoll()
         self.by_fd: dict[int, Reader] = {}
         self._watcher = hub.loop.io(self.set.fileno(), READ)
@@ -111,9 +105,6 @@ class Readers:
     def _turn(self) -> None:
         by_fd = self.by_fd
         ready = iter(self.set.poll(0, TURN))
-        admission = self._admission
-        if admission.memory[admission.window] != admission.known:
-            admission.learn()
         while True:
             reader = None
             try:

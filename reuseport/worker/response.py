@@ -14,6 +14,7 @@ from http import HTTPStatus
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ..ipc.inflight import SENT, nowhere
 from .body import NO_BODY, Body, NoBody
 from .stream import Disconnected
 
@@ -38,6 +39,7 @@ UNCACHED = {"set-cookie", "date"}  # a cookie is one client's, and a Date must b
 CACHED = 2048
 CACHED_CHARACTERS = 200
 SKIP = 65536  # a body with more bytes left unread than this costs the client its connection
+NOWHERE = nowhere()
 TURN = 1 << 20  # bytes after which a response that never waits lets others have a turn
 
 _status_lines: dict[str, tuple[int, bytes]] = {}
@@ -97,6 +99,7 @@ class Response:
 
     `head_sent`: the status can no longer change. `complete`: the client has, or will get, all of it. `began`: when the
     request's head had come, in seconds of the monotonic clock; `ended`: when the last byte was out, 0 until then.
+    `seat`: where the request is noted (`ipc/inflight.py`).
     """
 
     __slots__ = (
@@ -117,6 +120,7 @@ class Response:
         "environ",
         "head_sent",
         "keep_alive",
+        "seat",
         "status",
     )
 
@@ -130,6 +134,7 @@ class Response:
         self.complete = False
         self.status = 0
         self.connection = connection
+        self.seat = NOWHERE
         self._is_11 = environ["SERVER_PROTOCOL"] != "HTTP/1.0"
         self._is_head = environ["REQUEST_METHOD"] == "HEAD"
         self._since_turn = 0
@@ -321,4 +326,6 @@ class Response:
         else:
             lines.append(b"\r\n" if self._is_11 else b"Connection: keep-alive\r\n\r\n")
         self.head_sent = True
+        memory, _, mark = self.seat
+        memory[mark] = SENT
         return lines

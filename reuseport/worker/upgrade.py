@@ -301,6 +301,7 @@ class UpgradeCaller(Caller):
         # An upgraded connection is no request any more, and may last for days: the seat is left with the upgrade.
         memory, place, _ = seat = self._admission.take()
         memory[place] = response.connection.name
+        response.seat = seat
         offer.taken = partial(self._admission.leave, seat)
         try:
             super()._answer(response, application)

@@ -67,8 +67,12 @@ class Caller:
         memory, place, mark = seat
         engine.request_begins()
         failed = False
+        response.seat = seat
         try:
             name, application = response.connection.name, self._application
+            # Here, for the request may have waited since it was read.
+            if admission.memory[admission.window] != admission.known:
+                admission.learn()
             if admission.alert:
                 asked, name = name, NAMELESS
                 memory[place] = name  # until it may begin

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import signal
 import socket
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from harness import PATIENCE, wait_for
@@ -32,6 +35,11 @@ def die(how):
     os.kill(os.getpid(), getattr(signal, how))
     time.sleep(60)
 
+def events():
+    while True:
+        yield f"data: {os.getpid()}\\n\\n".encode()
+        time.sleep(0.05)
+
 def application(environ, start_response):
     path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
     if path == "/kill":
@@ -40,6 +48,18 @@ def application(environ, start_response):
         die("SIGKILL")
     if path == "/slow":
         time.sleep(float(query))
+    if path == "/wait":
+        while not (DEATHS.parent / query).exists():
+            time.sleep(0.01)
+    if path == "/report" and (DEATHS.parent / "large").exists():
+        begun = DEATHS.parent / "begun"
+        begun.write_text(str(os.getpid()))
+        while begun.exists():
+            time.sleep(0.01)
+        die("SIGKILL")
+    if path == "/events":
+        start_response("200 OK", [("Content-Type", "text/event-stream")])
+        return events()
     body = f"{VERSION} {os.getpid()}".encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
@@ -221,7 +241,12 @@ def test_clear_ends_it(start, proxy):
     assert proxy(server).send(head("/kill"))[0] == 503
     server.settle()
     outcome = server.cli("quarantine", "--clear")
-    assert (outcome.exit, outcome.out) == (0, "1 request cleared\n")
+    assert outcome.exit == 0
+    server_line, cleared = outcome.out.splitlines()
+    assert f"pid {server.pid}," in server_line
+    assert cleared == "1 request cleared"
+    said = json.loads(server.cli("quarantine", "--clear", "--json").out)
+    assert (said["cleared"], said["server"]["pid"]) == (0, server.pid)
     assert server.cli("quarantine").out == "no request is in quarantine\n"
     assert proxy(server).send(head("/kill"))[0] == 503
     assert deaths(server) == 4
@@ -317,3 +342,134 @@ def test_metrics_and_the_health_path(start, proxy):
 
     wait_for(lambda: 'reuseport_quarantined_requests_total{generation="1"} 2' in text(), "the counter")
     assert 'reuseport_quarantine_entries{generation="1"} 1' in text()
+
+
+def pids(server) -> list[int]:
+    return [w["pid"] for w in server.status().workers()]
+
+
+def wait_for_zombies(pids: list[int]) -> None:
+    def state(pid: int) -> str:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+    wait_for(lambda: {state(pid) for pid in pids} == {"Z"}, "the ends of the workers")
+
+
+def run_everywhere(server, target: str) -> None:
+    """Have each worker run a request for the target."""
+
+    def is_everywhere() -> bool:
+        if all(w["requests"]["active"] for w in server.status().workers()):
+            return True
+        server.get_later(target)
+        return False
+
+    wait_for(is_everywhere, "a request in each worker")
+
+
+@pytest.mark.parametrize("options", [(), ("--threads", "8")], ids=str)
+@pytest.mark.parametrize("master", ["runs", "late", "dead"])
+def test_workers_that_are_killed_together_count_as_one_death(start, master, options):
+    server = start(*options)
+    run_everywhere(server, "/wait?go")
+    killed = pids(server)
+    if master == "late":
+        server.signal(signal.SIGSTOP)
+    if master == "dead":
+        server.signal(signal.SIGKILL)
+        server.await_exit()
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    if master == "late":
+        wait_for_zombies(killed)
+        server.signal(signal.SIGCONT)
+    if master == "dead":
+        server.launch()
+    server.wait(lambda s: s.is_settled() and not set(killed) & {w["pid"] for w in s.workers()}, "other workers")
+    assert server.status()["quarantine"] == []
+    (server.gates / "go").touch()
+    assert server.get("/wait?go").status == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "pipelined"), [(("--threads", "1"), False), (("--threads", "1"), True), ((), True)], ids=str
+)
+def test_a_request_that_waits_in_a_worker_is_refused_if_it_is_in_quarantine_by_then(start, options, pipelined):
+    server = start(*options)
+    connections: dict[int, socket.socket] = {}
+    host, port = server.address.rsplit(":", 1)
+    with contextlib.ExitStack() as stack:
+
+        def connect() -> tuple[socket.socket, int]:
+            connection = stack.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+            connection.sendall(head("/"))
+            return connection, int(connection.recv(65536).split()[-1])
+
+        waiting: dict[int, socket.socket] = {}
+
+        def is_everywhere() -> bool:
+            connection, pid = connect()
+            if pid not in connections:
+                connections[pid] = connection
+            else:
+                waiting.setdefault(pid, connection)
+            return len(connections) == len(waiting) == 4
+
+        wait_for(is_everywhere, "two connections to each worker")
+        for pid, connection in connections.items():
+            connection.sendall(head(f"/wait?{pid}") + (head("/kill") if pipelined else b""))
+        server.wait(lambda s: all(w["requests"]["active"] == 1 for w in s.workers()), "a request in each")
+        if not pipelined:
+            for connection in waiting.values():
+                connection.sendall(head("/kill"))
+            server.wait(lambda s: all(w["requests"]["active"] == 2 for w in s.workers()), "two in each")
+        first, second, *others = connections
+        for count, pid in enumerate((first, second), 1):
+            (server.gates / str(pid)).touch()
+            wait_for(lambda count=count: deaths(server) == count, "the death")
+            server.wait(lambda s, pid=pid: pid not in {w["pid"] for w in s.workers()}, "that the master knows")
+        server.wait(lambda s: s["quarantine"], "the quarantine")
+        for pid in others:
+            (server.gates / str(pid)).touch()
+            answer = b""
+            while b"HTTP/1.1 503" not in answer:
+                more = (connections if pipelined else waiting)[pid].recv(65536)
+                assert more, "the worker has died"
+                answer += more
+    assert deaths(server) == 2
+
+
+def test_an_event_stream_is_spared_beside_a_request_that_was_answered_before(start, proxy):
+    server = start()
+    assert server.get("/report").status == 200
+    (server.gates / "large").touch()
+    host, port = server.address.rsplit(":", 1)
+    begun = server.gates / "begun"
+    kept = proxy(server)
+    said: list[int] = []
+    sender = threading.Thread(target=lambda: said.append(kept.send(head("/report"))[0]), daemon=True)
+    sender.start()
+    with contextlib.ExitStack() as stack:
+
+        def streams_beside_it() -> bool:
+            """The stream's client comes back: to the worker that has the report, after some time."""
+            connection = socket.create_connection((host, int(port)), PATIENCE)
+            connection.sendall(head("/events"))
+            answer = b""
+            while b"data: " not in answer:
+                answer += connection.recv(65536)
+            if answer.split(b"data: ")[1].split()[0] == begun.read_bytes():
+                stack.enter_context(connection)
+                return True
+            connection.close()
+            return False
+
+        for count in (1, 2):
+            wait_for(lambda: begun.exists() and begun.read_bytes(), "a report")
+            wait_for(streams_beside_it, "a stream in the same worker")
+            server.wait(lambda s: sorted(w["requests"]["active"] for w in s.workers()) == [0, 0, 0, 2], "no other")
+            begun.unlink()
+            wait_for(lambda count=count: deaths(server) == count, "the death")
+    sender.join(PATIENCE)
+    assert (said, deaths(server)) == ([503], 2)
+    assert [one["request"] for one in server.status()["quarantine"]] == ["GET /report"]

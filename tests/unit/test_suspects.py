@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+import threading
 
 import pytest
 from hypothesis import given
@@ -14,25 +16,32 @@ from reuseport.core.model import Key
 from reuseport.core.quarantine import WITHIN, Death, Suspect, answered, died, later
 from reuseport.ipc.inflight import (
     ANSWERED,
+    COUNTED,
     ENTRIES,
+    LOCK_BYTES,
+    LOCKS,
     NAME_BYTES,
     NAMELESS,
     RUNNING,
     SEATS,
+    SENT,
     Entry,
     InFlight,
     described,
     named,
     of_tenant,
 )
+from reuseport.master.loop import Loop
+from reuseport.master.processes import Processes, is_ending
+from reuseport.master.quarantine import Quarantine
 from reuseport.worker.admission import Admission, Refusal
 
 KILL, FRONT, POLL = (named(b"GET /%b\0shop" % path) for path in (b"kill", b"", b"events"))
 ONE, TWO, THREE = (Key(1, number) for number in (1, 2, 3))
 
 
-def death(*running: bytes, answered=(), elsewhere=None, generation: int = 1) -> Death:
-    return Death(generation, frozenset(running), frozenset(answered), elsewhere or {})
+def death(*running: bytes, answered=(), elsewhere=None, headed=(), generation: int = 1) -> Death:
+    return Death(generation, frozenset(running), frozenset(answered), elsewhere or {}, frozenset(headed))
 
 
 def quarantined(book) -> set[bytes]:
@@ -88,6 +97,19 @@ def test_what_was_seen_to_be_answered_before_is_spared_if_something_else_was_not
 def test_what_went_well_before_and_ends_workers_now_is_put_into_quarantine():
     book = died({}, death(KILL, answered=[KILL]), 0.0, 30.0)
     assert quarantined(died(book, death(KILL, answered=[KILL]), 1.0, 30.0)) == {KILL}
+
+
+@pytest.mark.parametrize("proven", [(), (KILL,), (POLL,)], ids=["none", "killer", "stream"])
+def test_what_had_begun_its_response_is_spared_if_something_else_had_not(proven):
+    book = died({}, death(KILL, POLL, headed=[POLL], answered=proven), 0.0, 30.0)
+    assert quarantined(died(book, death(KILL, POLL, headed=[POLL], answered=proven), 1.0, 30.0)) == {KILL}
+    # It has just come back when the second worker dies.
+    assert quarantined(died(book, death(KILL, POLL, answered=proven), 1.0, 30.0)) == {KILL}
+
+
+def test_a_response_that_ends_its_worker_in_the_middle_is_put_into_quarantine():
+    book = died({}, death(KILL, headed=[KILL]), 0.0, 30.0)
+    assert quarantined(died(book, death(KILL, FRONT, headed=[KILL]), 1.0, 30.0)) == {KILL}
 
 
 def test_after_its_quarantine_one_death_is_enough():
@@ -192,6 +214,21 @@ def test_a_row_shows_what_runs_and_what_was_answered(shared):
     assert shared.names(1, RUNNING) == set()
 
 
+def test_a_row_shows_whose_response_has_begun_and_what_was_counted(shared):
+    row = shared.row(1)
+    seats = [row.take() for _ in range(3)]
+    for (memory, place, _), name in zip(seats, (KILL, FRONT, POLL), strict=True):
+        memory[place] = name
+    for (memory, _, at), mark in zip(seats, (RUNNING, ANSWERED, SENT), strict=True):
+        memory[at] = mark
+    assert (shared.names(1, SENT), shared.names(1, RUNNING, SENT)) == ({POLL}, {KILL, POLL})
+    row.leave(seats[2])
+    assert shared.names(1, RUNNING, SENT) == {KILL}
+    shared.count_death(1)
+    assert (shared.names(1, RUNNING, SENT), shared.names(1, COUNTED)) == (set(), {KILL})
+    assert shared.names(1, ANSWERED) == {FRONT}
+
+
 def test_the_requests_beyond_the_last_seat_are_not_seen_and_harm_nobody(shared):
     row = shared.row(0)
     seats = [row.take() for _ in range(SEATS + 2)]
@@ -246,7 +283,7 @@ def test_the_kernel_marks_the_row_of_a_process_that_ends(shared, path, how):
 
 
 def test_entries_are_published_and_answered(shared, path):
-    entry = Entry(7, False, 1, 5.0, 65.0, True, KILL)
+    entry = Entry(7, False, 1, 5.0, 65.0, True, True, KILL)
     shared.publish([(3, entry)], [])
     worker = InFlight(path)
     assert worker.entries() == {3: entry}
@@ -295,7 +332,8 @@ def kill(shared: InFlight, index: int, *names: bytes) -> None:
     for name in names:
         memory, place, _ = row.take()
         memory[place] = name
-    shared.memory[64 + index * 64 : 68 + index * 64] = (0x40000000).to_bytes(4, sys.byteorder)
+    at = LOCKS + index * LOCK_BYTES
+    shared.memory[at : at + 4] = (0x40000000).to_bytes(4, sys.byteorder)
 
 
 def test_a_worker_begins_everything_while_nobody_dies(shared, path):
@@ -311,7 +349,7 @@ def test_what_a_dead_sibling_ran_is_held_until_the_master_has_collected_it(share
     assert worker.pauses == 0
 
     def master() -> None:
-        shared.publish([(0, Entry(1, False, 1, 0.0, 2.0**40, False, KILL))], [])
+        shared.publish([(0, Entry(1, False, 1, 0.0, 2.0**40, False, False, KILL))], [])
         shared.give(0, None)
 
     worker.master = master
@@ -328,6 +366,30 @@ def test_what_is_held_is_begun_if_the_master_lets_it_in(shared, path):
     assert worker.pauses == 1
 
 
+def test_a_slow_thread_does_not_put_back_what_another_has_read_since(shared, path):
+    """The first to look is interrupted in the middle, while the master decides and another thread looks."""
+    worker = Worker(path)
+    kill(shared, 0, KILL)
+    inflight = worker.admission._shared
+    assert inflight is not None
+    read, others = inflight.entries, []
+
+    def entries():
+        inflight.entries = read
+        found = read()
+        shared.publish([(0, Entry(1, False, 1, 0.0, 2.0**40, False, False, KILL))], [])
+        shared.give(0, None)
+        others.append(threading.Thread(target=worker.admission.look))
+        others[0].start()
+        others[0].join(0.1)
+        return found
+
+    inflight.entries = entries
+    worker.admission.look()
+    others[0].join()
+    assert isinstance(worker.admit(KILL), Refusal)
+
+
 def test_without_a_master_nothing_is_held(shared, path):
     worker = Worker(path, has_master=lambda: False)
     kill(shared, 0, KILL)
@@ -339,27 +401,27 @@ def test_another_generation_s_deaths_and_quarantines_do_not_concern_a_worker(sha
     shared.give(0, Key(2, 1))
     worker = Worker(path)
     kill(shared, 0, KILL)
-    shared.publish([(0, Entry(1, False, 2, 0.0, 2.0**40, False, KILL))], [])
+    shared.publish([(0, Entry(1, False, 2, 0.0, 2.0**40, False, False, KILL))], [])
     assert worker.admit(KILL) is serve
     assert not worker.admission.alert
 
 
 def test_the_health_path_is_always_answered(shared, path):
     worker = Worker(path, exempt="/health")
-    shared.publish([(0, Entry(1, False, 1, 0.0, 2.0**40, False, FRONT))], [])
+    shared.publish([(0, Entry(1, False, 1, 0.0, 2.0**40, False, False, FRONT))], [])
     assert isinstance(worker.admit(FRONT, "/"), Refusal)
     assert worker.admit(FRONT, "/health") is serve
 
 
 def test_a_quarantine_ends_by_itself(shared, path):
     worker = Worker(path)
-    shared.publish([(0, Entry(1, False, 1, 0.0, 0.001, False, KILL))], [])
+    shared.publish([(0, Entry(1, False, 1, 0.0, 0.001, False, False, KILL))], [])
     assert worker.admit(KILL) is serve
 
 
 def test_an_answered_suspect_is_told_of_once(shared, path):
     worker = Worker(path)
-    shared.publish([(4, Entry(9, False, 1, 0.0, 0.0, False, FRONT))], [])
+    shared.publish([(4, Entry(9, False, 1, 0.0, 0.0, False, False, FRONT))], [])
     assert worker.admit(FRONT) is serve
     assert worker.admission.alert
     worker.admission.answered(FRONT)
@@ -373,13 +435,130 @@ def test_a_table_that_is_being_changed_is_read_again(shared, path):
     worker.admit(KILL)
     assert worker.admission.known == b""
     shared.memory[0] &= 0xFE
-    shared.publish([(0, Entry(1, False, 1, 0.0, 2.0**40, False, KILL))], [])
+    shared.publish([(0, Entry(1, False, 1, 0.0, 2.0**40, False, False, KILL))], [])
     assert isinstance(worker.admit(KILL), Refusal)
 
 
 def test_the_table_has_room_for_a_book_of_suspects(shared):
-    entries = [(at, Entry(at + 1, False, 1, 1.0, 0.0, False, named(b"GET /%d\0a" % at))) for at in range(ENTRIES)]
+    names = [named(b"GET /%d\0a" % at) for at in range(ENTRIES)]
+    entries = [(at, Entry(at + 1, False, 1, 1.0, 0.0, False, False, name)) for at, name in enumerate(names)]
     shared.publish(entries, [])
     assert len(shared.entries()) == ENTRIES
     assert shared.names(0, RUNNING) == set()
     assert Suspect(1.0).until == 0.0
+
+
+# --- the master -------------------------------------------------------------------------------------------------------
+
+
+class Master:
+    """With the workers ONE, TWO and THREE."""
+
+    def __init__(self, shared: InFlight) -> None:
+        self.processes = Processes(Loop(), lambda process, how: None)
+        self.lines: list[str] = []
+        self.quarantine = Quarantine(shared, self.processes, lambda: 30.0, lambda level, text: self.lines.append(text))
+        for row, key in enumerate((ONE, TWO, THREE)):
+            self.processes.expect(key, row).pid = os.getpid()
+
+    def collect(self, *keys: Key) -> None:
+        for key in keys:
+            process = self.processes.get(key)
+            assert process is not None
+            self.quarantine.of(process, "was killed")
+
+    def refused(self) -> list[str]:
+        return [one["request"] for one in self.quarantine.shown()]
+
+
+@pytest.fixture
+def master(shared):
+    return Master(shared)
+
+
+def test_workers_that_are_dead_when_the_first_is_collected_are_one_death(shared, master):
+    for index in range(3):
+        kill(shared, index, FRONT)
+    master.collect(ONE, TWO, THREE)
+    assert master.refused() == []
+    assert [line for line in master.lines if "GET /" in line] == master.lines != []
+    assert len(master.lines) == 3, "each death is told of"
+    kill_again(shared, master, ONE)
+    assert master.refused() == ["GET /"]
+
+
+def kill_again(shared: InFlight, master: Master, key: Key, name: bytes = FRONT) -> None:
+    index = (ONE, TWO, THREE).index(key)
+    master.quarantine.give(index, key)
+    kill(shared, index, name)
+    master.collect(key)
+
+
+def test_workers_that_died_without_a_master_are_one_death(shared, master):
+    for index in range(3):
+        kill(shared, index, FRONT)
+    master.quarantine.of_the_dead([])
+    assert master.refused() == []
+    kill_again(shared, master, ONE)
+    assert master.refused() == ["GET /"]
+
+
+def test_a_worker_that_dies_after_the_first_was_collected_counts(shared, master):
+    kill(shared, 0, KILL)
+    master.collect(ONE)
+    kill(shared, 1, KILL)
+    master.collect(TWO)
+    assert master.refused() == ["GET /kill"]
+
+
+def test_a_suspect_that_a_worker_ran_which_died_beside_another_counts(shared, master):
+    kill(shared, 0, KILL)
+    master.collect(ONE)
+    kill(shared, 1, FRONT)
+    kill(shared, 2, KILL)
+    master.collect(TWO, THREE)
+    assert master.refused() == ["GET /kill"]
+
+
+def test_what_the_master_has_ended_is_no_death_beside_another(shared, master):
+    kill(shared, 0, KILL)
+    kill(shared, 1, FRONT)
+    ended = master.processes.get(TWO)
+    assert ended is not None
+    ended.dismissed = True
+    master.collect(ONE, TWO)
+    kill_again(shared, master, THREE)
+    assert master.refused() == []
+
+
+def test_a_process_that_was_killed_is_ending_before_and_after_its_end():
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        assert not is_ending(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        assert is_ending(pid)
+        os.waitpid(pid, 0)
+    assert not is_ending(pid)
+
+
+def test_an_upgrade_goes_on_with_whom_the_master_has_ended():
+    loop, child = Loop(), os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        one, another = (Processes(loop, lambda process, how: None) for _ in range(2))
+        process = one.expect(ONE, 0)
+        one.is_running(process, child)
+        process.dismissed = True
+        another.inherit(json.loads(json.dumps(one.estate(os.dup))))
+        inherited = another.get(ONE)
+        assert inherited is not None
+        assert inherited.dismissed
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
