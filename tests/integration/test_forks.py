@@ -183,9 +183,12 @@ forking.make = make
 """
 
 
-@pytest.mark.parametrize("preload", ["auto", "never"])
+# Where each worker imports is another place for the moments of an import only.
+CASES = [(m, p) for m in MOMENTS for p in ("auto", "never") if p == "auto" or m.startswith("import")]
+
+
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(("moment", "preload"), CASES)
 def test_a_child_of_any_moment_is_no_server(serve, moment, mode, preload):
     options = [*MODES[mode], "--preload", preload]
     if moment == "warm-up":
