@@ -7,10 +7,10 @@ by name only (method, target, Host, tenant). The rule, for each generation on it
 2. A suspect that is answered by any worker is none: it does not end its worker.
 3. A suspect that was running at a second death is put into *quarantine*, unless one of its *witnesses* still runs it:
    a worker that ran it at the first death, and lives. Workers that are dead when the first death is counted belong to
-   that one: what is sent again cannot have reached them.
-4. Where that would concern several names, some are spared. First those whose response had begun at one of the deaths,
-   if others had not begun theirs: an event stream, beside a report that takes too much memory. Of what remains, those
-   that a worker was seen to answer before, if others were not.
+   that one: no request that was sent again can have reached them.
+4. Where that would concern several names, the master spares those whose response had begun at one of the deaths (an
+   event stream, beside a report that takes too much memory). It does so only if another had not begun. Of the names
+   that remain it spares those that a worker was seen to answer before, unless all were.
 5. After the quarantine the name is a suspect for another minute: one more death is enough then.
 """
 
