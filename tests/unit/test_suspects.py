@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reuseport.core.model import Key
-from reuseport.core.quarantine import WITHIN, Death, Suspect, answered, died, later
+from reuseport.core.quarantine import TOGETHER, WITHIN, Death, Suspect, answered, died, later
 from reuseport.ipc.inflight import (
     ANSWERED,
     COUNTED,
@@ -87,6 +87,20 @@ def test_a_killer_that_runs_everywhere_at_once_is_in_quarantine_when_those_worke
     book = died(book, death(KILL, elsewhere={KILL: frozenset({THREE, Key(1, 4)})}), 1.0, 30.0)
     assert not quarantined(book)
     assert quarantined(died(book, death(KILL, elsewhere={KILL: frozenset({Key(1, 4)})}), 2.0, 30.0)) == {KILL}
+
+
+def test_witnesses_that_die_a_moment_later_belong_to_the_first_death_and_their_substitutes_do_not():
+    def dies(book, key: Key, *witnesses: Key, now: float):
+        here = {KILL: frozenset(witnesses)}
+        one = Death(1, frozenset({KILL}), frozenset(), here, ran={KILL: frozenset({key})})
+        return died(book, one, now, 30.0)
+
+    book = dies({}, ONE, TWO, THREE, now=0.0)
+    book = dies(book, TWO, THREE, now=0.1)
+    together = dies(book, THREE, now=0.2)
+    assert not quarantined(together)
+    assert quarantined(dies(together, Key(1, 4), now=0.21)) == {KILL}
+    assert quarantined(dies(book, THREE, now=0.1 + TOGETHER * 2)) == {KILL}
 
 
 def test_what_was_seen_to_be_answered_before_is_spared_if_something_else_was_not():
@@ -495,6 +509,18 @@ def kill_again(shared: InFlight, master: Master, key: Key, name: bytes = FRONT) 
     master.quarantine.give(index, key)
     kill(shared, index, name)
     master.collect(key)
+
+
+def test_workers_that_are_killed_one_by_one_in_a_moment_are_one_death(shared, master, monkeypatch):
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    for index in (1, 2):
+        memory, place, _ = shared.row(index).take()
+        memory[place] = FRONT
+    for index, key in enumerate((ONE, TWO, THREE)):
+        kill(shared, index, FRONT)
+        master.collect(key)
+        master.processes.forget(key)
+    assert master.refused() == []
 
 
 def test_workers_that_died_without_a_master_are_one_death(shared, master):
