@@ -7,21 +7,23 @@ by name only (method, target, Host, tenant). The rule, for each generation on it
 2. A suspect that is answered by any worker is none: it does not end its worker.
 3. A suspect that was running at a second death is put into *quarantine*, unless one of its *witnesses* still runs it:
    a worker that ran it at the first death, and lives. Workers that are dead when the first death is counted belong to
-   that one: what is sent again cannot have reached them.
-4. Where that would concern several names, some are spared. First those whose response had begun at one of the deaths,
-   if others had not begun theirs: an event stream, beside a report that takes too much memory. Of what remains, those
-   that a worker was seen to answer before, if others were not.
+   that one, and so do its witnesses that die a moment later: they have not got a request that was sent again.
+4. Where that would concern several names, the master spares those whose response had begun at one of the deaths (an
+   event stream, beside a report that takes too much memory). It does so only if another had not begun. Of the names
+   that remain it spares those that a worker was seen to answer before, unless all were.
 5. After the quarantine the name is a suspect for another minute: one more death is enough then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from reuseport.core.model import Key
 
 WITHIN = 60.0  # seconds between two deaths that have to do with each other
+
+TOGETHER = 0.25  # seconds in which one event from outside can kill several workers
 
 Kind = tuple[int, bytes]  # a generation, and the name of a request
 
@@ -43,13 +45,14 @@ class Suspect:
 class Death:
     """Of a worker by itself, or of several at once. `running`: the names they had. `headed`: those of them of which the
     head of each response had gone out. `answered`: names that workers of the generation are known to have answered
-    before. `elsewhere`: which living workers of the generation run a name now."""
+    before. `elsewhere`: which living workers of the generation run a name now. `ran`: which of the dead ran it."""
 
     generation: int
     running: frozenset[bytes]
     answered: frozenset[bytes]
     elsewhere: Mapping[bytes, frozenset[Key]]
     headed: frozenset[bytes] = frozenset()
+    ran: Mapping[bytes, frozenset[Key]] = field(default_factory=dict)
 
 
 Book = Mapping[Kind, Suspect]
@@ -70,7 +73,9 @@ def died(book: Book, death: Death, now: float, seconds: float) -> dict[Kind, Sus
         witnesses = before.witnesses & here
         proven, headed = before.proven or proven, before.headed or headed
         after[kind] = replace(before, last=now, witnesses=witnesses, proven=proven, headed=headed)
-        if not witnesses:
+        ran = death.ran.get(name, frozenset())
+        together = bool(ran) and ran <= before.witnesses and now - before.last <= TOGETHER
+        if not witnesses and not together:
             guilty.append(kind)
     guilty = [kind for kind in guilty if not after[kind].headed] or guilty
     for kind in [kind for kind in guilty if not after[kind].proven] or guilty:

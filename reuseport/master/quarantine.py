@@ -98,12 +98,18 @@ class Quarantine:
         for other in living:
             for name in running & shared.names(other.row, *BEGUN):
                 elsewhere[name] = elsewhere.get(name, frozenset()) | {other.key}
+        ran: dict[bytes, frozenset[Key]] = {}
+        for row in rows:
+            if owner := shared.owner(row):
+                for name in shared.names(row, *BEGUN):
+                    ran[name] = ran.get(name, frozenset()) | {owner}
         death = Death(
             generation,
             running,
             names_of(shared, [*rows, *(other.row for other in living)], ANSWERED),
             elsewhere,
             headed=running - names_of(shared, rows, RUNNING),
+            ran=ran,
         )
         before, now = self._book, time.monotonic()
         self._book = rule.died(before, death, now, seconds)

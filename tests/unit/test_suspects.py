@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reuseport.core.model import Key
-from reuseport.core.quarantine import WITHIN, Death, Suspect, answered, died, later
+from reuseport.core.quarantine import TOGETHER, WITHIN, Death, Suspect, answered, died, later
 from reuseport.ipc.inflight import (
     ANSWERED,
     COUNTED,
@@ -89,6 +89,20 @@ def test_a_killer_that_runs_everywhere_at_once_is_in_quarantine_when_those_worke
     assert quarantined(died(book, death(KILL, elsewhere={KILL: frozenset({Key(1, 4)})}), 2.0, 30.0)) == {KILL}
 
 
+def test_witnesses_that_die_a_moment_later_belong_to_the_first_death_and_their_substitutes_do_not():
+    def dies(book, key: Key, *witnesses: Key, now: float):
+        here = {KILL: frozenset(witnesses)}
+        one = Death(1, frozenset({KILL}), frozenset(), here, ran={KILL: frozenset({key})})
+        return died(book, one, now, 30.0)
+
+    book = dies({}, ONE, TWO, THREE, now=0.0)
+    book = dies(book, TWO, THREE, now=0.1)
+    together = dies(book, THREE, now=0.2)
+    assert not quarantined(together)
+    assert quarantined(dies(together, Key(1, 4), now=0.21)) == {KILL}
+    assert quarantined(dies(book, THREE, now=0.1 + TOGETHER * 2)) == {KILL}
+
+
 def test_what_was_seen_to_be_answered_before_is_spared_if_something_else_was_not():
     book = died({}, death(KILL, FRONT, answered=[FRONT]), 0.0, 30.0)
     assert quarantined(died(book, death(KILL, FRONT), 1.0, 30.0)) == {KILL}
@@ -122,7 +136,7 @@ def test_after_its_quarantine_one_death_is_enough():
 NAMES = st.sampled_from([KILL, FRONT, POLL])
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("death"), st.frozensets(NAMES), st.frozensets(NAMES), st.frozensets(NAMES)),
+        st.tuples(st.just("death"), *[st.frozensets(NAMES)] * 4),
         st.tuples(st.just("answer"), NAMES),
         st.tuples(st.just("time"), st.floats(0, 100)),
     ),
@@ -132,7 +146,8 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_a_request_that_always_ends_its_worker_takes_two_and_one_that_is_answered_is_served(steps):
-    """KILL is never answered and never runs elsewhere; the others end no worker, and are answered now and then."""
+    """KILL is never answered, nor begun to be, and never runs elsewhere. The others end no worker, and are answered now
+    and then."""
     book, now, seconds = {}, 0.0, 30.0
     deaths: dict[bytes, list[float]] = {KILL: [], FRONT: [], POLL: []}
     for kind, *more in steps:
@@ -143,12 +158,15 @@ def test_a_request_that_always_ends_its_worker_takes_two_and_one_that_is_answere
             book = answered(later(book, now), [(1, more[0])])
             deaths[more[0]].clear()
         elif kind == "death":
-            running, proven, elsewhere = more
+            running, proven, elsewhere, headed = more
             running -= quarantined(later(book, now))  # no worker begins these
             book = died(
                 later(book, now),
                 death(
-                    *running, answered=proven - {KILL}, elsewhere=dict.fromkeys(elsewhere - {KILL}, frozenset({TWO}))
+                    *running,
+                    answered=proven - {KILL},
+                    elsewhere=dict.fromkeys(elsewhere - {KILL}, frozenset({TWO})),
+                    headed=(headed & running) - {KILL},
                 ),
                 now,
                 seconds,
@@ -367,27 +385,26 @@ def test_what_is_held_is_begun_if_the_master_lets_it_in(shared, path):
 
 
 def test_a_slow_thread_does_not_put_back_what_another_has_read_since(shared, path):
-    """The first to look is interrupted in the middle, while the master decides and another thread looks."""
+    """A thread has read everything, and is slow to note it. Meanwhile the master decides, and another thread looks."""
     worker = Worker(path)
-    kill(shared, 0, KILL)
     inflight = worker.admission._shared
     assert inflight is not None
-    read, others = inflight.entries, []
+    read = inflight.entries
+    looks = threading.Thread(target=worker.admission.look)
 
-    def entries():
-        inflight.entries = read
-        found = read()
-        shared.publish([(0, Entry(1, False, 1, 0.0, 2.0**40, False, False, KILL))], [])
-        shared.give(0, None)
-        others.append(threading.Thread(target=worker.admission.look))
-        others[0].start()
-        others[0].join(0.1)
-        return found
+    class Slow(dict):
+        def items(self):
+            inflight.entries = read
+            shared.publish([(0, Entry(1, False, 1, 0.0, 2.0**40, False, False, KILL))], [])
+            looks.start()
+            looks.join(0.1)
+            yield from super().items()
 
-    inflight.entries = entries
+    shared.publish([], [])
+    inflight.entries = Slow
     worker.admission.look()
-    others[0].join()
-    assert isinstance(worker.admit(KILL), Refusal)
+    looks.join()
+    assert worker.admission.admit(KILL, serve, {"PATH_INFO": "/kill"})[0] is NAMELESS
 
 
 def test_without_a_master_nothing_is_held(shared, path):
@@ -492,6 +509,18 @@ def kill_again(shared: InFlight, master: Master, key: Key, name: bytes = FRONT) 
     master.quarantine.give(index, key)
     kill(shared, index, name)
     master.collect(key)
+
+
+def test_workers_that_are_killed_one_by_one_in_a_moment_are_one_death(shared, master, monkeypatch):
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    for index in (1, 2):
+        memory, place, _ = shared.row(index).take()
+        memory[place] = FRONT
+    for index, key in enumerate((ONE, TWO, THREE)):
+        kill(shared, index, FRONT)
+        master.collect(key)
+        master.processes.forget(key)
+    assert master.refused() == []
 
 
 def test_workers_that_died_without_a_master_are_one_death(shared, master):
