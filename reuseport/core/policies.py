@@ -489,8 +489,12 @@ def _next(t: Turn) -> None:
         t.change(pending=None, pending_askers=(), replaced=0)
         serving = t.state.serving
         if serving is not None and release.source == serving.origin and t.state.canary is None:
-            # What was to be taken back has failed before it served.
-            t.answer(askers, True, serving.number, f"generation {serving.number} serves on with that version")
+            # What was to be taken back has failed before it served; or that version has just begun to serve, and then
+            # its askers hear of it when older workers accept no more.
+            if t.now < confirmed_at(serving) and serving.success:
+                t.put(replace(serving, askers=serving.askers + askers))
+            else:
+                t.answer(askers, True, serving.number, f"generation {serving.number} serves on with that version")
         else:
             t.begin(release, askers)
     given_up = t.state.last > 0 and not t.state.served

@@ -167,6 +167,14 @@ def test_what_was_to_be_taken_back_and_failed_needs_no_rollback(story):
     assert told(story.commands)["ops"] == (True, 2, "") and story.cluster.last == 3
 
 
+def test_a_rollback_that_waits_for_the_version_that_boots_is_told_when_the_old_workers_accept_no_more(story):
+    boot(story, OPENING)
+    story.roll_back(Asker("ops"), to=3, number=3, source=3)
+    assert story.cluster.pending is not None
+    assert told(story.accept((3, 1), (3, 2))) == {} and story.cluster.pending is None, "workers of 2 may still accept"
+    assert told(story.let_go())["ops"] == (True, 3, "") and story.cluster.last == 3
+
+
 def test_there_is_nothing_to_abort(story, trial):
     for asked in (ev.AbortAsked(Asker("ops")),):
         assert told(story.tell(asked)) == {"ops": (False, 0, "")}
