@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import subprocess
 import sys
@@ -168,6 +169,11 @@ def test_a_rollback_during_the_probation_ends_the_command_that_waits_for_it(serv
 # --- several servers --------------------------------------------------------------------------------------------------
 
 
+# A server's processes are known by its name, and other tests run beside these.
+ALPHA, BETA = (f"{word}-{secrets.token_hex(4)}" for word in ("alpha", "beta"))
+FOREIGN = f'this run directory belongs to "{ALPHA}", not "{BETA}"'
+
+
 def named(serve: Callable[..., Server], name: str, beside: Server | None = None, **fields) -> Server:
     server = serve("--standby", "0", workers=1, **fields)
     home = beside.run_dir.parent.parent if beside else server.root / "xdg"
@@ -179,8 +185,8 @@ def named(serve: Callable[..., Server], name: str, beside: Server | None = None,
 
 @pytest.fixture
 def servers(serve) -> tuple[Server, Server]:
-    alpha = named(serve, "alpha").launch()
-    beta = named(serve, "beta", alpha).launch()
+    alpha = named(serve, ALPHA).launch()
+    beta = named(serve, BETA, alpha).launch()
     alpha.settle()
     beta.settle()
     return alpha, beta
@@ -190,67 +196,67 @@ def test_a_named_server_is_never_exchanged_for_another_one(servers):
     """What the environment and the working directory say points at alpha."""
     alpha, beta = servers
     (alpha.root / "reuseport.toml").write_text(f'run_dir = "{alpha.run_dir}"\n')
-    assert json.loads(alpha.cli("status", "--json", "-n", "beta").out)["master"]["pid"] == beta.pid
-    assert alpha.cli("release", "-n", "beta", "--json").json["server"]["name"] == "beta"
+    assert json.loads(alpha.cli("status", "--json", "-n", BETA).out)["master"]["pid"] == beta.pid
+    assert alpha.cli("release", "-n", BETA, "--json").json["server"]["name"] == BETA
     beta.settle(2)
-    stopped = alpha.cli("stop", "-n", "beta", "--json")
+    stopped = alpha.cli("stop", "-n", BETA, "--json")
     assert stopped.exit == 0 and stopped.json["server"]["pid"] == beta.pid
     assert beta.await_exit() == 0 and alpha.settle(1)
     for command in ("stop", "status", "release", "rollback", "abort", "promote", "upgrade", "tenants", "stacks"):
-        refused = alpha.cli(command, "--run-dir", str(alpha.run_dir), "-n", "beta")
-        assert refused.exit == 3 and 'this run directory belongs to "alpha", not "beta"' in refused.err, command
+        refused = alpha.cli(command, "--run-dir", str(alpha.run_dir), "-n", BETA)
+        assert refused.exit == 3 and FOREIGN in refused.err, command
         assert refused.out == ""
     (beta.run_dir / "history.jsonl").unlink()
     for path in sorted(beta.run_dir.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     beta.run_dir.rmdir()
     for command in ("stop", "status", "history", "hold acme", "move acme"):
-        refused = alpha.cli(*command.split(), "-n", "beta")
-        assert refused.exit == 3 and "alpha" not in refused.out, command
-        assert f'REUSEPORT_RUN_DIR: this run directory belongs to "alpha", not "beta": {alpha.run_dir}' in refused.err
+        refused = alpha.cli(*command.split(), "-n", BETA)
+        assert refused.exit == 3 and ALPHA not in refused.out, command
+        assert f'REUSEPORT_RUN_DIR: {FOREIGN}: {alpha.run_dir}' in refused.err
     assert alpha.settle(1)
 
 
 @pytest.mark.parametrize("takeover", [(), ("--takeover",), ("--takeover", "if-running")])
 def test_a_server_of_another_name_neither_starts_in_its_place_nor_takes_it_over(serve, takeover):
-    alpha = named(serve, "alpha").start()
-    beta = named(serve, "beta", alpha)
+    alpha = named(serve, ALPHA).start()
+    beta = named(serve, BETA, alpha)
     beta.options += takeover
     beta.run_dir = alpha.run_dir  # by the environment, while -n says beta
     outcome = beta.run()
     assert outcome.exit == 1
-    assert f'REUSEPORT_RUN_DIR: this run directory belongs to "alpha", not "beta": {alpha.run_dir}' in outcome.err
+    assert f'REUSEPORT_RUN_DIR: {FOREIGN}: {alpha.run_dir}' in outcome.err
     assert alpha.settle(1) and alpha.alive
 
 
 def test_a_server_of_another_name_does_not_adopt_the_workers_of_one_that_died(serve):
-    alpha = named(serve, "alpha").start()
+    alpha = named(serve, ALPHA).start()
     pids = alpha.status().pids()
     alpha.signal(signal.SIGKILL)
     alpha.await_exit()
-    beta = named(serve, "beta", alpha)
+    beta = named(serve, BETA, alpha)
     beta.run_dir = alpha.run_dir
     outcome = beta.run()
-    assert outcome.exit == 1 and 'belongs to "alpha", not "beta"' in outcome.err
-    again = named(serve, "alpha", alpha)
+    assert outcome.exit == 1 and FOREIGN in outcome.err
+    again = named(serve, ALPHA, alpha)
     again.write("one")
     again.start()
     assert again.status().pids() == pids
 
 
 def test_a_server_of_another_name_says_that_it_goes_on_with_its_history(serve):
-    alpha = named(serve, "alpha").start()
+    alpha = named(serve, ALPHA).start()
     assert alpha.cli("stop").exit == 0
-    beta = named(serve, "beta", alpha)
+    beta = named(serve, BETA, alpha)
     beta.run_dir = alpha.run_dir
     beta.start()
     beta.settle(2)
-    assert f'REUSEPORT_RUN_DIR: {alpha.run_dir} has the history of "alpha", not of "beta"' in log_of(beta)
+    assert f'REUSEPORT_RUN_DIR: {alpha.run_dir} has the history of "{ALPHA}", not of "{BETA}"' in log_of(beta)
 
 
 def test_a_file_that_the_command_line_names_wins_over_the_environment(serve, tmp_path: Path):
-    alpha = named(serve, "alpha").start()
-    beta = named(serve, "beta", alpha)
+    alpha = named(serve, ALPHA).start()
+    beta = named(serve, BETA, alpha)
     own = beta.run_dir
     file = tmp_path / "beta.toml"
     file.write_text(f'run_dir = "{own}"\n')
