@@ -148,16 +148,6 @@ def test_what_an_import_makes_answers_in_each_of_several_workers(serve, what):
         assert client.result(120) == {b"True"}
 
 
-@pytest.mark.parametrize("preload", ["auto", "never", "always"])
-def test_a_pool_made_at_import_is_refused_with_the_remedy_where_it_blocks(serve, preload):
-    server = serve("--boot-timeout", "5", "--preload", preload, workers=1)
-    server.write("one", "import multiprocessing\npool = multiprocessing.get_context('spawn').Pool(1)\n")
-    outcome = server.run()
-    assert outcome.exit == 1
-    assert "stops all greenlets" in outcome.err
-    assert "--threads" in outcome.err
-
-
 @pytest.mark.parametrize("moment", ["import", "start hook"])
 def test_a_manager_is_refused_with_the_remedy_where_it_cannot_work(serve, moment):
     server = serve(workers=1)
