@@ -70,6 +70,8 @@ class Strike:
     seconds: float = 0.0
     trouble: str = ""
 
+SUPERSEDED = 4  # exit status of a release that another one has superseded
+
 
 class Watch:
     """Looks at the status five times a second; remembers the latest, and the most that was seen at once."""
@@ -209,7 +211,7 @@ class Round:
         for release, asked in pairs:
             output, error = asked.communicate(timeout=120)
             outcome = Outcome(asked.returncode, time.monotonic() - release.asked, output, error)
-            # Superseded or not, the asker is told what now serves: the second's outcome, if it came in time.
+            # The first one is superseded if the second one came while it booted.
             release.ended = time.monotonic()
             self.judge(release, outcome, before, expected=second if release.seconds > after else first)
         return pairs[0][0], pairs[1][0]
@@ -219,6 +221,9 @@ class Round:
         release.ended = release.asked + outcome.seconds
         release.error = outcome.error.strip()
         release.generation = self.serving
+        if outcome.exit == SUPERSEDED and expected:
+            release.outcome = "superseded"  # the other one says what serves
+            return
         release.outcome = "served" if outcome.served else "failed"
         self.settle(release, before, expected or release.variant)
         if outcome.exit not in (0, 1):
