@@ -70,6 +70,7 @@ class Strike:
     seconds: float = 0.0
     trouble: str = ""
 
+
 SUPERSEDED = 4  # exit status of a release that another one has superseded
 
 
