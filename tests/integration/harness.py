@@ -32,7 +32,7 @@ from reuseport.cli import main as cli
 
 APPS = Path(__file__).parent.parent / "apps"
 CHECKOUT = APPS.parent.parent
-PATIENCE = 20.0  # seconds until a state that should come is given up
+PATIENCE = 60.0  # seconds until a state that should come is given up
 POLL = 0.02
 
 CODE = """\
