@@ -96,6 +96,11 @@ class Status(dict):
     def pids(self) -> set[int]:
         return {w["pid"] for w in self.workers("serving")}
 
+    @property
+    def zygote(self) -> int | None:
+        """The pid of the serving generation's zygote."""
+        return self.current["zygote"]["pid"] if self.current["zygote"] else None
+
     def is_settled(self) -> bool:
         """At full strength, and nothing under way."""
         if self.serving is None or len(self.numbers) != 1:
