@@ -24,6 +24,7 @@ ENTRY_BYTES = 160
 HEADER_BYTES = 64
 ROW_BYTES = HEADER_BYTES + ENTRIES * ENTRY_BYTES
 NAME_BYTES, TENANT_BYTES = 96, 44
+AHEAD = 86400.0  # seconds: a clock that was set back leaves times in the future behind
 # Behind an entry's number: when it began (Unix time), whether it is for a process, has a tenant, and how long both are.
 _FACTS = struct.Struct("=d??BB")
 _TEXT = 8 + _FACTS.size
@@ -79,7 +80,8 @@ class Row:
         called = bytes(self._bytes[at + _TEXT : at + _TEXT + min(long, NAME_BYTES)])
         whose = self._bytes[at + _TEXT + NAME_BYTES : at + _TEXT + NAME_BYTES + min(wide, TENANT_BYTES)]
         tenant = _printable(whose) if owned else None
-        if not 0 <= started <= (now := time.time()):
+        now = time.time()
+        if not 0 <= started <= now + AHEAD:
             started = now
         return Entry(self._view[at // 8], _printable(called), tenant, started, asked)
 
