@@ -10,6 +10,10 @@ know of a sibling's death without the master. The kernel tells it: each worker h
 down the memory of the process. It closes the descriptors of the process after that. So a client that has seen its
 connection break always sends its next request to a worker that can see the mark.
 
+The master only reads the words of these mutexes, and never locks one. So whatever a worker writes into them, the
+master waits for no worker. Rubbish there hides a death, or shows one that was none: then a worker holds requests until
+its patience ends (`worker/admission.py`).
+
 The file is sparse: the master allocates a row when it gives the row to a worker.
 """
 

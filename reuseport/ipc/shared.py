@@ -4,8 +4,8 @@ With --user the master is root, and the workers are not. A worker can write any 
 cut the files off: ftruncate(2) needs no more than a writable descriptor. A process that has mapped a file gets SIGBUS
 when it touches a page behind the end of the file (mmap(2)). So two rules hold:
 
-1. The master maps none of these files. It reads and writes them by system calls (`SharedFile`). What lies behind the
-   end of the file reads as zeros. What the master has read is a copy, so it cannot change between a check and its use.
+1. The master maps none of these files. It reads and writes them by system calls (`SharedFile`). Bytes behind the end of
+   the file read as zeros. The master works on copies, which cannot change between a check and their use.
 2. The files belong to root and have mode 0600. A zygote opens them before it becomes the workers' user (`Held`), and
    its workers map them by these descriptors. So no other process of that user can open them.
 
@@ -134,7 +134,8 @@ class Held:
             os.set_inheritable(fd, False)
 
     def open(self, run_dir: RunDir, names: Iterable[str]) -> None:
-        """Open those that are not held yet. A master of an earlier version has not made all of them. OSError."""
+        """Open the files that this process does not hold yet. A master of an earlier version has not made all of them.
+        OSError."""
         for name in names:
             if name not in self._fds:
                 try:

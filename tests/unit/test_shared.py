@@ -1,4 +1,4 @@
-"""What the master reads from files that workers write: cut off, full of rubbish, locked for ever."""
+"""The master reads files that workers write: they are cut off, full of rubbish, or locked for ever."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_files_that_were_cut_off_are_restored_and_told_of(tmp_path):
 
 
 def fill(path, seed: int) -> None:
-    """Every byte is one that a worker may have written: 0xff, or random."""
+    """Write bytes as a hostile worker can: 0xff, or random."""
     size = min(os.stat(path).st_size, inflight.FIRST_ROW + 3 * inflight.ROW_BYTES)
     with open(path, "rb+") as file:
         file.write(b"\xff" * size if seed == 0 else random.Random(seed).randbytes(size))
@@ -284,8 +284,8 @@ def test_an_earlier_master_s_version_goes_before_the_clock(tmp_path):
     assert make_tenants(tmp_path, adopting=True)._version == ahead
 
 
-def test_the_master_waits_for_nobody_who_holds_the_marks(tmp_path):
-    """A stopped worker may hold the lock, and so may one that never lets go of it."""
+def test_the_master_does_not_wait_for_the_lock_of_the_marks(tmp_path):
+    """A worker may have been stopped while it holds the lock, or may never let go of it."""
     table = marks.Table(str(tmp_path / "marks"))
     table.move(5, 3)
     begin, end = os.pipe(), os.pipe()
