@@ -19,6 +19,7 @@ workers' user.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -134,25 +135,26 @@ class Held:
             os.set_inheritable(fd, False)
 
     def open(self, run_dir: RunDir, names: Iterable[str]) -> None:
-        """Open the files that this process does not hold yet. A master of an earlier version has not made all of them.
-        OSError."""
+        """Open the files that this process does not hold yet. OSError.
+
+        A master of an earlier version has not made all of them. Once this process is the workers' user, it cannot open
+        those that the next master has made since.
+        """
         for name in names:
             if name not in self._fds:
-                try:
+                with contextlib.suppress(FileNotFoundError, PermissionError):
                     self._fds[name] = os.open(getattr(run_dir, name), _FLAGS)
-                except FileNotFoundError:
-                    continue
 
     def get(self, name: str) -> int | None:
-        """The descriptor; None where the master has no such file."""
+        """The descriptor; None where there was no such file to open."""
         return self._fds.get(name)
 
     def __getitem__(self, name: str) -> int:
-        """FileNotFoundError where the master has no such file."""
+        """FileNotFoundError where there was no such file to open."""
         try:
             return self._fds[name]
         except KeyError:
-            raise FileNotFoundError(errno.ENOENT, "the master has made no such file", name) from None
+            raise FileNotFoundError(errno.ENOENT, "the zygote has found no such file to open", name) from None
 
     def lent(self) -> dict[str, int]:
         """The descriptors, for the program that this process executes next."""

@@ -103,7 +103,8 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     adopted = sorted({one.key.generation for one in survivors})
     master.releases.note("started", pid=os.getpid(), name=settings.name, adopted=adopted)
     if dead:
-        master.losses.of_the_dead(*dead, survivors=())
+        jobs, board = dead
+        master.losses.of_the_dead(board, jobs, survivors=())
         for one in dead:
             one.file.close()
     if remains is None:

@@ -23,7 +23,7 @@ SHOWN_FOR = 3600.0  # seconds
 COMING = 10.0  # seconds for a job's process to say hello, when who asked for it is dead
 WITHOUT_MASTER = "died while there was no master"
 UNKNOWN = "(name not known)"
-NAMELESS = 1000  # jobs without a name at one death: the worker wrote their count itself, and it can be any number
+NAMELESS = 5000  # jobs without a name at one death: the worker wrote their count itself, and it can be any number
 
 Job = dict[str, Any]  # as its process tells of it
 

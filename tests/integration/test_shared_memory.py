@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
+import signal
 import subprocess
 
 import pytest
 from harness import Server, wait_for
+from test_metrics import scrape
 from test_upgrading import Installed
 from test_versions import earlier  # noqa: F401 - a fixture
 
@@ -39,6 +42,12 @@ def application(environ, start_response):
         text = outcome(lambda: os.truncate(os.path.join(run_dir, name), os.stat(os.path.join(run_dir, name)).st_size))
     elif path == "/cut":
         text = outcome(lambda: [os.ftruncate(fd, 0) for name in name.split(",") for fd in held(name)])
+    elif path == "/fill":
+        # No word is so high that a worker which counts one more cannot write it.
+        text = outcome(lambda: [
+            os.pwrite(fd, bytes([int(environ["HTTP_X_BYTE"])]) * os.fstat(fd).st_size, 0)
+            for name in name.split(",") for fd in held(name)
+        ])
     else:
         return inner(environ, start_response)
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -74,18 +83,35 @@ def by_name(server: Server) -> set[str]:
     return {server.get(f"/by-name?{name}").body.decode() for name in names}
 
 
-def test_a_worker_that_cuts_them_off_ends_no_master_and_others_take_its_place(serve):
-    server = serve("--tenant", "header:X-Tenant")
+def strict(text: str) -> dict:
+    """JSON as RFC 8259 has it, without NaN and Infinity."""
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+def test_a_worker_that_fills_them_with_rubbish_or_cuts_them_off_ends_no_master(serve):
+    server = serve("--tenant", "header:X-Tenant", "--metrics", "127.0.0.1:0")
     server.write("one", CODE)
     server.start()
     master = server.pid
+    for byte in ("127", "2"):  # 2: each seat for a request says that it is running
+        client = server.client()
+        client.request("GET", "/fill?scoreboard,latencies,begun,inflight", headers={"X-Byte": byte})
+        assert client.getresponse().read() == b"done"
+        client.close()
+        assert strict(server.cli("status", "--json").out)["master"]["pid"] == master
+        assert scrape(server)
+        os.kill(server.get().pid, signal.SIGKILL)  # so that the master reads all of a row
+        server.settle()
     cut(server, "marks", "inflight", "begun", "latencies", "scoreboard")
     assert server.get().version == "one"
     server.write("two", CODE)
     assert server.release("--wait", "drained").exit == 0
     assert server.get().version == "two"
+    strict(server.cli("status", "--json").out)
     assert server.cli("tenants").exit == 0
     assert (server.status()["master"]["pid"], server.alive) == (master, True)
+    log = server.log.read_text(errors="replace")
+    assert "a defect" not in log and "could not Fork" not in log
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")

@@ -308,3 +308,14 @@ def test_the_master_does_not_wait_for_the_lock_of_the_marks(tmp_path):
             os.close(fd)
     tenants.look(SimpleNamespace(stopping=True))
     assert tenants._marks.moved(5) == 0, "it is done later"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_marks_of_rubbish_are_read_and_wiped(tmp_path, seed):
+    table = marks.Table(str(tmp_path / "marks"))
+    fill(table.file.path, seed)
+    tenants = make_tenants(tmp_path, adopting=True)
+    for tenant in (2, 5, (1 << 64) - 1):
+        assert 0 <= table.moved(tenant) < 1 << 64 and 0 <= table.stays(tenant, time.monotonic()) < 1 << 64
+    assert tenants._where("acme").generation == 0, "nothing serves, whatever a mark says"
+    assert table.wipe() and table.moved((1 << 64) - 1) == 0
