@@ -1,4 +1,4 @@
-"""Which jobs a worker has: written down before anything of a job runs, in memory that the master maps, too.
+"""Which jobs a worker has: written down before anything of a job runs, in a file that workers map and the master reads.
 
 A worker tells the master of its jobs by message, and not at once. One that is killed has told nothing of what it began
 within its last moments; what it has written here can still be read. Row i belongs to whom row i of the scoreboard

@@ -1,4 +1,4 @@
-"""Latencies: one histogram for each worker, in memory that all processes map, beside the scoreboard.
+"""Latencies: one histogram for each worker, in a file that workers map and the master reads, beside the scoreboard.
 
 Row i belongs to whom row i of the scoreboard belongs to, and only that worker counts in it, under the same rule: an
 aligned 64-bit store is atomic. The bounds are those that people ask for (1, 2.5, 5, 10 ms) with so many between them

@@ -1,4 +1,4 @@
-"""Marks: how far each tenant has moved, in memory that all processes map.
+"""Marks: how far each tenant has moved, in a file that workers map and the master reads.
 
 A mark outlives the worker that set it, so that a tenant never goes back. The file is a hash table with open addressing;
 its header says whether there is anything to route at all, which is all that a request costs while nothing drains.

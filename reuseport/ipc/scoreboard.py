@@ -1,4 +1,4 @@
-"""The scoreboard: one row of 64-bit counters for each worker, in memory that all processes map.
+"""The scoreboard: one row of 64-bit counters for each worker, in a file that workers map and the master reads.
 
 Only the worker that owns a row writes it, so no lock is needed: an aligned 64-bit store is atomic on every platform
 that Linux and CPython share, and a reader that sees one counter a moment before another does no harm. The row

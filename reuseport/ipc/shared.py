@@ -35,7 +35,7 @@ MAPPED = ("scoreboard", "latencies", "begun", "inflight")
 PINNING = ("pins", "marks")
 
 WORD = 8  # bytes
-_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class SharedFile:
