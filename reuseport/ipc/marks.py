@@ -151,8 +151,6 @@ class Table(Marks):
     def wipe(self) -> bool:
         """Forget all marks. Only while there is nothing to route. False where a process has the write lock, for which
         the master does not wait: that process may have been stopped, or may never let go of it."""
-        if not self.words[MADE]:
-            return True
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
         except OSError as error:
@@ -160,8 +158,9 @@ class Table(Marks):
                 raise
             return False
         try:
-            self.file.write(HEADER * WORD, bytes(SIZE - HEADER * WORD))
-            self.words[MADE] = 0
+            if self.words[MADE]:
+                self.file.write(HEADER * WORD, bytes(SIZE - HEADER * WORD))
+                self.words[MADE] = 0
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
         return True
