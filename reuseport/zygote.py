@@ -38,6 +38,7 @@ from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.logfile import Passed
 from reuseport.ipc.rundir import RunDir
+from reuseport.ipc.shared import MAPPED, PINNING, Held
 from reuseport.ipc.title import set_title
 from reuseport.options import Settings, certificates
 from reuseport.worker import application, children, forked, forksafety, ground, interrupts, logs, patching, said
@@ -76,6 +77,7 @@ class Zygote:
         self.boot_output = 1
         self.queue = (-1, -1)
         self.passed_logs = Passed()
+        self.shared = Held(born.get("shared"))
         self.door = Door()
         self.imports = Imports(False)
         self.application: Any = None
@@ -103,6 +105,8 @@ class Zygote:
         if not self.separate:
             self._tell_packages()
         self._read_certificates()
+        # They belong to the master's user, whom this process leaves here.
+        self.shared.open(self.run_dir, (*MAPPED, *PINNING) if self.settings.tenant else MAPPED)
         self._become_user()
         if self.settings.umask is not None:
             os.umask(self.settings.umask)
@@ -172,7 +176,7 @@ class Zygote:
 
     def _start_again(self) -> None:
         """A fresh interpreter, in this very process, that forks first and lets each worker import."""
-        born = {**self.born, "separate": True}
+        born = {**self.born, "separate": True, "shared": self.shared.lent()}
         if self.pems is not None:
             born["pems"] = fd = os.memfd_create("certificates", 0)  # it may be nobody by now who could read the key
             with open(fd, "wb", closefd=False) as file:
@@ -252,6 +256,7 @@ class Zygote:
             self.queue,
             self.listeners,
             self.passed_logs,
+            self.shared,
             self.application,
             self.tls,
             line,
@@ -421,6 +426,7 @@ class Zygote:
             slots=[(one.address, one.index, one.shared) for one in listeners],
             queue=has_queue,
             logs=True,
+            shared=True,
             packages=self.packages,
         )
         if again:

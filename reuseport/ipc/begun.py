@@ -1,4 +1,4 @@
-"""Which jobs a worker has: written down before anything of a job runs, in memory that the master maps, too.
+"""Which jobs a worker has: written down before anything of a job runs, in a file that workers map and the master reads.
 
 A worker tells the master of its jobs by message, and not at once. One that is killed has told nothing of what it began
 within its last moments; what it has written here can still be read. Row i belongs to whom row i of the scoreboard
@@ -11,16 +11,20 @@ there are more than entries. An entry's number is stored last, and taken away fi
 from __future__ import annotations
 
 import struct
+import time
 from typing import NamedTuple
 
 from reuseport.core.model import Key
-from reuseport.ipc.scoreboard import ROWS, mapped
+from reuseport.ipc.scoreboard import ROWS
+from reuseport.ipc.shared import WORD, SharedFile, mapped
+from reuseport.options.arguments import one_line
 
 ENTRIES = 8
 ENTRY_BYTES = 160
 HEADER_BYTES = 64
 ROW_BYTES = HEADER_BYTES + ENTRIES * ENTRY_BYTES
 NAME_BYTES, TENANT_BYTES = 96, 44
+AHEAD = 86400.0  # seconds: a clock that was set back leaves times in the future behind
 # Behind an entry's number: when it began (Unix time), whether it is for a process, has a tenant, and how long both are.
 _FACTS = struct.Struct("=d??BB")
 _TEXT = 8 + _FACTS.size
@@ -38,7 +42,8 @@ class Entry(NamedTuple):
 
 
 class Row:
-    """The jobs of one worker, who alone calls `add` and `remove`."""
+    """The jobs of one worker, which alone calls `add` and `remove`. The master has a copy that it cannot write to, and
+    believes nothing in it: names are made printable, and a time that cannot be is replaced."""
 
     def __init__(self, view: memoryview) -> None:
         self._view = view
@@ -59,12 +64,6 @@ class Row:
         if self._view[at // 8] == number:
             self._view[at // 8] = 0
 
-    def give(self, owner: Key | None) -> None:
-        """Empty it: from now on it is that worker's, or nobody's."""
-        self._view[:] = memoryview(bytes(ROW_BYTES)).cast("Q")
-        if owner is not None:
-            self._view[0], self._view[1] = owner
-
     @property
     def owner(self) -> Key | None:
         return Key(self._view[0], self._view[1]) if self._view[0] else None
@@ -80,33 +79,50 @@ class Row:
         started, asked, owned, long, wide = _FACTS.unpack_from(self._bytes, at + 8)
         called = bytes(self._bytes[at + _TEXT : at + _TEXT + min(long, NAME_BYTES)])
         whose = self._bytes[at + _TEXT + NAME_BYTES : at + _TEXT + NAME_BYTES + min(wide, TENANT_BYTES)]
-        tenant = bytes(whose).decode(errors="replace") if owned else None
-        return Entry(self._view[at // 8], called.decode(errors="replace"), tenant, started, asked)
+        tenant = _printable(whose) if owned else None
+        now = time.time()
+        if not 0 <= started <= now + AHEAD:
+            started = now
+        return Entry(self._view[at // 8], _printable(called), tenant, started, asked)
 
 
 class Begun:
-    """The mapped file. FileNotFoundError where no master has made it."""
+    """The file, as the master sees it. FileNotFoundError where no master has made it and `create` is false."""
 
     def __init__(self, path: str, *, create: bool = False) -> None:
-        self._view = mapped(path, ROWS * ROW_BYTES, create=create)
+        self.file = SharedFile(path, ROWS * ROW_BYTES, create=create)
 
     def row(self, index: int) -> Row:
-        """IndexError if there is none."""
-        if not 0 <= index < ROWS:
-            raise IndexError(f"there are {ROWS} rows, not {index + 1}")
-        return Row(self._view[index * ROW_BYTES // 8 : (index + 1) * ROW_BYTES // 8])
+        """A copy of row `index`. IndexError if there is none."""
+        return Row(self.file.words(_row(index), ROW_BYTES // WORD))
+
+    def give(self, index: int, owner: Key | None) -> None:
+        """Empty a row: from now on it is that worker's, or nobody's."""
+        header = struct.pack("=QQ", *(owner or (0, 0)))
+        self.file.write(_row(index), header.ljust(ROW_BYTES, b"\0"))
 
     def owned(self) -> list[int]:
-        """The rows that belong to somebody."""
-        return [index for index, owner in enumerate(self._view[:: ROW_BYTES // 8].tolist()) if owner]
+        """The rows that belong to a worker."""
+        owners = self.file.words(0, ROWS * ROW_BYTES // WORD)[:: ROW_BYTES // WORD].tolist()
+        return [index for index, owner in enumerate(owners) if owner]
 
 
-def my_row(path: str, index: int) -> Row:
-    """A worker's own row; one that nobody else sees if its master is too old to have the file."""
-    try:
-        return Begun(path).row(index)
-    except FileNotFoundError:
+def my_row(fd: int | None, index: int) -> Row:
+    """The row of the calling worker; memory of its own if its master is too old to have the file."""
+    if fd is None:
         return Row(memoryview(bytearray(ROW_BYTES)).cast("Q"))
+    at = _row(index)
+    return Row(memoryview(mapped(fd, ROWS * ROW_BYTES))[at : at + ROW_BYTES].cast("Q"))
+
+
+def _row(index: int) -> int:
+    if not 0 <= index < ROWS:
+        raise IndexError(f"there are {ROWS} rows, not {index + 1}")
+    return index * ROW_BYTES
+
+
+def _printable(text: bytes | memoryview) -> str:
+    return one_line(bytes(text).decode(errors="replace"))
 
 
 def _at(number: int) -> int:

@@ -10,6 +10,10 @@ know of a sibling's death without the master. The kernel tells it: each worker h
 down the memory of the process. It closes the descriptors of the process after that. So a client that has seen its
 connection break always sends its next request to a worker that can see the mark.
 
+The master only reads the words of these mutexes, and never locks one. So whatever a worker writes into them, the
+master waits for no worker. Rubbish there hides a death, or shows one that was none: then a worker holds requests until
+its patience ends (`worker/admission.py`).
+
 The file is sparse: the master allocates a row when it gives the row to a worker.
 """
 
@@ -20,12 +24,15 @@ import errno
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 from zlib import crc32
 
 from reuseport.core.model import Key
 from reuseport.ipc.scoreboard import ROWS
+from reuseport.ipc.shared import WORD, SharedFile
+from reuseport.options.arguments import one_line
 
 NAME_BYTES = 160
 SEATS = 255  # requests of one worker that can be named at a time
@@ -50,6 +57,7 @@ _OWNER = struct.Struct("=QQ")
 _ENTRY = struct.Struct("=QQQddQ")  # number, number once it is answered, generation, last death, end, flags
 _PROVEN, _HEADED = 1, 2
 _ANSWERED = 8  # offset in an entry
+_MOST = (1 << 64) - 1
 _OWNER_DIED, _WAITERS = 0x40000000, 0x80000000  # linux/futex.h
 _CUT = b"\0\xff"  # before the checksum of a name that is too long; no other name has these bytes
 NO_HOST = b"-"
@@ -87,10 +95,10 @@ def of_tenant(name: bytes, tenant: str) -> bytes:
 
 
 def described(name: bytes) -> dict[str, str]:
-    """What a name says: `request` ("GET /path?query"), `host`, `tenant`; "" for what it does not say."""
+    """What a name says, printable: `request` ("GET /path?query"), `host`, `tenant`; "" for what it does not say."""
     cut = name[-6:-4] == _CUT
     parts = name[1:-6].split(b"\0") if cut else name[1:].rstrip(b"\0").split(b"\0")
-    request, host, tenant = (part.decode(errors="replace") for part in (*parts, b"", b"", b"")[:3])
+    request, host, tenant = (one_line(part.decode(errors="replace")) for part in (*parts, b"", b"", b"")[:3])
     return {"request": request + "..." * cut, "host": "" if host == NO_HOST.decode() else host, "tenant": tenant}
 
 
@@ -126,22 +134,22 @@ def nowhere() -> Seat:
 
 
 class InFlight:
-    """The mapped file. FileNotFoundError where no master has made it."""
+    """The file: mapped memory in a worker, a SharedFile in the master."""
 
-    def __init__(self, path: str, *, create: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-        self._fd = os.open(path, flags, 0o600)
-        try:
-            if os.fstat(self._fd).st_size < FILE_BYTES:
-                if not create:
-                    raise FileNotFoundError(errno.ENOENT, "a file of another version", path)
-                os.ftruncate(self._fd, FILE_BYTES)
-                os.posix_fallocate(self._fd, 0, FIRST_ROW)
-            self.memory = mmap.mmap(self._fd, FILE_BYTES)
-        finally:
-            if not create:
-                os.close(self._fd)
-        self._words = memoryview(self.memory)[:FIRST_ROW].cast("Q")
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+
+    @classmethod
+    def made(cls, path: str) -> InFlight:
+        """The master's, made if it is not there. OSError."""
+        return cls(SharedFile(path, FILE_BYTES, create=True, reserve=FIRST_ROW))
+
+    @classmethod
+    def of(cls, fd: int) -> InFlight:
+        """A worker's. FileNotFoundError where a master of a version with another layout has made the file."""
+        if os.fstat(fd).st_size < FILE_BYTES:
+            raise FileNotFoundError(errno.ENOENT, "a file of another version")
+        return cls(mmap.mmap(fd, FILE_BYTES))
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
@@ -149,11 +157,10 @@ class InFlight:
         """Empty a row: from now on it is this worker's, or nobody's. OSError where the disk has no room for it."""
         at = _row(index)
         if owner is not None:
-            os.posix_fallocate(self._fd, at, ROW_BYTES)
-            self.memory[at : at + ROW_BYTES] = bytes(ROW_BYTES)
-            if self._words[COUNT // 8] <= index:
-                self._words[COUNT // 8] = index + 1
-            _OWNER.pack_into(self.memory, at, *owner)
+            self.memory.allocate(at, ROW_BYTES)
+            self.memory[at : at + ROW_BYTES] = _OWNER.pack(*owner).ljust(ROW_BYTES, b"\0")
+            if self._word(COUNT) <= index:
+                self._put(COUNT, index + 1)
         elif self.owner(index) is not None:
             self.memory[at : at + 64] = bytes(64)
         self.memory[_lock(index) : _lock(index) + LOCK_BYTES] = bytes(LOCK_BYTES)
@@ -166,13 +173,14 @@ class InFlight:
         """Whose row it is."""
         if index >= self.count:
             return None
-        generation, number = _OWNER.unpack_from(self.memory, _row(index))
+        at = _row(index)
+        generation, number = _OWNER.unpack(self.memory[at : at + _OWNER.size])
         return Key(generation, number) if generation else None
 
     @property
     def count(self) -> int:
         """How many rows have been in use."""
-        return min(self._words[COUNT // 8], ROWS)
+        return min(self._word(COUNT), ROWS)
 
     def hold(self, index: int) -> bool:
         """Have the kernel mark the row when the calling thread, the main one, ends. False where it cannot."""
@@ -193,15 +201,16 @@ class InFlight:
     def is_dead(self, index: int) -> bool:
         """Whether the kernel has marked it, and no master has collected the death yet."""
         # The mutex's word is the first with glibc, the second with musl.
-        words = struct.unpack_from("=II", self.memory, _lock(index))
+        at = _lock(index)
+        words = struct.unpack("=II", self.memory[at : at + 8])
         return any(word & ~_WAITERS == _OWNER_DIED for word in words)
 
     def count_death(self, index: int) -> None:
         """Mark what the dead worker was running as COUNTED."""
         begin = _row(index) + 64
-        for at in range(begin, begin + SEATS * NAME_BYTES, NAME_BYTES):
-            if self.memory[at] in BEGUN:
-                self.memory[at] = COUNTED
+        for seat, mark in enumerate(self.memory[begin : begin + SEATS * NAME_BYTES : NAME_BYTES]):
+            if mark in BEGUN:
+                self.memory[begin + seat * NAME_BYTES] = COUNTED
 
     def names(self, index: int, *wanted: int) -> set[bytes]:
         """The names in the row's seats that have one of these marks; RUNNING is what their first byte says."""
@@ -221,33 +230,36 @@ class InFlight:
     def entries(self) -> dict[int, Entry]:
         """The suspects, by their place in the table."""
         found = {}
+        table = self.memory[TABLE:FIRST_ROW]
         for index in range(ENTRIES):
-            at = TABLE + index * ENTRY_BYTES
-            number, answered, generation, last, until, flags = _ENTRY.unpack_from(self.memory, at)
+            at = index * ENTRY_BYTES
+            number, answered, generation, last, until, flags = _ENTRY.unpack_from(table, at)
             if number:
                 begin = at + _ENTRY.size
-                name = self.memory[begin : begin + NAME_BYTES]
+                name = table[begin : begin + NAME_BYTES]
                 proven, headed = bool(flags & _PROVEN), bool(flags & _HEADED)
                 found[index] = Entry(number, answered == number, generation, last, until, proven, headed, name)
         return found
 
     def publish(self, entries: Iterable[tuple[int, Entry]], gone: Iterable[int]) -> None:
         """Write these entries, and remove those at `gone`. Only the master does."""
-        self._words[VERSION // 8] |= 1
+        # The table can say anything, and the master's number must still fit.
+        version = (self._word(VERSION) | 1) & _MOST
+        self._put(VERSION, version)
         for index in gone:
-            self._words[(TABLE + index * ENTRY_BYTES) // 8] = 0
+            self._put(TABLE + index * ENTRY_BYTES, 0)
         for index, entry in entries:
             at = TABLE + index * ENTRY_BYTES
-            new = self._words[at // 8] != entry.number
-            answered = 0 if new else self._words[(at + _ANSWERED) // 8]
+            new = self._word(at) != entry.number
+            answered = 0 if new else self._word(at + _ANSWERED)
             facts = entry.generation, entry.last, entry.until, _PROVEN * entry.proven | _HEADED * entry.headed
-            _ENTRY.pack_into(self.memory, at, entry.number, answered, *facts)
-            self.memory[at + _ENTRY.size : at + _ENTRY.size + NAME_BYTES] = entry.name
-        self._words[VERSION // 8] += 1
+            data = _ENTRY.pack(entry.number, answered, *facts) + entry.name
+            self.memory[at : at + len(data)] = data
+        self._put(VERSION, (version + 1) & _MOST)
 
     def answer(self, index: int, number: int) -> None:
         """A request of the suspect's kind has been answered."""
-        self._words[(TABLE + index * ENTRY_BYTES + _ANSWERED) // 8] = number
+        self._put(TABLE + index * ENTRY_BYTES + _ANSWERED, number)
 
     # --- what has changed ---------------------------------------------------------------------------------------------
 
@@ -259,6 +271,14 @@ class InFlight:
     def is_settled(window: bytes) -> bool:
         """Whether the table was whole when this was read."""
         return not _HEAD.unpack_from(window)[0] & 1
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _word(self, at: int) -> int:
+        return int.from_bytes(self.memory[at : at + WORD], sys.byteorder)
+
+    def _put(self, at: int, number: int) -> None:
+        self.memory[at : at + WORD] = number.to_bytes(WORD, sys.byteorder)
 
 
 def _row(index: int) -> int:

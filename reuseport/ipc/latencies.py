@@ -1,4 +1,4 @@
-"""Latencies: one histogram for each worker, in memory that all processes map, beside the scoreboard.
+"""Latencies: one histogram for each worker, in a file that workers map and the master reads, beside the scoreboard.
 
 Row i belongs to whom row i of the scoreboard belongs to, and only that worker counts in it, under the same rule: an
 aligned 64-bit store is atomic. The bounds are those that people ask for (1, 2.5, 5, 10 ms) with so many between them
@@ -14,10 +14,12 @@ latencies.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Iterable, MutableSequence, Sequence
 
-from reuseport.ipc.scoreboard import ROWS, mapped
+from reuseport.ipc.scoreboard import ROWS
+from reuseport.ipc.shared import SharedFile, mapped
 
 _STEPS = (
     *(100, 110, 120, 130, 140, 155, 170, 185, 200, 225, 250, 275),
@@ -41,37 +43,43 @@ THIS = 1  # the layout of this version
 
 
 class Latencies:
-    """The mapped file. `row(i)` is a writable view of row i. FileNotFoundError where no master has made it."""
+    """The file, as the master sees it."""
 
     def __init__(self, path: str, *, create: bool = False) -> None:
-        self._view = mapped(path, ROWS * ROW_BYTES, create=create)
+        self.file = SharedFile(path, ROWS * ROW_BYTES, create=create)
 
     def row(self, index: int) -> memoryview:
-        """IndexError if there is none."""
-        if not 0 <= index < ROWS:
-            raise IndexError(f"there are {ROWS} rows, not {index + 1}")
-        return self._view[index * FIELDS : (index + 1) * FIELDS]
+        """A copy of row `index`. IndexError if there is none."""
+        return self.file.words(_row(index), FIELDS)
+
+    def write(self, index: int, fields: Iterable[int]) -> None:
+        """Write a row that belongs to no worker."""
+        self.file.write(_row(index), array("Q", fields).tobytes())
 
     def owners(self) -> list[int]:
-        """Whose each row is."""
-        owners: list[int] = self._view[GENERATION::FIELDS].tolist()
+        """The generation that each row belongs to, 0 for none. A worker can have written any number there."""
+        owners: list[int] = self.file.words(0, ROWS * FIELDS)[GENERATION::FIELDS].tolist()
         return owners
 
     def give(self, index: int, generation: int) -> None:
         """Zero a row: from now on it is a worker's of that generation, or nobody's (0)."""
-        row = self.row(index)
-        row[:] = memoryview(bytes(ROW_BYTES)).cast("Q")
-        row[GENERATION] = generation
+        self.write(index, (generation if field == GENERATION else 0 for field in range(FIELDS)))
 
 
-def my_row(path: str, index: int) -> memoryview:
-    """A worker's own row; one that nobody else sees if its master is too old to have the file."""
-    try:
-        row = Latencies(path).row(index)
-    except FileNotFoundError:
+def my_row(fd: int | None, index: int) -> memoryview:
+    """The row of the calling worker; memory of its own if its master is too old to have the file."""
+    if fd is None:
         return memoryview(bytearray(ROW_BYTES)).cast("Q")
+    at = _row(index)
+    row = memoryview(mapped(fd, ROWS * ROW_BYTES))[at : at + ROW_BYTES].cast("Q")
     row[LAYOUT] = THIS
     return row
+
+
+def _row(index: int) -> int:
+    if not 0 <= index < ROWS:
+        raise IndexError(f"there are {ROWS} rows, not {index + 1}")
+    return index * ROW_BYTES
 
 
 def count(row: MutableSequence[int] | memoryview, latencies: list[float]) -> None:

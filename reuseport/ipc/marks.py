@@ -1,4 +1,4 @@
-"""Marks: how far each tenant has moved, in memory that all processes map.
+"""Marks: how far each tenant has moved, in a file that workers map and the master reads.
 
 A mark outlives the worker that set it, so that a tenant never goes back. The file is a hash table with open addressing;
 its header says whether there is anything to route at all, which is all that a request costs while nothing drains.
@@ -11,11 +11,13 @@ table; in between a record is used again when its mark says nothing any more: no
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
-import mmap
-import os
+import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
+
+from reuseport.ipc.shared import WORD, SharedFile, Words, mapped
 
 RECORDS = 1 << 18
 PROBES = 256  # records looked at for one tenant
@@ -37,20 +39,29 @@ class Full(Exception):
     """More tenants have moved since the oldest drain began than the table holds."""
 
 
+class Numbers(Protocol):
+    """64-bit numbers by their index: mapped memory in a worker, a file in the master."""
+
+    def __getitem__(self, index: int, /) -> int: ...
+
+    def __setitem__(self, index: int, value: int, /) -> None: ...
+
+
 class Marks:
-    """The mapped file. The descriptor stays open for good: closing it would drop the write lock.
+    """A worker's view of the table. `fd` stays open for good: closing it would drop the write lock.
 
     `lock` is a native lock that keeps this process's threads apart, which record locks do not.
     """
 
-    def __init__(self, path: str, lock: Any, *, create: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-        self._fd = os.open(path, flags, 0o600)
-        if create and os.fstat(self._fd).st_size != SIZE:
-            # All of it now: a page that the disk has no room for would end whoever touches it (SIGBUS, mmap(2)).
-            os.posix_fallocate(self._fd, 0, SIZE)
-        self.words = memoryview(mmap.mmap(self._fd, SIZE)).cast("Q")
+    def __init__(self, words: Numbers, fd: int, lock: Any) -> None:
+        self.words = words
+        self._fd = fd
         self._lock = lock
+
+    @classmethod
+    def of(cls, fd: int, lock: Any) -> Marks:
+        """Map the file. OSError."""
+        return cls(memoryview(mapped(fd, SIZE)).cast("Q"), fd, lock)
 
     def moved(self, tenant: int) -> int:
         """The generation that the tenant has moved to, 0 if it has not."""
@@ -83,29 +94,11 @@ class Marks:
             self.words[at + _STAYS] = generation
             self.words[at + _UNTIL] = int(until * 1e9)
 
-    # For the master.
-
-    def publish(self, version: int, oldest: int) -> None:
-        """From now on the table of this version counts; 0: there is nothing to route."""
-        self.words[OLDEST] = oldest
-        self.words[VERSION] = version
-
-    def wipe(self) -> None:
-        """Forget all marks. Only while there is nothing to route."""
-        with self._writing():
-            if self.words[MADE]:
-                self.words[HEADER:] = memoryview(bytes(SIZE - HEADER * 8)).cast("Q")
-                self.words[MADE] = 0
-
-    def count(self) -> int:
-        """How many records were made since the last wipe."""
-        return self.words[MADE]
-
     # Inside.
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Alone. Whoever holds this lock waits for nothing, so nobody waits for it long."""
+        """Alone. A worker that holds this lock waits for nothing, so others wait for it for microseconds."""
         with self._lock:
             fcntl.lockf(self._fd, fcntl.LOCK_EX, 1)
             try:
@@ -141,3 +134,33 @@ class Marks:
                 return at
             index = (index + 1) % RECORDS
         raise Full(f"more than {RECORDS} tenants have moved, or too many that lie together")
+
+
+class Table(Marks):
+    """The master's view: it maps nothing, and waits for no worker."""
+
+    def __init__(self, path: str) -> None:
+        self.file = SharedFile(path, SIZE, create=True)
+        super().__init__(Words(self.file), self.file.fileno(), threading.Lock())
+
+    def publish(self, version: int, oldest: int) -> None:
+        """From now on the table of this version counts; 0: there is nothing to route."""
+        self.words[OLDEST] = oldest
+        self.words[VERSION] = version
+
+    def wipe(self) -> bool:
+        """Forget all marks. Only while there is nothing to route. False where a process has the write lock, for which
+        the master does not wait: that process may have been stopped, or may never let go of it."""
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            return False
+        try:
+            if self.words[MADE]:
+                self.file.write(HEADER * WORD, bytes(SIZE - HEADER * WORD))
+                self.words[MADE] = 0
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
+        return True

@@ -33,11 +33,6 @@ def number_of(tenant: str) -> int:
     return int.from_bytes(blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=8).digest()) | 2
 
 
-def open_file(path: str) -> int:
-    """The lock file's descriptor: once in each process, and never to be closed."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-
 class Pins:
     """This process's shared locks, in `generation`, and its questions about those of others.
 

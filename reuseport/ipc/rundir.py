@@ -10,16 +10,19 @@
       companion-cron.lock   a BSD lock, held by whichever process of this exclusive companion runs
       notify-7.c0           the socket at which generation 7's first companion says that it is ready (sd_notify(3))
       hello.sock        every process of every generation says hello to the master here
-      scoreboard        one row of counters per worker
-      latencies         and one histogram
-      begun             and the jobs that it began last
-      inflight          and the requests that it has now; which of them are in quarantine
-      pins              locked bytes say which tenant has jobs where (--tenant)
-      marks             how far each tenant has moved
+      scoreboard        one row of counters per worker; 0.5 MB
+      latencies         and one histogram; 4 MB
+      begun             and the jobs that it began last; 2.6 MB
+      inflight          and the requests that it has now; which of them are in quarantine; 0.2 MB, and 40 kB per worker
+      pins              locked bytes say which tenant has jobs where (--tenant); empty
+      marks             how far each tenant has moved; 8 MB
       work/             belongs to the workers' user, who alone writes to it: a root master follows no link in it
         7.door          generation 7's zygote forks a process for each job that is asked for here
         stacks-7.2.txt  what a blocked worker was at
         snapshot-7.2.json, lines-7.2.txt  what a worker was at when `reuseport stacks` asked
+
+Workers map the files from `scoreboard` to `marks`. These have mode 0600 and belong to the master's user. While a zygote
+of an earlier version lives they belong to the workers' user (`shared.py`).
 
 POSIX record locks die with the process and only with it; flock and OFD locks would live on in any forked child that
 holds the description (fcntl(2)), which is what an exclusive companion's is chosen for. The price is that the lock is

@@ -1,4 +1,4 @@
-"""The scoreboard: one row of 64-bit counters for each worker, in memory that all processes map.
+"""The scoreboard: one row of 64-bit counters for each worker, in a file that workers map and the master reads.
 
 Only the worker that owns a row writes it, so no lock is needed: an aligned 64-bit store is atomic on every platform
 that Linux and CPython share, and a reader that sees one counter a moment before another does no harm. The row
@@ -9,8 +9,11 @@ Counters only ever grow, but for those marked as gauges.
 
 from __future__ import annotations
 
-import mmap
-import os
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+from reuseport.ipc.shared import SharedFile, mapped
 
 ROWS = 2048
 FIELDS = 32
@@ -67,38 +70,41 @@ CLASSES = (UNFINISHED, UPGRADED, None, REDIRECTIONS, CLIENT_ERRORS, *(SERVER_ERR
 
 
 class Scoreboard:
-    """The mapped file. `row(i)` is a writable view of row i: index it with the field numbers above."""
+    """The file, as the master sees it. FileNotFoundError where no master has made it and `create` is false."""
 
     def __init__(self, path: str, *, create: bool = False) -> None:
-        self._view = mapped(path, ROWS * ROW_BYTES, create=create)
+        self.file = SharedFile(path, ROWS * ROW_BYTES, create=create)
 
     def row(self, index: int) -> memoryview:
-        """The counters of row `index`, shared with every process that maps the file. IndexError if there is none."""
-        if not 0 <= index < ROWS:
-            raise IndexError(f"the scoreboard has {ROWS} rows, not {index + 1}")
-        return self._view[index * FIELDS : (index + 1) * FIELDS]
+        """A copy of the counters of row `index`. IndexError if there is none."""
+        return self.file.words(_row(index), FIELDS)
+
+    def write(self, index: int, counters: Iterable[int]) -> None:
+        """Write a row that belongs to no worker."""
+        self.file.write(_row(index), array("Q", counters).tobytes())
 
     def clear(self, index: int) -> None:
         """Zero a row before a new worker gets it."""
-        self.row(index)[:] = memoryview(bytes(ROW_BYTES)).cast("Q")
+        self.file.write(_row(index), bytes(ROW_BYTES))
 
 
-def settle(row: memoryview) -> None:
+def my_row(fd: int, index: int) -> memoryview:
+    """The row of the calling worker, which every process that maps the file shares: index it with the field numbers
+    above."""
+    at = _row(index)
+    return memoryview(mapped(fd, ROWS * ROW_BYTES))[at : at + ROW_BYTES].cast("Q")
+
+
+def _row(index: int) -> int:
+    if not 0 <= index < ROWS:
+        raise IndexError(f"the scoreboard has {ROWS} rows, not {index + 1}")
+    return index * ROW_BYTES
+
+
+def settle(row: Any) -> None:
     """Work out the successes. Only for whose row it is, or when that one is dead: others may see half of a count.
 
     One that was killed between the halves must not take a success back.
     """
     row[SUCCESSES] = max(row[SUCCESSES], row[REQUESTS] - sum(row[UNFINISHED:SUCCESSES]))
 
-
-def mapped(path: str, size: int, *, create: bool) -> memoryview:
-    """A file of at least `size` bytes as unsigned 64-bit numbers that every process that maps it shares. OSError."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-    fd = os.open(path, flags, 0o600)
-    try:
-        if os.fstat(fd).st_size < size:
-            # All of it now: a page that the disk has no room for would end whoever touches it (SIGBUS, mmap(2)).
-            os.posix_fallocate(fd, 0, size)
-        return memoryview(mmap.mmap(fd, size)).cast("Q")
-    finally:
-        os.close(fd)

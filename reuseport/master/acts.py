@@ -90,9 +90,10 @@ def _copy_zygote(master: Master, command: ev.CopyZygote) -> None:
 def _fork(master: Master, command: ev.Fork) -> None:
     taken = {process.row for process in master.processes.all()}
     row = next(row for row in range(WORKER_ROWS) if row not in taken)
+    master.shared.restore()
     master.board.clear(row)
     master.latencies.give(row, command.key.generation)
-    master.begun.row(row).give(command.key)
+    master.begun.give(row, command.key)
     master.quarantine.give(row, command.key)
     master.processes.expect(command.key, row)
     g = master.cluster.generations.get(command.key.generation)

@@ -62,12 +62,12 @@ def adopt(
     )
 
 
-def clear_away(run_dir: RunDir) -> tuple[Scoreboard, Begun] | None:
+def clear_away(run_dir: RunDir) -> tuple[Begun, Scoreboard] | None:
     """Remove what a master has left that has died with all its workers: this one counts anew. What shows which jobs
     were under way then is returned; None where nothing does."""
     dead = None
     with contextlib.suppress(FileNotFoundError):
-        dead = Scoreboard(run_dir.scoreboard), Begun(run_dir.begun)
+        dead = Begun(run_dir.begun), Scoreboard(run_dir.scoreboard)
     clear_up(run_dir, ())
     for path in run_dir.shared:
         with contextlib.suppress(FileNotFoundError):

@@ -92,7 +92,7 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     master.boot_logs.clear()
     survivors = remains.adopted.survivors if remains else ()
     master.companions.take_over(survivors)
-    master.map_shared(samples)
+    master.open_shared(samples)
     master.furnish(master.listen(), control.listen(master.run_dir.control), kept, adopting=remains is not None)
     if master.reload:
         master.reload.watch(release.recipe["directory"])
@@ -103,7 +103,10 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     adopted = sorted({one.key.generation for one in survivors})
     master.releases.note("started", pid=os.getpid(), name=settings.name, adopted=adopted)
     if dead:
-        master.losses.of_the_dead(*dead, survivors=())
+        jobs, board = dead
+        master.losses.of_the_dead(board, jobs, survivors=())
+        for one in dead:
+            one.file.close()
     if remains is None:
         master.events.append(ev.ReleaseAsked(release))
     else:
@@ -125,7 +128,7 @@ def go_on(left: estate.Estate) -> Master:
     master.run_dir.keep()
     kept, samples = estate.open_state(left.first, master.log.write, trim=False)
     master.slots = _slots(left.first, left.supervision)
-    master.map_shared(samples)
+    master.open_shared(samples)
     hellos, questions = left.doors()
     master.furnish(hellos, questions, kept, adopting=True)
     left.enter(master)

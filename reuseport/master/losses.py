@@ -23,6 +23,7 @@ SHOWN_FOR = 3600.0  # seconds
 COMING = 10.0  # seconds for a job's process to say hello, when who asked for it is dead
 WITHOUT_MASTER = "died while there was no master"
 UNKNOWN = "(name not known)"
+NAMELESS = 5000  # jobs without a name at one death: the worker wrote their count itself, and it can be any number
 
 Job = dict[str, Any]  # as its process tells of it
 
@@ -32,13 +33,14 @@ def jobs_at_death(told: Collection[Job], entries: Collection[Entry], count: int)
 
     `told` is what it has told of, `entries` what it has written down, `count` how many the scoreboard says. All that is
     written down was under way; so was what it has told of, as far as the count goes: its entries are others' by now,
-    or it is of a version that writes nothing down. Of what remains of the count not even the names are known.
+    or it is of a version that writes nothing down. Of what remains of the count not even the names are known; no more
+    than NAMELESS of them are returned.
     """
     by_number = {job["number"]: job for job in told}
     lost = [by_number.pop(entry.number, None) or _job(entry) for entry in entries]
     others = sorted(by_number.values(), key=lambda job: float(job["started"]))
     more = max(0, count - len(lost))
-    nameless = [_nameless() for _ in range(more - len(others))]
+    nameless = [_nameless() for _ in range(min(more - len(others), NAMELESS))]
     return [*others[:more], *lost, *nameless], others[more:]
 
 
@@ -81,7 +83,7 @@ class Losses:
             # A master of a version without this memory gives rows away without a word in it.
             entries = row.entries() if row.owner == process.key else []
             lost, ended = jobs_at_death(told, entries, board.row(process.row)[JOBS])
-            row.give(None)
+            begun.give(process.row, None)
         for job in ended:
             self._ended(process.key, job)
         self._note(process, how, lost)
@@ -93,7 +95,7 @@ class Losses:
             owner = row.owner
             if owner is not None and index not in survivors:
                 lost, _ = jobs_at_death((), row.entries(), board.row(index)[JOBS])
-                row.give(None)
+                begun.give(index, None)
                 self._note(Process(owner, row=index), WITHOUT_MASTER, lost)
 
     def has_come(self, key: Key, job: Job) -> None:

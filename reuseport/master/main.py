@@ -51,6 +51,7 @@ from reuseport.master.reload import Reload
 from reuseport.master.retirement import Predecessors, retire
 from reuseport.master.roster import Roster
 from reuseport.master.samples import Samples
+from reuseport.master.shared import Shared
 from reuseport.master.signals import Signals
 from reuseport.master.slots import Slots
 from reuseport.master.succession import Succession
@@ -97,26 +98,25 @@ class Master:
         self.losses = Losses(log.write, self.loop.later, self._on_job_lost, self._on_job_ended)
         self.notifier = Notifier(supervision, self.loop, log.write)
         self.processes = Processes(self.loop, self._on_exit)
+        self.shared = Shared(self.ids, self.processes, log.write)
         self.companions = Companions(self.run_dir, self.loop, self.processes, log, self.events.append)
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, log.printed)
         self.telling = Telling(settings, self.loop, self._facts)
 
-    def map_shared(self, samples: Samples) -> None:
+    def open_shared(self, samples: Samples) -> None:
         """What workers write into, made if it is not there."""
         self.board = Scoreboard(self.run_dir.scoreboard, create=True)
         self.latencies = Latencies(self.run_dir.latencies, create=True)
         self.begun = Begun(self.run_dir.begun, create=True)
+        in_flight = InFlight.made(self.run_dir.inflight)
+        self.shared.files += [self.board.file, self.latencies.file, self.begun.file, in_flight.memory]
         self.quarantine = Quarantine(
-            InFlight(self.run_dir.inflight, create=True),
+            in_flight,
             self.processes,
             lambda: self.releases.settings.quarantine,
             self.log.write,
         )
         self.numbers = Numbers(self.board, self.latencies, self.processes, samples)
-        if self.ids:
-            # They lie where only the master's own user can put anything else in their place.
-            for path in self.run_dir.shared:
-                os.chown(path, *self.ids, follow_symlinks=False)
 
     def furnish(self, hellos: _socket.socket, questions: socket.socket, history: History, *, adopting: bool) -> None:
         """All other parts. `hellos` and `questions` are the sockets that processes and the command line come to;
@@ -139,7 +139,11 @@ class Master:
             settings, self.extra, history, self.processes, self.board, lambda: self.cluster, tell, log, self.tally
         )
         self.releases.check_logs = self.log_files.check
-        self.tenants = Tenants(settings, self.run_dir, self.ids, adopting, self.processes, self.switchboard)
+        self.switchboard.on_zygote = self.shared.look
+        self.tenants = Tenants(settings, self.run_dir, adopting, self.processes, self.switchboard)
+        self.shared.files += self.tenants.files
+        if not adopting:
+            self.shared.look()
         self.tenants.tell, self.tenants.log = tell, log
         self.control = Control(questions, self.loop, self.on_question)
         self.progress = Progress(
@@ -221,6 +225,7 @@ class Master:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file(str(process.key)))
         if process.key.number == ZYGOTE:
+            self.shared.look(gone=process)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.run_dir.door(process.key.generation))
             # Whom it had been asked for and did not bring into the world will not come any more.

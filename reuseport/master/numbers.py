@@ -52,7 +52,9 @@ class Numbers:
         for row, generation in enumerate(owners[:WORKER_ROWS]):
             if generation and row not in survivors:
                 if generation not in living:
-                    settle(self._board.row(row))
+                    counters = self._board.row(row).tolist()
+                    settle(counters)
+                    self._board.write(row, counters)
                     gone.setdefault(generation, []).append(self._read(row))
                 self._move(row, self._sum_of(generation) if generation in living else SERVER)
         now = time.monotonic()
@@ -158,21 +160,22 @@ class Numbers:
         return row
 
     def _move(self, row: int, to: int) -> None:
-        """Add a row of nobody's to a sum, and empty it. A master that is killed over it counts one field twice."""
-        source, target = self._board.row(row), self._board.row(to)
+        """Add a row of nobody's to a sum, and empty it. A master that is killed between the two counts it twice."""
+        counters = self._board.row(row).tolist()
         if row < WORKER_ROWS:
-            settle(source)
-        _pour(source, target, [field for field in range(FIELDS) if field not in GAUGES])
-        source, target = self._latencies.row(row), self._latencies.row(to)
+            settle(counters)
+        fields = [field for field in range(FIELDS) if field not in GAUGES]
+        self._board.write(to, _sum(self._board.row(to).tolist(), counters, fields))
+        self._board.clear(row)
+        source, target = self._latencies.row(row).tolist(), self._latencies.row(to).tolist()
         target[LAYOUT] = THIS
         if source[LAYOUT] == THIS:
-            _pour(source, target, [*range(BUCKETS), NANOSECONDS])
+            target = _sum(target, source, [*range(BUCKETS), NANOSECONDS])
+        self._latencies.write(to, target)
         self._latencies.give(row, 0)
-        self._board.clear(row)
 
 
-def _pour(source: memoryview, target: memoryview, fields: Iterable[int]) -> None:
+def _sum(to: list[int], row: list[int], fields: Iterable[int]) -> list[int]:
     for field in fields:
-        if source[field]:
-            target[field] = (target[field] + source[field]) & MOST  # whatever is in it, the master must get over it
-            source[field] = 0
+        to[field] = (to[field] + row[field]) & MOST  # a worker can have written any number
+    return to

@@ -53,6 +53,7 @@ class Process:
     row: int = -1
     started: float = 0.0  # monotonic seconds
     clean: bool = False  # it has exited with status 0, as far as is known
+    holds_shared: bool | None = None  # a zygote has opened what workers map; False: by name, and as their user
     takes_logs: bool = False  # it wants the log files from the master; one of an earlier version opens them itself
     dismissed: bool = False  # the master has told it to end, or ended it
     told: bool = False  # it is another master's child, which tells of its end

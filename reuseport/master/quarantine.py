@@ -18,6 +18,8 @@ from reuseport.ipc.inflight import ANSWERED, BEGUN, COUNTED, ENTRIES, RUNNING, E
 from reuseport.master.losses import WITHOUT_MASTER
 from reuseport.master.processes import Process, Processes, is_ending
 
+HIGHEST = 1 << 63  # no number of an entry comes near it
+LONGEST = 1e9  # seconds: no option takes a longer time
 SHOWN = 5  # requests of a dead worker that the log names
 
 
@@ -41,8 +43,9 @@ class Quarantine:
         self.read_again()
 
     def read_again(self) -> None:
-        """Go on with what is published: another master may have written it."""
-        entries = self._shared.entries()
+        """Go on with what is published: another master may have written it, and so may a worker."""
+        now = time.monotonic()
+        entries = {at: entry for at, entry in self._shared.entries().items() if _is_possible(entry, now)}
         self._places = {(entry.generation, entry.name): (at, entry.number) for at, entry in entries.items()}
         self._book = {
             (entry.generation, entry.name): Suspect(entry.last, frozenset(), entry.proven, entry.headed, entry.until)
@@ -195,6 +198,11 @@ class Quarantine:
     def counts(self) -> Counter[int]:
         """How many requests are in quarantine, by generation."""
         return Counter(one["generation"] for one in self.shown())
+
+
+def _is_possible(entry: Entry, now: float) -> bool:
+    """Whether a master can have written this entry."""
+    return entry.number < HIGHEST and 0 <= entry.last <= now and 0 <= entry.until <= now + LONGEST
 
 
 def names_of(shared: InFlight, rows: Collection[int], *wanted: int) -> frozenset[bytes]:

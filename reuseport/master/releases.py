@@ -17,11 +17,12 @@ from reuseport import options
 from reuseport.core import events as ev
 from reuseport.core import record
 from reuseport.core.model import DRAINING, ENDING, Asker, Cluster, Generation, Key, Release
+from reuseport.ipc.memory import resident
 from reuseport.ipc.scoreboard import ERRORS, PSS, REQUESTS, RSS, Scoreboard
 from reuseport.master import room
 from reuseport.master.control import Client
 from reuseport.master.history import History
-from reuseport.master.processes import Processes
+from reuseport.master.processes import Process, Processes
 from reuseport.master.recipe import release_of, resolve_script
 from reuseport.master.status import jobs_of, told
 from reuseport.master.tally import Tally
@@ -214,9 +215,13 @@ class Releases:
             raise OptionError(reason)
 
     def _memory(self, g: Generation | None) -> int:
-        """Bytes that a generation uses: what its workers share counts once."""
-        rows = self._rows(g) if g else []
-        return max([sum(row[PSS] for row in rows), *(row[RSS] for row in rows)], default=0)
+        """Bytes that a generation uses: what its workers share counts once. A worker that says more than the kernel
+        does is not believed, because it could keep releases from beginning."""
+        sizes = []
+        for process in self._workers(g) if g else ():
+            row, most = self._board.row(process.row), _resident(process.pid)
+            sizes.append((min(row[PSS], most), min(row[RSS], most)))
+        return max([sum(pss for pss, _ in sizes), *(rss for _, rss in sizes)], default=0)
 
     def _in_words(self, g: Generation) -> str:
         jobs = [told(job) for key in g.workers if (p := self._processes.get(Key(g.number, key))) for job in jobs_of(p)]
@@ -224,9 +229,9 @@ class Releases:
         waits = f" ({', '.join(jobs[:3])}{', ...' if len(jobs) > 3 else ''})" if jobs else ""
         return f"generation {g.number} is {g.state}, {room.mebibytes(self._memory(g))}{waits}"
 
-    def _rows(self, g: Generation) -> list[Any]:
+    def _workers(self, g: Generation) -> list[Process]:
         processes = [self._processes.get(Key(g.number, number)) for number in g.workers]
-        return [self._board.row(p.row) for p in processes if p is not None and p.row >= 0]
+        return [p for p in processes if p is not None and p.row >= 0]
 
     # --- back -------------------------------------------------------------------------------------------------------
 
@@ -365,8 +370,15 @@ class Releases:
             self._tell(ev.Judged(g.number, verdict))
 
     def _answers(self, g: Generation) -> tuple[int, int]:
-        rows = self._rows(g)
+        rows = [self._board.row(process.row) for process in self._workers(g)]
         return sum(row[REQUESTS] for row in rows), sum(row[ERRORS] for row in rows)
+
+
+def _resident(pid: int) -> int:
+    try:
+        return resident(pid)
+    except OSError:
+        return 0  # it has ended
 
 
 def _longest(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -68,6 +68,7 @@ class Switchboard:
         self._strangers: dict[Channel, int] = {}  # who has connected and not said hello yet, and its pid
         self.on_stay: Callable[[str, int, float], None] = lambda tenant, generation, seconds: None
         self.on_hello: Callable[[Key], None] = lambda key: None  # a worker can be spoken to from now on
+        self.on_zygote: Callable[[], None] = lambda: None  # it has said hello
         self.on_job: Callable[[Key, dict[str, Any]], None] = lambda key, job: None  # a process of its own has it
         self.on_import: Callable[[str], None] = lambda directory: None
         # Another master wants to take over, by this question of its.
@@ -155,6 +156,7 @@ class Switchboard:
             "hellos": lend(self._hellos.fileno()),
             "channels": [(p.key, p.channel.estate(lend)) for p in self._processes.all() if p.channel is not None],
             "take_logs": [p.key for p in self._processes.all() if p.takes_logs],
+            "hold_shared": [(p.key, p.holds_shared) for p in self._processes.all() if p.holds_shared is not None],
             "strangers": [(channel.estate(lend), pid) for channel, pid in self._strangers.items()],
             "queues": {number: [lend(end.fileno()) for end in ends] for number, ends in self._queues.items()},
         }
@@ -168,6 +170,9 @@ class Switchboard:
             process.takes_logs = list(key) in left.get("take_logs", ())
             self._listen_to(process, process.channel)
             self._flush(process.channel)
+        for key, holds in left.get("hold_shared", ()):
+            if process := self._processes.get(Key(*key)):
+                process.holds_shared = holds
         for one, pid in left["strangers"]:
             self._await_hello(channels.inherited(one), pid)
         for number, (receiving, sending) in left["queues"].items():
@@ -262,6 +267,9 @@ class Switchboard:
             )
             self._tell(ev.Failed(key, error))
             return
+        if key.number == ZYGOTE:
+            process.holds_shared = bool(hello.get("shared"))
+            self.on_zygote()
         if hello.get("queue"):
             self.adopt_queue(key.generation, fds[:2])
             del fds[:2]

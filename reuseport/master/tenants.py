@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -18,10 +17,12 @@ from typing import Any
 from reuseport.core import events as ev
 from reuseport.core.model import CANARY, DRAINING, OPENING, SERVING, ZYGOTE, Cluster, Generation, Key
 from reuseport.core.routing import HELD, JOBS, RUNNING, Canary, Table, route
+from reuseport.ipc import marks
 from reuseport.ipc.channel import PACKET
-from reuseport.ipc.marks import VERSION, Marks
-from reuseport.ipc.pins import number_of, open_file
+from reuseport.ipc.marks import VERSION
+from reuseport.ipc.pins import number_of
 from reuseport.ipc.rundir import RunDir
+from reuseport.ipc.shared import SharedFile
 from reuseport.master import files
 from reuseport.master.processes import Processes
 from reuseport.master.switchboard import Switchboard
@@ -30,6 +31,7 @@ from reuseport.options import Settings
 HOLDS = "holds.json"  # in the state directory
 LONGEST = 200  # characters of a tenant's name
 ROOM = (PACKET - 8192) // 2  # bytes of those who are held, and of a canary's tenants: a table must fit into a message
+AHEAD = 366 * 86400 * 1_000_000  # microseconds by which an earlier master's clock can have been ahead
 REJOINING = 5.0  # seconds for an earlier master's workers to tell this one of their jobs
 
 
@@ -41,12 +43,13 @@ class Tenants:
         self,
         settings: Settings,
         run_dir: RunDir,
-        ids: tuple[int, int] | None,
         adopting: bool,
         processes: Processes,
         switchboard: Switchboard,
     ) -> None:
         self.on = bool(settings.tenant)
+        self.files: list[SharedFile] = []
+        self._to_wipe = not adopting
         self.tell: Callable[[ev.Event], None] = lambda event: None
         self.log: Callable[[str, str], None] = lambda level, text: None
         self._run_dir = run_dir
@@ -63,16 +66,16 @@ class Tenants:
         if not self.on:
             return
         # An earlier master's workers have the very same files open, so they are never made anew beside them.
-        os.close(open_file(run_dir.pins))
-        self._marks = Marks(run_dir.marks, threading.Lock(), create=True)
-        if ids:
-            for path in (run_dir.pins, run_dir.marks):
-                os.chown(path, *ids, follow_symlinks=False)
-        self._version = max(time.time_ns() // 1000, self._marks.words[VERSION])
+        self._marks = marks.Table(run_dir.marks)
+        self.files = [SharedFile(run_dir.pins, 0, create=True), self._marks.file]
+        # An earlier master's clock may have been ahead of this one's, but a worker can have written any number there.
+        self._version = time.time_ns() // 1000
+        if (known := self._marks.words[VERSION]) < self._version + AHEAD:
+            self._version = max(self._version, known)
         self._holds = self._read_holds()
         if not adopting:
             self._marks.publish(0, 0)
-            self._marks.wipe()
+            self._wipe()
         switchboard.on_hello = self._welcome
         switchboard.on_stay = self._note_stay
 
@@ -115,8 +118,13 @@ class Tenants:
                 self._welcome(process.key)
         oldest = min(table.living, default=0)
         self._marks.publish(self._version if table.active else 0, oldest)
-        if not table.active:
-            self._marks.wipe()
+        self._to_wipe = not table.active
+        self._wipe()
+
+    def _wipe(self) -> None:
+        """If a worker is writing just now the marks are wiped at the next look: until then they say what they said."""
+        if self._to_wipe:
+            self._to_wipe = not self._marks.wipe()
 
     def _welcome(self, key: Key) -> None:
         table = self._table
@@ -127,6 +135,8 @@ class Tenants:
 
     def look(self, cluster: Cluster) -> None:
         """Tell the core in which generations somebody is kept."""
+        if self.on:
+            self._wipe()
         if not self.on or cluster.stopping or not cluster.generations:  # nothing is known of an earlier master's yet
             return
         left = range(cluster.last + 1)  # an adopting master has not counted so far yet

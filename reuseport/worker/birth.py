@@ -9,6 +9,7 @@ from typing import Any
 
 from reuseport.ipc.logfile import Passed
 from reuseport.ipc.rundir import RunDir
+from reuseport.ipc.shared import Held
 from reuseport.options import Settings
 from reuseport.worker.listeners import Listener
 
@@ -29,6 +30,7 @@ class Birth:
     queue: tuple[int, int]  # the ends of the generation's hand-over queue, to receive from and to send to
     listeners: dict[tuple[str, int], Listener]
     logs: Passed  # the log files that the master has opened
+    shared: Held  # what the worker maps
     application: Any  # None: the worker loads it itself
     tls: ssl.SSLContext | None = None
     line: _socket.socket | None = None  # to whoever asked for a job: then this is no worker, but the job's process

@@ -28,7 +28,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc import line as lines
 from reuseport.ipc.marks import Marks
 from reuseport.ipc.pins import JOBS as PINNING
-from reuseport.ipc.pins import Pins, open_file
+from reuseport.ipc.pins import Pins
 from reuseport.ipc.title import set_title
 from reuseport.spawned import JobLost
 from reuseport.worker import application, forked, tenancy, warmup
@@ -132,8 +132,8 @@ class JobProcess:
     def _pin_tenants(self) -> None:
         """The job ties its tenant to this generation, whoever asked for it, and releases it by dying if need be."""
         lock = original("_thread", "allocate_lock")
-        pins = Pins(open_file(self.birth.run_dir.pins), PINNING, self.birth.generation, lock())
-        jobs.pin = tenancy.pinner(pins, Marks(self.birth.run_dir.marks, lock()), self.birth.generation)
+        pins = Pins(self.birth.shared["pins"], PINNING, self.birth.generation, lock())
+        jobs.pin = tenancy.pinner(pins, Marks.of(self.birth.shared["marks"], lock()), self.birth.generation)
 
     def get_ready(self, app: Any) -> NoReturn:
         """The application is there: run the start hooks, for what the function may need, and then the function."""

@@ -23,12 +23,12 @@ import gevent.hub
 import gevent.monkey
 
 from reuseport.core.routing import Table
-from reuseport.ipc import begun
+from reuseport.ipc import begun, scoreboard
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inflight import InFlight
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
-from reuseport.ipc.scoreboard import TAKEN, TURNED, Scoreboard, settle
+from reuseport.ipc.scoreboard import TAKEN, TURNED, settle
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.worker import application, forked, ground, health, jobprocess, logs, remedies, running, tenancy, warmup
 from reuseport.worker.access import AccessLog
@@ -65,8 +65,8 @@ class Worker:
         self.settings = birth.settings
         self.id = f"{birth.generation}.{birth.number}"
         self.state = "starting"
-        self.board = Scoreboard(birth.run_dir.scoreboard).row(birth.row)
-        self.latencies = my_row(birth.run_dir.latencies, birth.row)
+        self.board = scoreboard.my_row(birth.shared["scoreboard"], birth.row)
+        self.latencies = my_row(birth.shared.get("latencies"), birth.row)
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
         self.ended = gevent.event.Event()
@@ -128,7 +128,7 @@ class Worker:
         self._accept_signals()
         self.loop_set = LoopSet(self.loop)
         self.reporter = JobReporter(
-            self.loop, self.board, begun.my_row(birth.run_dir.begun, birth.row), self.link.say, self._jobs_changed
+            self.loop, self.board, begun.my_row(birth.shared.get("begun"), birth.row), self.link.say, self._jobs_changed
         )
         describe_server(birth, self.loop)
         steal = os.environ.get("REUSEPORT_STEAL", "1") != "0"
@@ -185,7 +185,7 @@ class Worker:
         if not settings.quarantine:
             return Admission()
         try:
-            shared = InFlight(birth.run_dir.inflight)
+            shared = InFlight.of(birth.shared["inflight"])
         except FileNotFoundError:
             return Admission()
         if shared.owner(birth.row) != (birth.generation, birth.number):

@@ -31,7 +31,7 @@ from reuseport import jobs as jobs_api
 from reuseport.core.routing import MOVED, SERVING, Route, Table, binding, route
 from reuseport.ipc.inflight import of_tenant
 from reuseport.ipc.marks import VERSION, Full, Marks
-from reuseport.ipc.pins import JOBS, REQUESTS, Pins, number_of, open_file
+from reuseport.ipc.pins import JOBS, REQUESTS, Pins, number_of
 from reuseport.worker.birth import Birth
 from reuseport.worker.body import NO_BODY
 from reuseport.worker.connection import CLOSED, Connection
@@ -434,10 +434,10 @@ def make_router(
     log: Callable[[str, str], None],
 ) -> Router:
     """The router that a worker's settings ask for. LoadError where the application has no such function."""
-    settings, run_dir, generation = birth.settings, birth.run_dir, birth.generation
+    settings, generation = birth.settings, birth.generation
     tenant_of, may_block = finder(settings.tenant)
     lock = monkey.get_original("_thread", "allocate_lock")
-    locks = open_file(run_dir.pins)
+    locks = birth.shared["pins"]
     requests = Pins(locks, REQUESTS, generation, lock()) if settings.tenant_isolation == "strict" else None
-    jobs, marks = Pins(locks, JOBS, generation, lock()), Marks(run_dir.marks, lock())
+    jobs, marks = Pins(locks, JOBS, generation, lock()), Marks.of(birth.shared["marks"], lock())
     return Router(engine, generation, tenant_of, may_block, marks, jobs, requests, make_sender, hear, say, log)

@@ -9,8 +9,8 @@ import pytest
 
 from reuseport.cli.overview import render
 from reuseport.core.model import FIRST_JOB, Key
-from reuseport.ipc.begun import ENTRIES, NAME_BYTES, ROW_BYTES, TENANT_BYTES, Begun, Entry, Row
-from reuseport.ipc.scoreboard import JOBS, Scoreboard
+from reuseport.ipc.begun import ENTRIES, NAME_BYTES, TENANT_BYTES, Begun, Entry, my_row
+from reuseport.ipc.scoreboard import FIELDS, JOBS, Scoreboard
 from reuseport.master.losses import COMING, KEPT, REMEMBERED, UNKNOWN, Losses, jobs_at_death
 from reuseport.master.processes import Process
 
@@ -39,9 +39,13 @@ class World:
             lambda key, job: self.ended.append((key, job["name"])),
         )
 
+    def mine(self, row):
+        """As the worker maps it."""
+        return my_row(self.begun.file.fileno(), row)
+
     def worker(self, key=WORKER, row=3, told=(), count=0):
-        self.begun.row(row).give(key)
-        self.board.row(row)[JOBS] = count
+        self.begun.give(row, key)
+        self.board.write(row, [count if field == JOBS else 0 for field in range(FIELDS)])
         return Process(key, pid=98, row=row, jobs={one["number"]: one for one in told})
 
     def dies(self, process, how="was killed by SIGKILL"):
@@ -85,7 +89,7 @@ def test_only_so_many_are_kept_and_for_so_long(world, monkeypatch):
 
 def test_what_had_just_begun_is_lost_by_name_and_what_had_ended_is_not_lost(world):
     process = world.worker(told=[job("long", 1), job("ended a moment ago", 2)], count=3)
-    row = world.begun.row(3)
+    row = world.mine(3)
     row.add(1, "long", "acme", 1.0, False)
     row.add(2, "ended a moment ago", None, 2.0, False)
     row.remove(2)
@@ -118,7 +122,7 @@ def test_a_worker_of_a_version_that_writes_nothing_down_is_believed_its_count(to
 def test_what_lies_in_its_row_of_another_worker_was_not_lost_with_it(world):
     """Which had the row before, under a newer master than the one that gave it to this one."""
     world.worker(Key(6, 1))
-    world.begun.row(3).add(1, "long ago", None, 1.0, False)
+    world.mine(3).add(1, "long ago", None, 1.0, False)
     world.dies(Process(WORKER, pid=98, row=3, jobs={}))
     assert (world.lost, world.begun.row(3).entries()) == ([], [])
 
@@ -126,7 +130,7 @@ def test_what_lies_in_its_row_of_another_worker_was_not_lost_with_it(world):
 def test_of_too_many_that_had_just_begun_the_log_says_how_many(world):
     process = world.worker(count=ENTRIES + 2)
     for number in range(1, ENTRIES + 3):
-        world.begun.row(3).add(number, f"job {number}", None, float(number), False)
+        world.mine(3).add(number, f"job {number}", None, float(number), False)
     world.dies(process)
     assert world.log[-1] == "2 jobs that had just begun are lost, name not known: worker 7.2 was killed by SIGKILL"
     assert len(world.log) == ENTRIES + 1
@@ -135,7 +139,7 @@ def test_of_too_many_that_had_just_begun_the_log_says_how_many(world):
 
 def asked_for(world):
     process = world.worker(count=1)
-    world.begun.row(3).add(5, "export", "acme", 5.25, True)
+    world.mine(3).add(5, "export", "acme", 5.25, True)
     return process
 
 
@@ -185,7 +189,7 @@ def test_a_master_that_another_one_takes_over_from_gives_nobody_up_until_it_goes
 def test_what_the_dead_had_is_found_by_the_next_master(world):
     living, dead = world.worker(Key(7, 1), 0, count=1), world.worker(Key(7, 2), 1, count=2)
     for one in (living, dead):
-        world.begun.row(one.row).add(1, f"of {one.key}", None, 1.0, False)
+        world.mine(one.row).add(1, f"of {one.key}", None, 1.0, False)
     world.losses.of_the_dead(world.board, world.begun, {living.row})
     assert world.lost == [(dead.key, "of 7.2"), (dead.key, UNKNOWN)]
     assert "worker 7.2 died while there was no master" in world.log[0]
@@ -194,9 +198,9 @@ def test_what_the_dead_had_is_found_by_the_next_master(world):
     assert len(world.lost) == 2
 
 
-def test_a_row_keeps_what_it_is_given_as_far_as_it_has_room():
-    row = Row(memoryview(bytearray(ROW_BYTES)).cast("Q"))
-    row.give(Key(7, 2))
+def test_a_row_keeps_what_it_is_given_as_far_as_it_has_room(world):
+    world.worker()
+    row = world.mine(3)
     row.add(1, "é" * 300, "ü" * 300, 1.5, True)
     row.add(2, "surrogate \udcff", "", 0.5, False)
     row.add(3, "ended", None, 0.1, False)
@@ -207,3 +211,10 @@ def test_a_row_keeps_what_it_is_given_as_far_as_it_has_room():
     assert first == Entry(1, "é" * (NAME_BYTES // 2), "ü" * (TENANT_BYTES // 2), 1.5, True)
     assert second == Entry(2, "surrogate ?", "", 0.5, False)
     assert row.owner == (7, 2)
+    assert world.begun.row(3).entries() == [second, first]
+
+
+def test_a_worker_without_a_file_has_memory_of_its_own():
+    row = my_row(None, 3)
+    row.add(1, "export", None, 1.0, False)
+    assert [entry.name for entry in row.entries()] == ["export"]

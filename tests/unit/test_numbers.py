@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -87,15 +89,20 @@ def test_there_is_no_quantile_of_nothing_and_none_beyond_the_last_bound():
 
 
 def test_a_worker_counts_for_itself_where_its_master_has_no_such_file(tmp_path):
-    row = my_row(str(tmp_path / "none"), 3)
+    row = my_row(None, 3)
     count(row, [1.0])
     assert sum(row[:BUCKETS]) == 1
     assert not list(tmp_path.iterdir())
     Latencies(str(tmp_path / "latencies"), create=True)
-    assert my_row(str(tmp_path / "latencies"), 3)[LAYOUT] == latencies.THIS
+    assert my_row(opened(tmp_path / "latencies"), 3)[LAYOUT] == latencies.THIS
 
 
 # --- their sums
+
+
+def opened(path: Path) -> int:
+    """A descriptor as a zygote holds it; the test's process ends soon."""
+    return os.open(path, os.O_RDWR)
 
 
 class World:
@@ -104,6 +111,7 @@ class World:
     def __init__(self, directory) -> None:
         self.board = Scoreboard(str(directory / "scoreboard"), create=True)
         self.latencies = Latencies(str(directory / "latencies"), create=True)
+        self.fds = [opened(directory / name) for name in ("scoreboard", "latencies")]
         self.processes: dict[Key, SimpleNamespace] = {}
         self.generations: set[int] = set()
         self.master()
@@ -120,21 +128,24 @@ class World:
         row = next(row for row in range(WORKER_ROWS) if row not in {p.row for p in self.all()})
         self.board.clear(row)
         self.latencies.give(row, generation)
-        self.latencies.row(row)[LAYOUT] = latencies.THIS
         key = Key(generation, number)
         self.processes[key] = SimpleNamespace(key=key, row=row)
         self.generations.add(generation)
         return key
 
+    def rows(self, row: int) -> tuple[memoryview, memoryview]:
+        """As the worker maps them."""
+        return scoreboard.my_row(self.fds[0], row), my_row(self.fds[1], row)
+
     def serve(self, key: Key, times: list[float], *, status: int = 200) -> None:
-        board = self.board.row(self.processes[key].row)
+        board, mine = self.rows(self.processes[key].row)
         for _ in times:
             if status != 200:
                 board[scoreboard.CLASSES[status // 100]] += 1
             board[REQUESTS] += 1
             board[ERRORS] += status >= 500
         board[ACTIVE], board[RSS] = 1, 1 << 20
-        count(self.latencies.row(self.processes[key].row), list(times))
+        count(mine, list(times))
 
     def die(self, key: Key) -> None:
         self.numbers.is_dead(self.processes[key])
@@ -243,7 +254,7 @@ def test_more_generations_than_there_are_rows_for_their_dead(world):
 def test_a_worker_with_other_bounds_counts_without_its_latencies(world):
     key = world.fork(1, 1)
     world.serve(key, [0.1])
-    world.latencies.row(world.processes[key].row)[LAYOUT] = latencies.THIS + 1
+    world.rows(world.processes[key].row)[1][LAYOUT] = latencies.THIS + 1
     for _ in range(2):
         figures = world.numbers.now().generations[1]
         assert (figures[COUNTERS + REQUESTS], sum(figures[:BUCKETS])) == (1, 0)
@@ -348,8 +359,9 @@ TestDeaths.settings = settings(max_examples=examples(40), stateful_step_count=25
 def test_a_row_full_of_rubbish_is_no_trouble(world):
     for generation in (1, 2):
         row = world.processes[world.fork(generation, 1)].row
-        world.board.row(row)[:] = memoryview(b"\xff" * scoreboard.ROW_BYTES).cast("Q")
-        world.latencies.row(row)[:BUCKETS] = memoryview(b"\xff" * BUCKETS * 8).cast("Q")
+        board, mine = world.rows(row)
+        board[:] = memoryview(b"\xff" * scoreboard.ROW_BYTES).cast("Q")
+        mine[:BUCKETS] = memoryview(b"\xff" * BUCKETS * 8).cast("Q")
         world.numbers.look(world.generations)
         world.numbers.shown()
     for generation in (1, 2):

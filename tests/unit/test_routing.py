@@ -7,6 +7,7 @@ other, but a strict request lives on between steps, so that whatever the router 
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -19,8 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from reuseport.core.routing import CANARY, HELD, JOBS, MOVED, RUNNING, SERVING, Canary, Table, binding, route
 from reuseport.ipc.marks import RECORDS, Full, Marks
+from reuseport.ipc.marks import Table as Published
 from reuseport.ipc.pins import JOBS as PINNING
-from reuseport.ipc.pins import REQUESTS, Pins, number_of, open_file
+from reuseport.ipc.pins import REQUESTS, Pins, number_of
 from reuseport.worker import router as routing
 
 TABLE = Table(1, 7, (5, 6, 7), {"held": 6, "gone": 3}, None, {5: 100.0})
@@ -77,8 +79,8 @@ def test_a_table_travels_as_json():
 
 
 def test_marks_only_go_forward_and_make_room_when_they_mean_nothing_any_more(tmp_path):
-    marks = Marks(str(tmp_path / "marks"), threading.Lock(), create=True)
-    other = Marks(str(tmp_path / "marks"), threading.Lock())
+    marks = Published(str(tmp_path / "marks"))
+    other = Marks.of(os.open(tmp_path / "marks", os.O_RDWR), threading.Lock())
     marks.publish(1, 1)
     marks.move(5 + RECORDS, 3)
     marks.move(5 + RECORDS, 2)
@@ -94,12 +96,12 @@ def test_marks_only_go_forward_and_make_room_when_they_mean_nothing_any_more(tmp
     marks.publish(1, 3)  # generation 3 is the oldest now: to have moved there says nothing
     marks.move(5 + 1000 * RECORDS, 4)
     assert marks.moved(5 + 1000 * RECORDS) == 4
-    marks.wipe()
+    assert marks.wipe()
     assert not marks.moved(5 + 1000 * RECORDS)
 
 
 def test_jobs_of_one_process_share_one_lock(tmp_path, monkeypatch):
-    pins = Pins(open_file(str(tmp_path / "pins")), PINNING, 7, threading.Lock())
+    pins = Pins(os.open(tmp_path / "pins", os.O_RDWR | os.O_CREAT), PINNING, 7, threading.Lock())
     calls = []
     set_lock = pins._set
     monkeypatch.setattr(pins, "_set", lambda *words: calls.append(words) or set_lock(*words))
@@ -224,7 +226,8 @@ class Story(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.TemporaryDirectory()
-        self.marks = Marks(str(Path(self.directory.name) / "marks"), threading.Lock(), create=True)
+        self.published = Published(str(Path(self.directory.name) / "marks"))
+        self.marks = Marks.of(self.published.file.fileno(), threading.Lock())
         self.kernel, self.clock = Kernel(), Clock()
         self.real_time, routing.time = routing.time, self.clock
         self.processes: list[Process] = []
@@ -246,9 +249,9 @@ class Story(RuleBasedStateMachine):
     def publish(self, serving: int) -> None:
         living = tuple(sorted({p.generation for p in self.processes if not p.dead}))
         self.table = Table(self.table.version + 1, serving, living, dict(self.holds), self.canary, {}, 0.5)
-        self.marks.publish(self.table.version if self.table.active else 0, min(living, default=0))
+        self.published.publish(self.table.version if self.table.active else 0, min(living, default=0))
         if not self.table.active:
-            self.marks.wipe()
+            assert self.published.wipe()
 
     @rule()
     def release(self) -> None:
@@ -398,6 +401,7 @@ class Story(RuleBasedStateMachine):
                 self._end_fairly()
         finally:
             routing.time = self.real_time
+            self.published.file.close()
             self.directory.cleanup()
 
     def _end_fairly(self) -> None:

@@ -210,9 +210,18 @@ def path(tmp_path) -> str:
     return str(tmp_path / "inflight")
 
 
+def mapped(path: str) -> InFlight:
+    """As a worker sees it."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        return InFlight.of(fd)
+    finally:
+        os.close(fd)
+
+
 @pytest.fixture
 def shared(path) -> InFlight:
-    found = InFlight(path, create=True)
+    found = InFlight.made(path)
     for index, key in enumerate((ONE, TWO, THREE)):
         found.give(index, key)
     return found
@@ -272,7 +281,7 @@ def test_the_kernel_marks_the_row_of_a_process_that_ends(shared, path, how):
     pid = os.fork()
     if pid == 0:
         try:
-            mine = InFlight(path)
+            mine = mapped(path)
             held = mine.hold(1)
             child = os.fork()  # whose end is not its
             if child == 0:
@@ -303,7 +312,7 @@ def test_the_kernel_marks_the_row_of_a_process_that_ends(shared, path, how):
 def test_entries_are_published_and_answered(shared, path):
     entry = Entry(7, False, 1, 5.0, 65.0, True, True, KILL)
     shared.publish([(3, entry)], [])
-    worker = InFlight(path)
+    worker = mapped(path)
     assert worker.entries() == {3: entry}
     worker.answer(3, 7)
     assert shared.entries()[3].answered
@@ -328,7 +337,7 @@ class Worker:
     def __init__(self, path: str, **more) -> None:
         self.pauses = 0
         self.master = lambda: None
-        self.admission = Admission(InFlight(path), 2, 1, pause=self.pause, **more)
+        self.admission = Admission(mapped(path), 2, 1, pause=self.pause, **more)
         self.admission.begin()
 
     def pause(self, seconds: float) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
 from http_harness import Harness, echo
 
-from reuseport.ipc.marks import Marks
-from reuseport.ipc.pins import JOBS, Pins, open_file
+from reuseport.ipc.marks import Table
+from reuseport.ipc.pins import JOBS, Pins
 from reuseport.options.kinds import TENANT
 from reuseport.worker.application import LoadError
 from reuseport.worker.router import Router
@@ -72,8 +73,8 @@ def test_the_applications_function_sees_the_head_alone(tmp_path, monkeypatch):
         return echo(environ, start_response)
 
     harness = Harness(application)
-    marks = Marks(str(tmp_path / "marks"), threading.Lock(), create=True)
-    pins = Pins(open_file(str(tmp_path / "pins")), JOBS, 3, threading.Lock())
+    marks = Table(str(tmp_path / "marks"))
+    pins = Pins(os.open(tmp_path / "pins", os.O_RDWR | os.O_CREAT), JOBS, 3, threading.Lock())
     monkeypatch.setattr("reuseport.jobs.pin", None)  # a router sets it
     nothing = lambda *_, **__: None  # noqa: E731
     Router(harness.engine, 3, tenant_of, True, marks, pins, None, nothing, nothing, nothing, nothing)
