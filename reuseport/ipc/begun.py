@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from reuseport import names
 from reuseport.core.model import Key
 from reuseport.ipc.scoreboard import ROWS, mapped
 
@@ -21,6 +22,7 @@ ENTRY_BYTES = 160
 HEADER_BYTES = 64
 ROW_BYTES = HEADER_BYTES + ENTRIES * ENTRY_BYTES
 NAME_BYTES, TENANT_BYTES = 96, 44
+LATEST = 1e12  # seconds: a later Unix time is nonsense
 # Behind an entry's number: when it began (Unix time), whether it is for a process, has a tenant, and how long both are.
 _FACTS = struct.Struct("=d??BB")
 _TEXT = 8 + _FACTS.size
@@ -47,8 +49,8 @@ class Row:
     def add(self, number: int, name: str, tenant: str | None, started: float, asked: bool) -> None:
         at = _at(number)
         self._view[at // 8] = 0
-        called = str(name).encode(errors="replace")[:NAME_BYTES]
-        whose = b"" if tenant is None else str(tenant).encode(errors="replace")[:TENANT_BYTES]
+        called = name.encode(errors="replace")[:NAME_BYTES]
+        whose = b"" if tenant is None else tenant.encode(errors="replace")[:TENANT_BYTES]
         _FACTS.pack_into(self._bytes, at + 8, started, asked, tenant is not None, len(called), len(whose))
         self._bytes[at + _TEXT : at + _TEXT + len(called)] = called
         self._bytes[at + _TEXT + NAME_BYTES : at + _TEXT + NAME_BYTES + len(whose)] = whose
@@ -70,7 +72,7 @@ class Row:
         return Key(self._view[0], self._view[1]) if self._view[0] else None
 
     def entries(self) -> list[Entry]:
-        """Those that had not ended, oldest first."""
+        """Those that had not ended, oldest first. The worker can have written anything, so names are made printable."""
         return sorted(filter(None, map(self._entry, range(ENTRIES))), key=lambda entry: entry.started)
 
     def _entry(self, index: int) -> Entry | None:
@@ -80,8 +82,14 @@ class Row:
         started, asked, owned, long, wide = _FACTS.unpack_from(self._bytes, at + 8)
         called = bytes(self._bytes[at + _TEXT : at + _TEXT + min(long, NAME_BYTES)])
         whose = self._bytes[at + _TEXT + NAME_BYTES : at + _TEXT + NAME_BYTES + min(wide, TENANT_BYTES)]
-        tenant = bytes(whose).decode(errors="replace") if owned else None
-        return Entry(self._view[at // 8], called.decode(errors="replace"), tenant, started, asked)
+        tenant = names.name(bytes(whose).decode(errors="replace")) if owned else None
+        return Entry(
+            self._view[at // 8],
+            names.name(called.decode(errors="replace")),
+            tenant,
+            started if 0 <= started < LATEST else 0.0,
+            asked,
+        )
 
 
 class Begun:

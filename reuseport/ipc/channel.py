@@ -20,26 +20,30 @@ from collections.abc import Callable, Mapping
 from posix import close
 from typing import Any
 
+from reuseport.ipc.messages import Group, Heard, Malformed
+
 VERSION = 1  # of the messages: they pass between a master and zygotes of other versions of this package
 
 PACKET = 65536  # bytes: the largest message
+TURN = 256  # messages that are received at once: a peer that sends without end must not keep its receiver
 FDS = 64  # file descriptors in one message; the kernel takes at most 253 (SCM_MAX_FD)
 
 _FD_BYTES = array.array("i").itemsize
 
 
 class ChannelError(Exception):
-    """The peer sent something that no version of this package sends."""
+    """A message has arrived without its file descriptors: this process has no room for them."""
 
 
 class Channel:
-    """One end. `closed` is true once the peer has gone."""
+    """One end. `closed` is true once the peer has gone, or has sent what ends the channel: then `fault` says what."""
 
     def __init__(self, sock: _socket.socket) -> None:
         self._sock = sock
         self._sock.setblocking(False)
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.closed = False
+        self.fault: Malformed | ChannelError | None = None
         self._send_flags = _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL
 
     def be_patient(self) -> None:
@@ -90,11 +94,15 @@ class Channel:
             # The peer is gone. What it said before can still be read, and its end shows there.
         return True
 
-    def receive(self) -> list[tuple[dict[str, Any], list[int]]]:
-        """All messages that have arrived, with the fds that came along (close-on-exec). Sets `closed` at the end."""
-        messages: list[tuple[dict[str, Any], list[int]]] = []
+    def receive(self, group: Group, most: int = TURN) -> list[Heard]:
+        """The messages that have arrived, `most` at most, checked against their declarations, with their descriptors
+        (close-on-exec). `group`: what this peer can say.
+
+        A message that cannot be taken sets `fault` and `closed`. Those before it are returned, those behind it are not.
+        """
+        heard: list[Heard] = []
         reset = False
-        while not self.closed:
+        while not self.closed and len(heard) < most:
             try:
                 data, extra, flags, _ = self._sock.recvmsg(
                     PACKET, _socket.CMSG_SPACE(FDS * _FD_BYTES), _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
@@ -113,12 +121,17 @@ class Channel:
             if not data:
                 self.closed = True
                 break
-            if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
+            try:
+                if flags & _socket.MSG_CTRUNC:
+                    raise ChannelError("no file descriptors are left for those that a message brought")
+                if flags & _socket.MSG_TRUNC:
+                    raise Malformed(f"has more than {PACKET} bytes")
+                heard.append(Heard.of(data, list(fds), group))
+            except (ChannelError, Malformed) as error:
                 for fd in fds:
                     close(fd)
-                raise ChannelError("a message was cut short: too large, or no file descriptors were left to receive it")
-            messages.append((_decode(data), list(fds)))
-        return messages
+                self.closed, self.fault = True, error
+        return heard
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the process goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
@@ -132,16 +145,6 @@ class Channel:
                 close(fd)
         self._unsent.clear()
         self._sock.close()
-
-
-def _decode(data: bytes) -> dict[str, Any]:
-    try:
-        message = json.loads(data)
-        if not isinstance(message, dict) or not isinstance(message["type"], str) or not isinstance(message["v"], int):
-            raise ValueError(message)
-    except (ValueError, KeyError) as error:
-        raise ChannelError(f"not a message: {data[:100]!r}") from error
-    return message
 
 
 def connect(path: str) -> Channel:

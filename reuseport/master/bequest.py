@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from reuseport.ipc.channel import Channel
+from reuseport.ipc.messages import Lock, Message, Queue, Slots, Yours
 from reuseport.master.roster import Remains
 from reuseport.master.scrape import ScrapedAt
 
@@ -75,17 +76,17 @@ class Bequest:
     def addresses(self) -> list[str]:
         return list(dict.fromkeys(address for address, *_ in self.slots))
 
-    def take(self, message: Mapping[str, Any], fds: list[int]) -> None:
+    def take(self, message: Message, fds: list[int]) -> None:
         """What the other master has sent of it."""
-        if message["type"] == "slots":
-            self.slots += [(*name, fd) for name, fd in zip(message["slots"], fds, strict=True)]
-        elif message["type"] == "queue":
-            self.queues.append((int(message["generation"]), fds))
-        elif message["type"] == "lock":
-            self.locks.append((int(message["generation"]), int(message["number"]), fds[0]))
-        else:
-            self.masters[:0] = message["masters"]
-            self.theirs = message["theirs"]
+        if isinstance(message, Slots):
+            self.slots += [(*name, fd) for name, fd in zip(message.slots, fds, strict=True)]
+        elif isinstance(message, Queue):
+            self.queues.append((message.generation, fds))
+        elif isinstance(message, Lock):
+            self.locks.append((message.generation, message.number, fds[0]))
+        elif isinstance(message, Yours):
+            self.masters[:0] = message.masters
+            self.theirs = list(message.theirs)
             if fds:
                 with open(fds[0], encoding="utf-8") as books:
                     books.seek(0)

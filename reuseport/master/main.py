@@ -25,6 +25,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.begun import Begun
 from reuseport.ipc.inflight import InFlight
 from reuseport.ipc.latencies import Latencies
+from reuseport.ipc.messages import OtherQuestion, Question
 from reuseport.ipc.rundir import RunDir, not_this
 from reuseport.ipc.scoreboard import Scoreboard
 from reuseport.ipc.title import set_title
@@ -158,6 +159,7 @@ class Master:
         self.predecessors = Predecessors(self)
         self.succession = Succession(self)
         self.switchboard.on_job = self.losses.has_come
+        self.switchboard.on_lost = self.losses.never_begun
         self.switchboard.on_successor = self.succession.asked
 
     def run(self) -> int:
@@ -228,15 +230,16 @@ class Master:
                 if other.key.generation == process.key.generation and not other.pid:
                     self.processes.forget(other.key)
 
-    def on_question(self, client: Client, question: dict[str, Any]) -> None:
-        answer = QUESTIONS.get(question["do"])
+    def on_question(self, client: Client, question: Question) -> None:
+        answer = QUESTIONS.get(type(question))
         if self.succession.paused:
             self.succession.hold(client, question)
-        elif question.get("server") not in (None, self.first.name):
+        elif question.server not in (None, self.first.name):
             # Another master may have come into this run directory since the client looked.
-            client.done(False, error=not_this(self.run_dir.path, self.first.name, question["server"]))
+            client.done(False, error=not_this(self.run_dir.path, self.first.name, question.server))
         elif answer is None:
-            client.done(False, error=f"this master ({__version__}) does not know {question['do']!r}")
+            known = question.named if isinstance(question, OtherQuestion) else question.kind
+            client.done(False, error=f"this master ({__version__}) does not know {known!r}")
         else:
             answer(self, client, question)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from reuseport import startup
 from reuseport.core.model import Key
+from reuseport.ipc import messages
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
@@ -55,6 +56,8 @@ class Process:
     clean: bool = False  # it has exited with status 0, as far as is known
     takes_logs: bool = False  # it wants the log files from the master; one of an earlier version opens them itself
     dismissed: bool = False  # the master has told it to end, or ended it
+    malformed: bool = False  # it was ended because of a malformed message
+    has_more_jobs: bool = False  # than are in `jobs`
     told: bool = False  # it is another master's child, which tells of its end
     asked_again: int = 0  # how often its exit status was not to be had yet
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
@@ -286,7 +289,7 @@ class Processes:
         for one in left["processes"]:
             process = self.expect(Key(*one["key"]), one["row"])
             process.pid, process.pidfd, process.started = one["pid"], one["pidfd"], one["started"]
-            process.jobs = {int(job["number"]): job for job in one["jobs"]}
+            process.jobs = {job["number"]: job for job in map(_job, one["jobs"]) if job is not None}
             process.packages = one.get("packages")
             process.dismissed = one.get("dismissed", False)
             if process.pid:
@@ -358,10 +361,20 @@ class Processes:
             os.close(process.pidfd)
             process.pidfd = -1
         process.clean = how == EXITED
+        if process.malformed:
+            how = "was killed because it sent a malformed message"
         try:
             self._on_exit(process, how or "has gone")
         finally:
             del self._by_key[process.key]
+
+
+def _job(left: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A job of which an earlier master has heard, None where that master's version let something else pass."""
+    try:
+        return vars(messages.Job.parse(left))
+    except messages.Malformed:
+        return None
 
 
 def high(fd: int) -> int:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from reuseport.core import events as ev
 from reuseport.core import record
 from reuseport.core.model import BOOTING, SERVING, SUPERSEDED, ZYGOTE, Asker, Key, Release
-from reuseport.ipc import channel as channels
+from reuseport.ipc import messages
 from reuseport.ipc.channel import PACKET, Channel
+from reuseport.ipc.messages import Message, Question, TakeOver
 from reuseport.ipc.rundir import RunDirError, not_this
 from reuseport.master import bequest
 from reuseport.master.control import Client
@@ -61,7 +62,7 @@ class Succession:
         self._pid = 0
         self._pidfd = -1  # the successor's, while it is waited for
         self._left: dict[str, Any] = {}  # of the companions, for it or for another try of this one
-        self._held: list[tuple[Client, dict[str, Any]]] = []  # questions for whoever will be the master
+        self._held: list[tuple[Client, Question]] = []  # questions for whoever will be the master
         self.paused = False
         self.heir = 0
         self.metrics_go_on = True  # the successor answers where this master has
@@ -83,14 +84,19 @@ class Succession:
 
     # --- a master comes -----------------------------------------------------------------------------------------------
 
-    def asked(self, channel: Channel, question: Mapping[str, Any]) -> None:
+    def asked(self, channel: Channel, question: TakeOver) -> None:
         """Another master, of the same user, wants to take over."""
         pid, _ = channel.peer()
-        who = f"master {pid} (reuseport {question.get('version', 'unknown')})"
+        who = f"master {pid} (reuseport {question.version})"
         self._master.log.write("info", f"{who} asks to take over")
         objection = self._objection(pid, question)
-        release = Release() if objection else record.release_of(question["release"])  # as another version puts it
-        objection = objection or self._at_odds(release, question)
+        release = Release()
+        if not objection:
+            try:
+                release = record.release_of(question.release)  # as another version puts it
+                objection = self._at_odds(release, question)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                objection = f"its release cannot be read here ({type(error).__name__}: {error})"
         # A rollback loads the old version anew: a copy of its zygote would be this master's child, and keep it here.
         release = replace(release, standby=0.0, canary=None)
         if refusal := self._master.releases.begin_for_another(
@@ -103,11 +109,11 @@ class Succession:
         self._last = {"pid": pid, "at": time.time(), "outcome": "under way", "error": ""}
         self._say("accepted", version=__version__, metrics=self._master.telling.address)
 
-    def _objection(self, pid: int, question: Mapping[str, Any]) -> str:
+    def _objection(self, pid: int, question: TakeOver) -> str:
         cluster = self._master.cluster
-        if question.get("protocol") != PROTOCOL:
+        if question.protocol != PROTOCOL:
             mine = f"master {os.getpid()} (reuseport {__version__})"
-            return f"{mine} takes part in takeovers of protocol {PROTOCOL}, not {question.get('protocol')}"
+            return f"{mine} takes part in takeovers of protocol {PROTOCOL}, not {question.protocol}"
         if pid <= 0:
             return "the two masters do not see each other's processes: they run in different pid namespaces"
         if self._channel is not None:
@@ -120,12 +126,12 @@ class Succession:
             return "nothing serves yet: there is nothing to take over"
         return ""
 
-    def _at_odds(self, release: Release, question: Mapping[str, Any]) -> str:
+    def _at_odds(self, release: Release, question: TakeOver) -> str:
         """What the successor's options may not change, since both versions live by it."""
         theirs, mine = Settings.from_json(release.recipe["settings"]), self._master.first
         if is_stranger(theirs, mine.name):
             return not_this(self._master.run_dir.path, mine.name, theirs.name)
-        if question["addresses"] is not None and (why := self._master.slots.differ_from(question["addresses"])):
+        if question.addresses is not None and (why := self._master.slots.differ_from(list(question.addresses))):
             return f"--bind: {why}: other addresses need a new start"
         for name in SHARED:
             if getattr(theirs, name) != getattr(mine, name):
@@ -184,39 +190,38 @@ class Succession:
         g = self._master.cluster.generations.get(key.generation)
         return self._channel is not None and g is not None and g.release.recipe is self._recipe
 
-    def _on_message(self, message: Mapping[str, Any]) -> None:
-        if message["type"] == "started" and self._awaited is not None:
+    def _on_message(self, message: Message) -> None:
+        if isinstance(message, messages.Started) and self._awaited is not None:
             key, self._awaited = self._awaited, None
-            if error := str(message.get("error", "")):
+            if message.error or not message.pid:
                 self._master.processes.forget(key)
-                self._master.events.append(ev.Started(key, error=error))
+                self._master.events.append(ev.Started(key, error=message.error or f"{self._who} has started nothing"))
                 return
             process = self._master.processes.get(key) or self._master.processes.expect(key)
-            self._master.processes.is_running(process, int(message["pid"]))
+            self._master.processes.is_running(process, message.pid)
             self._master.events.append(ev.Started(key, process.pid))
-        elif message["type"] == "launched":
-            self._on_launched(Key(int(message["generation"]), int(message["number"])), message)
-        elif message["type"] == "said":
-            key = Key(int(message["generation"]), int(message["number"]))
-            known = {name: message[name] for name in ("pid", "ready", "status", "extend", "why") if name in message}
-            self._master.events.append(ev.Said(key, **known))
-        elif message["type"] == "ended":
-            key = Key(int(message["generation"]), int(message["number"]))
-            self._master.processes.has_ended(key, str(message["how"]))
-        elif message["type"] == "mine" and self.paused:
-            self.heir, self.metrics_go_on = self._pid, bool(message.get("metrics"))
+        elif isinstance(message, messages.Launched):
+            self._on_launched(Key(message.generation, message.number), message)
+        elif isinstance(message, messages.Said):
+            key = Key(message.generation, message.number)
+            said = ev.Said(key, message.pid, message.ready, message.status, message.extend, message.why)
+            self._master.events.append(said)
+        elif isinstance(message, messages.Ended):
+            self._master.processes.has_ended(Key(message.generation, message.number), message.how)
+        elif isinstance(message, messages.Mine) and self.paused:
+            self.heir, self.metrics_go_on = self._pid, message.metrics
             self._forget()
 
-    def _on_launched(self, key: Key, message: Mapping[str, Any]) -> None:
+    def _on_launched(self, key: Key, message: messages.Launched) -> None:
         if key not in self._launched:
             return
         self._launched.discard(key)
-        process, error = self._master.processes.get(key), str(message.get("error", ""))
-        if error or process is None:
+        process, error = self._master.processes.get(key), message.error
+        if error or process is None or not message.pid:
             self._master.processes.forget(key)
             self._master.events.append(ev.Started(key, error=error))
             return
-        self._master.processes.is_running(process, int(message["pid"]), told=True)
+        self._master.processes.is_running(process, message.pid, told=True)
         self._master.events.append(ev.Started(key, process.pid))
 
     def _lost(self, how: str) -> None:
@@ -317,7 +322,7 @@ class Succession:
         self._master.loop.forget(self._pidfd)
         os.close(self._pidfd)
 
-    def hold(self, client: Client, question: dict[str, Any]) -> None:
+    def hold(self, client: Client, question: Question) -> None:
         client.asked = False
         self._held.append((client, question))
 
@@ -346,15 +351,11 @@ class Succession:
         channel = self._channel
         assert channel is not None
         channel.flush()
-        try:
-            messages = channel.receive()
-        except channels.ChannelError as error:
-            self._master.log.write("error", f"{self._who} sent nonsense: {error}")
-            messages, channel.closed = [], True
-        for message, fds in messages:
-            for fd in fds:
-                os.close(fd)
+        heard = channel.receive(messages.FROM_SUCCESSOR)
+        for message, _ in heard:
             self._on_message(message)
+        if channel.fault is not None:
+            self._master.log.write("error", f"{self._who} sent a malformed message: {channel.fault}")
         if self._channel is not channel:
             return
         if channel.closed:

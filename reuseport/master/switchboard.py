@@ -16,25 +16,37 @@ from typing import Any
 
 from reuseport.core import events as ev
 from reuseport.core.model import ZYGOTE, Key
+from reuseport.core.turn import name_of
 from reuseport.ipc import channel as channels
+from reuseport.ipc import messages
 from reuseport.ipc.channel import Channel
+from reuseport.ipc.messages import Heard, Hello, Malformed, Message, TakeOver
 from reuseport.master.logfiles import LogFiles
 from reuseport.master.loop import READ, WRITE, Loop
 from reuseport.master.processes import Process, Processes, owner_of
 from reuseport.master.slots import Slot, Slots
 from reuseport.version import __version__
 
-Message = tuple[dict[str, Any], list[int]]
+PROMISED = 65536  # slots that hellos announce
+LAST_WORDS = 4096  # messages of a process that has ended: one that it forked may hold the channel, and send for ever
+LEVELS = ("debug", "info", "warning", "error", "critical")
 
 # What a process says, and the event that it becomes.
-EVENTS: dict[str, Callable[[Key, Mapping[str, Any]], ev.Event]] = {
-    "loaded": lambda key, message: ev.Loaded(key, message.get("workers")),
-    "ready": lambda key, message: ev.Ready(key),
-    "accepting": lambda key, message: ev.Accepting(key),
-    "let-go": lambda key, message: ev.LetGo(key),
-    "failed": lambda key, message: ev.Failed(key, str(message["error"])),
-    "retire": lambda key, message: ev.Retire(key, str(message["reason"])),
+EVENTS: dict[type[Message], Callable[[Key, Any], ev.Event]] = {
+    messages.Loaded: lambda key, message: ev.Loaded(key, message.workers),
+    messages.Ready: lambda key, message: ev.Ready(key),
+    messages.Accepting: lambda key, message: ev.Accepting(key),
+    messages.LetGo: lambda key, message: ev.LetGo(key),
+    messages.Failed: lambda key, message: ev.Failed(key, message.error),
+    messages.Retire: lambda key, message: ev.Retire(key, message.reason),
 }
+
+
+def _group_of(key: Key) -> messages.Group:
+    """What such a process can say behind its hello."""
+    if key.number == ZYGOTE:
+        return messages.FROM_ZYGOTE
+    return messages.FROM_JOB if key.is_job else messages.FROM_WORKER
 
 
 class Switchboard:
@@ -71,7 +83,8 @@ class Switchboard:
         self.on_job: Callable[[Key, dict[str, Any]], None] = lambda key, job: None  # a process of its own has it
         self.on_import: Callable[[str], None] = lambda directory: None
         # Another master wants to take over, by this question of its.
-        self.on_successor: Callable[[Channel, Mapping[str, Any]], None] = lambda channel, question: channel.close()
+        self.on_successor: Callable[[Channel, TakeOver], None] = lambda channel, question: channel.close()
+        self.on_lost: Callable[[Key, messages.JobLost], None] = lambda key, job: None  # no process has begun the job
         self.promised: set[tuple[str, int]] = set()  # slots that somebody has: they come behind the hello
         self._queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
         self.listen(hellos)
@@ -100,7 +113,10 @@ class Switchboard:
                     self._introduce(channel, pid)
         if process.channel is not None:
             channel, process.channel = process.channel, None
-            self._take(process, self._receive(channel))
+            left = LAST_WORDS
+            while left > 0 and (heard := self._receive(channel, _group_of(process.key), process)):
+                self._take(process, heard)
+                left -= len(heard)
             self._hang_up(channel)
 
     def pass_logs(self, *, rotated: bool) -> None:
@@ -226,24 +242,27 @@ class Switchboard:
         self._loop.watch(channel.fileno(), lambda: self._introduce(channel, pid))
 
     def _introduce(self, channel: Channel, pid: int) -> None:
-        """The first message on a channel says whose it is. By now its sender may be dead, and the channel closed."""
-        messages = self._receive(channel)
-        if messages or channel.closed:
+        """The first message on a channel says whose it is. By now its sender may be dead."""
+        heard = self._receive(channel, messages.HELLOS, pid, 1)
+        if heard or channel.closed:
             self._strangers.pop(channel, None)
-        if not messages:
+        if not heard:
             return
-        hello, fds = messages[0]
-        if hello["type"] == "takeover" and channel.peer()[1] == os.geteuid() and not channel.closed:
+        hello, fds = heard[0]
+        if isinstance(hello, TakeOver) and channel.peer()[1] == os.geteuid():
             self._loop.forget(channel.fileno())
             self.on_successor(channel, hello)
             return
-        key = Key(int(hello.get("generation", 0)), int(hello.get("number", 0)))
+        if not isinstance(hello, Hello):
+            self._send_away(channel)
+            return
+        key = Key(hello.generation, hello.number)
         expected = self._processes.get(key)
         unknown = expected is None and (
             key.number == ZYGOTE or (key.is_job and self._recipe_of(key.generation) is None)
         )
         taken = expected is not None and expected.pid not in (0, pid)
-        if hello["type"] != "hello" or unknown or taken:
+        if unknown or taken:
             # A zygote that this master does not know belongs to a generation that has been given up. So does a job
             # whose generation has gone: it has not begun yet, and what asked for it is dead.
             for fd in fds:
@@ -252,54 +271,52 @@ class Switchboard:
             return
         process = expected or self._processes.expect(key)
         self._processes.is_running(process, pid)
-        process.packages = hello.get("packages")
-        if key.number == ZYGOTE and hello["state"] != "loaded" and hello["v"] != channels.VERSION:
+        process.packages = hello.packages
+        if key.number == ZYGOTE and hello.state != "loaded" and hello.v != channels.VERSION:
             self._send_away(channel)
             error = (
-                f"its reuseport sends messages of number {hello['v']}, and this master is reuseport {__version__}, "
+                f"its reuseport sends messages of number {hello.v}, and this master is reuseport {__version__}, "
                 f"which understands number {channels.VERSION}; install this version in the application's environment, "
                 "or remove reuseport from it, and the release runs on the server's"
             )
             self._tell(ev.Failed(key, error))
             return
-        if hello.get("queue"):
-            self.adopt_queue(key.generation, fds[:2])
-            del fds[:2]
-        self.promised.update((address, index) for address, index, _ in hello["slots"])
-        self._adopt_slots(hello["slots"], fds)
-        if not channel.closed:
-            process.channel = channel
-            self._listen_to(process, channel)
-            self._welcome(process, channel, hello)
-            if key.number != ZYGOTE and not key.is_job:
-                self.on_hello(key)
+        if hello.queue:
+            self.adopt_queue(key.generation, fds)
+        if len(self.promised) < PROMISED:
+            self.promised.update((address, index) for address, index, _ in hello.slots)
+        process.channel = channel
+        self._listen_to(process, channel)
+        self._welcome(process, channel, hello)
+        if key.number != ZYGOTE and not key.is_job:
+            self.on_hello(key)
         if key.is_job:
             self._tell(ev.Born(key, pid))
-        elif key.number != ZYGOTE and expected is None and hello["state"] in ("serving", "draining"):
+        elif key.number != ZYGOTE and expected is None and hello.state in ("serving", "draining"):
             # An earlier master let it accept and could not write that down. Nobody waits for it, but it has clients.
             self._processes.signal(key, signal.SIGTERM)
         elif key.number != ZYGOTE:
             self._tell(ev.Forked(key, pid))
-        elif hello["state"] == "loaded":
+        elif hello.state == "loaded":
             self._tell(ev.Loaded(key))
-        self._take(process, messages[1:])
+        self._on_messages(process, channel)
 
-    def _welcome(self, process: Process, channel: Channel, hello: Mapping[str, Any]) -> None:
+    def _welcome(self, process: Process, channel: Channel, hello: Hello) -> None:
         """Give a process what it has not got yet: a zygote its recipe and queue, everybody the slots. A job waits for
         nothing but to be known: from then on a drain waits for it, whatever becomes of who asked for it."""
         generation = process.key.generation
-        process.takes_logs = bool(hello.get("logs"))
+        process.takes_logs = hello.logs
         if process.takes_logs:
-            self._pass_logs(channel, generation, boots=process.key.number == ZYGOTE and hello["state"] != "loaded")
+            self._pass_logs(channel, generation, boots=process.key.number == ZYGOTE and hello.state != "loaded")
         if process.key.is_job:
             channel.send("known")
             self._flush(channel)
             return
         recipe = self._recipe_of(generation)
-        if process.key.number == ZYGOTE and recipe is not None and hello["state"] != "loaded":
+        if process.key.number == ZYGOTE and recipe is not None and hello.state != "loaded":
             ends = self._queues.get(generation) or self._new_queue(generation)
             channel.send("boot", tuple(end.fileno() for end in ends), recipe=recipe, name=self._name)
-        have = {(address, index) for address, index, _ in hello["slots"]}
+        have = {(address, index) for address, index, _ in hello.slots}
         self._pass_slots(channel, [s for s in self._slots.slots if (s.address, s.index) not in have])
         self._flush(channel)
 
@@ -309,23 +326,37 @@ class Switchboard:
         self._loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
 
     def _on_messages(self, process: Process, channel: Channel) -> None:
+        if channel.closed:
+            return
         channel.flush()
-        self._take(process, self._receive(channel))
+        self._take(process, self._receive(channel, _group_of(process.key), process))
         if not channel.closed:
             self._flush(channel)
         elif process.channel is channel:  # a zygote that started again has said hello on another one by now
             process.channel = None
 
-    def _receive(self, channel: Channel) -> list[Message]:
-        try:
-            messages = channel.receive()
-        except channels.ChannelError as error:
-            self._log("error", f"a process sent nonsense: {error}")
-            channel.closed = True
-            messages = []
+    def _receive(
+        self, channel: Channel, group: messages.Group, sender: Process | int, most: int = channels.TURN
+    ) -> list[Heard]:
+        """`sender` is a process, or the pid of one that has not said hello."""
+        heard = channel.receive(group, most)
+        if channel.fault is not None:
+            self._refuse(sender, channel.fault)
         if channel.closed:
             self._hang_up(channel)
-        return messages
+        return heard
+
+    def _refuse(self, sender: Process | int, fault: Malformed | channels.ChannelError) -> None:
+        """A process that sent a malformed message is broken, or hostile, and its next message cannot be believed
+        either. So it is ended. A message without its descriptors is no fault of its sender, which says hello again."""
+        who = f"process {sender}" if isinstance(sender, int) else f"{name_of(sender.key)} (pid {sender.pid})"
+        if not isinstance(fault, Malformed):
+            self._log("error", f"{who} could not be understood: {fault}")
+            return
+        self._log("error", f"{who} sent a malformed message: {fault}")
+        if isinstance(sender, Process) and self._processes.get(sender.key) is sender:
+            sender.malformed = True
+            self._processes.signal(sender.key, signal.SIGKILL)
 
     def _send_away(self, channel: Channel) -> None:
         channel.send("quit")
@@ -342,47 +373,54 @@ class Switchboard:
             callback = self._loop.callback(channel.fileno())
             self._loop.watch(channel.fileno(), callback, READ | WRITE if channel.unsent else READ)
 
-    def _take(self, process: Process, messages: list[Message]) -> None:
-        for message, fds in messages:
-            if message["type"] == "slots":
-                self._adopt_slots(message["slots"], fds)
+    def _take(self, process: Process, heard: list[Heard]) -> None:
+        for message, fds in heard:
+            if isinstance(message, messages.Slots):
+                self._adopt_slots(message.slots, fds)
             else:
-                self._on_message(process.key, message)
+                self._on_message(process, message)
 
-    def _on_message(self, key: Key, message: dict[str, Any]) -> None:
-        kind = message["type"]
-        if kind in EVENTS:
-            self._tell(EVENTS[kind](key, message))
-        elif kind == "forked" and key.number == ZYGOTE and owner_of(int(message["pid"])) in (None, self._workers_uid):
-            forked = Key(int(message.get("generation", key.generation)), int(message["number"]))
-            process = self._processes.get(forked) or self._processes.expect(forked)
-            self._processes.is_running(process, int(message["pid"]))
+    def _on_message(self, process: Process, message: Message) -> None:
+        key = process.key
+        if type(message) in EVENTS:
+            self._tell(EVENTS[type(message)](key, message))
+        elif isinstance(message, messages.Forked):
+            if owner_of(message.pid) not in (None, self._workers_uid):
+                return
+            forked = Key(key.generation if message.generation is None else message.generation, message.number)
+            child = self._processes.get(forked) or self._processes.expect(forked)
+            self._processes.is_running(child, message.pid)
             told = ev.Started if forked.number == ZYGOTE else ev.Forked
-            self._tell(told(forked, process.pid))
-        elif kind == "unborn":
-            unborn, error = (
-                Key(int(message.get("generation", key.generation)), int(message["number"])),
-                str(message["error"]),
-            )
+            self._tell(told(forked, child.pid))
+        elif isinstance(message, messages.Unborn):
+            unborn = Key(key.generation if message.generation is None else message.generation, message.number)
             self._processes.forget(unborn)
+            error = message.error
             self._tell(ev.Started(unborn, error=error) if unborn.number == ZYGOTE else ev.Exited(unborn, error))
-        elif kind == "job":
-            if process := self._processes.get(key):
-                process.jobs[int(message["number"])] = message
-                if key.is_job:
-                    self.on_job(key, message)
-        elif kind == "job-ended":
-            process = self._processes.get(key)
-            if process and (job := process.jobs.pop(int(message["number"]), None)):
+        elif isinstance(message, messages.Job):
+            self._on_job(process, message)
+        elif isinstance(message, messages.JobEnded):
+            if job := process.jobs.pop(message.number, None):
                 self._job_ended(key, job)
-        elif kind == "stays":
-            self.on_stay(str(message["tenant"]), int(message["at"]), float(message["seconds"]))
-        elif kind == "imported":
-            self.on_import(str(message["directory"]))
-        elif kind == "note":
-            self._log(str(message["level"]), str(message["text"]))
-        else:
-            self._log("debug", f"{key} sent {kind!r}, which this master does not know")
+        elif isinstance(message, messages.JobLost):
+            self.on_lost(key, message)
+        elif isinstance(message, messages.Stays):
+            self.on_stay(message.tenant, message.at, message.seconds)
+        elif isinstance(message, messages.Imported):
+            self.on_import(message.directory)
+        elif isinstance(message, messages.Noted):
+            self._log(message.level if message.level in LEVELS else "info", message.text)
+        elif isinstance(message, messages.Unknown):
+            self._log("debug", f"{key} sent {message.named!r}, which this master does not know")
+
+    def _on_job(self, process: Process, job: messages.Job) -> None:
+        if job.number not in process.jobs and len(process.jobs) >= messages.JOBS:
+            # A worker of this version waits until one of these has ended. One of an earlier version does not.
+            process.has_more_jobs = True
+            return
+        process.jobs[job.number] = vars(job)
+        if process.key.is_job:
+            self.on_job(process.key, vars(job))
 
     # Descriptors that processes share.
 
@@ -397,8 +435,8 @@ class Switchboard:
         if paths:
             channel.send("logs", fds, paths=paths)
 
-    def _adopt_slots(self, names: list[Any], fds: list[int]) -> None:
-        for (address, index, shared), fd in zip(names, fds, strict=False):
+    def _adopt_slots(self, names: Iterable[tuple[str, int, bool]], fds: list[int]) -> None:
+        for (address, index, shared), fd in zip(names, fds, strict=True):
             self._slots.adopt(address, index, shared, fd)
 
     def _new_queue(self, generation: int) -> tuple[socket.socket, socket.socket]:
