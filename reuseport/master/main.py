@@ -96,7 +96,7 @@ class Master:
         log.on_blocked = lambda: self.loop.later(0.05, log.flush)
         self.losses = Losses(log.write, self.loop.later, self._on_job_lost, self._on_job_ended)
         self.notifier = Notifier(supervision, self.loop, log.write)
-        self.processes = Processes(self.loop, self._on_exit)
+        self.processes = Processes(self.loop, self._on_exit, log.write)
         self.companions = Companions(self.run_dir, self.loop, self.processes, log, self.events.append)
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, log.printed)
         self.telling = Telling(settings, self.loop, self._facts)
@@ -134,6 +134,7 @@ class Master:
             self._recipe_of,
             self._on_job_ended,
             self.log_files,
+            self.tally,
         )
         self.releases = Releases(
             settings, self.extra, history, self.processes, self.board, lambda: self.cluster, tell, log, self.tally
@@ -276,8 +277,10 @@ class Master:
 
     def _write_roster(self) -> None:
         rows = {process.key: process.row for process in self.processes.all()}
+        starts = {process.pid: process.start for process in self.processes.all()}
+        slots = tuple((slot.address, slot.index) for slot in self.slots.slots)
         try:
-            self.roster.write(self.cluster, rows, tuple((slot.address, slot.index) for slot in self.slots.slots))
+            self.roster.write(self.cluster, rows, slots, starts=starts, written=self.slots.written())
         except OSError as error:
             if not self._roster_failed:
                 told = f"{self.run_dir.roster} cannot be written, so a next master could not adopt: {error.strerror}"
@@ -308,7 +311,7 @@ class Master:
     def go_on(self) -> None:
         """Another master had begun to take this one's place, and may have left its own traces."""
         self.switchboard.close()
-        self.switchboard.listen(self.listen())
+        self.switchboard.hellos.listen(self.listen())
         self.control.listen_again()
         self.roster = Roster(self.run_dir.roster, self.first.name)
         try:
@@ -413,12 +416,13 @@ class Master:
         self.releases.note("stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
-        self.telling.close(self.numbers.now())
+        said = [self.telling.close(self.numbers.now())]
         self.roster.remove()
         self.tenants.remove()
         self.control.close()
         self.switchboard.close()
-        self.slots.close()
+        for text in filter(None, said + self.slots.close()):
+            self.log.write("warning", text)
         self.boot_logs.remove()
         self.companions.forget_all_but(())
         for path in (*self.run_dir.shared, self.run_dir.hello, self.run_dir.pid, self.first.pid):

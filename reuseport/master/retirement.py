@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reuseport.ipc.title import set_title
-from reuseport.master.processes import Process, parent_of
+from reuseport.master.peers import parent_of
+from reuseport.master.processes import Process
 from reuseport.master.signals import MEANINGS
 
 if TYPE_CHECKING:
