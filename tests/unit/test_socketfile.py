@@ -205,7 +205,7 @@ def test_a_second_copy_and_one_that_comes_when_none_is_awaited_are_closed(before
 
 def test_a_path_in_use_is_refused_in_one_line_that_names_the_option(tmp_path):
     path = str(tmp_path / "a.sock")
-    with contextlib.closing(listening(path, socket.SOCK_DGRAM)), pytest.raises(SlotError, match="--bind: .* is in use"):
+    with contextlib.closing(listening(path, socket.SOCK_DGRAM)), pytest.raises(SlotError, match=r"--bind: .* is in use"):
         Slots([f"unix:{path}"], 16, 0o077).bind()
 
 
