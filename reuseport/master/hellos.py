@@ -164,6 +164,9 @@ class Hellos:
             if most <= PER_USER and len(self._waiting) <= IN_ALL:
                 return
             oldest = next(channel for channel, one in self._waiting.items() if one.uid == uid)
+            self._hear(oldest)  # it may have been accepted in passing, and nobody has looked yet
+            if oldest not in self._waiting:
+                continue
             self.refuse(oldest, CROWD, f"{most} of user {uid} wait without a first message; at most {PER_USER} may")
 
     def _expire(self) -> None:

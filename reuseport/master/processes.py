@@ -209,8 +209,8 @@ class Processes:
         the process's, and is this object's from now on; -1 means that the process has gone. Without it the pid must be
         that of a child which nobody has reaped.
         """
-        if process.pid == pid:
-            if pidfd not in (None, -1, process.pidfd):
+        if process.pid == pid and (process.pidfd != -1 or pidfd is None or pidfd == -1):
+            if pidfd is not None and pidfd != -1:
                 os.close(pidfd)
             return
         if process.pidfd != -1:

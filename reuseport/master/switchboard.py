@@ -284,7 +284,8 @@ class Switchboard:
         if known is not None and known.key != key:
             return f"process {peer.pid} is {known.key}, and calls itself {key}"
         mine = self._processes.get(key)
-        if mine is not None and mine.pid == peer.pid and mine is not known and not has_ended(peer.pidfd):
+        watched = mine is not None and mine.pid == peer.pid and mine.pidfd != -1
+        if watched and known is None and not has_ended(peer.pidfd):
             return f"process {peer.pid} has the pid of {key}, which has ended"
         return ""
 
