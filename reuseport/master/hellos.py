@@ -99,7 +99,7 @@ class Hellos:
             self._log("warning", f"a connection to hello.sock was closed: {why}")
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
-        """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
+        """The state that the master needs after an exec; `lend(fd)` lets a descriptor live through it."""
         return {
             "hellos": lend(self._listener.fileno()),
             "strangers": [(channel.estate(lend), one.pid) for channel, one in self._waiting.items()],
@@ -127,7 +127,7 @@ class Hellos:
     def _on_connections(self) -> None:
         for channel in self._accept(AT_ONCE):
             if channel in self._waiting:
-                self._hear(channel)  # a process sends its hello right after it has connected
+                self._hear(channel)  # the hello has most often arrived together with the connection
         self._make_room()
 
     def _accept(self, most: int) -> list[Channel]:
@@ -164,7 +164,7 @@ class Hellos:
             if most <= PER_USER and len(self._waiting) <= IN_ALL:
                 return
             oldest = next(channel for channel, one in self._waiting.items() if one.uid == uid)
-            self._hear(oldest)  # it may have been accepted in passing, and nobody has looked yet
+            self._hear(oldest)  # `hear_last` accepts without reading
             if oldest not in self._waiting:
                 continue
             self.refuse(oldest, CROWD, f"{most} of user {uid} wait without a first message; at most {PER_USER} may")
@@ -177,7 +177,7 @@ class Hellos:
                 self._expiring = True
                 self._loop.later(one.deadline - now, self._expire)
                 return
-            self._hear(channel)  # what arrived in time counts, however late the loop comes to it
+            self._hear(channel)  # a busy loop may not have read what arrived in time
             if self._waiting.get(channel) is one:
                 why = f"process {one.pid} has sent nothing for {FIRST_MESSAGE:g} s"
                 self.refuse(channel, SILENT, why)

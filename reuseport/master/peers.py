@@ -21,7 +21,7 @@ _REAPED = frozenset({errno.EINVAL, errno.ESRCH, errno.ENODATA})
 
 
 class NotOurs(Exception):
-    """A process is not the one that a message claims; the message says why."""
+    """A message names another process than its sender may name. The text says why."""
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,8 @@ def spawn_zygote(
 
 
 def end(pid: int, start: int, within: float = 2.0) -> None:
-    """Kill a process that is nobody's and wait for its end: it may hold what is needed next. `start` says which process
-    is meant, see `peers.start_time`."""
+    """Kill a process that belongs to no generation, and wait for its end: it may hold a lock that is needed next.
+    `start` is its start time (`peers.start_time`); a process with another one is left alone."""
     pidfd = peers.started_at(pid, start)
     if pidfd == -1:
         return
@@ -207,7 +207,7 @@ class Processes:
 
         `told`: its parent, which is another master, tells of its exit, and knows how it was (`has_ended`). `pidfd` is
         the process's, and is this object's from now on; -1 means that the process has gone. Without it the pid must be
-        that of a child which nobody has reaped.
+        that of a child which has not been reaped.
         """
         if process.pid == pid and (process.pidfd != -1 or pidfd is None or pidfd == -1):
             if pidfd is not None and pidfd != -1:
@@ -239,10 +239,10 @@ class Processes:
             os.close(process.pidfd)
 
     def signal(self, key: Key, number: int) -> bool:
-        """Send a signal, by pidfd: never to another process that got the same pid. False where there is nobody.
+        """Send a signal, by pidfd: never to another process that got the same pid. False if it was not sent.
 
-        A process that is root's by now, because it has executed a program with the set-user-ID bit, is sent nothing:
-        its own user may not signal it, and must not have the master do so.
+        A worker that has executed a program with the set-user-ID bit runs as another user by now. It gets no signal:
+        its own user may not send it one, and must not make the master do so.
         """
         process = self._by_key.get(key)
         if process is None or process.pidfd == -1:

@@ -97,8 +97,8 @@ class Roster:
         starts: Mapping[int, int] = MappingProxyType({}),
         written: Written | None = None,
     ) -> None:
-        """Write down who there is, if that has changed. `starts` are the times at which those started whom the master
-        knows by pidfd, by pid."""
+        """Write down who there is, if that has changed. `starts` are the start times of the processes that the
+        master knows by pidfd, by pid."""
         sockets = (written or Written(dict.fromkeys(slots, 0))).to_json()
         generations = [g.on_record for g in cluster.generations.values()]
         people = [

@@ -134,7 +134,7 @@ class Scrape:
             self.clients[0].close()
 
     def close(self, *, keep_path: bool = False) -> str:
-        """Answer nobody any more. Returns why the socket's file could not be removed, "" if it was, or stays."""
+        """Stop answering. Returns why the socket's file could not be removed; "" if it was removed, or is to stay."""
         while self.clients:
             self.clients[0].close()
         said = ""

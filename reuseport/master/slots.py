@@ -278,7 +278,7 @@ class Slots:
         self._awaited = {}
         said = self._close(0, 0)
         for file in self._files.values():
-            file.close()  # an earlier master's, which nobody has handed back
+            file.close()  # an earlier master's, whose socket has not come back
         self._files.clear()
         return said
 

@@ -56,7 +56,7 @@ class SocketFile:
 
 
 def bind(sock: socket.socket, path: str, umask: int) -> SocketFile:
-    """Bind a stream socket to a path, and remove a socket there that nobody listens on.
+    """Bind a stream socket to a path, and remove a dead socket that lies there.
 
     NoSocket where something else lies there; OSError, with EADDRINUSE if it is in use.
     """

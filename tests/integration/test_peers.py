@@ -158,7 +158,7 @@ def test_what_a_process_says_leads_to_no_other_process_and_to_no_path(owned, pyt
         assert web.exists()
 
 
-def test_a_crowd_that_says_nothing_or_nonsense_holds_up_nobody(owned):
+def test_a_crowd_that_says_nothing_or_nonsense_delays_no_command(owned):
     server = owned
     server.bind, server.options = ("127.0.0.1:0",), (*server.options, "--standby", "0")
     server.start()

@@ -127,7 +127,7 @@ def test_of_too_many_silent_ones_the_oldest_are_closed(door):
     assert [is_closed(one) for one in door.clients] == [True] * 5 + [False] * PER_USER
     door.connect(HELLO)
     door.turn()
-    assert len(door.heard) == 1, "the crowd keeps nobody out"
+    assert len(door.heard) == 1, "the crowd keeps no process out"
     assert len(door.lines) == 1, "and fills no log"
     for client in door.clients:
         client.close()
@@ -149,11 +149,11 @@ def test_the_silent_have_a_deadline_and_what_came_in_time_counts(door, monkeypat
 
 @pytest.mark.parametrize(
     "message",
-    [b"x", b"[]", b'{"v": 1}', b'{"v": "1", "type": "hello"}', b'{"type": "hello", "v": 1', b"\xff", b"x" * 70_000, b""],
+    [b"x", b"[]", b'{"v": 1}', b'{"v": "1", "type": "hello"}', b'{"type": "hel', b"\xff", b"x" * 70000, b""],
     ids=["text", "array", "no type", "no version", "half", "no UTF-8", "too large", "empty"],
 )
 def test_a_message_that_is_none_costs_no_descriptor(door, message):
-    """Those that come along are closed, as is the connection."""
+    """The master closes the descriptors that come along, and the connection."""
     client = door.connect()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
     before = descriptors()
@@ -188,7 +188,7 @@ def test_another_user_is_not_heard(tmp_path):
 
 
 def test_a_process_speaks_for_itself_only(door):
-    """This process connects, and a child of it says the hello: nobody may be taken for the one that connected."""
+    """This process connects, and a child of it sends the hello. The master must not mix them up."""
     client = door.connect()
     child = os.fork()
     if not child:
@@ -212,7 +212,7 @@ def test_a_hello_of_a_process_that_has_been_reaped_leads_to_no_process(door):
     door.turn()
     (peer, *_) = told[0]
     assert peer.pid == child
-    assert peer.users == frozenset(), "no user is taken for its, and no signal would reach anybody"
+    assert peer.users == frozenset(), "the master sends no signal to a process without a user"
 
 
 # --- peers ------------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_a_process_is_known_by_its_start_and_its_parent(process):
 
 
 @pytest.mark.parametrize("pid", [-1, 0, 1 << 70])
-def test_a_number_that_is_no_pid_is_nobody_s(pid):
+def test_a_number_that_is_no_pid_is_refused(pid):
     with pytest.raises(NotOurs):
         peers.child_of(pid, 1)
 
