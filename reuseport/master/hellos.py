@@ -43,6 +43,7 @@ REASONS = (USER, CROWD, SILENT, MALFORMED, IMPOSTOR)
 class _Waiting:
     pid: int
     uid: int
+    since: float  # when it was accepted, in seconds of CLOCK_BOOTTIME
     deadline: float  # monotonic seconds
 
 
@@ -151,7 +152,8 @@ class Hellos:
             self.refuse(channel, USER, f"process {pid} is of user {uid}")
             return
         channel.ask_for_senders(True)
-        self._waiting[channel] = _Waiting(pid, uid, time.monotonic() + FIRST_MESSAGE)
+        since = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._waiting[channel] = _Waiting(pid, uid, since, time.monotonic() + FIRST_MESSAGE)
         self._loop.watch(channel.fileno(), lambda: self._hear(channel))
         if not self._expiring:
             self._expiring = True
@@ -188,7 +190,7 @@ class Hellos:
         one = self._waiting[channel]
         try:
             # Before the message is taken: without a descriptor for its sender it has to wait.
-            peer = peer_of(channel)
+            peer = peer_of(channel, one.since)
         except OSError as error:
             self._log("error", f"process {one.pid} cannot be heard for the moment: {error.strerror}")
             self._postpone(channel, one)

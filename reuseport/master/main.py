@@ -219,10 +219,11 @@ class Master:
         self.numbers.is_dead(process)
         self.tally.worker_ends(self.cluster, process.key)
         for file in (self.run_dir.stacks, self.run_dir.snapshot, self.run_dir.lines):
-            with contextlib.suppress(FileNotFoundError):
+            # The workers' user owns the directory, and may have put a directory of its own there.
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 os.unlink(file(str(process.key)))
         if process.key.number == ZYGOTE:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 os.unlink(self.run_dir.door(process.key.generation))
             # Whom it had been asked for and did not bring into the world will not come any more.
             for other in self.processes.all():

@@ -8,6 +8,7 @@ then makes sure that the process still lives: in between the pid cannot have bec
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 from collections.abc import Callable
@@ -47,13 +48,17 @@ class Peer:
             os.close(self.pidfd)
 
 
-def peer_of(channel: Channel) -> Peer:
-    """The process that connected. OSError where there is no descriptor left to know it by."""
+def peer_of(channel: Channel, since: float = math.inf) -> Peer:
+    """The process that connected. OSError where there is no descriptor left to know it by.
+
+    `since`: it had connected by then, in seconds of CLOCK_BOOTTIME. Before Linux 6.5 a process that has started later
+    is known by that to be another one with the same pid.
+    """
     pid, uid = channel.peer()
     try:
         pidfd = channel.peer_pidfd()
         if pidfd is None:
-            pidfd = os.pidfd_open(pid) if pid > 0 else -1
+            pidfd = _opened_before(pid, since)
     except OSError as error:
         if error.errno not in _REAPED:
             raise
@@ -61,6 +66,16 @@ def peer_of(channel: Channel) -> Peer:
     users = users_of(pid) if pidfd != -1 else frozenset[int]()
     # It may have been reaped meanwhile, and then these were the users of another process.
     return Peer(pid, uid, pidfd, frozenset() if pidfd == -1 or pid_of(pidfd) != pid else users)
+
+
+def _opened_before(pid: int, since: float) -> int:
+    if pid <= 0:
+        return -1
+    pidfd = os.pidfd_open(pid)
+    if start_time(pid) / os.sysconf("SC_CLK_TCK") <= since:
+        return pidfd
+    os.close(pidfd)
+    return -1
 
 
 def started_at(pid: int, start: int) -> int:

@@ -125,6 +125,9 @@ class _Candidate:
 
     def _pidfd_of_master(self) -> int:
         peer = peer_of(self._channel)
+        if peer.uid != os.geteuid():
+            peer.close()
+            raise TakeoverError(f"process {self._pid}, which listens there, {whose(peer.uid)}")
         if peer.pidfd == -1:
             raise TakeoverError(f"master {self._pid} has ended while it was asked")
         return peer.pidfd

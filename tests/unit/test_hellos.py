@@ -91,6 +91,14 @@ def is_closed(client: socket.socket) -> bool:
         return True  # with something unread
 
 
+@pytest.fixture(params=["SO_PEERPIDFD", "older kernel"])
+def kernel(request, monkeypatch):
+    """As it is, and as it was before Linux 6.5."""
+    if request.param == "older kernel":
+        monkeypatch.setattr(channels.Channel, "peer_pidfd", lambda channel: None)
+
+
+@pytest.mark.usefixtures("kernel")
 def test_a_hello_is_heard_in_the_turn_in_which_it_was_accepted(door):
     door.connect(HELLO)
     door.turn()
@@ -187,6 +195,7 @@ def test_another_user_is_not_heard(tmp_path):
     door.hellos.leave()
 
 
+@pytest.mark.usefixtures("kernel")
 def test_a_process_speaks_for_itself_only(door):
     """This process connects, and a child of it sends the hello. The master must not mix them up."""
     client = door.connect()
@@ -201,6 +210,7 @@ def test_a_process_speaks_for_itself_only(door):
     assert descriptors() == before
 
 
+@pytest.mark.usefixtures("kernel")
 def test_a_hello_of_a_process_that_has_been_reaped_leads_to_no_process(door):
     child = os.fork()
     if not child:
@@ -213,6 +223,19 @@ def test_a_hello_of_a_process_that_has_been_reaped_leads_to_no_process(door):
     (peer, *_) = told[0]
     assert peer.pid == child
     assert peer.users == frozenset(), "the master sends no signal to a process without a user"
+
+
+def test_a_process_that_has_started_since_is_another_one_with_that_pid(door, monkeypatch):
+    """Before Linux 6.5 the pid leads to whichever process has it now."""
+    monkeypatch.setattr(channels.Channel, "peer_pidfd", lambda channel: None)
+    door.connect()
+    channel = channels.accept(door.hellos._listener)
+    assert channel is not None
+    assert peers.peer_of(channel, 1.0).pidfd == -1
+    known = peers.peer_of(channel)
+    assert peers.pid_of(known.pidfd) == os.getpid()
+    known.close()
+    channel.close()
 
 
 # --- peers ------------------------------------------------------------------------------------------------------------
