@@ -48,7 +48,7 @@ from reuseport.master.quarantine import Quarantine
 from reuseport.master.questions import QUESTIONS, whole_status
 from reuseport.master.releases import Operator, Releases
 from reuseport.master.reload import Reload
-from reuseport.master.retirement import Predecessors, retire
+from reuseport.master.retirement import Predecessors, remove_pid_file, retire
 from reuseport.master.roster import Roster
 from reuseport.master.samples import Samples
 from reuseport.master.signals import Signals
@@ -426,9 +426,9 @@ class Master:
             self.log.write("warning", text)
         self.boot_logs.remove()
         self.companions.forget_all_but(())
-        for path in (*self.run_dir.shared, self.run_dir.hello, self.run_dir.pid, self.first.pid):
-            if path:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+        for path in (*self.run_dir.shared, self.run_dir.hello, self.run_dir.pid):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        remove_pid_file(self.first.pid)
         self.notifier.close()
         self.log.flush()

@@ -230,6 +230,7 @@ class Switchboard:
             self._send_away(channel)
             return
         process = expected or self._processes.expect(key)
+        is_news = process.pid == 0
         self._processes.is_running(process, peer.pid, pidfd=peer.pidfd)
         if key.number != ZYGOTE:
             process.user = self.foreign
@@ -264,7 +265,9 @@ class Switchboard:
             self._processes.signal(key, signal.SIGTERM)
         elif key.number != ZYGOTE:
             self._tell(ev.Forked(key, peer.pid))
-        elif hello["state"] == "loaded":
+        elif is_news:
+            self._tell(ev.Started(key, peer.pid))
+        if key.number == ZYGOTE and hello["state"] == "loaded":
             self._tell(ev.Loaded(key))
 
     def _not_its_own(self, key: Key, peer: Peer) -> str:
@@ -379,12 +382,12 @@ class Switchboard:
             self._tell(EVENTS[kind](key, message))
         elif kind == "forked" and (process := self._asked_for(key, message)):
             self._on_forked(key, process, int(message["pid"]))
-        elif kind == "unborn" and (process := self._asked_for(key, message)):
+        elif kind == "unborn" and (process := self._asked_for(key, message)) and not process.pid:
             unborn, error = process.key, str(message["error"])
             self._processes.forget(unborn)
             self._tell(ev.Started(unborn, error=error) if unborn.number == ZYGOTE else ev.Exited(unborn, error))
         elif kind in ("forked", "unborn"):
-            pass  # it was not asked for that one, or the hello has been heard already
+            pass  # it was not asked for that one
         elif kind == "job":
             if process := self._processes.get(key):
                 process.jobs[int(message["number"])] = message
@@ -404,29 +407,28 @@ class Switchboard:
             self._log("debug", f"{key} sent {kind!r}, which this master does not know")
 
     def _asked_for(self, zygote: Key, message: Mapping[str, Any]) -> Process | None:
-        """The process that a zygote tells of, if it was asked to fork that one and nothing else is known of it."""
+        """The process that a zygote tells of, if it was asked to fork that one."""
         forked = Key(int(message.get("generation", zygote.generation)), int(message["number"]))
         of_it = forked.generation == zygote.generation or forked.number == ZYGOTE  # a copy is another generation's
-        process = self._processes.get(forked)
-        if zygote.number != ZYGOTE or not of_it or process is None or process.pid:
-            return None
-        return process
+        return self._processes.get(forked) if zygote.number == ZYGOTE and of_it and forked != zygote else None
 
     def _on_forked(self, zygote: Key, process: Process, pid: int) -> None:
-        """Its pid is known before it says hello, and it is watched from now on: it may end before."""
+        """It is watched from now on, because it may end before it says hello. If the kernel does not know it as the
+        zygote's, it is known when it says hello."""
         parent = self._processes.get(zygote)
-        assert parent is not None
-        try:
-            pidfd = forked_by(parent.pid, pid, self._workers_uid)
-        except (NotOurs, OSError) as error:
-            self._log("debug", f"{process.key} is known when it says hello: {error}")
+        if parent is None or process.pid not in (0, pid):
             return
-        if (known := self._processes.known_as(pid)) is not None and known is not process:
-            os.close(pidfd)
-            return
-        self._processes.is_running(process, pid, pidfd=pidfd)
-        if process.key.number != ZYGOTE:
-            process.user = self.foreign
+        if not process.pid:
+            if self._processes.known_as(pid) is not None:
+                return
+            try:
+                pidfd = forked_by(parent.pid, pid, self._workers_uid)
+            except (NotOurs, OSError) as error:
+                self._log("debug", f"{process.key} has not said hello yet: {error}")
+                return
+            self._processes.is_running(process, pid, pidfd=pidfd)
+            if process.key.number != ZYGOTE:
+                process.user = self.foreign
         self._tell((ev.Started if process.key.number == ZYGOTE else ev.Forked)(process.key, pid))
 
     # Descriptors that processes share.

@@ -228,6 +228,12 @@ def test_the_path_of_a_unix_socket_is_removed_by_whichever_master_stops(serve):
     server.process.wait()
     server.start()
     assert server.get().status == 200
-    assert server.cli("stop").exit == 0
+    heir = serve("--takeover", bind=(f"unix:{web}",), run_dir=server.run_dir)
+    heir.name = server.name
+    heir.launch()
     assert server.await_exit() == 0
+    heir.wait(lambda status: status["master"]["pid"] == heir.pid and status.serving == 2, "the heir serves")
+    assert heir.get().status == 200
+    assert heir.cli("stop").exit == 0
+    assert heir.await_exit() == 0
     assert not web.exists()
