@@ -105,7 +105,7 @@ def forked_by(zygote: int, pid: int, uid: int) -> int:
     def is_so() -> bool:
         parent, session = parent_of(pid), session_of(zygote)
         inherited = parent in {os.getpid(), parent_of(zygote)} - {0} or parent_of(parent) == zygote
-        return inherited and users_of(pid) == {uid} and session in (0, session_of(pid))
+        return pid != zygote and inherited and users_of(pid) == {uid} and session in (0, session_of(pid))
 
     return _opened(pid, is_so, f"process {pid} was not forked by zygote {zygote}")
 

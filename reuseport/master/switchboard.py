@@ -232,7 +232,7 @@ class Switchboard:
         process = expected or self._processes.expect(key)
         is_news = process.pid == 0
         self._processes.is_running(process, peer.pid, pidfd=peer.pidfd)
-        if key.number != ZYGOTE:
+        if key.number != ZYGOTE or peer.users == {self._workers_uid}:
             process.user = self.foreign
         process.packages = hello.get("packages")
         if key.number == ZYGOTE and hello["state"] != "loaded" and hello["v"] != channels.VERSION:
