@@ -21,6 +21,9 @@ from reuseport.ipc.channel import Channel
 _REAPED = frozenset({errno.EINVAL, errno.ESRCH, errno.ENODATA})
 
 
+UNKNOWN = -1  # the user of a process that lives and that /proc does not show (hidepid in proc(5))
+
+
 class NotOurs(Exception):
     """A message names another process than its sender may name. The text says why."""
 
@@ -63,9 +66,11 @@ def peer_of(channel: Channel, since: float = math.inf) -> Peer:
         if error.errno not in _REAPED:
             raise
         pidfd = -1
-    users = users_of(pid) if pidfd != -1 else frozenset[int]()
-    # It may have been reaped meanwhile, and then these were the users of another process.
-    return Peer(pid, uid, pidfd, frozenset() if pidfd == -1 or pid_of(pidfd) != pid else users)
+    if pidfd == -1:
+        return Peer(pid, uid, pidfd, frozenset())
+    users = users_of(pid) or frozenset({UNKNOWN})
+    # If it has been reaped meanwhile, these may have been the users of another process.
+    return Peer(pid, uid, pidfd, users if pid_of(pidfd) == pid else frozenset())
 
 
 def _opened_before(pid: int, since: float) -> int:
