@@ -390,6 +390,13 @@ class Known(Message, kind="known"):
 # --- what two masters say to each other in a takeover -----------------------------------------------------------------
 
 
+_INODE = fields.whole(0, (1 << 64) - 1)
+
+
+def _identities(files: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    return {address: fields.row(_INODE, _INODE).check(identity) for address, identity in files.items()}
+
+
 class Accepted(Message, kind="accepted"):
     version: str = fields.line(40, "unknown")
     metrics: str | None = fields.maybe(fields.text(_TEXT), None)
@@ -429,14 +436,19 @@ class Lock(_OfKey, kind="lock", fds=1):
 
 
 class Metrics(Message, kind="metrics", fds=1, sockets=True):
+    """The socket at which metrics are asked for. `file`: device and inode of a unix socket's."""
+
     path: str = fields.text(4096)
+    file: tuple[int, int] | None = fields.maybe(fields.row(_INODE, _INODE), None)
 
 
 class Yours(Message, kind="yours", fds=(0, 1)):
-    """The other master has let go of the lock. The descriptor is that of its books."""
+    """The other master has let go of the lock. The descriptor is that of its books. `files` has device and inode of
+    each unix socket that it has bound, by address."""
 
     masters: tuple[int, ...] = fields.several(fields.whole(1, _PIDS), _MEMBERS)
     theirs: tuple[str, ...] = fields.several(fields.text(_ADDRESS), _MEMBERS)
+    files: dict[str, tuple[int, int]] = fields.made(_identities, {})
 
 
 class Started(Message, kind="started"):

@@ -33,7 +33,8 @@ def _close_slots(master: Master, command: ev.CloseSlots) -> None:
     for process in master.processes.all():
         if process.key.number == ZYGOTE:
             master.switchboard.send(process.key, "let-go")  # it stays, for jobs, while anybody drains
-    master.slots.close()
+    for text in master.slots.close():
+        master.log.write("warning", text)
 
 
 SLOW_BOOT = 10.0  # seconds after which the log says that a generation is still booting

@@ -49,7 +49,7 @@ from reuseport.master.quarantine import Quarantine
 from reuseport.master.questions import QUESTIONS, whole_status
 from reuseport.master.releases import Operator, Releases
 from reuseport.master.reload import Reload
-from reuseport.master.retirement import Predecessors, retire
+from reuseport.master.retirement import Predecessors, remove_pid_file, retire
 from reuseport.master.roster import Roster
 from reuseport.master.samples import Samples
 from reuseport.master.signals import Signals
@@ -97,7 +97,7 @@ class Master:
         log.on_blocked = lambda: self.loop.later(0.05, log.flush)
         self.losses = Losses(log.write, self.loop.later, self._on_job_lost, self._on_job_ended)
         self.notifier = Notifier(supervision, self.loop, log.write)
-        self.processes = Processes(self.loop, self._on_exit)
+        self.processes = Processes(self.loop, self._on_exit, log.write)
         self.companions = Companions(self.run_dir, self.loop, self.processes, log, self.events.append)
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, log.printed)
         self.telling = Telling(settings, self.loop, self._facts)
@@ -135,6 +135,7 @@ class Master:
             self._recipe_of,
             self._on_job_ended,
             self.log_files,
+            self.tally,
         )
         self.releases = Releases(
             settings, self.extra, history, self.processes, self.board, lambda: self.cluster, tell, log, self.tally
@@ -220,10 +221,11 @@ class Master:
         self.numbers.is_dead(process)
         self.tally.worker_ends(self.cluster, process.key)
         for file in (self.run_dir.stacks, self.run_dir.snapshot, self.run_dir.lines):
-            with contextlib.suppress(FileNotFoundError):
+            # The workers' user owns the directory, and may have put a directory of its own there.
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 os.unlink(file(str(process.key)))
         if process.key.number == ZYGOTE:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 os.unlink(self.run_dir.door(process.key.generation))
             # Whom it had been asked for and did not bring into the world will not come any more.
             for other in self.processes.all():
@@ -279,8 +281,10 @@ class Master:
 
     def _write_roster(self) -> None:
         rows = {process.key: process.row for process in self.processes.all()}
+        starts = {process.pid: process.start for process in self.processes.all()}
+        slots = tuple((slot.address, slot.index) for slot in self.slots.slots)
         try:
-            self.roster.write(self.cluster, rows, tuple((slot.address, slot.index) for slot in self.slots.slots))
+            self.roster.write(self.cluster, rows, slots, starts=starts, written=self.slots.written())
         except OSError as error:
             if not self._roster_failed:
                 told = f"{self.run_dir.roster} cannot be written, so a next master could not adopt: {error.strerror}"
@@ -311,7 +315,7 @@ class Master:
     def go_on(self) -> None:
         """Another master had begun to take this one's place, and may have left its own traces."""
         self.switchboard.close()
-        self.switchboard.listen(self.listen())
+        self.switchboard.hellos.listen(self.listen())
         self.control.listen_again()
         self.roster = Roster(self.run_dir.roster, self.first.name)
         try:
@@ -416,17 +420,18 @@ class Master:
         self.releases.note("stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
-        self.telling.close(self.numbers.now())
+        said = [self.telling.close(self.numbers.now())]
         self.roster.remove()
         self.tenants.remove()
         self.control.close()
         self.switchboard.close()
-        self.slots.close()
+        for text in filter(None, said + self.slots.close()):
+            self.log.write("warning", text)
         self.boot_logs.remove()
         self.companions.forget_all_but(())
-        for path in (*self.run_dir.shared, self.run_dir.hello, self.run_dir.pid, self.first.pid):
-            if path:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+        for path in (*self.run_dir.shared, self.run_dir.hello, self.run_dir.pid):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        remove_pid_file(self.first.pid)
         self.notifier.close()
         self.log.flush()

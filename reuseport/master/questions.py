@@ -126,6 +126,7 @@ def whole_status(master: Master) -> dict[str, Any]:
         "metrics": master.telling.address,
         "earlier": master.predecessors.pids,
         "takeover": master.succession.shown(),
+        "unidentified": master.switchboard.hellos.waiting,
     }
     whole = status.of(master.cluster, master.processes, master.board, about, time.monotonic())
     quarantined = master.quarantine.counts()

@@ -3,6 +3,9 @@
 The kernel's queues belong to slots. Closing a SO_REUSEPORT listener resets every connection that waits in its queue,
 so as long as the master holds it, no worker's end loses one. A socket that a supervisor passed is the first slot of its
 address; others are opened beside it.
+
+A process may hand a slot back to a master that adopts. The master takes it only if an earlier master has written down
+this very socket (SO_COOKIE) under this name.
 """
 
 from __future__ import annotations
@@ -11,13 +14,16 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 import struct
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from reuseport.master import socketfile
 from reuseport.master.in_use import who
+from reuseport.master.socketfile import Identity, NoSocket, SocketFile
 from reuseport.options import Address, parse_address
 
 HINTS = {
@@ -25,6 +31,8 @@ HINTS = {
     "CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start",
     errno.EADDRNOTAVAIL: "; no interface of this machine has that address",
 }
+
+SO_COOKIE = 57  # asm-generic/socket.h; Python has no name for it
 
 
 class SlotError(Exception):
@@ -50,6 +58,29 @@ class Slot:
         info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
         waiting, limit = struct.unpack_from("2I", info, 24)
         return waiting, limit
+
+    @cached_property
+    def cookie(self) -> int:
+        """The number by which the kernel knows this socket and no other, whatever descriptor leads to it."""
+        return _cookie_of(self.socket)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a master has written down of its slots for the next one.
+
+    `cookies` has each slot that it had, with 0 for one whose socket is not known (an earlier version's). `files` are
+    those of the unix sockets that it had bound.
+    """
+
+    cookies: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    files: Mapping[str, Identity] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "cookies": [(address, index, cookie) for (address, index), cookie in self.cookies.items()],
+            "files": dict(self.files),
+        }
 
 
 @dataclass(frozen=True)
@@ -82,6 +113,8 @@ class Slots:
         self._beside = beside
         self._silent = beside
         self.slots: list[Slot] = []
+        self._awaited: Mapping[tuple[str, int], int] = {}  # slots that processes may hand back, and their cookies
+        self._files: dict[str, SocketFile] = {}  # of the unix sockets that a master has bound, by address
         self._bound: list[tuple[Address, str, tuple[object, ...]]] = []  # the address, its name, what to bind to
 
     @property
@@ -122,7 +155,7 @@ class Slots:
         return sorted(self._theirs)
 
     def adopt(self, address: str, index: int, shared: bool, fd: int, *, theirs: bool = False) -> None:
-        """Take over the slot that an earlier master opened, from a process that has it. A second copy is closed."""
+        """Take over the slot that an earlier master opened. The caller knows whose it is. A second copy is closed."""
         if theirs:
             self._theirs.add(address)
         if any(slot.address == address and slot.index == index for slot in self.slots):
@@ -134,16 +167,49 @@ class Slots:
             self._bound.append((parse_address(address), address, where if isinstance(where, tuple) else (where,)))
         self.slots.append(Slot(address, index, shared, sock))
 
+    def expect(self, written: Written) -> None:
+        """An earlier master has died, which had these slots: its processes may hand them back by `offered`."""
+        self._awaited = written.cookies
+        self.own(written.files)
+
+    def expects(self, address: object, index: object) -> bool:
+        """Whether this slot is one that processes may hand back, and none has yet."""
+        return (address, index) in self._awaited and all((s.address, s.index) != (address, index) for s in self.slots)
+
+    def offered(self, address: object, index: object, fd: int) -> None:
+        """Take a slot back from a process, if it is what an earlier master has written down, and close any other."""
+        if isinstance(address, str) and isinstance(index, int) and self.expects(address, index):
+            family = _family_of(fd, address, self._awaited[address, index])
+            if family is not None:
+                self.adopt(address, index, family == socket.AF_UNIX, fd)
+                return
+        os.close(fd)
+
+    def written(self) -> Written:
+        """What the next master must know of them."""
+        cookies = {(slot.address, slot.index): slot.cookie for slot in self.slots}
+        return Written(cookies, {address: file.identity for address, file in self._files.items()})
+
+    def own(self, files: Mapping[str, Identity]) -> None:
+        """The files of unix sockets that an earlier master has bound: this one removes them."""
+        for address, identity in files.items():
+            if address not in self._files:
+                # A file whose directory has gone needs no remover.
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    self._files[address] = SocketFile(address.removeprefix("unix:"), identity)
+
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
         slots = [(slot.address, slot.index, slot.shared, lend(slot.socket.fileno())) for slot in self.slots]
-        return {"slots": slots, "theirs": self.theirs, "silent": self._silent}
+        files = {address: file.identity for address, file in self._files.items()}
+        return {"slots": slots, "theirs": self.theirs, "silent": self._silent, "files": files}
 
     def inherit(self, left: Mapping[str, Any]) -> None:
         for address, index, shared, fd in left["slots"]:
             self.adopt(address, index, shared, fd)
         self._theirs = set(left["theirs"])
         self._silent = left.get("silent", False)
+        self.own(left.get("files", {}))
 
     def listen(self) -> None:
         """Somebody will accept: from now on clients may come. Only where that was not so from the start."""
@@ -201,21 +267,30 @@ class Slots:
         """Close them here only: another master has them, and with them the paths."""
         for slot in self.slots:
             slot.socket.close()
+        for file in self._files.values():
+            file.close()
         self.slots.clear()
         self._bound.clear()
+        self._files.clear()
 
-    def close(self) -> None:
-        self._close(0, 0)
+    def close(self) -> list[str]:
+        """Close them all. Returns what is to be said of files that could not be removed."""
+        self._awaited = {}
+        said = self._close(0, 0)
+        for file in self._files.values():
+            file.close()  # an earlier master's, whose socket has not come back
+        self._files.clear()
+        return said
 
-    def _close(self, slots: int, bound: int) -> None:
+    def _close(self, slots: int, bound: int) -> list[str]:
         """Close all but the first so many. Those that were adopted are still somebody's, and so are their paths."""
+        names = {name for _, name, _ in self._bound[bound:]}
+        # The files first: as long as the socket is open, the kernel gives its inode to no other file.
+        said = [self._files.pop(name).remove() for name in names & self._files.keys()]
         for slot in self.slots[slots:]:
             slot.socket.close()
-        for address, name, _ in self._bound[bound:]:
-            if address.family == "unix" and name not in self._theirs:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(address.path)
         del self.slots[slots:], self._bound[bound:]
+        return [one for one in said if one]
 
     def _bind_inet(self, address: Address) -> None:
         name, family, where = _find(address)
@@ -260,25 +335,21 @@ class Slots:
             return
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            if os.path.lexists(path):
-                if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                    raise SlotError(f"--bind: {name}: the path exists and is not a socket")
-                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                    if probe.connect_ex(path) == 0:
-                        raise SlotError(f"--bind: {name} is in use by another server")
-                os.unlink(path)
-            before = os.umask(self._umask)
+            file = socketfile.bind(sock, path, self._umask)
             try:
-                sock.bind(path)
-            finally:
-                os.umask(before)
-            sock.listen(self._backlog)
+                sock.listen(self._backlog)
+            except OSError:
+                file.remove()
+                raise
+        except NoSocket as error:
+            sock.close()
+            raise SlotError(f"--bind: {name}: {error.strerror}") from None
         except OSError as error:
             sock.close()
             raise SlotError(_why(name, error)) from None
-        except SlotError:
-            sock.close()
-            raise
+        if name in self._files:
+            self._files[name].close()  # of an earlier master, whose processes have not handed it back
+        self._files[name] = file
         self._bound.append((address, name, (path,)))
         self.slots.append(Slot(name, 0, True, sock))
 
@@ -374,6 +445,32 @@ def _is_same_path(one: str, other: str) -> bool:
     if not (one.startswith("unix:") and other.startswith("unix:")):
         return False
     return os.path.realpath(one.removeprefix("unix:")) == os.path.realpath(other.removeprefix("unix:"))
+
+
+def _family_of(fd: int, address: str, cookie: int) -> int | None:
+    """The family of the socket that was written down as a slot of this address; None if this is another one.
+
+    Without its cookie any socket counts that listens there and was opened by root or this user.
+    """
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            if cookie:
+                return sock.family if _cookie_of(sock) == cookie else None
+            if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return None
+            where = sock.getsockname()
+            name = _name_of(where) if isinstance(where, tuple) else f"unix:{where}"
+            return sock.family if name == address and os.fstat(fd).st_uid in (0, os.geteuid()) else None
+    except OSError:
+        return None  # no socket
+
+
+def _cookie_of(sock: socket.socket) -> int:
+    """0 where the kernel has none to tell."""
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def _is_same_socket(one: socket.socket, other: socket.socket) -> bool:

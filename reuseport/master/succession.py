@@ -29,6 +29,8 @@ from reuseport.ipc.rundir import RunDirError, not_this
 from reuseport.master import bequest
 from reuseport.master.control import Client
 from reuseport.master.loop import READ, WRITE
+from reuseport.master.peers import NotOurs, Peer, child_of
+from reuseport.master.processes import Process
 from reuseport.options import Settings
 from reuseport.options.identity import is_stranger
 from reuseport.version import __version__
@@ -60,7 +62,7 @@ class Succession:
         self._due = False
         self._last: dict[str, Any] | None = None
         self._pid = 0
-        self._pidfd = -1  # the successor's, while it is waited for
+        self._pidfd = -1  # the successor's
         self._left: dict[str, Any] = {}  # of the companions, for it or for another try of this one
         self._held: list[tuple[Client, Question]] = []  # questions for whoever will be the master
         self.paused = False
@@ -84,12 +86,12 @@ class Succession:
 
     # --- a master comes -----------------------------------------------------------------------------------------------
 
-    def asked(self, channel: Channel, question: TakeOver) -> None:
+    def asked(self, channel: Channel, peer: Peer, question: TakeOver) -> None:
         """Another master, of the same user, wants to take over."""
-        pid, _ = channel.peer()
+        pid = peer.pid
         who = f"master {pid} (reuseport {question.version})"
         self._master.log.write("info", f"{who} asks to take over")
-        objection = self._objection(pid, question)
+        objection = self._objection(peer, question)
         release = Release()
         if not objection:
             try:
@@ -104,18 +106,22 @@ class Succession:
         ):
             _refuse(channel, refusal)
             channel.close()
+            peer.close()
             return
+        self._pidfd = peer.pidfd
         self._channel, self._pid, self._who, self._recipe, self._number = channel, pid, who, release.recipe, 0
         self._last = {"pid": pid, "at": time.time(), "outcome": "under way", "error": ""}
         self._say("accepted", version=__version__, metrics=self._master.telling.address)
 
-    def _objection(self, pid: int, question: TakeOver) -> str:
+    def _objection(self, peer: Peer, question: TakeOver) -> str:
         cluster = self._master.cluster
         if question.protocol != PROTOCOL:
             mine = f"master {os.getpid()} (reuseport {__version__})"
             return f"{mine} takes part in takeovers of protocol {PROTOCOL}, not {question.protocol}"
-        if pid <= 0:
+        if peer.pid <= 0:
             return "the two masters do not see each other's processes: they run in different pid namespaces"
+        if peer.pidfd == -1:
+            return f"master {peer.pid} has ended"
         if self._channel is not None:
             return f"{self._who} is taking over already"
         if cluster.leaving:
@@ -198,8 +204,7 @@ class Succession:
                 self._master.events.append(ev.Started(key, error=message.error or f"{self._who} has started nothing"))
                 return
             process = self._master.processes.get(key) or self._master.processes.expect(key)
-            self._master.processes.is_running(process, message.pid)
-            self._master.events.append(ev.Started(key, process.pid))
+            self._is_running(process, message.pid)
         elif isinstance(message, messages.Launched):
             self._on_launched(Key(message.generation, message.number), message)
         elif isinstance(message, messages.Said):
@@ -210,7 +215,7 @@ class Succession:
             self._master.processes.has_ended(Key(message.generation, message.number), message.how)
         elif isinstance(message, messages.Mine) and self.paused:
             self.heir, self.metrics_go_on = self._pid, message.metrics
-            self._forget()
+            self._part()
 
     def _on_launched(self, key: Key, message: messages.Launched) -> None:
         if key not in self._launched:
@@ -221,8 +226,18 @@ class Succession:
             self._master.processes.forget(key)
             self._master.events.append(ev.Started(key, error=error))
             return
-        self._master.processes.is_running(process, message.pid, told=True)
-        self._master.events.append(ev.Started(key, process.pid))
+        self._is_running(process, message.pid, told=True)
+
+    def _is_running(self, process: Process, pid: int, *, told: bool = False) -> None:
+        """The successor has started this process, which is its child."""
+        try:
+            pidfd = child_of(pid, self._pid)
+        except NotOurs as error:
+            self._master.processes.forget(process.key)
+            self._master.events.append(ev.Started(process.key, error=f"{self._who}: {error}"))
+            return
+        self._master.processes.is_running(process, pid, told=told, pidfd=pidfd)
+        self._master.events.append(ev.Started(process.key, pid))
 
     def _lost(self, how: str) -> None:
         """The successor has died, or hangs: its generation is given up, unless it serves by now."""
@@ -273,7 +288,6 @@ class Succession:
             return
         try:
             bequest.pass_descriptors(master, self._channel)
-            self._pidfd = os.pidfd_open(self._pid)
             books = os.memfd_create("reuseport-books", os.MFD_CLOEXEC)
         except OSError as error:
             self._decline(f"nothing could be handed over: {error.strerror}")
@@ -289,7 +303,8 @@ class Succession:
         self._left = master.companions.let_go()
         master.run_dir.let_go(master.lock)
         bequest.write_books(master, self._left, books)
-        self._say("yours", (books,), masters=master.predecessors.pids, theirs=master.slots.theirs)
+        files = master.slots.written().files
+        self._say("yours", (books,), masters=master.predecessors.pids, theirs=master.slots.theirs, files=files)
         os.close(books)
         # Its end, and not that of the channel: its lock goes when its process does, a moment later.
         self._master.loop.watch(self._pidfd, self._take_back)
@@ -299,7 +314,7 @@ class Succession:
         """The successor has not said that it is the master. If nobody has the lock this one goes on."""
         if not self.paused or self.heir:
             return
-        self._forget()
+        self._part()
         try:
             self._master.run_dir.take_again(self._master.lock)
         except RunDirError:
@@ -316,11 +331,6 @@ class Succession:
         held, self._held = self._held, []
         for client, question in held:
             self._master.on_question(client, question)
-
-    def _forget(self) -> None:
-        self._hang_up()
-        self._master.loop.forget(self._pidfd)
-        os.close(self._pidfd)
 
     def hold(self, client: Client, question: Question) -> None:
         client.asked = False
@@ -364,35 +374,39 @@ class Succession:
             self._watch(channel)
 
     def _hang_up(self) -> None:
+        self._close_channel()
+        if not self.paused:  # else its end decides, see `_take_back`
+            self._part()
+
+    def _part(self) -> None:
+        """Have nothing to do with the successor any more."""
+        self._close_channel()
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd != -1:
+            self._master.loop.forget(pidfd)
+            self._await_end(pidfd)
+
+    def _close_channel(self) -> None:
         if self._channel is not None:
             self._master.loop.forget(self._channel.fileno())
             self._channel.close()
             self._channel = None
             self._master.processes.nobody_tells()
-            if not self.heir:
-                self._await_end()
 
-    def _await_end(self) -> None:
+    def _await_end(self, pidfd: int) -> None:
         """Of the successor that was not to be: what those companions print that it has started is this master's to tell
         from then on, and not before."""
         master, number = self._master, self._number
 
-        def follow() -> None:
-            g = master.cluster.generations.get(number)
-            if not self.heir:
-                master.companions.follow(number, g.company if g else {})
-
         def gone() -> None:
             master.loop.forget(pidfd)
             os.close(pidfd)
-            follow()
+            if not self.heir:
+                g = master.cluster.generations.get(number)
+                master.companions.follow(number, g.company if g else {})
 
-        if not number:
-            return
-        try:
-            pidfd = os.pidfd_open(self._pid)
-        except ProcessLookupError:
-            follow()
+        if self.heir or not number:
+            os.close(pidfd)
         else:
             master.loop.watch(pidfd, gone)
 

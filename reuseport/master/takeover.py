@@ -12,7 +12,7 @@ import contextlib
 import os
 import select
 import signal
-import socket
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,9 @@ from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.messages import Message
 from reuseport.ipc.rundir import RunDir, RunDirError, not_this
 from reuseport.master.bequest import Bequest, TakeoverError
+from reuseport.master.peers import peer_of
 from reuseport.master.processes import spawn_zygote
-from reuseport.master.scrape import listen
+from reuseport.master.scrape import inherited, listen
 from reuseport.master.slots import SlotError, may_be, names_of
 from reuseport.master.succession import PROMPT, PROTOCOL
 from reuseport.options import Settings
@@ -102,7 +103,7 @@ class _Candidate:
         master.roster.read()  # RunDirError, better now than when it is needed
         master.processes.original_mask = self._mask
         with contextlib.ExitStack() as stack:
-            other = os.pidfd_open(self._pid)
+            other = self._pidfd_of_master()
             stack.callback(os.close, other)
             stack.callback(master.loop.forget, self._channel.fileno())
             try:
@@ -126,6 +127,15 @@ class _Candidate:
                 if self._channel.closed:
                     self._mourn(other)
                     return Bequest(self._channel, bereaved=True, ends=self._bequest.ends)
+
+    def _pidfd_of_master(self) -> int:
+        peer = peer_of(self._channel)
+        if peer.uid != os.geteuid():
+            peer.close()
+            raise TakeoverError(f"process {self._pid}, which listens there, {whose(peer.uid)}")
+        if peer.pidfd == -1:
+            raise TakeoverError(f"master {self._pid} has ended while it was asked")
+        return peer.pidfd
 
     def _wonder(self) -> None:
         if not self._heard:
@@ -163,7 +173,7 @@ class _Candidate:
         elif isinstance(message, messages.Slots | messages.Queue | messages.Lock):
             self._bequest.take(message, fds)
         elif isinstance(message, messages.Metrics):
-            self._take_metrics(fds[0], message.path)
+            self._take_metrics(fds[0], message.path, message.file)
         elif isinstance(message, messages.Yours):
             self._bequest.masters.append(self._pid)
             self._bequest.take(message, fds)
@@ -186,9 +196,9 @@ class _Candidate:
                 return
         self._bequest.scraped_at = listen(settings.metrics, settings.where("metrics"), settings.umask or 0)
 
-    def _take_metrics(self, fd: int, path: str) -> None:
+    def _take_metrics(self, fd: int, path: str, identity: Iterable[int] | None) -> None:
         if self._bequest.keeps_metrics:
-            self._bequest.scraped_at = socket.socket(fileno=fd), path
+            self._bequest.scraped_at = inherited(fd, path, identity)
         else:
             os.close(fd)
 
