@@ -233,7 +233,7 @@ def test_a_process_cannot_speak_for_another_kind_of_process(world, key):
 def test_a_first_message_that_is_no_hello_changes_nothing(world, said):
     world.begin_anew()
     before = world.status()
-    with _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET) as peer:
+    with contextlib.closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)) as peer:
         peer.connect(world.master.run_dir.hello)
         peer.send(json.dumps({"v": 1, **said}).encode())
         peer.setblocking(False)
