@@ -5,7 +5,8 @@ so as long as the master holds it, no worker's end loses one. A socket that a su
 address; others are opened beside it.
 
 A process may hand a slot back to a master that adopts. The master takes it only if an earlier master has written down
-this very socket (SO_COOKIE) under this name.
+this very socket (SO_COOKIE) under this name. That master may have died before it could write; so a socket also counts
+that root or this user has opened, and that listens at an address which is written down or wanted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -113,7 +114,7 @@ class Slots:
         self._beside = beside
         self._silent = beside
         self.slots: list[Slot] = []
-        self._awaited: Mapping[tuple[str, int], int] = {}  # slots that processes may hand back, and their cookies
+        self._awaited: Mapping[tuple[str, int], int] | None = None  # slots that processes may hand back, and cookies
         self._files: dict[str, SocketFile] = {}  # of the unix sockets that a master has bound, by address
         self._bound: list[tuple[Address, str, tuple[object, ...]]] = []  # the address, its name, what to bind to
 
@@ -172,18 +173,37 @@ class Slots:
         self._awaited = written.cookies
         self.own(written.files)
 
+    def expect_no_more(self) -> None:
+        """From now on `offered` takes nothing."""
+        self._awaited = None
+
     def expects(self, address: object, index: object) -> bool:
-        """Whether this slot is one that processes may hand back, and none has yet."""
-        return (address, index) in self._awaited and all((s.address, s.index) != (address, index) for s in self.slots)
+        """Whether this slot was written down, may be handed back, and has not been yet."""
+        awaited = self._awaited is not None and (address, index) in self._awaited
+        return awaited and all((s.address, s.index) != (address, index) for s in self.slots)
 
     def offered(self, address: object, index: object, fd: int) -> None:
         """Take a slot back from a process, if it is what an earlier master has written down, and close any other."""
-        if isinstance(address, str) and isinstance(index, int) and self.expects(address, index):
-            family = _family_of(fd, address, self._awaited[address, index])
+        if isinstance(address, str) and isinstance(index, int) and self._may_be_at(address):
+            assert self._awaited is not None
+            cookie = self._awaited.get((address, index), 0)
+            taken = {slot.cookie for slot in self.slots} | set(self._awaited.values())
+            family = _family_of(fd, address, cookie, taken)
             if family is not None:
                 self.adopt(address, index, family == socket.AF_UNIX, fd)
                 return
         os.close(fd)
+
+    def _may_be_at(self, address: str) -> bool:
+        """Whether an earlier master can have had a slot there."""
+        if self._awaited is None:
+            return False
+        if any(address == known for known, _ in self._awaited):
+            return True
+        try:
+            return self.is_wanted(address)
+        except ValueError:
+            return False
 
     def written(self) -> Written:
         """What the next master must know of them."""
@@ -275,7 +295,7 @@ class Slots:
 
     def close(self) -> list[str]:
         """Close them all. Returns what is to be said of files that could not be removed."""
-        self._awaited = {}
+        self._awaited = None
         said = self._close(0, 0)
         for file in self._files.values():
             file.close()  # an earlier master's, whose socket has not come back
@@ -447,15 +467,19 @@ def _is_same_path(one: str, other: str) -> bool:
     return os.path.realpath(one.removeprefix("unix:")) == os.path.realpath(other.removeprefix("unix:"))
 
 
-def _family_of(fd: int, address: str, cookie: int) -> int | None:
-    """The family of the socket that was written down as a slot of this address; None if this is another one.
+def _family_of(fd: int, address: str, cookie: int, taken: Collection[int]) -> int | None:
+    """The family of the socket that an earlier master had as a slot of this address; None if this is another one.
 
-    Without its cookie any socket counts that listens there and was opened by root or this user.
+    Without its cookie any socket counts that listens there, was opened by root or this user, and is not a slot that has
+    another number (`taken`).
     """
     try:
         with socket.socket(fileno=os.dup(fd)) as sock:
+            mine = _cookie_of(sock)
             if cookie:
-                return sock.family if _cookie_of(sock) == cookie else None
+                return sock.family if mine == cookie else None
+            if mine in taken and mine:
+                return None
             if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 return None
             where = sock.getsockname()
