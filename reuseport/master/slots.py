@@ -16,14 +16,14 @@ import errno
 import os
 import socket
 import struct
-import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from reuseport.master import socketfile
 from reuseport.master.in_use import who
+from reuseport.master.listening import Written, cookie_of, family_of, name_of
 from reuseport.master.socketfile import Identity, NoSocket, SocketFile
 from reuseport.options import Address, parse_address
 
@@ -32,9 +32,6 @@ HINTS = {
     "CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start",
     errno.EADDRNOTAVAIL: "; no interface of this machine has that address",
 }
-
-SO_COOKIE = 57  # asm-generic/socket.h; Python has no name for it
-
 
 class SlotError(Exception):
     """An address cannot be had; the message names it."""
@@ -63,25 +60,7 @@ class Slot:
     @cached_property
     def cookie(self) -> int:
         """The number by which the kernel knows this socket and no other, whatever descriptor leads to it."""
-        return _cookie_of(self.socket)
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a master has written down of its slots for the next one.
-
-    `cookies` has each slot that it had, with 0 for one whose socket is not known (an earlier version's). `files` are
-    those of the unix sockets that it had bound.
-    """
-
-    cookies: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    files: Mapping[str, Identity] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "cookies": [(address, index, cookie) for (address, index), cookie in self.cookies.items()],
-            "files": dict(self.files),
-        }
+        return cookie_of(self.socket)
 
 
 @dataclass(frozen=True)
@@ -188,7 +167,7 @@ class Slots:
             assert self._awaited is not None
             cookie = self._awaited.get((address, index), 0)
             taken = {slot.cookie for slot in self.slots} | set(self._awaited.values())
-            family = _family_of(fd, address, cookie, taken)
+            family = family_of(fd, address, cookie, taken)
             if family is not None:
                 self.adopt(address, index, family == socket.AF_UNIX, fd)
                 return
@@ -315,13 +294,13 @@ class Slots:
     def _bind_inet(self, address: Address) -> None:
         name, family, where = _find(address)
         address = address._replace(family="inet6" if family == socket.AF_INET6 else "inet")
-        if self._claim(_name_of(where)):
+        if self._claim(name_of(where)):
             return
         if not self._beside:
             _look(name, family, where)
         first = self._listener(address, where, name)
         where = first.getsockname()
-        name = _name_of(where)
+        name = name_of(where)
         self._bound.append((address, name, where))
         self.slots.append(Slot(name, 0, False, first))
 
@@ -423,7 +402,7 @@ def names_of(addresses: Iterable[str]) -> list[str]:
     It may ask a name server, and so wait.
     """
     parsed = [parse_address(one) for one in addresses]
-    return [f"unix:{one.path}" if one.family == "unix" else _name_of(_find(one)[2]) for one in parsed]
+    return [f"unix:{one.path}" if one.family == "unix" else name_of(_find(one)[2]) for one in parsed]
 
 
 def may_be(name: str, bound: str) -> bool:
@@ -456,45 +435,11 @@ def _look(name: str, family: socket.AddressFamily, where: tuple[object, ...]) ->
             raise SlotError(_why(name, error)) from None
 
 
-def _name_of(where: tuple[object, ...]) -> str:
-    return f"[{where[0]}]:{where[1]}" if len(where) == 4 else f"{where[0]}:{where[1]}"
-
-
 def _is_same_path(one: str, other: str) -> bool:
     """/run and /var/run are one directory on most systems."""
     if not (one.startswith("unix:") and other.startswith("unix:")):
         return False
     return os.path.realpath(one.removeprefix("unix:")) == os.path.realpath(other.removeprefix("unix:"))
-
-
-def _family_of(fd: int, address: str, cookie: int, taken: Collection[int]) -> int | None:
-    """The family of the socket that an earlier master had as a slot of this address; None if this is another one.
-
-    Without its cookie any socket counts that listens there, was opened by root or this user, and is not a slot that has
-    another number (`taken`).
-    """
-    try:
-        with socket.socket(fileno=os.dup(fd)) as sock:
-            mine = _cookie_of(sock)
-            if cookie:
-                return sock.family if mine == cookie else None
-            if mine in taken and mine:
-                return None
-            if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                return None
-            where = sock.getsockname()
-            name = _name_of(where) if isinstance(where, tuple) else f"unix:{where}"
-            return sock.family if name == address and os.fstat(fd).st_uid in (0, os.geteuid()) else None
-    except OSError:
-        return None  # no socket
-
-
-def _cookie_of(sock: socket.socket) -> int:
-    """0 where the kernel has none to tell."""
-    try:
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
-    except OSError:
-        return 0
 
 
 def _is_same_socket(one: socket.socket, other: socket.socket) -> bool:
