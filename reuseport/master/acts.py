@@ -25,6 +25,8 @@ def _open_slots(master: Master, command: ev.OpenSlots) -> None:
     new, error = master.slots.open(command.count)
     if error:
         master.log.write("error", f"no more slots could be opened; the workers share those there are: {error}")
+    if new:
+        master.write_roster()  # before any process has them: the next master knows its slots by it
     master.switchboard.announce_slots(new)
     master.notifier.store(slot.socket for slot in master.slots.storable())
 

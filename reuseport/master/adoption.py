@@ -16,7 +16,7 @@ from reuseport.ipc.scoreboard import Scoreboard
 from reuseport.master import peers
 from reuseport.master.processes import EXITED, end
 from reuseport.master.roster import Remains
-from reuseport.master.slots import SlotError, Written
+from reuseport.master.slots import SlotError
 
 if TYPE_CHECKING:
     from reuseport.master.main import Master
@@ -50,7 +50,7 @@ def adopt(
     master.numbers.adopt({one.key.generation for one in remains.adopted.survivors})
     master.slots.expect(remains.written)
     _await_slots(master, remains)
-    master.slots.expect(Written())
+    master.slots.expect_no_more()
     adopted = list(master.slots.slots)
     unwanted = [address for address in master.slots.addresses if not master.slots.is_wanted(address)]
     # A master that died while it stopped had let go of them; and the addresses may be others by now.

@@ -173,17 +173,19 @@ class Hellos:
             self.refuse(oldest, CROWD, f"{most} of user {uid} wait without a first message; at most {PER_USER} may")
 
     def _expire(self) -> None:
-        self._expiring = False
         now = time.monotonic()
-        for channel, one in list(self._waiting.items()):
-            if one.deadline > now:
-                self._expiring = True
-                self._loop.later(one.deadline - now, self._expire)
-                return
-            self._hear(channel)  # a busy loop may not have read what arrived in time
-            if self._waiting.get(channel) is one:
-                why = f"process {one.pid} has sent nothing for {FIRST_MESSAGE:g} s"
-                self.refuse(channel, SILENT, why)
+        try:
+            for channel, one in list(self._waiting.items()):
+                if one.deadline > now:
+                    break
+                self._hear(channel)  # a busy loop may not have read what arrived in time
+                if self._waiting.get(channel) is one:
+                    self.refuse(channel, SILENT, f"process {one.pid} has sent nothing for {FIRST_MESSAGE:g} s")
+        finally:
+            self._expiring = bool(self._waiting)
+            if self._waiting:
+                first = min(one.deadline for one in self._waiting.values())
+                self._loop.later(max(0.0, first - now), self._expire)
 
     # --- hear ---------------------------------------------------------------------------------------------------------
 

@@ -260,14 +260,14 @@ class Master:
             # Before anybody of a new generation accepts: its tenants must not go back.
             self.tenants.publish(self.cluster, self.releases.settings)
             if any(isinstance(command, WRITTEN_FIRST) for command in commands):
-                self._write_roster()
+                self.write_roster()
             for command in commands:
                 self._act(command)
             self.tenants.look(self.cluster)
         self.switchboard.forget_queues(n for n, g in self.cluster.generations.items() if g.state != STANDBY)
         self.companions.forget_all_but(self.cluster.generations)
         if self.exit_status is None:
-            self._write_roster()
+            self.write_roster()
         self._notify()
         self.progress.look(self.cluster, time.monotonic())
         self.succession.look()
@@ -279,7 +279,7 @@ class Master:
             # Out of descriptors or memory, or a defect: the deadlines of the core cover what has not been done.
             self.log.write("critical", f"could not {type(command).__name__}:\n{traceback.format_exc()}")
 
-    def _write_roster(self) -> None:
+    def write_roster(self) -> None:
         rows = {process.key: process.row for process in self.processes.all()}
         starts = {process.pid: process.start for process in self.processes.all()}
         slots = tuple((slot.address, slot.index) for slot in self.slots.slots)

@@ -34,8 +34,8 @@ from reuseport.core.model import (
 from reuseport.core.record import release_of
 from reuseport.ipc.rundir import RunDirError, not_this
 from reuseport.master import files
+from reuseport.master.listening import Written
 from reuseport.master.peers import start_time
-from reuseport.master.slots import Written
 from reuseport.options import Settings
 from reuseport.options.identity import is_stranger
 

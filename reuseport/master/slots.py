@@ -5,7 +5,8 @@ so as long as the master holds it, no worker's end loses one. A socket that a su
 address; others are opened beside it.
 
 A process may hand a slot back to a master that adopts. The master takes it only if an earlier master has written down
-this very socket (SO_COOKIE) under this name.
+this very socket (SO_COOKIE) under this name. That master may have died before it could write; so a socket also counts
+that root or this user has opened, and that listens at an address which is written down or wanted.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import errno
 import os
 import socket
 import struct
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from reuseport.master import socketfile
 from reuseport.master.in_use import who
+from reuseport.master.listening import Written, cookie_of, family_of, name_of
 from reuseport.master.socketfile import Identity, NoSocket, SocketFile
 from reuseport.options import Address, parse_address
 
@@ -31,9 +32,6 @@ HINTS = {
     "CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start",
     errno.EADDRNOTAVAIL: "; no interface of this machine has that address",
 }
-
-SO_COOKIE = 57  # asm-generic/socket.h; Python has no name for it
-
 
 class SlotError(Exception):
     """An address cannot be had; the message names it."""
@@ -62,25 +60,7 @@ class Slot:
     @cached_property
     def cookie(self) -> int:
         """The number by which the kernel knows this socket and no other, whatever descriptor leads to it."""
-        return _cookie_of(self.socket)
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a master has written down of its slots for the next one.
-
-    `cookies` has each slot that it had, with 0 for one whose socket is not known (an earlier version's). `files` are
-    those of the unix sockets that it had bound.
-    """
-
-    cookies: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    files: Mapping[str, Identity] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "cookies": [(address, index, cookie) for (address, index), cookie in self.cookies.items()],
-            "files": dict(self.files),
-        }
+        return cookie_of(self.socket)
 
 
 @dataclass(frozen=True)
@@ -113,7 +93,7 @@ class Slots:
         self._beside = beside
         self._silent = beside
         self.slots: list[Slot] = []
-        self._awaited: Mapping[tuple[str, int], int] = {}  # slots that processes may hand back, and their cookies
+        self._awaited: Mapping[tuple[str, int], int] | None = None  # slots that processes may hand back, and cookies
         self._files: dict[str, SocketFile] = {}  # of the unix sockets that a master has bound, by address
         self._bound: list[tuple[Address, str, tuple[object, ...]]] = []  # the address, its name, what to bind to
 
@@ -172,18 +152,37 @@ class Slots:
         self._awaited = written.cookies
         self.own(written.files)
 
+    def expect_no_more(self) -> None:
+        """From now on `offered` takes nothing."""
+        self._awaited = None
+
     def expects(self, address: object, index: object) -> bool:
-        """Whether this slot is one that processes may hand back, and none has yet."""
-        return (address, index) in self._awaited and all((s.address, s.index) != (address, index) for s in self.slots)
+        """Whether this slot was written down, may be handed back, and has not been yet."""
+        awaited = self._awaited is not None and (address, index) in self._awaited
+        return awaited and all((s.address, s.index) != (address, index) for s in self.slots)
 
     def offered(self, address: object, index: object, fd: int) -> None:
         """Take a slot back from a process, if it is what an earlier master has written down, and close any other."""
-        if isinstance(address, str) and isinstance(index, int) and self.expects(address, index):
-            family = _family_of(fd, address, self._awaited[address, index])
+        if isinstance(address, str) and isinstance(index, int) and self._may_be_at(address):
+            assert self._awaited is not None
+            cookie = self._awaited.get((address, index), 0)
+            taken = {slot.cookie for slot in self.slots} | set(self._awaited.values())
+            family = family_of(fd, address, cookie, taken)
             if family is not None:
                 self.adopt(address, index, family == socket.AF_UNIX, fd)
                 return
         os.close(fd)
+
+    def _may_be_at(self, address: str) -> bool:
+        """Whether an earlier master can have had a slot there."""
+        if self._awaited is None:
+            return False
+        if any(address == known for known, _ in self._awaited):
+            return True
+        try:
+            return self.is_wanted(address)
+        except ValueError:
+            return False
 
     def written(self) -> Written:
         """What the next master must know of them."""
@@ -275,7 +274,7 @@ class Slots:
 
     def close(self) -> list[str]:
         """Close them all. Returns what is to be said of files that could not be removed."""
-        self._awaited = {}
+        self._awaited = None
         said = self._close(0, 0)
         for file in self._files.values():
             file.close()  # an earlier master's, whose socket has not come back
@@ -295,13 +294,13 @@ class Slots:
     def _bind_inet(self, address: Address) -> None:
         name, family, where = _find(address)
         address = address._replace(family="inet6" if family == socket.AF_INET6 else "inet")
-        if self._claim(_name_of(where)):
+        if self._claim(name_of(where)):
             return
         if not self._beside:
             _look(name, family, where)
         first = self._listener(address, where, name)
         where = first.getsockname()
-        name = _name_of(where)
+        name = name_of(where)
         self._bound.append((address, name, where))
         self.slots.append(Slot(name, 0, False, first))
 
@@ -403,7 +402,7 @@ def names_of(addresses: Iterable[str]) -> list[str]:
     It may ask a name server, and so wait.
     """
     parsed = [parse_address(one) for one in addresses]
-    return [f"unix:{one.path}" if one.family == "unix" else _name_of(_find(one)[2]) for one in parsed]
+    return [f"unix:{one.path}" if one.family == "unix" else name_of(_find(one)[2]) for one in parsed]
 
 
 def may_be(name: str, bound: str) -> bool:
@@ -436,41 +435,11 @@ def _look(name: str, family: socket.AddressFamily, where: tuple[object, ...]) ->
             raise SlotError(_why(name, error)) from None
 
 
-def _name_of(where: tuple[object, ...]) -> str:
-    return f"[{where[0]}]:{where[1]}" if len(where) == 4 else f"{where[0]}:{where[1]}"
-
-
 def _is_same_path(one: str, other: str) -> bool:
     """/run and /var/run are one directory on most systems."""
     if not (one.startswith("unix:") and other.startswith("unix:")):
         return False
     return os.path.realpath(one.removeprefix("unix:")) == os.path.realpath(other.removeprefix("unix:"))
-
-
-def _family_of(fd: int, address: str, cookie: int) -> int | None:
-    """The family of the socket that was written down as a slot of this address; None if this is another one.
-
-    Without its cookie any socket counts that listens there and was opened by root or this user.
-    """
-    try:
-        with socket.socket(fileno=os.dup(fd)) as sock:
-            if cookie:
-                return sock.family if _cookie_of(sock) == cookie else None
-            if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                return None
-            where = sock.getsockname()
-            name = _name_of(where) if isinstance(where, tuple) else f"unix:{where}"
-            return sock.family if name == address and os.fstat(fd).st_uid in (0, os.geteuid()) else None
-    except OSError:
-        return None  # no socket
-
-
-def _cookie_of(sock: socket.socket) -> int:
-    """0 where the kernel has none to tell."""
-    try:
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
-    except OSError:
-        return 0
 
 
 def _is_same_socket(one: socket.socket, other: socket.socket) -> bool:

@@ -22,9 +22,9 @@ from reuseport.core.model import (
     Terms,
     Worker,
 )
+from reuseport.master.listening import Written
 from reuseport.master.peers import start_time
 from reuseport.master.roster import Roster
-from reuseport.master.slots import Written
 
 
 def test_that_a_canary_is_promoted_is_written_down_when_the_first_of_its_workers_accepts(tmp_path):

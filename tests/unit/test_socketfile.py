@@ -177,7 +177,7 @@ def test_any_other_descriptor_is_closed(before, tmp_path, cookies):
             (f"unix:{victim}", 0, other.fileno()),  # a path that no master has bound
             (path, 0, other.fileno()),  # a socket that is bound elsewhere, under a name that was written down
             (address, 0, inet.fileno()),
-            (address, 7, before.slots[0].socket.fileno()),  # a slot that there was not
+            *([(address, 7, before.slots[0].socket.fileno())] if cookies else []),  # under another one's name
             (path, 0, before.slots[0].socket.fileno()),  # another slot's socket
             (address, 0, pipe[0]),
             (["unix:/"], {}, pipe[0]),
@@ -191,6 +191,19 @@ def test_any_other_descriptor_is_closed(before, tmp_path, cookies):
         assert victim.exists() and (tmp_path / "web.sock").exists()
 
 
+def test_a_slot_that_could_not_be_written_down_any_more_is_taken_back_where_addresses_are_known(before, tmp_path):
+    """The earlier master has died right after it had passed it on."""
+    heir = Slots(["tcp:127.0.0.1:0", "unix:/nowhere/web.sock"], 16, 0o077)
+    (inet, unix) = before.slots
+    heir.expect(type(before.written())())
+    heir.offered(inet.address, 3, os.dup(inet.socket.fileno()))
+    heir.offered(inet.address, 4, os.dup(inet.socket.fileno()))
+    heir.offered(unix.address, 0, os.dup(unix.socket.fileno()))
+    assert [(slot.address, slot.index) for slot in heir.slots] == [(inet.address, 3)]
+    heir.close()
+    assert (tmp_path / "web.sock").exists()
+
+
 def test_a_second_copy_and_one_that_comes_when_none_is_awaited_are_closed(before):
     heir = heir_of(before)
     slot = before.slots[0]
@@ -198,9 +211,11 @@ def test_a_second_copy_and_one_that_comes_when_none_is_awaited_are_closed(before
     heir.offered(slot.address, slot.index, os.dup(fd))
     heir.offered(slot.address, slot.index, os.dup(fd))
     assert len(heir.slots) == 1
+    heir.expect_no_more()
+    other = before.slots[1]
+    heir.offered(other.address, other.index, os.dup(other.socket.fileno()))
+    assert len(heir.slots) == 1
     heir.close()
-    heir.offered(slot.address, slot.index, os.dup(fd))
-    assert heir.slots == []
 
 
 def test_a_path_in_use_is_refused_in_one_line_that_names_the_option(tmp_path):
