@@ -58,7 +58,11 @@ def values(field: fields.Field) -> st.SearchStrategy[Any]:
     if isinstance(field, fields.Facts):
         return st.dictionaries(TEXT, TEXT | st.dictionaries(TEXT, TEXT, max_size=2), max_size=3)
     assert isinstance(field, fields.Made)
-    known = {Table.from_json: TABLE.to_json(), messages._canary: {"tenants": ["acme"], "percent": 5}}
+    known = {
+        Table.from_json: TABLE.to_json(),
+        messages._canary: {"tenants": ["acme"], "percent": 5},
+        messages._identities: {"unix:/run/shop.sock": [1, 2]},
+    }
     return st.just(known.get(field.make, {"some": "thing"}))
 
 
