@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from reuseport import values
+
 F = TypeVar("F", bound=Callable[[], Any])
 
 start_hooks: list[Callable[[], Any]] = []
@@ -22,8 +24,10 @@ def on_start(function: F) -> F:
     before the job.
 
     The place for what must not be shared by a fork: connection pools, background greenlets, caches to be warmed. The
-    functions run in the order of their registration. An exception fails the release.
+    functions run in the order of their registration. An exception fails the release. TypeError for what cannot be
+    called.
     """
+    values.function(function, "what reuseport.on_start registers")
     start_hooks.append(function)
     return function
 
@@ -33,7 +37,8 @@ def on_drain(function: F) -> F:
 
     The place to end what would never end by itself, such as a stream of events; `reuseport.draining` says the same to
     who would rather ask, and also in the process of a job, where no such function is called. An exception is logged,
-    and changes nothing about the drain.
+    and changes nothing about the drain. TypeError for what cannot be called.
     """
+    values.function(function, "what reuseport.on_drain registers")
     drain_hooks.append(function)
     return function

@@ -26,11 +26,13 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeVar
 
+from reuseport import names, values
 from reuseport.deadlines import Limit
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 GREENLET, THREAD, PROCESS = "greenlet", "thread", "process"
+FOREVER = 1e9  # seconds, 31 years: a deadline as far away as this is none
 
 active: dict[int, Job] = {}
 late: dict[int, Job] = {}  # of the active ones, those that run on although their deadline and the grace have passed
@@ -54,6 +56,17 @@ def nobody_notes(one: Job, begins: bool) -> None:
 
 
 note = nobody_notes  # a worker writes down here what it had begun if it is killed
+
+
+def nobody_hears(one: Job, pid: int, why: str) -> bool:
+    """A job is lost that no process has begun; `pid` is the one that died before it could, 0 for none. In any thread.
+
+    Returns whether a master hears of it.
+    """
+    return False
+
+
+lost = nobody_hears  # a worker that has a master puts its own function here
 tenant_now: ContextVar[str | None] = ContextVar("reuseport.tenant", default=None)  # whose request this code runs for
 
 
@@ -81,20 +94,33 @@ def overdue() -> list[Job]:
     return list(late.values())
 
 
+def _deadline(value: Any) -> float:
+    """Seconds above 0, infinity included. TypeError and ValueError."""
+    what = "a job's deadline is a number of seconds above 0"
+    seconds = values.number(value, what)
+    if not seconds > 0:
+        raise ValueError(f"{what}, not {value!r}")
+    return seconds
+
+
 class Job:
     """One run of a job, and what `status` shows of it. `started`: Unix time in seconds; `deadline`: seconds from then.
+
+    `name` and `tenant` become printable names (`reuseport.names.name`): a text with control characters or with more
+    than 200 characters is escaped and shortened, and different texts stay different. An int stands for its digits.
+    `deadline` is any real number. TypeError for a name or tenant of another type and for a deadline that is no number,
+    ValueError for one that is not above 0.
 
     Whatever must know of jobs in this process hooks in at `begin` and `end`.
     """
 
     def __init__(self, name: str, tenant: str | None = None, deadline: float | None = None, where: str = "") -> None:
-        if deadline is not None and not deadline > 0:
-            raise ValueError(f"a job's deadline is a number of seconds above 0, not {deadline!r}")
-        limit = server.timeout if deadline is None else deadline
-        self.name = name
-        self.tenant = tenant_now.get() if tenant is None else tenant
+        limit = server.timeout if deadline is None else _deadline(deadline)
+        whose = tenant_now.get() if tenant is None else values.text(tenant, "a job's tenant")
+        self.name = names.name(values.text(name, "a job's name"))
+        self.tenant = None if whose is None else names.name(whose)
         self._unpin: Callable[[], None] | None = None
-        self.deadline = limit if 0 < limit < float("inf") else None
+        self.deadline = limit if 0 < limit < FOREVER else None
         self.where = where
         self.number = 0
         self.started = 0.0
@@ -107,10 +133,16 @@ class Job:
         self.greenlet: Any = None  # what runs it in a native thread, if gevent is there
 
     def progress(self, fraction: float, text: str = "") -> None:
-        """Say how far it is, from 0 to 1, and in words; `reuseport status` shows both. ValueError beyond 0 and 1."""
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"a job's progress lies between 0 and 1, not at {fraction!r}")
-        self.fraction, self.text = fraction, text
+        """Say how far it is, from 0 to 1, and in words; `reuseport status` shows both.
+
+        `fraction` is any real number, of which a float is kept. `text` is shown in one line of at most 200 characters.
+        TypeError for what is no number or no str, ValueError beyond 0 and 1.
+        """
+        what = "a job's progress lies between 0 and 1"
+        converted = values.number(fraction, what)
+        if not 0 <= converted <= 1:
+            raise ValueError(f"{what}, not at {fraction!r}")
+        self.fraction, self.text = converted, names.line(values.text(text, "the text of a job's progress"))
         changed()
 
     def begin(self, registry: dict[int, Job] | None = None, started: float = 0.0) -> None:
@@ -167,7 +199,8 @@ class job:
 
     `tenant` is the customer it works for, by default the one whose request this is (--tenant). As a context manager it
     gives the Job; a decorated function runs as a new job each time it is called. `deadline`: seconds after which
-    JobTimeout is raised inside it; by default --job-timeout, and float("inf") for none whatever that says.
+    JobTimeout is raised inside it; by default --job-timeout, and float("inf") for none whatever that says. Wrong values
+    raise here, with the errors of `Job`.
     """
 
     def __init__(self, name: str, tenant: str | None = None, deadline: float | None = None) -> None:
@@ -183,7 +216,11 @@ class job:
         self._running.setdefault(one.runner, []).append(one)
         one.begin()
         if one.deadline is not None:
-            one.bound()
+            try:
+                one.bound()
+            except BaseException:
+                self.__exit__()
+                raise
         return one
 
     def __exit__(self, *error: object) -> None:
@@ -198,6 +235,8 @@ class job:
             one.end()
 
     def __call__(self, function: F) -> F:
+        values.function(function, "what reuseport.job decorates")
+
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
             with job(self._name, self._tenant, self._deadline) as one:

@@ -20,13 +20,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from reuseport import hooks, jobs
+from reuseport import hooks, jobs, values
 from reuseport.deadlines import JobCancelled
 from reuseport.ipc import line as lines
 from reuseport.jobs import GREENLET, PROCESS, THREAD
 
 THREADS = 1000  # native threads that jobs may occupy at once
-KNOCK = 0.2  # seconds between two attempts to reach a zygote that starts again
+KNOCK = 0.2  # seconds between the first two attempts to reach a zygote that starts again
+SLOW_KNOCK = 1.0  # seconds between two later ones
 
 _threads: Any = None
 
@@ -46,6 +47,7 @@ class Handle:
         self._error: BaseException | None = JobCancelled(f"job {one.name!r} was cancelled")
         self._greenlet: Any = None
         self._line: socket.socket | None = None
+        self._taken = 0  # the pid of the process that has the call and has not begun it
         self._cancelled = False
 
     @property
@@ -55,10 +57,11 @@ class Handle:
     def result(self, timeout: float | None = None) -> Any:
         """What the function returned, waiting for it; raises what it raised, JobTimeout, JobCancelled or JobLost.
 
-        TimeoutError if it has not ended after `timeout` seconds.
+        TimeoutError if it has not ended after `timeout` seconds, which may be any real number (TypeError, ValueError).
         """
-        if not self._ended.wait(timeout):
-            raise TimeoutError(f"job {self.job.name!r} has not ended within {timeout:g} s")
+        seconds = None if timeout is None else values.number(timeout, "a timeout is a number of seconds")
+        if not self._ended.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX)):
+            raise TimeoutError(f"job {self.job.name!r} has not ended within {seconds:g} s")
         if self._error is not None:
             raise self._error
         return self._value
@@ -114,31 +117,42 @@ class Handle:
     def converse(self, call: bytes) -> None:
         """Ask the zygote for a process, and listen to it until it ends.
 
-        What has not been heard of has not begun either: so it is asked for again.
+        A process that ends before it has taken the call has not begun it, so another one is asked for. A process that
+        ends between that and the function's first line would most likely end there again, so the job is lost.
         """
         give_up = time.monotonic() + jobs.server.patience
+        pause = KNOCK
         try:
             while self.pid is None:
                 if self._cancelled:
                     raise JobCancelled(f"job {self.job.name!r} was cancelled")
                 error = self._attempt(call)
-                if self.pid is None and (time.monotonic() >= give_up or (error and hooks.draining)):
-                    raise JobLost(
-                        f"job {self.job.name!r} is lost: no process could be forked for it ({error or 'none'})"
-                    )
-                if self.pid is None:
-                    time.sleep(KNOCK)
+                if self.pid is not None:
+                    break
+                if self._taken:
+                    self._is_lost("ended before the function began")
+                    break
+                if time.monotonic() >= give_up or (error and hooks.draining):
+                    self._is_lost(f"no process could be forked for it ({error or 'none'})")
+                    break
+                time.sleep(pause)
+                pause = min(2 * pause, SLOW_KNOCK)
         except JobCancelled as error:
             self._error = error
-        except JobLost as error:
-            self._error = error
-            sys.stderr.write(f"{error}\n")  # there is no process that the master could report
         finally:
             self.settle()
+
+    def _is_lost(self, why: str) -> None:
+        """No function has run. The master is told, because it may never have heard of a process."""
+        which = f"its process {self._taken} {why}" if self._taken else why
+        self._error = JobLost(f"job {self.job.name!r} is lost: {which}")
+        if not jobs.lost(self.job, self._taken, why):
+            sys.stderr.write(f"{self._error}\n")
 
     def _attempt(self, call: bytes) -> str:
         """Says why the zygote was not reached, "" if it was. A draining generation gets no other zygote."""
         head = {"name": self.job.name, "tenant": self.job.tenant, "deadline": self.job.deadline}
+        self._taken = 0
         with socket.socket(socket.AF_UNIX) as sock:
             try:
                 sock.connect(jobs.server.door)
@@ -156,7 +170,11 @@ class Handle:
         return ""
 
     def _heard(self, kind: bytes, payload: bytes) -> None:
-        if kind == lines.KNOWN:
+        if kind == lines.TAKEN:
+            self._taken = json.loads(payload)
+        elif kind == lines.AGAIN:
+            self._taken = 0
+        elif kind == lines.KNOWN:
             self.pid = json.loads(payload)
             self._error = JobLost(f"job {self.job.name!r} is lost: its process {self.pid} has gone")
             self.job.end()
@@ -189,11 +207,13 @@ def spawn(
     Function and arguments are pickled then, so the function must be importable by its name: TypeError if not.
     Outside a server a thread stands in for the process. Under --threads a greenlet is a native thread, too.
 
-    `name` is the function's by default, `deadline` as with `job`. ValueError for another `where`.
+    `name` is the function's by default, `deadline` as with `job`. TypeError for a `function` that cannot be called,
+    ValueError for another `where`, and the errors of `Job` for the other values.
     """
+    values.function(function, "what reuseport.spawn calls")
     if where not in (GREENLET, THREAD, PROCESS):
         raise ValueError(f"where is {GREENLET!r}, {THREAD!r} or {PROCESS!r}, not {where!r}")
-    one = jobs.Job(name or getattr(function, "__name__", "job"), tenant, deadline, where)
+    one = jobs.Job(_name_of(function) if name is None or name == "" else name, tenant, deadline, where)
     handle = Handle(one)
     if where == PROCESS:
         call = _pickled(one.name, function, args, kwargs)
@@ -208,6 +228,11 @@ def spawn(
         one.end()
         raise
     return handle
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__name__", None)
+    return name if isinstance(name, str) else "job"
 
 
 def _pickled(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

@@ -30,10 +30,10 @@ from typing import Any, NoReturn
 
 from gevent import monkey
 
-from reuseport import entry, startup
+from reuseport import entry, names, startup
 from reuseport.core.model import FIRST_JOB
 from reuseport.ipc import channel as channels
-from reuseport.ipc import packages
+from reuseport.ipc import messages, packages
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.logfile import Passed
@@ -87,7 +87,7 @@ class Zygote:
         self.packages = packages.used(born.get("lent", ()))
         self.loaded = False
         self.look_at: float | None = None  # when changed files are looked for next, monotonic seconds
-        self.orders: list[tuple[dict[str, Any], list[int]]] = []
+        self.orders: list[tuple[messages.Fork | messages.Copy, list[int]]] = []
         self.masterless = True
         self.orphaned = 0.0  # when the last master went, monotonic seconds
         # It upgrades a master, and `systemctl kill -s USR2` reaches everybody. The application may have it for itself.
@@ -168,7 +168,7 @@ class Zygote:
                     return birth
             while self.orders:
                 order, fds = self.orders.pop(0)
-                if order["type"] == "copy":
+                if isinstance(order, messages.Copy):
                     self._copy(order, fds[0])
                 elif (birth := self._fork(order)) is not None:
                     return birth
@@ -192,17 +192,17 @@ class Zygote:
             arguments[-2] = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bootstrap.py")
         os.execve(sys.executable, [sys.executable, *arguments], environment)
 
-    def _fork(self, order: dict[str, Any]) -> Birth | None:
+    def _fork(self, order: messages.Fork) -> Birth | None:
         """Fork twice, so that the worker's parent is the master (its subreaper) and not this process."""
         assert self.settings is not None
         self._tell_if_changed()
-        number = int(order["number"])
+        number = order.number
         if not self._fork_twice(
             lambda error: self._unborn(self.generation, number, error),
             lambda pid: self.channel.send("forked", number=number, pid=pid),
         ):
             return None
-        return self._birth(number, int(order["row"]), bool(order["booting"]))
+        return self._birth(number, order.row, order.booting)
 
     def _fork_job(self) -> Birth | None:
         """As a worker, but its number follows from its pid, and it is its hello that tells the master of it."""
@@ -262,9 +262,9 @@ class Zygote:
             line,
         )
 
-    def _copy(self, order: dict[str, Any], output: int) -> None:
+    def _copy(self, order: messages.Copy, output: int) -> None:
         """Fork a copy that becomes the zygote of another generation: of this very version, without loading anything."""
-        generation = int(order["generation"])
+        generation = order.generation
         if children.pids():
             # They would end with this zygote, under the workers of the copy.
             self._unborn(generation, 0, "the application's import has started processes, which a copy cannot have")
@@ -360,31 +360,33 @@ class Zygote:
             self.look_at = time.monotonic() + LOOK_AGAIN
         if not heard:
             return
-        for message, fds in self.channel.receive():
-            kind = message["type"]
-            if kind == "slots":
-                for (address, index, shared), fd in zip(message["slots"], fds, strict=True):
+        for message, fds in self.channel.receive(messages.TO_ZYGOTE):
+            if isinstance(message, messages.Slots):
+                for (address, index, shared), fd in zip(message.slots, fds, strict=True):
                     self.listeners[address, index] = Listener(fd, address, index, shared)
-            elif kind == "boot":
-                self.recipe = message["recipe"]
+            elif isinstance(message, messages.Boot):
+                self.recipe = message.recipe
                 self.settings = Settings.from_json(self.recipe["settings"])
-                self.name = message["name"]
+                self.name = message.name
                 self.queue = (fds[0], fds[1])
-            elif kind == "logs":
-                self.passed_logs.take(message, fds)
-            elif kind == "superseded":
+            elif isinstance(message, messages.Logs):
+                self.passed_logs.take(message.paths, fds)
+            elif isinstance(message, messages.Superseded):
                 if self.look_at is None and self.loaded and self.settings is not None and not self.settings.reload:
                     self.look_at = time.monotonic() + STILL_THERE
-            elif kind == "standby":
+            elif isinstance(message, messages.Standby):
                 self.look_at = None
                 self._close_queue()
                 self.door.close()
-            elif kind == "fork" or kind == "copy":
+            elif isinstance(message, messages.Fork | messages.Copy):
                 self.orders.append((message, fds))
-            elif kind == "let-go":
+            elif isinstance(message, messages.LetGo):
                 self._close_listeners()
-            elif kind == "quit":
+            elif isinstance(message, messages.Quit):
                 quit_with(0)
+        if self.channel.fault is not None:
+            # A new hello makes the master repeat what counts.
+            sys.stderr.write(f"the master could not be understood: {self.channel.fault}\n")
         if self.channel.closed:
             self.channel.close()
             self.masterless = True
@@ -449,10 +451,10 @@ class Zygote:
             quit_with(0)
 
     def _unborn(self, generation: int, number: int, error: str) -> None:
-        self.channel.send("unborn", generation=generation, number=number, error=error)
+        self.channel.send("unborn", generation=generation, number=number, error=names.lines(error, messages.ERROR))
 
     def _note(self, level: str, text: str) -> None:
-        self.channel.send("note", level=level, text=text)
+        self.channel.send("note", level=level, text=names.lines(text, messages.ERROR))
 
     def _tell_packages(self) -> None:
         if packages.is_lent(self.packages):
@@ -500,7 +502,7 @@ def main(born: dict[str, Any]) -> None:
         forked.end_if_child(error)
         zygote.imports.tell(zygote.channel, error)
         ground.flush()  # before it is said: who asked is shown what was printed
-        zygote.channel.send("failed", error=str(error))
+        zygote.channel.send("failed", error=names.lines(str(error), messages.ERROR))
         quit_with(1)
     except BaseException as error:  # noqa: BLE001
         forked.end_if_child(error)

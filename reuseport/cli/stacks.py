@@ -9,8 +9,8 @@ nothing more.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import linecache
 import os
 import shutil
 import signal
@@ -73,6 +73,7 @@ class Asked:
     told: Mapping[str, Any] | None = None
     lines: str = ""
     why: str = ""
+    author: tuple[int, int] | None = None  # the user and group that wrote the answer, where these are not the asker's
     since: int = field(default_factory=time.monotonic_ns)  # an answer that was taken before is an old one
 
     def as_json(self) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def ask(run_dir: RunDir, asked: list[Asked]) -> list[Asked]:
         one.told = _answer(run_dir.snapshot(one.id), one)  # it may have come to it after all
         if one.told is not None:
             continue
-        one.lines = _read(run_dir.lines(one.id), begun[one.id]).decode(errors="replace").strip()
+        one.lines = _read(run_dir.lines(one.id), begun[one.id])[0].decode(errors="replace").strip()
         state = _state(one.pid)
         one.why = f"it runs, or waits in, code in C; the kernel says {state}" if state else "it has gone"
     return asked
@@ -200,25 +201,28 @@ def _status(pid: int) -> dict[str, str]:
 
 
 def _answer(path: str, one: Asked) -> dict[str, Any] | None:
+    data, one.author = _read(path, 0)
     try:
-        told = json.loads(_read(path, 0))
+        told = json.loads(data)
     except ValueError:
         return None
     fresh = isinstance(told, dict) and told.get("pid") == one.pid and told.get("taken", 0) >= one.since
     return told if fresh else None
 
 
-def _read(path: str, offset: int) -> bytes:
-    """What is there behind `offset`. The workers' user owns the directory, so no link in it is followed."""
+def _read(path: str, offset: int) -> tuple[bytes, tuple[int, int] | None]:
+    """What is there behind `offset`, and its `Asked.author`. The workers' user owns the directory, so no link in it is
+    followed."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return b""
+        return b"", None
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return b""
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            return b"", None
         file.seek(offset)
-        return file.read(LARGEST)
+        return file.read(LARGEST), None if info.st_uid == os.geteuid() else (info.st_uid, info.st_gid)
 
 
 def _size(path: str) -> int:
@@ -250,7 +254,7 @@ def render(one: Asked) -> list[str]:
     turned = f"; its loop stands still for {stands:.1f} s" if isinstance(stands, int | float) and stands > 1 else ""
     lines = [f"{head}: {', '.join(facts)}{turned}"]
     for group in _groups(shown):
-        lines += ["", *_named(group), *_lines(group[0].get("stack", []))]
+        lines += ["", *_named(group), *_lines(group[0].get("stack", []), one.author)]
     for job in one.told.get("jobs", []):
         lines += ["", f"  job {_job(job)}: in no greenlet or thread that can be told apart"]
     return lines
@@ -313,16 +317,35 @@ def _job(job: Mapping[str, Any]) -> str:
     return f"{job.get('name')}{whose}, {duration(job.get('age'))}{far}"
 
 
-def _lines(stack: Sequence[Sequence[Any]]) -> list[str]:
-    """The frames as tracebacks show them, from the application's first one on."""
+def _lines(stack: Sequence[Sequence[Any]], author: tuple[int, int] | None) -> list[str]:
+    """The frames as tracebacks show them, from the application's first one on. `author` has said where they are."""
     first = next((index for index, frame in enumerate(stack) if not _is_ours(frame[0])), 0)
     lines = []
     for path, number, function in stack[first:]:
         lines.append(f"    {path}:{number} in {function}")
         # The file as it is now; an old generation's may have gone, and with it the line.
-        source = linecache.getline(path, number).strip() if path.endswith(".py") and os.path.isfile(path) else ""
-        lines += [f"      {source}"] if source else []
+        source = _source(path, author)[number - 1 : number] if path.endswith(".py") and number > 0 else []
+        lines += [f"      {line.strip()}" for line in source if line.strip()]
     return [one_line(line) for line in lines] or ["    it has not begun yet"]
+
+
+@functools.cache
+def _source(path: str, author: tuple[int, int] | None) -> list[str]:
+    """The lines of a file that an answer names. Another user's answer leads only to files that this user may read:
+    it can name any path, and the asker may be root."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode) or info.st_size > LARGEST:
+                return []
+            if author is not None:
+                user, group = author
+                mine = stat.S_IRUSR if info.st_uid == user else stat.S_IRGRP if info.st_gid == group else stat.S_IROTH
+                if not info.st_mode & mine:
+                    return []
+            return file.read(LARGEST).decode(errors="replace").splitlines()
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return []
 
 
 def _plural(number: int, what: str) -> str:

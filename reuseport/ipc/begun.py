@@ -14,10 +14,10 @@ import struct
 import time
 from typing import NamedTuple
 
+from reuseport import names
 from reuseport.core.model import Key
 from reuseport.ipc.scoreboard import ROWS
 from reuseport.ipc.shared import WORD, SharedFile, mapped
-from reuseport.options.arguments import one_line
 
 ENTRIES = 8
 ENTRY_BYTES = 160
@@ -52,8 +52,8 @@ class Row:
     def add(self, number: int, name: str, tenant: str | None, started: float, asked: bool) -> None:
         at = _at(number)
         self._view[at // 8] = 0
-        called = str(name).encode(errors="replace")[:NAME_BYTES]
-        whose = b"" if tenant is None else str(tenant).encode(errors="replace")[:TENANT_BYTES]
+        called = name.encode(errors="replace")[:NAME_BYTES]
+        whose = b"" if tenant is None else tenant.encode(errors="replace")[:TENANT_BYTES]
         _FACTS.pack_into(self._bytes, at + 8, started, asked, tenant is not None, len(called), len(whose))
         self._bytes[at + _TEXT : at + _TEXT + len(called)] = called
         self._bytes[at + _TEXT + NAME_BYTES : at + _TEXT + NAME_BYTES + len(whose)] = whose
@@ -69,7 +69,7 @@ class Row:
         return Key(self._view[0], self._view[1]) if self._view[0] else None
 
     def entries(self) -> list[Entry]:
-        """Those that had not ended, oldest first."""
+        """Those that had not ended, oldest first. The worker can have written anything, so names are made printable."""
         return sorted(filter(None, map(self._entry, range(ENTRIES))), key=lambda entry: entry.started)
 
     def _entry(self, index: int) -> Entry | None:
@@ -79,11 +79,11 @@ class Row:
         started, asked, owned, long, wide = _FACTS.unpack_from(self._bytes, at + 8)
         called = bytes(self._bytes[at + _TEXT : at + _TEXT + min(long, NAME_BYTES)])
         whose = self._bytes[at + _TEXT + NAME_BYTES : at + _TEXT + NAME_BYTES + min(wide, TENANT_BYTES)]
-        tenant = _printable(whose) if owned else None
+        tenant = names.name(bytes(whose).decode(errors="replace")) if owned else None
         now = time.time()
         if not 0 <= started <= now + AHEAD:
             started = now
-        return Entry(self._view[at // 8], _printable(called), tenant, started, asked)
+        return Entry(self._view[at // 8], names.name(called.decode(errors="replace")), tenant, started, asked)
 
 
 class Begun:
@@ -119,10 +119,6 @@ def _row(index: int) -> int:
     if not 0 <= index < ROWS:
         raise IndexError(f"there are {ROWS} rows, not {index + 1}")
     return index * ROW_BYTES
-
-
-def _printable(text: bytes | memoryview) -> str:
-    return one_line(bytes(text).decode(errors="replace"))
 
 
 def _at(number: int) -> int:

@@ -20,26 +20,39 @@ from collections.abc import Callable, Mapping
 from posix import close
 from typing import Any
 
+from reuseport.ipc.messages import Group, Heard, Malformed
+
 VERSION = 1  # of the messages: they pass between a master and zygotes of other versions of this package
 
 PACKET = 65536  # bytes: the largest message
+TURN = 256  # messages that are received at once: a peer that sends without end must not keep its receiver
+BACKLOG = 1024  # connections that may wait to be accepted
 FDS = 64  # file descriptors in one message; the kernel takes at most 253 (SCM_MAX_FD)
 
 _FD_BYTES = array.array("i").itemsize
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
+_ROOM = _socket.CMSG_SPACE(FDS * _FD_BYTES) + _socket.CMSG_SPACE(_CREDENTIALS.size)  # bytes for what comes along
+_SO_PEERPIDFD = 77  # asm-generic/socket.h; Python has no name for it
 
 
 class ChannelError(Exception):
-    """The peer sent something that no version of this package sends."""
+    """A message has arrived without its file descriptors: this process has no room for them."""
 
 
 class Channel:
-    """One end. `closed` is true once the peer has gone."""
+    """One end. `closed` is true once the peer has gone, or has sent what ends the channel: then `fault` says what.
+
+    `sender` is the pid of the process that sent the message which was received last, as the kernel says it
+    (SCM_CREDENTIALS); 0 where the kernel was not asked.
+    """
 
     def __init__(self, sock: _socket.socket) -> None:
         self._sock = sock
         self._sock.setblocking(False)
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.closed = False
+        self.fault: Malformed | ChannelError | None = None
+        self.sender = 0
         self._send_flags = _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL
 
     def be_patient(self) -> None:
@@ -55,6 +68,23 @@ class Channel:
         credentials = self._sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
         pid, uid, _ = struct.unpack("3i", credentials)
         return pid, uid
+
+    def peer_pidfd(self) -> int | None:
+        """A pidfd of the process that connected, close-on-exec; None where the kernel has none (before Linux 6.5).
+
+        OSError where that process has been reaped, or no descriptors are left.
+        """
+        try:
+            return self._sock.getsockopt(_socket.SOL_SOCKET, _SO_PEERPIDFD)
+        except OSError as error:
+            if error.errno != errno.ENOPROTOOPT:
+                raise
+            return None
+
+    def ask_for_senders(self, asked: bool) -> None:
+        """Whether the kernel says who sends each message (SO_PASSCRED)."""
+        self._sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, asked)
+        self.sender = 0
 
     def send(self, type: str, fds: tuple[int, ...] = (), **fields: Any) -> None:
         """Send a message. The fds are only lent: a message that has to wait keeps copies of its own."""
@@ -90,14 +120,18 @@ class Channel:
             # The peer is gone. What it said before can still be read, and its end shows there.
         return True
 
-    def receive(self) -> list[tuple[dict[str, Any], list[int]]]:
-        """All messages that have arrived, with the fds that came along (close-on-exec). Sets `closed` at the end."""
-        messages: list[tuple[dict[str, Any], list[int]]] = []
+    def receive(self, group: Group, most: int = TURN) -> list[Heard]:
+        """The messages that have arrived, `most` at most, checked against their declarations, with their descriptors
+        (close-on-exec). `group`: what this peer can say.
+
+        A message that cannot be taken sets `fault` and `closed`. Those before it are returned, those behind it are not.
+        """
+        heard: list[Heard] = []
         reset = False
-        while not self.closed:
+        while not self.closed and len(heard) < most:
             try:
                 data, extra, flags, _ = self._sock.recvmsg(
-                    PACKET, _socket.CMSG_SPACE(FDS * _FD_BYTES), _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
+                    PACKET, _ROOM, _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
                 )
             except (BlockingIOError, InterruptedError):
                 break
@@ -106,19 +140,31 @@ class Channel:
                 # out what the peer itself had said.
                 self.closed, reset = reset, True
                 continue
-            fds = array.array("i")
-            for level, kind, payload in extra:
-                if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                    fds.frombytes(payload[: len(payload) - len(payload) % _FD_BYTES])
-            if not data:
+            fds = self._take_extra(extra)
+            if not data and not fds:
                 self.closed = True
                 break
-            if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
+            try:
+                if flags & _socket.MSG_CTRUNC:
+                    raise ChannelError("no file descriptors are left for those that a message brought")
+                if flags & _socket.MSG_TRUNC:
+                    raise Malformed(f"has more than {PACKET} bytes")
+                heard.append(Heard.of(data, fds, group))
+            except (ChannelError, Malformed) as error:
                 for fd in fds:
                     close(fd)
-                raise ChannelError("a message was cut short: too large, or no file descriptors were left to receive it")
-            messages.append((_decode(data), list(fds)))
-        return messages
+                self.closed, self.fault = True, error
+        return heard
+
+    def _take_extra(self, extra: list[tuple[int, int, bytes]]) -> list[int]:
+        """The descriptors that came with a message; notes its sender."""
+        fds = array.array("i")
+        for level, kind, payload in extra:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                fds.frombytes(payload[: len(payload) - len(payload) % _FD_BYTES])
+            elif level == _socket.SOL_SOCKET and kind == _socket.SCM_CREDENTIALS:
+                self.sender, _, _ = _CREDENTIALS.unpack(payload[: _CREDENTIALS.size])
+        return list(fds)
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the process goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
@@ -132,16 +178,6 @@ class Channel:
                 close(fd)
         self._unsent.clear()
         self._sock.close()
-
-
-def _decode(data: bytes) -> dict[str, Any]:
-    try:
-        message = json.loads(data)
-        if not isinstance(message, dict) or not isinstance(message["type"], str) or not isinstance(message["v"], int):
-            raise ValueError(message)
-    except (ValueError, KeyError) as error:
-        raise ChannelError(f"not a message: {data[:100]!r}") from error
-    return message
 
 
 def connect(path: str) -> Channel:
@@ -161,8 +197,14 @@ def listen(path: str) -> _socket.socket:
         os.unlink(path)
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK, 0)
     sock.bind(path)
-    sock.listen(1024)
+    _announce(sock)
+    sock.listen(BACKLOG)
     return sock
+
+
+def _announce(listener: _socket.socket) -> None:
+    """An accepted socket gets this option from its listener, so that no message comes without its sender."""
+    listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
 
 
 def inherited(left: Mapping[str, Any]) -> Channel:
@@ -174,7 +216,9 @@ def inherited(left: Mapping[str, Any]) -> Channel:
 
 def listening(fd: int) -> _socket.socket:
     """What `listen` has made, behind an exec."""
-    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
+    _announce(sock)
+    return sock
 
 
 def accept(listener: _socket.socket) -> Channel | None:

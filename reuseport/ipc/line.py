@@ -1,8 +1,10 @@
 """The line between a job's process and whoever asked for it: a stream socket through the door of their zygote.
 
 Each piece is its length (8 bytes), a letter and so many bytes. The asker sends a head (JSON) and the call (a pickle),
-and perhaps CANCEL; the job's process answers KNOWN as soon as its master, if there is one, knows of it, then PROGRESS
-(JSON), and at last VALUE or ERROR (pickles). Both ends are of one generation, and so of one version of everything.
+and perhaps CANCEL. The job's process answers TAKEN (its pid, JSON) when it has both, and KNOWN (likewise) as soon as
+its master, if there is one, knows of it. PROGRESS (JSON) follows, and at last VALUE or ERROR (pickles). A process that
+ends between TAKEN and KNOWN has lost the job; one that the master sends away says AGAIN before. Both ends are of one
+generation, and so of one version of everything.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import struct
 from typing import Any
 
 HEAD, CALL, CANCEL = b"h", b"c", b"x"
-KNOWN, PROGRESS, VALUE, ERROR = b"k", b"p", b"v", b"e"
+TAKEN, AGAIN, KNOWN, PROGRESS, VALUE, ERROR = b"t", b"a", b"k", b"p", b"v", b"e"
 
 _FORM = struct.Struct("!Qc")
 

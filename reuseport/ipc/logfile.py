@@ -17,7 +17,7 @@ import pwd
 import re
 import stat
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from posix import close
 
 MODE = 0o640
@@ -159,9 +159,9 @@ class Passed:
     def fds(self) -> Collection[int]:
         return self._fds.values()
 
-    def take(self, message: Mapping[str, Sequence[str]], fds: Sequence[int]) -> None:
+    def take(self, paths: Sequence[str], fds: Sequence[int]) -> None:
         """Keep what a "logs" message brought, in the place of what came before."""
-        for path, fd in zip(message["paths"], fds, strict=False):
+        for path, fd in zip(paths, fds, strict=True):
             if path in self._fds:
                 os.dup2(fd, self._fds[path], inheritable=False)  # the number stays, for a thread that opens it just now
                 close(fd)

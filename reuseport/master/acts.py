@@ -25,6 +25,8 @@ def _open_slots(master: Master, command: ev.OpenSlots) -> None:
     new, error = master.slots.open(command.count)
     if error:
         master.log.write("error", f"no more slots could be opened; the workers share those there are: {error}")
+    if new:
+        master.write_roster()  # before any process has them: the next master knows its slots by it
     master.switchboard.announce_slots(new)
     master.notifier.store(slot.socket for slot in master.slots.storable())
 
@@ -33,7 +35,8 @@ def _close_slots(master: Master, command: ev.CloseSlots) -> None:
     for process in master.processes.all():
         if process.key.number == ZYGOTE:
             master.switchboard.send(process.key, "let-go")  # it stays, for jobs, while anybody drains
-    master.slots.close()
+    for text in master.slots.close():
+        master.log.write("warning", text)
 
 
 SLOW_BOOT = 10.0  # seconds after which the log says that a generation is still booting

@@ -9,11 +9,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reuseport.core.model import Key, Release
+from reuseport.core.model import ZYGOTE, Key, Release
 from reuseport.ipc.begun import Begun
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.scoreboard import Scoreboard
-from reuseport.master.processes import EXITED, end, owner_of
+from reuseport.master import peers
+from reuseport.master.processes import EXITED, end
 from reuseport.master.roster import Remains
 from reuseport.master.slots import SlotError
 
@@ -32,7 +33,7 @@ def adopt(
     SlotError where slots do not come back, or an address is not to be had.
     """
     for pid in remains.strays:
-        end(pid)
+        end(pid, remains.starts[pid])
     clear_up(master.run_dir, {one.key for one in remains.adopted.survivors})
     # How they ended is known of this master's own children, which it has had before it became one.
     gone = {key: (ends.get(pid) or master.processes.how_ended(pid)) == EXITED for key, pid in remains.gone.items()}
@@ -41,11 +42,15 @@ def adopt(
     for one in remains.adopted.survivors:
         # A companion may be known: this master has forked it for the one that it takes over from.
         process = master.processes.get(one.key) or master.processes.expect(one.key, remains.rows[one.key])
-        master.processes.is_running(process, one.pid)
+        master.processes.is_running(process, one.pid, pidfd=peers.started_at(one.pid, remains.starts[one.pid]))
+        if not one.key.is_companion and one.key.number != ZYGOTE:
+            process.user = master.switchboard.foreign
     master.losses.of_the_dead(master.board, master.begun, {one.row for one in master.processes.all()})
     master.quarantine.of_the_dead({one.row for one in master.processes.all()})
     master.numbers.adopt({one.key.generation for one in remains.adopted.survivors})
+    master.slots.expect(remains.written)
     _await_slots(master, remains)
+    master.slots.expect_no_more()
     adopted = list(master.slots.slots)
     unwanted = [address for address in master.slots.addresses if not master.slots.is_wanted(address)]
     # A master that died while it stopped had let go of them; and the addresses may be others by now.
@@ -81,7 +86,7 @@ def clear_up(run_dir: RunDir, survivors: Collection[Key]) -> None:
 
     def lives(who: str) -> bool:
         number = who.partition(".j")[2]  # a job may have begun that no master has heard of
-        return who in known or (number != "" and owner_of(int(number)) is not None)
+        return who in known or (number != "" and peers.exists(int(number)))
 
     run_dir.clear_up(lives)
 

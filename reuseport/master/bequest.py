@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from reuseport.ipc.channel import Channel
+from reuseport.ipc.messages import Lock, Message, Queue, Slots, Yours
 from reuseport.master.roster import Remains
 from reuseport.master.scrape import ScrapedAt
+from reuseport.master.socketfile import Identity
 
 if TYPE_CHECKING:
     from reuseport.master.main import Master
@@ -32,7 +34,7 @@ def pass_descriptors(master: Master, channel: Channel) -> None:
     for key, lock in master.companions.locks.items():
         channel.send("lock", (lock,), generation=key.generation, number=key.number)
     if metrics := master.telling.estate(lambda fd: fd)["scrape"]:
-        channel.send("metrics", (metrics["socket"],), path=metrics["path"])
+        channel.send("metrics", (metrics["socket"],), path=metrics["path"], file=metrics["file"])
 
 
 def write_books(master: Master, of_companions: Mapping[str, Any], fd: int) -> None:
@@ -52,9 +54,10 @@ def write_books(master: Master, of_companions: Mapping[str, Any], fd: int) -> No
 @dataclass
 class Bequest:
     """What the other master gives. `masters` are the pids of the earlier ones that wait for their last process, and
-    `theirs` the addresses that belong to a socket unit. `books` is what it has counted and noted; `locks` are those of
-    exclusive companions, and `scraped_at` is where metrics are asked for. `ends`: how companions have ended, by pid,
-    which their parent alone has seen, and the other master may not have heard any more.
+    `theirs` the addresses that belong to a socket unit. `files` are those of unix sockets, by address. `books` is what
+    it has counted and noted; `locks` are those of exclusive companions, and `scraped_at` is where metrics are asked
+    for. `ends`: how companions have ended, by pid, which their parent alone has seen, and the other master may not have
+    heard any more.
 
     `bereaved`: it gives nothing, since it has died meanwhile; what it left is to be adopted, and this version released.
     """
@@ -63,6 +66,7 @@ class Bequest:
     bereaved: bool = False
     masters: list[int] = field(default_factory=list)
     theirs: list[str] = field(default_factory=list)
+    files: Mapping[str, Identity] = field(default_factory=dict)
     slots: list[tuple[str, int, bool, int]] = field(default_factory=list)  # address, index, shared, descriptor
     queues: list[tuple[int, list[int]]] = field(default_factory=list)  # generation, receiving and sending end
     locks: list[tuple[int, int, int]] = field(default_factory=list)  # a companion's key, and the descriptor
@@ -75,17 +79,18 @@ class Bequest:
     def addresses(self) -> list[str]:
         return list(dict.fromkeys(address for address, *_ in self.slots))
 
-    def take(self, message: Mapping[str, Any], fds: list[int]) -> None:
+    def take(self, message: Message, fds: list[int]) -> None:
         """What the other master has sent of it."""
-        if message["type"] == "slots":
-            self.slots += [(*name, fd) for name, fd in zip(message["slots"], fds, strict=True)]
-        elif message["type"] == "queue":
-            self.queues.append((int(message["generation"]), fds))
-        elif message["type"] == "lock":
-            self.locks.append((int(message["generation"]), int(message["number"]), fds[0]))
-        else:
-            self.masters[:0] = message["masters"]
-            self.theirs = message["theirs"]
+        if isinstance(message, Slots):
+            self.slots += [(*name, fd) for name, fd in zip(message.slots, fds, strict=True)]
+        elif isinstance(message, Queue):
+            self.queues.append((message.generation, fds))
+        elif isinstance(message, Lock):
+            self.locks.append((message.generation, message.number, fds[0]))
+        elif isinstance(message, Yours):
+            self.masters[:0] = message.masters
+            self.theirs = list(message.theirs)
+            self.files = message.files
             if fds:
                 with open(fds[0], encoding="utf-8") as books:
                     books.seek(0)
@@ -105,6 +110,7 @@ class Bequest:
         """
         for slot in self.slots:
             master.slots.adopt(*slot, theirs=slot[0] in self.theirs)
+        master.slots.own(self.files)
         with self._reading("companions"):
             master.companions.inherit({"locks": self.locks, **self.books.get("companions", {"outputs": ()})})
 

@@ -28,9 +28,9 @@ from reuseport.master.commands import WORDS, become, surroundings
 from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.output import Output
+from reuseport.master.peers import start_time
 from reuseport.master.processes import Process, Processes, end_session
 from reuseport.master.readiness import Readiness
-from reuseport.master.roster import start_time
 
 FOLLOW = 0.2  # seconds between two looks at what they print
 

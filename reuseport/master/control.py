@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from reuseport.ipc.messages import Malformed, Question, asked
 from reuseport.master.loop import READ, WRITE, Loop
 
 VERSION = 1
 QUESTION = 65536  # bytes: the longest
 UNREAD = 4 << 20  # bytes that a client may leave unread, but for the last answer
 
-Answer = Callable[["Client", dict[str, Any]], None]
+Answer = Callable[["Client", Question], None]
 
 
 class Client:
@@ -69,10 +70,8 @@ class Client:
             return
         self._in = rest
         try:
-            question = json.loads(line)
-            if not isinstance(question, dict) or not isinstance(question.get("do"), str):
-                raise ValueError("no 'do' in it")
-        except ValueError as error:
+            question = asked(line)
+        except Malformed as error:
             self.done(False, error=f"not a question that this master understands: {error}")
             return
         self.asked = True

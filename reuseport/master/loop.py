@@ -24,12 +24,14 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self._callbacks: dict[int, Callable[[], None]] = {}
+        self._resting: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self.on_error: Callable[[str], None] = sys.stderr.write  # gets the traceback of a callback that raised
 
     def watch(self, fd: int, callback: Callable[[], None], events: int = READ) -> None:
         """Call `callback` whenever the fd is ready. A second call for an fd changes what is watched for."""
+        self._resting.pop(fd, None)
         if fd in self._callbacks:
             self._epoll.modify(fd, events)
         else:
@@ -42,14 +44,23 @@ class Loop:
 
     def forget(self, fd: int) -> None:
         """Must come before the fd is closed: the kernel watches the open file, not its number (epoll(7), Q6)."""
+        self._resting.pop(fd, None)
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def rest(self, fd: int, seconds: float = NO_DESCRIPTORS) -> None:
         """Do not look at the fd for so long: what it is ready for cannot be had now."""
-        callback = self._callbacks[fd]
+        callback = self._callbacks.get(fd)
+        if callback is None:
+            return  # it rests already
         self.forget(fd)
-        self.later(seconds, lambda: self.watch(fd, callback))
+        self._resting[fd] = callback
+
+        def wake() -> None:
+            if self._resting.get(fd) is callback:
+                self.watch(fd, callback)
+
+        self.later(seconds, wake)
 
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), callback))

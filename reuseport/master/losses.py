@@ -11,19 +11,20 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from reuseport.core.model import Key
+from reuseport.core.model import FIRST_JOB, Key
 from reuseport.ipc.begun import Begun, Entry
+from reuseport.ipc.messages import JobLost
 from reuseport.ipc.scoreboard import JOBS, Scoreboard
 from reuseport.master import status
 from reuseport.master.processes import Process
 
 KEPT = 100  # jobs
+AT_DEATH = 10_000  # jobs of one worker that are counted: it can have written any number into the scoreboard
 REMEMBERED = 1000  # jobs whose processes have come
 SHOWN_FOR = 3600.0  # seconds
 COMING = 10.0  # seconds for a job's process to say hello, when who asked for it is dead
 WITHOUT_MASTER = "died while there was no master"
 UNKNOWN = "(name not known)"
-NAMELESS = 5000  # jobs without a name at one death: the worker wrote their count itself, and it can be any number
 
 Job = dict[str, Any]  # as its process tells of it
 
@@ -33,14 +34,14 @@ def jobs_at_death(told: Collection[Job], entries: Collection[Entry], count: int)
 
     `told` is what it has told of, `entries` what it has written down, `count` how many the scoreboard says. All that is
     written down was under way; so was what it has told of, as far as the count goes: its entries are others' by now,
-    or it is of a version that writes nothing down. Of what remains of the count not even the names are known; no more
-    than NAMELESS of them are returned.
+    or it is of a version that writes nothing down. Of what remains of the count not even the names are known.
     """
+    count = min(count, AT_DEATH)
     by_number = {job["number"]: job for job in told}
     lost = [by_number.pop(entry.number, None) or _job(entry) for entry in entries]
     others = sorted(by_number.values(), key=lambda job: float(job["started"]))
     more = max(0, count - len(lost))
-    nameless = [_nameless() for _ in range(min(more - len(others), NAMELESS))]
+    nameless = [_nameless() for _ in range(more - len(others))]
     return [*others[:more], *lost, *nameless], others[more:]
 
 
@@ -72,6 +73,7 @@ class Losses:
         self._jobs: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._asked: list[tuple[Process, str, Job]] = []  # jobs that are lost unless their processes come
         self._came: dict[tuple[int, float], None] = {}  # generation and beginning of those that have, oldest first
+        self._never: dict[tuple[int, float], None] = {}  # likewise, of those that no process has begun
 
     def of(self, process: Process, how: str, board: Scoreboard, begun: Begun) -> None:
         """A process has ended. What it has told is known by now, and its row is still its own."""
@@ -104,9 +106,22 @@ class Losses:
         if len(self._came) > REMEMBERED:
             del self._came[next(iter(self._came))]
 
+    def never_begun(self, key: Key, told: JobLost) -> None:
+        """A worker had asked for a process of the job's own, and none has begun it."""
+        if (key.generation, told.started) in self._came:
+            return  # that process has told of the job, so it is lost with it
+        self._never[key.generation, told.started] = None
+        if len(self._never) > REMEMBERED:
+            del self._never[next(iter(self._never))]
+        job = _nameless() | {"name": told.name, "tenant": told.tenant, "started": told.started, "where": "process"}
+        process = Process(Key(key.generation, FIRST_JOB + told.pid) if told.pid else key, told.pid)
+        self._log("error", self.add(process, told.why, job))
+
     def _note(self, process: Process, how: str, jobs: list[Job]) -> None:
         nameless = 0
         for job in jobs:
+            if (process.key.generation, job["started"]) in self._never:
+                continue  # who asked for it has told of that
             if not job.get("asked"):
                 text = self.add(process, how, job)
                 nameless += not job["number"]
@@ -145,8 +160,11 @@ class Losses:
         who = str(process.key)
         self._jobs.append({**facts, "at": time.time(), "worker": who, "pid": process.pid, "how": how + why})
         whose = f" of {job['tenant']}" if job["tenant"] else ""
-        who = f"its process {process.pid}" if job["where"] == "process" else f"worker {who}"
-        return f"job {job['name']!r}{whose} is lost, {shown['age']:.0f} s old: {who} {how}{why}"
+        if job["where"] == "process":
+            who = f"its process {process.pid}" if process.key.is_job else ""
+        else:
+            who = f"worker {who}"
+        return f"job {job['name']!r}{whose} is lost, {shown['age']:.0f} s old: {f'{who} {how}'.strip()}{why}"
 
     def rest(self) -> None:
         """Give up none that is waited for: another master may have been given it, to whom its process comes."""

@@ -25,6 +25,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.begun import Begun
 from reuseport.ipc.inflight import InFlight
 from reuseport.ipc.latencies import Latencies
+from reuseport.ipc.messages import OtherQuestion, Question
 from reuseport.ipc.rundir import RunDir, not_this
 from reuseport.ipc.scoreboard import Scoreboard
 from reuseport.ipc.title import set_title
@@ -48,7 +49,7 @@ from reuseport.master.quarantine import Quarantine
 from reuseport.master.questions import QUESTIONS, whole_status
 from reuseport.master.releases import Operator, Releases
 from reuseport.master.reload import Reload
-from reuseport.master.retirement import Predecessors, retire
+from reuseport.master.retirement import Predecessors, remove_pid_file, retire
 from reuseport.master.roster import Roster
 from reuseport.master.samples import Samples
 from reuseport.master.shared import Shared
@@ -97,7 +98,7 @@ class Master:
         log.on_blocked = lambda: self.loop.later(0.05, log.flush)
         self.losses = Losses(log.write, self.loop.later, self._on_job_lost, self._on_job_ended)
         self.notifier = Notifier(supervision, self.loop, log.write)
-        self.processes = Processes(self.loop, self._on_exit)
+        self.processes = Processes(self.loop, self._on_exit, log.write)
         self.shared = Shared(self.ids, self.processes, log.write)
         self.companions = Companions(self.run_dir, self.loop, self.processes, log, self.events.append)
         self.boot_logs = BootLogs(self.run_dir, self.loop, lambda: self.cluster, log.printed)
@@ -134,6 +135,7 @@ class Master:
             self._recipe_of,
             self._on_job_ended,
             self.log_files,
+            self.tally,
         )
         self.releases = Releases(
             settings, self.extra, history, self.processes, self.board, lambda: self.cluster, tell, log, self.tally
@@ -162,6 +164,7 @@ class Master:
         self.predecessors = Predecessors(self)
         self.succession = Succession(self)
         self.switchboard.on_job = self.losses.has_come
+        self.switchboard.on_lost = self.losses.never_begun
         self.switchboard.on_successor = self.succession.asked
 
     def run(self) -> int:
@@ -222,26 +225,28 @@ class Master:
         self.numbers.is_dead(process)
         self.tally.worker_ends(self.cluster, process.key)
         for file in (self.run_dir.stacks, self.run_dir.snapshot, self.run_dir.lines):
-            with contextlib.suppress(FileNotFoundError):
+            # The workers' user owns the directory, and may have put a directory of its own there.
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 os.unlink(file(str(process.key)))
         if process.key.number == ZYGOTE:
             self.shared.look(gone=process)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 os.unlink(self.run_dir.door(process.key.generation))
             # Whom it had been asked for and did not bring into the world will not come any more.
             for other in self.processes.all():
                 if other.key.generation == process.key.generation and not other.pid:
                     self.processes.forget(other.key)
 
-    def on_question(self, client: Client, question: dict[str, Any]) -> None:
-        answer = QUESTIONS.get(question["do"])
+    def on_question(self, client: Client, question: Question) -> None:
+        answer = QUESTIONS.get(type(question))
         if self.succession.paused:
             self.succession.hold(client, question)
-        elif question.get("server") not in (None, self.first.name):
+        elif question.server not in (None, self.first.name):
             # Another master may have come into this run directory since the client looked.
-            client.done(False, error=not_this(self.run_dir.path, self.first.name, question["server"]))
+            client.done(False, error=not_this(self.run_dir.path, self.first.name, question.server))
         elif answer is None:
-            client.done(False, error=f"this master ({__version__}) does not know {question['do']!r}")
+            known = question.named if isinstance(question, OtherQuestion) else question.kind
+            client.done(False, error=f"this master ({__version__}) does not know {known!r}")
         else:
             answer(self, client, question)
 
@@ -260,14 +265,14 @@ class Master:
             # Before anybody of a new generation accepts: its tenants must not go back.
             self.tenants.publish(self.cluster, self.releases.settings)
             if any(isinstance(command, WRITTEN_FIRST) for command in commands):
-                self._write_roster()
+                self.write_roster()
             for command in commands:
                 self._act(command)
             self.tenants.look(self.cluster)
         self.switchboard.forget_queues(n for n, g in self.cluster.generations.items() if g.state != STANDBY)
         self.companions.forget_all_but(self.cluster.generations)
         if self.exit_status is None:
-            self._write_roster()
+            self.write_roster()
         self._notify()
         self.progress.look(self.cluster, time.monotonic())
         self.succession.look()
@@ -279,10 +284,12 @@ class Master:
             # Out of descriptors or memory, or a defect: the deadlines of the core cover what has not been done.
             self.log.write("critical", f"could not {type(command).__name__}:\n{traceback.format_exc()}")
 
-    def _write_roster(self) -> None:
+    def write_roster(self) -> None:
         rows = {process.key: process.row for process in self.processes.all()}
+        starts = {process.pid: process.start for process in self.processes.all()}
+        slots = tuple((slot.address, slot.index) for slot in self.slots.slots)
         try:
-            self.roster.write(self.cluster, rows, tuple((slot.address, slot.index) for slot in self.slots.slots))
+            self.roster.write(self.cluster, rows, slots, starts=starts, written=self.slots.written())
         except OSError as error:
             if not self._roster_failed:
                 told = f"{self.run_dir.roster} cannot be written, so a next master could not adopt: {error.strerror}"
@@ -313,7 +320,7 @@ class Master:
     def go_on(self) -> None:
         """Another master had begun to take this one's place, and may have left its own traces."""
         self.switchboard.close()
-        self.switchboard.listen(self.listen())
+        self.switchboard.hellos.listen(self.listen())
         self.control.listen_again()
         self.roster = Roster(self.run_dir.roster, self.first.name)
         try:
@@ -418,17 +425,18 @@ class Master:
         self.releases.note("stopped")
         for client in list(self.control.clients.values()):
             client.done(True, text="the master has stopped")
-        self.telling.close(self.numbers.now())
+        said = [self.telling.close(self.numbers.now())]
         self.roster.remove()
         self.tenants.remove()
         self.control.close()
         self.switchboard.close()
-        self.slots.close()
+        for text in filter(None, said + self.slots.close()):
+            self.log.write("warning", text)
         self.boot_logs.remove()
         self.companions.forget_all_but(())
-        for path in (*self.run_dir.shared, self.run_dir.hello, self.run_dir.pid, self.first.pid):
-            if path:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+        for path in (*self.run_dir.shared, self.run_dir.hello, self.run_dir.pid):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        remove_pid_file(self.first.pid)
         self.notifier.close()
         self.log.flush()

@@ -18,6 +18,7 @@ from reuseport.core.model import DRAINING, STAFFED
 from reuseport.ipc import scoreboard
 from reuseport.ipc.latencies import BOUNDS, BUCKETS
 from reuseport.master.figures import COUNTERS, NANOSECONDS, Figures, Look
+from reuseport.master.hellos import REASONS as REFUSALS
 from reuseport.master.tally import CRASHED, OTHER, REASONS, RELEASE_BOUNDS, Tally
 
 COUNTER, GAUGE, HISTOGRAM, INFO = "counter", "gauge", "histogram", "info"
@@ -302,6 +303,17 @@ METRICS: tuple[Metric, ...] = (
         "reuseport_jobs_ended_total", COUNTER, ("outcome",),
         "Jobs that have ended, or were lost with their process, since the master began.",
         _words(("ended", "lost"), lambda tally: tally.jobs),
+    ),
+    Metric(
+        "reuseport_hello_connections", GAUGE, (),
+        "Connections to hello.sock that wait for their first message. Zygotes, workers and jobs' processes send it at "
+        "once.", _single(lambda f: f.status["master"].get("unidentified")),
+    ),
+    Metric(
+        "reuseport_hello_refused_total", COUNTER, ("reason",),
+        "Connections to hello.sock that the master has closed before it knew the process. user: of another user; "
+        "crowd: too many waited; silent: no message in time; malformed: the message was none; impostor: it was not "
+        "from the process that had connected, or not about it.", _words(REFUSALS, lambda tally: tally.hellos),
     ),
     Metric(
         "reuseport_companions", GAUGE, ("generation", "companion", "state"),

@@ -21,10 +21,11 @@ from typing import Any
 
 from reuseport import startup
 from reuseport.core.model import Key
+from reuseport.ipc import messages
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
-from reuseport.master import lending
+from reuseport.master import lending, peers
 from reuseport.master.bootlog import BootLog
 from reuseport.master.loop import Loop
 
@@ -51,11 +52,15 @@ class Process:
     pidfd: int = -1
     channel: Channel | None = None
     row: int = -1
+    start: int = 0  # see `peers.start_time`
+    user: int | None = None  # the only user that it may run as when it is sent a signal; None for any
     started: float = 0.0  # monotonic seconds
     clean: bool = False  # it has exited with status 0, as far as is known
     holds_shared: bool | None = None  # a zygote has opened what workers map; False: by name, and as their user
     takes_logs: bool = False  # it wants the log files from the master; one of an earlier version opens them itself
     dismissed: bool = False  # the master has told it to end, or ended it
+    malformed: bool = False  # it was ended because of a malformed message
+    has_more_jobs: bool = False  # than are in `jobs`
     told: bool = False  # it is another master's child, which tells of its end
     asked_again: int = 0  # how often its exit status was not to be had yet
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
@@ -110,11 +115,11 @@ def spawn_zygote(
         )
 
 
-def end(pid: int, within: float = 2.0) -> None:
-    """Kill a process that is nobody's and wait for its end: it may hold what is needed next."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
+def end(pid: int, start: int, within: float = 2.0) -> None:
+    """Kill a process that belongs to no generation, and wait for its end: it may hold a lock that is needed next.
+    `start` is its start time (`peers.start_time`); a process with another one is left alone."""
+    pidfd = peers.started_at(pid, start)
+    if pidfd == -1:
         return
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -139,31 +144,20 @@ def is_ending(pid: int) -> bool:
     return bool(int(fields[6]) & _PF_EXITING or int(fields[28]) & 1 << (signal.SIGKILL - 1))
 
 
-def owner_of(pid: int) -> int | None:
-    """The uid that a process runs as; None if there is none."""
-    try:
-        return os.stat(f"/proc/{pid}").st_uid
-    except FileNotFoundError:
-        return None
-
-
-def parent_of(pid: int) -> int:
-    """0 where there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-
-
 def end_session(leader: int) -> None:
     """SIGKILL to everybody in the session but its leader. Not by process group: RQ gives each job one of its own."""
     for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == leader:
+        pid = int(entry) if entry.isdigit() else leader
+        if pid == leader or peers.session_of(pid) != leader:
             continue
         with contextlib.suppress(OSError):  # it has gone meanwhile
-            if os.getsid(int(entry)) == leader:
-                os.kill(int(entry), signal.SIGKILL)
+            pidfd = os.pidfd_open(pid)
+            try:
+                # Only now is it certain which process is asked for its session.
+                if peers.session_of(pid) == leader and peers.pid_of(pidfd) == pid:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
 
 
 EXITED = "exited"  # with status 0
@@ -181,8 +175,14 @@ def in_words(info: Any) -> str:
 
 
 class Processes:
-    def __init__(self, loop: Loop, on_exit: Callable[[Process, str], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        on_exit: Callable[[Process, str], None],
+        log: Callable[[str, str], None] = lambda level, text: None,
+    ) -> None:
         self._loop = loop
+        self._log = log
         self._on_exit = on_exit
         self._by_key: dict[Key, Process] = {}
         self._resting = False
@@ -207,12 +207,16 @@ class Processes:
         self.is_running(process, pid)
         return process
 
-    def is_running(self, process: Process, pid: int, *, told: bool = False) -> None:
+    def is_running(self, process: Process, pid: int, *, told: bool = False, pidfd: int | None = None) -> None:
         """The process has this pid: watch for its exit. If it has gone already, that is reported now.
 
-        `told`: its parent, which is another master, tells of its exit, and knows how it was (`has_ended`).
+        `told`: its parent, which is another master, tells of its exit, and knows how it was (`has_ended`). `pidfd` is
+        the process's, and is this object's from now on; -1 means that the process has gone. Without it the pid must be
+        that of a child which has not been reaped.
         """
-        if process.pid == pid:
+        if process.pid == pid and (process.pidfd != -1 or pidfd is None or pidfd == -1):
+            if pidfd is not None and pidfd != -1:
+                os.close(pidfd)
             return
         if process.pidfd != -1:
             self._loop.forget(process.pidfd)
@@ -220,9 +224,17 @@ class Processes:
             process.pidfd = -1
         process.pid, process.told = pid, told
         process.started = time.monotonic()
-        with contextlib.suppress(ProcessLookupError):
-            process.pidfd = os.pidfd_open(pid)
+        if pidfd is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.pidfd = os.pidfd_open(pid)
+        else:
+            process.pidfd = pidfd
+        process.start = peers.start_time(pid) if process.pidfd != -1 else 0
         self._watch(process)
+
+    def known_as(self, pid: int) -> Process | None:
+        """The process with this pid, if it is one of these and has not ended."""
+        return next((p for p in self._by_key.values() if p.pid == pid and not peers.has_ended(p.pidfd)), None)
 
     def forget(self, key: Key) -> None:
         """It has never come to be, or is known to have gone."""
@@ -232,9 +244,16 @@ class Processes:
             os.close(process.pidfd)
 
     def signal(self, key: Key, number: int) -> bool:
-        """Send a signal, by pidfd: never to another process that got the same pid. False where there is nobody."""
+        """Send a signal, by pidfd: never to another process that got the same pid. False if it was not sent.
+
+        A worker that has executed a program with the set-user-ID bit runs as another user by now. It gets no signal:
+        its own user may not send it one, and must not make the master do so.
+        """
         process = self._by_key.get(key)
         if process is None or process.pidfd == -1:
+            return False
+        if process.user is not None and not peers.users_of(process.pid) <= {process.user}:
+            self._log("warning", f"{key} (process {process.pid}) runs as another user by now, and is sent no signal")
             return False
         try:
             signal.pidfd_send_signal(process.pidfd, number)
@@ -273,6 +292,8 @@ class Processes:
                     "pid": process.pid,
                     "pidfd": lend(process.pidfd),
                     "row": process.row,
+                    "start": process.start,
+                    "user": process.user,
                     "started": process.started,
                     "dismissed": process.dismissed,
                     "jobs": list(process.jobs.values()),
@@ -287,8 +308,10 @@ class Processes:
         for one in left["processes"]:
             process = self.expect(Key(*one["key"]), one["row"])
             process.pid, process.pidfd, process.started = one["pid"], one["pidfd"], one["started"]
-            process.jobs = {int(job["number"]): job for job in one["jobs"]}
+            process.jobs = {job["number"]: job for job in map(_job, one["jobs"]) if job is not None}
             process.packages = one.get("packages")
+            process.start = one["start"] if "start" in one else peers.start_time(process.pid)
+            process.user = one.get("user")
             process.dismissed = one.get("dismissed", False)
             if process.pid:
                 self._watch(process)
@@ -350,7 +373,7 @@ class Processes:
         how = self._exits.pop(process.pid, "")
         if process.pidfd != -1:
             self._loop.forget(process.pidfd)
-        if not how and process.asked_again < ASK_AGAIN and owner_of(process.pid) is not None:
+        if not how and process.asked_again < ASK_AGAIN and peers.exists(process.pid):
             # A worker can be dead before its first parent is, and is ours to wait for only after that.
             process.asked_again += 1
             self._loop.later(0.01, lambda: self._gone(process))
@@ -359,10 +382,20 @@ class Processes:
             os.close(process.pidfd)
             process.pidfd = -1
         process.clean = how == EXITED
+        if process.malformed:
+            how = "was killed because it sent a malformed message"
         try:
             self._on_exit(process, how or "has gone")
         finally:
             del self._by_key[process.key]
+
+
+def _job(left: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A job of which an earlier master has heard, None where that master's version let something else pass."""
+    try:
+        return vars(messages.Job.parse(left))
+    except messages.Malformed:
+        return None
 
 
 def high(fd: int) -> int:

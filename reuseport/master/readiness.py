@@ -21,8 +21,9 @@ from reuseport.core.model import COMMAND, LINE, NOTIFY, TIMER, Key
 from reuseport.ipc.rundir import RunDir
 from reuseport.master.commands import Surroundings
 from reuseport.master.loop import Loop
+from reuseport.master.peers import parent_of
 from reuseport.master.probes import Probe
-from reuseport.master.processes import Processes, parent_of
+from reuseport.master.processes import Processes
 from reuseport.options.arguments import one_line
 
 DATAGRAM = 4096  # bytes: the largest notification, as systemd's (NOTIFY_BUFFER_MAX)

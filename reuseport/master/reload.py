@@ -19,6 +19,7 @@ from typing import Any
 from reuseport.master.inotify import IGNORED, OVERFLOW, Inotify
 from reuseport.master.loop import Loop
 
+DIRECTORIES = 4096  # that are watched at most: processes name them, and may name any number
 QUIET = 0.15  # seconds without a change until the release
 
 Stamps = Mapping[str, tuple[int, ...]]
@@ -56,7 +57,7 @@ class Reload:
     def watch(self, directory: str) -> None:
         """Somebody has imported from there."""
         path = os.path.realpath(directory)
-        if path not in self._code:
+        if path not in self._code and len(self._code) < DIRECTORIES:
             self._code.add(path)
             self._known[path] = self._see(path)
 

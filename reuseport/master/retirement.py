@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reuseport.ipc.title import set_title
-from reuseport.master.processes import Process, parent_of
+from reuseport.master.peers import parent_of
+from reuseport.master.processes import Process
 from reuseport.master.signals import MEANINGS
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def retire(master: Master, heir: int) -> int:
     master.telling.leave(keep_path=master.succession.metrics_go_on)
     if master.reload is not None:
         master.reload.close()
-    _remove_pid_file(master.first.pid)
+    remove_pid_file(master.first.pid)
     master.notifier.retire(f"{superseded}; waits for its last processes to end")
     set_title(f"reuseport: master [{master.first.name}] {superseded}")
     _wait(master, superseded)
@@ -112,9 +113,9 @@ def _wait(master: Master, superseded: str) -> None:
     master.log.write("info", "its last process has ended: leaving")
 
 
-def _remove_pid_file(path: str) -> None:
-    """Unless the other master has written its own pid there."""
+def remove_pid_file(path: str) -> None:
+    """Remove the file of --pid, unless another master has written its own pid there."""
     if path:
         with contextlib.suppress(FileNotFoundError):
-            if Path(path).read_text().strip() == str(os.getpid()):
+            if Path(path).read_bytes().strip() == str(os.getpid()).encode():
                 os.unlink(path)

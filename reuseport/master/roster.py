@@ -13,7 +13,8 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from reuseport.core.events import Adopted, Survivor
@@ -33,6 +34,8 @@ from reuseport.core.model import (
 from reuseport.core.record import release_of
 from reuseport.ipc.rundir import RunDirError, not_this
 from reuseport.master import files
+from reuseport.master.listening import Written
+from reuseport.master.peers import start_time
 from reuseport.options import Settings
 from reuseport.options.identity import is_stranger
 
@@ -51,6 +54,8 @@ class Remains:
     strays: tuple[int, ...]
     gone: Mapping[Key, int]
     name: str = ""  # what that master was called, where it has written it down
+    starts: Mapping[int, int] = field(default_factory=dict)  # of those that live, by pid (`peers.start_time`)
+    written: Written = field(default_factory=Written)  # the sockets of `slots`
 
     def at_odds(self, settings: Settings, ids: tuple[int, int] | None) -> str:
         """Why a master with these settings cannot have those who survive; "" if it can. `ids` are the workers' own.
@@ -83,8 +88,18 @@ class Roster:
         self._name = name
         self._written: Any = None
 
-    def write(self, cluster: Cluster, rows: Mapping[Key, int], slots: tuple[tuple[str, int], ...]) -> None:
-        """Write down who there is, if that has changed."""
+    def write(
+        self,
+        cluster: Cluster,
+        rows: Mapping[Key, int],
+        slots: tuple[tuple[str, int], ...],
+        *,
+        starts: Mapping[int, int] = MappingProxyType({}),
+        written: Written | None = None,
+    ) -> None:
+        """Write down who there is, if that has changed. `starts` are the start times of the processes that the
+        master knows by pidfd, by pid."""
+        sockets = (written or Written(dict.fromkeys(slots, 0))).to_json()
         generations = [g.on_record for g in cluster.generations.values()]
         people = [
             (g.number, number, pid, state, place, rows.get(Key(g.number, number), -1))
@@ -95,7 +110,8 @@ class Roster:
         forked = {g.number: g.forked for g in generations}
         ended = [(g.number, n) for g in generations for n, c in g.companions.items() if c.state == ENDED]
         failed = [(g.number, n) for g in generations for n, c in g.companions.items() if c.failed]
-        now = (people, forked, [(g.wanted, g.release.canary) for g in generations], ended, failed, cluster.last, slots)
+        wanted = [(g.wanted, g.release.canary) for g in generations]
+        now = (people, forked, wanted, ended, failed, cluster.last, slots, sockets)
         if now == self._written:
             return
         data = {
@@ -106,10 +122,11 @@ class Roster:
             "ended": ended,
             "failed": failed,
             "slots": slots,
+            **sockets,
             "releases": {g.number: asdict(g.release) for g in generations},
             "processes": [
                 dict(zip(("generation", "number", "pid", "state", "place", "row"), one, strict=True))
-                | {"start": start_time(one[2])}
+                | {"start": starts[one[2]] if one[2] in starts else start_time(one[2])}
                 for one in people
             ],
         }
@@ -147,13 +164,15 @@ class Roster:
     @staticmethod
     def _remains(data: Mapping[str, Any]) -> Remains | None:
         releases = {int(n): release_of(r) for n, r in data["releases"].items()}
-        survivors, rows, strays, gone = [], {}, [], {}
+        survivors, rows, strays, gone, starts = [], {}, [], {}, {}
         for p in data["processes"]:
             key = Key(p["generation"], p["number"])
             if not p["start"] or start_time(p["pid"]) != p["start"]:
                 if key.is_companion and p["state"] in (YOUTH, RUNNING):
                     gone[key] = p["pid"]
-            elif key.is_companion or p["state"] in (ACCEPTING, ATTENDING, LEAVING, TOLD, WORKING, "loaded"):
+                continue
+            starts[p["pid"]] = p["start"]
+            if key.is_companion or p["state"] in (ACCEPTING, ATTENDING, LEAVING, TOLD, WORKING, "loaded"):
                 survivors.append(Survivor(key, p["pid"], releases[key.generation], p["state"], p["place"]))
                 rows[key] = p["row"]
             else:
@@ -165,6 +184,11 @@ class Roster:
         ended, failed = (tuple(Key(*key) for key in data.get(word, ())) for word in ("ended", "failed"))
         # Nobody who survives has the slots that only strays held; they are bound anew. A companion never had any.
         held = any(not one.key.is_companion for one in survivors)
+        cookies = dict.fromkeys(slots, 0)
+        for address, index, cookie in data.get("cookies", ()):
+            if (address, index) in cookies:
+                cookies[address, index] = int(cookie)
+        files = {str(address): (int(device), int(inode)) for address, (device, inode) in data.get("files", {}).items()}
         return Remains(
             Adopted(tuple(survivors), data["last"], 0, forked, ended=ended, failed=failed),
             rows,
@@ -172,6 +196,8 @@ class Roster:
             tuple(strays),
             gone,
             str(data.get("name", "")),
+            starts,
+            Written(cookies, files) if held else Written(),
         )
 
 
@@ -182,12 +208,3 @@ def _people(g: Any) -> list[tuple[int, int, str, int]]:
         people.append((ZYGOTE, g.zygote.pid, "loaded" if g.zygote.loaded else "loading", 0))
     return people
 
-
-def start_time(pid: int) -> int:
-    """When the process started, in clock ticks since boot; 0 if there is none, or only its zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return 0 if fields[0] == b"Z" else int(fields[19])

@@ -7,15 +7,14 @@ answer, its request may be so long, and when there are too many of them the olde
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
-import stat
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from reuseport.master.loop import READ, WRITE, Loop
+from reuseport.master.socketfile import SocketFile, bind
 from reuseport.options import OptionError, parse_address
 
 CLIENTS = 16
@@ -84,17 +83,22 @@ class Client:
             self._server.clients.remove(self)
 
 
-ScrapedAt = tuple[socket.socket, str]  # the listening socket, and its path if it has one
+class ScrapedAt(NamedTuple):
+    """Where metrics are asked for. `path` is that of a unix socket; `file` is what this master removes."""
+
+    listener: socket.socket
+    path: str = ""
+    file: SocketFile | None = None
 
 
 class Scrape:
-    """Answers whoever comes to the listening socket; `path` is a unix socket's, removed at the end."""
+    """Answers the clients of the listening socket."""
 
-    def __init__(self, listening: socket.socket, path: str, loop: Loop, answer: Answer) -> None:
+    def __init__(self, at: ScrapedAt, loop: Loop, answer: Answer) -> None:
         self.loop = loop
         self.answer = answer
         self.clients: list[Client] = []  # oldest first
-        self._socket, self._path = listening, path
+        self._socket, self._path, self._file = at
         self._socket.setblocking(False)
         self.go_on()
 
@@ -109,7 +113,8 @@ class Scrape:
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec."""
         clients = [client.estate(lend) for client in self.clients]
-        return {"socket": lend(self._socket.fileno()), "path": self._path, "clients": clients}
+        file = self._file.identity if self._file else None
+        return {"socket": lend(self._socket.fileno()), "path": self._path, "file": file, "clients": clients}
 
     def inherit(self, left: Mapping[str, Any]) -> None:
         for one in left["clients"]:
@@ -128,14 +133,18 @@ class Scrape:
         while self.clients and self.clients[0].deadline <= now:
             self.clients[0].close()
 
-    def close(self, *, keep_path: bool = False) -> None:
+    def close(self, *, keep_path: bool = False) -> str:
+        """Stop answering. Returns why the socket's file could not be removed; "" if it was removed, or is to stay."""
         while self.clients:
             self.clients[0].close()
+        said = ""
+        if self._file is not None and keep_path:
+            self._file.close()
+        elif self._file is not None:
+            said = self._file.remove()
         self.loop.forget(self._socket.fileno())
         self._socket.close()
-        if self._path and not keep_path:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+        return said
 
     def _accept(self) -> None:
         try:
@@ -184,39 +193,38 @@ def response(
     return head.encode() + (b"" if silent else body)
 
 
+def inherited(fd: int, path: str, identity: Iterable[int] | None) -> ScrapedAt:
+    """What another master has listened at. `identity` is its file's, if that is known."""
+    file = None
+    if identity is not None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # without its directory it needs no remover
+            file = SocketFile(path, identity)
+    return ScrapedAt(socket.socket(fileno=fd), path, file)
+
+
 def listen(address: str, where: str, umask: int) -> ScrapedAt:
-    """The socket for an address, which the option `where` has said, and its path if it has one. OptionError."""
+    """The socket for an address, which the option `where` has said. OptionError."""
     parsed = parse_address(address)
     shown = address.removeprefix("tcp:")
     try:
         if parsed.path:
-            return _listen_unix(parsed.path, umask), parsed.path
+            return _listen_unix(parsed.path, umask)
         found = socket.getaddrinfo(parsed.host, parsed.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, at = found[0]
-        return socket.create_server(at[:2], family=family, backlog=CLIENTS), ""
+        return ScrapedAt(socket.create_server(at[:2], family=family, backlog=CLIENTS))
     except socket.gaierror as error:
         raise OptionError(f"{where}: {shown}: {error.strerror}") from None
     except OSError as error:
         raise OptionError(f"{where}: cannot listen on {shown}: {(os.strerror(error.errno or 0)).lower()}") from None
 
 
-def _listen_unix(path: str, umask: int) -> socket.socket:
+def _listen_unix(path: str, umask: int) -> ScrapedAt:
     """OSError, also where somebody listens there, or where something else lies there."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise OSError(errno.EEXIST, "")
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(path) == 0:
-                raise OSError(errno.EADDRINUSE, "")
-        os.unlink(path)
     sock = socket.socket(socket.AF_UNIX)
-    before = os.umask(umask)
     try:
-        sock.bind(path)
+        file = bind(sock, path, umask)
         sock.listen(CLIENTS)
     except OSError:
         sock.close()
         raise
-    finally:
-        os.umask(before)
-    return sock
+    return ScrapedAt(sock, path, file)

@@ -3,6 +3,10 @@
 The kernel's queues belong to slots. Closing a SO_REUSEPORT listener resets every connection that waits in its queue,
 so as long as the master holds it, no worker's end loses one. A socket that a supervisor passed is the first slot of its
 address; others are opened beside it.
+
+A process may hand a slot back to a master that adopts. The master takes it only if an earlier master has written down
+this very socket (SO_COOKIE) under this name. That master may have died before it could write; so a socket also counts
+that root or this user has opened, and that listens at an address which is written down or wanted.
 """
 
 from __future__ import annotations
@@ -11,13 +15,16 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from reuseport.master import socketfile
 from reuseport.master.in_use import who
+from reuseport.master.listening import Written, cookie_of, family_of, name_of
+from reuseport.master.socketfile import Identity, NoSocket, SocketFile
 from reuseport.options import Address, parse_address
 
 HINTS = {
@@ -25,7 +32,6 @@ HINTS = {
     "CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start",
     errno.EADDRNOTAVAIL: "; no interface of this machine has that address",
 }
-
 
 class SlotError(Exception):
     """An address cannot be had; the message names it."""
@@ -50,6 +56,11 @@ class Slot:
         info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
         waiting, limit = struct.unpack_from("2I", info, 24)
         return waiting, limit
+
+    @cached_property
+    def cookie(self) -> int:
+        """The number by which the kernel knows this socket and no other, whatever descriptor leads to it."""
+        return cookie_of(self.socket)
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,8 @@ class Slots:
         self._beside = beside
         self._silent = beside
         self.slots: list[Slot] = []
+        self._awaited: Mapping[tuple[str, int], int] | None = None  # slots that processes may hand back, and cookies
+        self._files: dict[str, SocketFile] = {}  # of the unix sockets that a master has bound, by address
         self._bound: list[tuple[Address, str, tuple[object, ...]]] = []  # the address, its name, what to bind to
 
     @property
@@ -122,7 +135,7 @@ class Slots:
         return sorted(self._theirs)
 
     def adopt(self, address: str, index: int, shared: bool, fd: int, *, theirs: bool = False) -> None:
-        """Take over the slot that an earlier master opened, from a process that has it. A second copy is closed."""
+        """Take over the slot that an earlier master opened. The caller knows whose it is. A second copy is closed."""
         if theirs:
             self._theirs.add(address)
         if any(slot.address == address and slot.index == index for slot in self.slots):
@@ -134,16 +147,68 @@ class Slots:
             self._bound.append((parse_address(address), address, where if isinstance(where, tuple) else (where,)))
         self.slots.append(Slot(address, index, shared, sock))
 
+    def expect(self, written: Written) -> None:
+        """An earlier master has died, which had these slots: its processes may hand them back by `offered`."""
+        self._awaited = written.cookies
+        self.own(written.files)
+
+    def expect_no_more(self) -> None:
+        """From now on `offered` takes nothing."""
+        self._awaited = None
+
+    def expects(self, address: object, index: object) -> bool:
+        """Whether this slot was written down, may be handed back, and has not been yet."""
+        awaited = self._awaited is not None and (address, index) in self._awaited
+        return awaited and all((s.address, s.index) != (address, index) for s in self.slots)
+
+    def offered(self, address: object, index: object, fd: int) -> None:
+        """Take a slot back from a process, if it is what an earlier master has written down, and close any other."""
+        if isinstance(address, str) and isinstance(index, int) and self._may_be_at(address):
+            assert self._awaited is not None
+            cookie = self._awaited.get((address, index), 0)
+            taken = {slot.cookie for slot in self.slots} | set(self._awaited.values())
+            family = family_of(fd, address, cookie, taken)
+            if family is not None:
+                self.adopt(address, index, family == socket.AF_UNIX, fd)
+                return
+        os.close(fd)
+
+    def _may_be_at(self, address: str) -> bool:
+        """Whether an earlier master can have had a slot there."""
+        if self._awaited is None:
+            return False
+        if any(address == known for known, _ in self._awaited):
+            return True
+        try:
+            return self.is_wanted(address)
+        except ValueError:
+            return False
+
+    def written(self) -> Written:
+        """What the next master must know of them."""
+        cookies = {(slot.address, slot.index): slot.cookie for slot in self.slots}
+        return Written(cookies, {address: file.identity for address, file in self._files.items()})
+
+    def own(self, files: Mapping[str, Identity]) -> None:
+        """The files of unix sockets that an earlier master has bound: this one removes them."""
+        for address, identity in files.items():
+            if address not in self._files:
+                # A file whose directory has gone needs no remover.
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    self._files[address] = SocketFile(address.removeprefix("unix:"), identity)
+
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
         slots = [(slot.address, slot.index, slot.shared, lend(slot.socket.fileno())) for slot in self.slots]
-        return {"slots": slots, "theirs": self.theirs, "silent": self._silent}
+        files = {address: file.identity for address, file in self._files.items()}
+        return {"slots": slots, "theirs": self.theirs, "silent": self._silent, "files": files}
 
     def inherit(self, left: Mapping[str, Any]) -> None:
         for address, index, shared, fd in left["slots"]:
             self.adopt(address, index, shared, fd)
         self._theirs = set(left["theirs"])
         self._silent = left.get("silent", False)
+        self.own(left.get("files", {}))
 
     def listen(self) -> None:
         """Somebody will accept: from now on clients may come. Only where that was not so from the start."""
@@ -201,32 +266,41 @@ class Slots:
         """Close them here only: another master has them, and with them the paths."""
         for slot in self.slots:
             slot.socket.close()
+        for file in self._files.values():
+            file.close()
         self.slots.clear()
         self._bound.clear()
+        self._files.clear()
 
-    def close(self) -> None:
-        self._close(0, 0)
+    def close(self) -> list[str]:
+        """Close them all. Returns what is to be said of files that could not be removed."""
+        self._awaited = None
+        said = self._close(0, 0)
+        for file in self._files.values():
+            file.close()  # an earlier master's, whose socket has not come back
+        self._files.clear()
+        return said
 
-    def _close(self, slots: int, bound: int) -> None:
+    def _close(self, slots: int, bound: int) -> list[str]:
         """Close all but the first so many. Those that were adopted are still somebody's, and so are their paths."""
+        names = {name for _, name, _ in self._bound[bound:]}
+        # The files first: as long as the socket is open, the kernel gives its inode to no other file.
+        said = [self._files.pop(name).remove() for name in names & self._files.keys()]
         for slot in self.slots[slots:]:
             slot.socket.close()
-        for address, name, _ in self._bound[bound:]:
-            if address.family == "unix" and name not in self._theirs:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(address.path)
         del self.slots[slots:], self._bound[bound:]
+        return [one for one in said if one]
 
     def _bind_inet(self, address: Address) -> None:
         name, family, where = _find(address)
         address = address._replace(family="inet6" if family == socket.AF_INET6 else "inet")
-        if self._claim(_name_of(where)):
+        if self._claim(name_of(where)):
             return
         if not self._beside:
             _look(name, family, where)
         first = self._listener(address, where, name)
         where = first.getsockname()
-        name = _name_of(where)
+        name = name_of(where)
         self._bound.append((address, name, where))
         self.slots.append(Slot(name, 0, False, first))
 
@@ -260,25 +334,21 @@ class Slots:
             return
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            if os.path.lexists(path):
-                if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                    raise SlotError(f"--bind: {name}: the path exists and is not a socket")
-                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                    if probe.connect_ex(path) == 0:
-                        raise SlotError(f"--bind: {name} is in use by another server")
-                os.unlink(path)
-            before = os.umask(self._umask)
+            file = socketfile.bind(sock, path, self._umask)
             try:
-                sock.bind(path)
-            finally:
-                os.umask(before)
-            sock.listen(self._backlog)
+                sock.listen(self._backlog)
+            except OSError:
+                file.remove()
+                raise
+        except NoSocket as error:
+            sock.close()
+            raise SlotError(f"--bind: {name}: {error.strerror}") from None
         except OSError as error:
             sock.close()
             raise SlotError(_why(name, error)) from None
-        except SlotError:
-            sock.close()
-            raise
+        if name in self._files:
+            self._files[name].close()  # of an earlier master, whose processes have not handed it back
+        self._files[name] = file
         self._bound.append((address, name, (path,)))
         self.slots.append(Slot(name, 0, True, sock))
 
@@ -332,7 +402,7 @@ def names_of(addresses: Iterable[str]) -> list[str]:
     It may ask a name server, and so wait.
     """
     parsed = [parse_address(one) for one in addresses]
-    return [f"unix:{one.path}" if one.family == "unix" else _name_of(_find(one)[2]) for one in parsed]
+    return [f"unix:{one.path}" if one.family == "unix" else name_of(_find(one)[2]) for one in parsed]
 
 
 def may_be(name: str, bound: str) -> bool:
@@ -363,10 +433,6 @@ def _look(name: str, family: socket.AddressFamily, where: tuple[object, ...]) ->
                 probe.listen(1)
         except OSError as error:
             raise SlotError(_why(name, error)) from None
-
-
-def _name_of(where: tuple[object, ...]) -> str:
-    return f"[{where[0]}]:{where[1]}" if len(where) == 4 else f"{where[0]}:{where[1]}"
 
 
 def _is_same_path(one: str, other: str) -> bool:

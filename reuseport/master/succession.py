@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING, Any
 from reuseport.core import events as ev
 from reuseport.core import record
 from reuseport.core.model import BOOTING, SERVING, SUPERSEDED, ZYGOTE, Asker, Key, Release
-from reuseport.ipc import channel as channels
+from reuseport.ipc import messages
 from reuseport.ipc.channel import PACKET, Channel
+from reuseport.ipc.messages import Message, Question, TakeOver
 from reuseport.ipc.rundir import RunDirError, not_this
 from reuseport.master import bequest
 from reuseport.master.control import Client
 from reuseport.master.loop import READ, WRITE
+from reuseport.master.peers import NotOurs, Peer, child_of
+from reuseport.master.processes import Process
 from reuseport.options import Settings
 from reuseport.options.identity import is_stranger
 from reuseport.version import __version__
@@ -59,9 +62,9 @@ class Succession:
         self._due = False
         self._last: dict[str, Any] | None = None
         self._pid = 0
-        self._pidfd = -1  # the successor's, while it is waited for
+        self._pidfd = -1  # the successor's
         self._left: dict[str, Any] = {}  # of the companions, for it or for another try of this one
-        self._held: list[tuple[Client, dict[str, Any]]] = []  # questions for whoever will be the master
+        self._held: list[tuple[Client, Question]] = []  # questions for whoever will be the master
         self.paused = False
         self.heir = 0
         self.metrics_go_on = True  # the successor answers where this master has
@@ -83,14 +86,19 @@ class Succession:
 
     # --- a master comes -----------------------------------------------------------------------------------------------
 
-    def asked(self, channel: Channel, question: Mapping[str, Any]) -> None:
+    def asked(self, channel: Channel, peer: Peer, question: TakeOver) -> None:
         """Another master, of the same user, wants to take over."""
-        pid, _ = channel.peer()
-        who = f"master {pid} (reuseport {question.get('version', 'unknown')})"
+        pid = peer.pid
+        who = f"master {pid} (reuseport {question.version})"
         self._master.log.write("info", f"{who} asks to take over")
-        objection = self._objection(pid, question)
-        release = Release() if objection else record.release_of(question["release"])  # as another version puts it
-        objection = objection or self._at_odds(release, question)
+        objection = self._objection(peer, question)
+        release = Release()
+        if not objection:
+            try:
+                release = record.release_of(question.release)  # as another version puts it
+                objection = self._at_odds(release, question)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                objection = f"its release cannot be read here ({type(error).__name__}: {error})"
         # A rollback loads the old version anew: a copy of its zygote would be this master's child, and keep it here.
         release = replace(release, standby=0.0, canary=None)
         if refusal := self._master.releases.begin_for_another(
@@ -98,18 +106,22 @@ class Succession:
         ):
             _refuse(channel, refusal)
             channel.close()
+            peer.close()
             return
+        self._pidfd = peer.pidfd
         self._channel, self._pid, self._who, self._recipe, self._number = channel, pid, who, release.recipe, 0
         self._last = {"pid": pid, "at": time.time(), "outcome": "under way", "error": ""}
         self._say("accepted", version=__version__, metrics=self._master.telling.address)
 
-    def _objection(self, pid: int, question: Mapping[str, Any]) -> str:
+    def _objection(self, peer: Peer, question: TakeOver) -> str:
         cluster = self._master.cluster
-        if question.get("protocol") != PROTOCOL:
+        if question.protocol != PROTOCOL:
             mine = f"master {os.getpid()} (reuseport {__version__})"
-            return f"{mine} takes part in takeovers of protocol {PROTOCOL}, not {question.get('protocol')}"
-        if pid <= 0:
+            return f"{mine} takes part in takeovers of protocol {PROTOCOL}, not {question.protocol}"
+        if peer.pid <= 0:
             return "the two masters do not see each other's processes: they run in different pid namespaces"
+        if peer.pidfd == -1:
+            return f"master {peer.pid} has ended"
         if self._channel is not None:
             return f"{self._who} is taking over already"
         if cluster.leaving:
@@ -120,12 +132,12 @@ class Succession:
             return "nothing serves yet: there is nothing to take over"
         return ""
 
-    def _at_odds(self, release: Release, question: Mapping[str, Any]) -> str:
+    def _at_odds(self, release: Release, question: TakeOver) -> str:
         """What the successor's options may not change, since both versions live by it."""
         theirs, mine = Settings.from_json(release.recipe["settings"]), self._master.first
         if is_stranger(theirs, mine.name):
             return not_this(self._master.run_dir.path, mine.name, theirs.name)
-        if question["addresses"] is not None and (why := self._master.slots.differ_from(question["addresses"])):
+        if question.addresses is not None and (why := self._master.slots.differ_from(list(question.addresses))):
             return f"--bind: {why}: other addresses need a new start"
         for name in SHARED:
             if getattr(theirs, name) != getattr(mine, name):
@@ -184,40 +196,48 @@ class Succession:
         g = self._master.cluster.generations.get(key.generation)
         return self._channel is not None and g is not None and g.release.recipe is self._recipe
 
-    def _on_message(self, message: Mapping[str, Any]) -> None:
-        if message["type"] == "started" and self._awaited is not None:
+    def _on_message(self, message: Message) -> None:
+        if isinstance(message, messages.Started) and self._awaited is not None:
             key, self._awaited = self._awaited, None
-            if error := str(message.get("error", "")):
+            if message.error or not message.pid:
                 self._master.processes.forget(key)
-                self._master.events.append(ev.Started(key, error=error))
+                self._master.events.append(ev.Started(key, error=message.error or f"{self._who} has started nothing"))
                 return
             process = self._master.processes.get(key) or self._master.processes.expect(key)
-            self._master.processes.is_running(process, int(message["pid"]))
-            self._master.events.append(ev.Started(key, process.pid))
-        elif message["type"] == "launched":
-            self._on_launched(Key(int(message["generation"]), int(message["number"])), message)
-        elif message["type"] == "said":
-            key = Key(int(message["generation"]), int(message["number"]))
-            known = {name: message[name] for name in ("pid", "ready", "status", "extend", "why") if name in message}
-            self._master.events.append(ev.Said(key, **known))
-        elif message["type"] == "ended":
-            key = Key(int(message["generation"]), int(message["number"]))
-            self._master.processes.has_ended(key, str(message["how"]))
-        elif message["type"] == "mine" and self.paused:
-            self.heir, self.metrics_go_on = self._pid, bool(message.get("metrics"))
-            self._forget()
+            self._is_running(process, message.pid)
+        elif isinstance(message, messages.Launched):
+            self._on_launched(Key(message.generation, message.number), message)
+        elif isinstance(message, messages.Said):
+            key = Key(message.generation, message.number)
+            said = ev.Said(key, message.pid, message.ready, message.status, message.extend, message.why)
+            self._master.events.append(said)
+        elif isinstance(message, messages.Ended):
+            self._master.processes.has_ended(Key(message.generation, message.number), message.how)
+        elif isinstance(message, messages.Mine) and self.paused:
+            self.heir, self.metrics_go_on = self._pid, message.metrics
+            self._part()
 
-    def _on_launched(self, key: Key, message: Mapping[str, Any]) -> None:
+    def _on_launched(self, key: Key, message: messages.Launched) -> None:
         if key not in self._launched:
             return
         self._launched.discard(key)
-        process, error = self._master.processes.get(key), str(message.get("error", ""))
-        if error or process is None:
+        process, error = self._master.processes.get(key), message.error
+        if error or process is None or not message.pid:
             self._master.processes.forget(key)
             self._master.events.append(ev.Started(key, error=error))
             return
-        self._master.processes.is_running(process, int(message["pid"]), told=True)
-        self._master.events.append(ev.Started(key, process.pid))
+        self._is_running(process, message.pid, told=True)
+
+    def _is_running(self, process: Process, pid: int, *, told: bool = False) -> None:
+        """The successor has started this process, which is its child."""
+        try:
+            pidfd = child_of(pid, self._pid)
+        except NotOurs as error:
+            self._master.processes.forget(process.key)
+            self._master.events.append(ev.Started(process.key, error=f"{self._who}: {error}"))
+            return
+        self._master.processes.is_running(process, pid, told=told, pidfd=pidfd)
+        self._master.events.append(ev.Started(process.key, pid))
 
     def _lost(self, how: str) -> None:
         """The successor has died, or hangs: its generation is given up, unless it serves by now."""
@@ -268,7 +288,6 @@ class Succession:
             return
         try:
             bequest.pass_descriptors(master, self._channel)
-            self._pidfd = os.pidfd_open(self._pid)
             books = os.memfd_create("reuseport-books", os.MFD_CLOEXEC)
         except OSError as error:
             self._decline(f"nothing could be handed over: {error.strerror}")
@@ -284,7 +303,8 @@ class Succession:
         self._left = master.companions.let_go()
         master.run_dir.let_go(master.lock)
         bequest.write_books(master, self._left, books)
-        self._say("yours", (books,), masters=master.predecessors.pids, theirs=master.slots.theirs)
+        files = master.slots.written().files
+        self._say("yours", (books,), masters=master.predecessors.pids, theirs=master.slots.theirs, files=files)
         os.close(books)
         # Its end, and not that of the channel: its lock goes when its process does, a moment later.
         self._master.loop.watch(self._pidfd, self._take_back)
@@ -294,7 +314,7 @@ class Succession:
         """The successor has not said that it is the master. If nobody has the lock this one goes on."""
         if not self.paused or self.heir:
             return
-        self._forget()
+        self._part()
         try:
             self._master.run_dir.take_again(self._master.lock)
         except RunDirError:
@@ -312,12 +332,7 @@ class Succession:
         for client, question in held:
             self._master.on_question(client, question)
 
-    def _forget(self) -> None:
-        self._hang_up()
-        self._master.loop.forget(self._pidfd)
-        os.close(self._pidfd)
-
-    def hold(self, client: Client, question: dict[str, Any]) -> None:
+    def hold(self, client: Client, question: Question) -> None:
         client.asked = False
         self._held.append((client, question))
 
@@ -346,15 +361,11 @@ class Succession:
         channel = self._channel
         assert channel is not None
         channel.flush()
-        try:
-            messages = channel.receive()
-        except channels.ChannelError as error:
-            self._master.log.write("error", f"{self._who} sent nonsense: {error}")
-            messages, channel.closed = [], True
-        for message, fds in messages:
-            for fd in fds:
-                os.close(fd)
+        heard = channel.receive(messages.FROM_SUCCESSOR)
+        for message, _ in heard:
             self._on_message(message)
+        if channel.fault is not None:
+            self._master.log.write("error", f"{self._who} sent a malformed message: {channel.fault}")
         if self._channel is not channel:
             return
         if channel.closed:
@@ -363,35 +374,39 @@ class Succession:
             self._watch(channel)
 
     def _hang_up(self) -> None:
+        self._close_channel()
+        if not self.paused:  # else its end decides, see `_take_back`
+            self._part()
+
+    def _part(self) -> None:
+        """Have nothing to do with the successor any more."""
+        self._close_channel()
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd != -1:
+            self._master.loop.forget(pidfd)
+            self._await_end(pidfd)
+
+    def _close_channel(self) -> None:
         if self._channel is not None:
             self._master.loop.forget(self._channel.fileno())
             self._channel.close()
             self._channel = None
             self._master.processes.nobody_tells()
-            if not self.heir:
-                self._await_end()
 
-    def _await_end(self) -> None:
+    def _await_end(self, pidfd: int) -> None:
         """Of the successor that was not to be: what those companions print that it has started is this master's to tell
         from then on, and not before."""
         master, number = self._master, self._number
 
-        def follow() -> None:
-            g = master.cluster.generations.get(number)
-            if not self.heir:
-                master.companions.follow(number, g.company if g else {})
-
         def gone() -> None:
             master.loop.forget(pidfd)
             os.close(pidfd)
-            follow()
+            if not self.heir:
+                g = master.cluster.generations.get(number)
+                master.companions.follow(number, g.company if g else {})
 
-        if not number:
-            return
-        try:
-            pidfd = os.pidfd_open(self._pid)
-        except ProcessLookupError:
-            follow()
+        if self.heir or not number:
+            os.close(pidfd)
         else:
             master.loop.watch(pidfd, gone)
 

@@ -3,6 +3,10 @@
 Whoever owns the run directory is the master, so it is the processes who connect, with a hello that says who they are
 and what they have. Boot, recovery from a crash and a zygote that starts again all come in by this one door. What
 arrives becomes an event; the file descriptors that processes share (slots, hand-over queues) are passed from here.
+
+Processes run the application, so what they say is checked before it is acted on. A hello is about the process that
+connected and no other one (`hellos.py`, `peers.py`). A pid in a message is looked up, and counts only if it is that of
+a process which the kernel knows as the zygote's.
 """
 
 from __future__ import annotations
@@ -15,26 +19,42 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from reuseport.core import events as ev
-from reuseport.core.model import ZYGOTE, Key
+from reuseport.core.model import FIRST_JOB, ZYGOTE, Key
+from reuseport.core.turn import name_of
 from reuseport.ipc import channel as channels
+from reuseport.ipc import messages
 from reuseport.ipc.channel import Channel
+from reuseport.ipc.messages import Heard, Hello, Malformed, Message, TakeOver
+from reuseport.master.hellos import IMPOSTOR, MALFORMED, Hellos
 from reuseport.master.logfiles import LogFiles
 from reuseport.master.loop import READ, WRITE, Loop
-from reuseport.master.processes import Process, Processes, owner_of
+from reuseport.master.peers import NotOurs, Peer, forked_by, has_ended
+from reuseport.master.processes import Process, Processes
 from reuseport.master.slots import Slot, Slots
+from reuseport.master.tally import Tally
 from reuseport.version import __version__
 
-Message = tuple[dict[str, Any], list[int]]
+AT_ONCE = 64  # messages of one process that are heard in one turn of the loop
+LAST_WORDS = 4096  # messages that are heard of a process that has ended; more than a socket's buffer holds
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
 
 # What a process says, and the event that it becomes.
-EVENTS: dict[str, Callable[[Key, Mapping[str, Any]], ev.Event]] = {
-    "loaded": lambda key, message: ev.Loaded(key, message.get("workers")),
-    "ready": lambda key, message: ev.Ready(key),
-    "accepting": lambda key, message: ev.Accepting(key),
-    "let-go": lambda key, message: ev.LetGo(key),
-    "failed": lambda key, message: ev.Failed(key, str(message["error"])),
-    "retire": lambda key, message: ev.Retire(key, str(message["reason"])),
+EVENTS: dict[type[Message], Callable[[Key, Any], ev.Event]] = {
+    messages.Loaded: lambda key, message: ev.Loaded(key, message.workers),
+    messages.Ready: lambda key, message: ev.Ready(key),
+    messages.Accepting: lambda key, message: ev.Accepting(key),
+    messages.LetGo: lambda key, message: ev.LetGo(key),
+    messages.Failed: lambda key, message: ev.Failed(key, message.error),
+    messages.Retire: lambda key, message: ev.Retire(key, message.reason),
 }
+
+
+def _group_of(key: Key) -> messages.Group:
+    """What such a process can say behind its hello."""
+    if key.number == ZYGOTE:
+        return messages.FROM_ZYGOTE
+    return messages.FROM_JOB if key.is_job else messages.FROM_WORKER
 
 
 class Switchboard:
@@ -53,9 +73,11 @@ class Switchboard:
         recipe_of: Callable[[int], Mapping[str, Any] | None],
         job_ended: Callable[[Key, dict[str, Any]], None],
         log_files: LogFiles,
+        tally: Tally | None = None,
     ) -> None:
         self._workers_uid = workers_uid
-        self._trusted = {0, os.geteuid(), workers_uid}
+        # The user that workers must run as to be sent a signal, where it is not the master's own.
+        self.foreign = workers_uid if workers_uid != os.geteuid() else None
         self._name = name
         self._loop = loop
         self._processes = processes
@@ -65,22 +87,18 @@ class Switchboard:
         self._recipe_of = recipe_of
         self._job_ended = job_ended
         self._log_files = log_files
-        self._strangers: dict[Channel, int] = {}  # who has connected and not said hello yet, and its pid
         self.on_stay: Callable[[str, int, float], None] = lambda tenant, generation, seconds: None
         self.on_hello: Callable[[Key], None] = lambda key: None  # a worker can be spoken to from now on
         self.on_zygote: Callable[[], None] = lambda: None  # it has said hello
         self.on_job: Callable[[Key, dict[str, Any]], None] = lambda key, job: None  # a process of its own has it
         self.on_import: Callable[[str], None] = lambda directory: None
         # Another master wants to take over, by this question of its.
-        self.on_successor: Callable[[Channel, Mapping[str, Any]], None] = lambda channel, question: channel.close()
+        self.on_successor: Callable[[Channel, Peer, TakeOver], None] = _turn_away
+        self.on_lost: Callable[[Key, messages.JobLost], None] = lambda key, job: None  # no process has begun the job
         self.promised: set[tuple[str, int]] = set()  # slots that somebody has: they come behind the hello
         self._queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
-        self.listen(hellos)
-
-    def listen(self, hellos: _socket.socket) -> None:
-        """Take hellos from this socket."""
-        self._hellos = hellos
-        self._loop.watch(hellos.fileno(), self._on_hello)
+        refused = (tally or Tally()).hello_refused
+        self.hellos = Hellos(hellos, {os.geteuid(), workers_uid}, loop, self._introduce, log, refused)
 
     def send(self, key: Key, kind: str, fds: tuple[int, ...] = (), **fields: Any) -> bool:
         """False where there is nobody to say it to."""
@@ -95,13 +113,11 @@ class Switchboard:
         """Hear what a process said before it died, and hang up."""
         if process.channel is None:
             # It may have lived for so short a time that not even its hello has been heard.
-            self._on_hello()
-            for channel, pid in list(self._strangers.items()):
-                if pid == process.pid:
-                    self._introduce(channel, pid)
+            self.hellos.hear_last(process.pid)
         if process.channel is not None:
             channel, process.channel = process.channel, None
-            self._take(process, self._receive(channel))
+            # Another process may hold the socket, and write on.
+            self._take(process, self._receive(process, channel, LAST_WORDS))
             self._hang_up(channel)
 
     def pass_logs(self, *, rotated: bool) -> None:
@@ -153,11 +169,10 @@ class Switchboard:
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
         return {
-            "hellos": lend(self._hellos.fileno()),
+            **self.hellos.estate(lend),
             "channels": [(p.key, p.channel.estate(lend)) for p in self._processes.all() if p.channel is not None],
             "take_logs": [p.key for p in self._processes.all() if p.takes_logs],
             "hold_shared": [(p.key, p.holds_shared) for p in self._processes.all() if p.holds_shared is not None],
-            "strangers": [(channel.estate(lend), pid) for channel, pid in self._strangers.items()],
             "queues": {number: [lend(end.fileno()) for end in ends] for number, ends in self._queues.items()},
         }
 
@@ -173,8 +188,7 @@ class Switchboard:
         for key, holds in left.get("hold_shared", ()):
             if process := self._processes.get(Key(*key)):
                 process.holds_shared = holds
-        for one, pid in left["strangers"]:
-            self._await_hello(channels.inherited(one), pid)
+        self.hellos.inherit(left)
         for number, (receiving, sending) in left["queues"].items():
             self._queues[int(number)] = socket.socket(fileno=receiving), socket.socket(fileno=sending)
 
@@ -185,129 +199,138 @@ class Switchboard:
             channel.send("queue", tuple(end.fileno() for end in ends), generation=generation)
 
     def adopt_queue(self, generation: int, fds: list[int]) -> None:
-        """Take over the hand-over queue of a generation. A second copy is closed."""
-        if generation in self._queues:
-            for fd in fds:
-                os.close(fd)
+        """Take over the hand-over queue of a generation. A second copy is closed, and so is what is no queue."""
+        if generation in self._queues or not all(map(_is_queue_end, fds)):
+            _close_all(fds)
         else:
             receiving, sending = (socket.socket(fileno=fd) for fd in fds)
             self._queues[generation] = receiving, sending
 
     def leave(self) -> None:
         """Hang up: everybody says hello to the master that is there now."""
-        self.close()
+        self.hellos.leave()
         for process in self._processes.all():
             if process.channel is not None:
                 self._hang_up(process.channel)
                 process.channel = None
-        for channel in list(self._strangers):
-            self._hang_up(channel)
         self.forget_queues(())
 
     def close(self) -> None:
-        self._loop.forget(self._hellos.fileno())
-        self._hellos.close()
+        self.hellos.close()
 
     # Hellos.
 
-    def _on_hello(self) -> None:
-        while True:
-            try:
-                channel = channels.accept(self._hellos)
-            except OSError as error:
-                self._log("error", f"a process cannot be heard for the moment: {error.strerror}")
-                self._loop.rest(self._hellos.fileno())
-                return
-            if channel is None:
-                return
-            pid, uid = channel.peer()
-            if uid in self._trusted:
-                self._await_hello(channel, pid)
-            else:
-                channel.close()
-
-    def _await_hello(self, channel: Channel, pid: int) -> None:
-        self._strangers[channel] = pid
-        self._loop.watch(channel.fileno(), lambda: self._introduce(channel, pid))
-
-    def _introduce(self, channel: Channel, pid: int) -> None:
-        """The first message on a channel says whose it is. By now its sender may be dead, and the channel closed."""
-        messages = self._receive(channel)
-        if messages or channel.closed:
-            self._strangers.pop(channel, None)
-        if not messages:
+    def _introduce(self, channel: Channel, peer: Peer, hello: Message, fds: list[int]) -> None:
+        """The first message on a channel says whose it is. By now its sender may be dead."""
+        if isinstance(hello, TakeOver) and peer.runs_as(os.geteuid()):
+            self.on_successor(channel, peer, hello)
             return
-        hello, fds = messages[0]
-        if hello["type"] == "takeover" and channel.peer()[1] == os.geteuid() and not channel.closed:
-            self._loop.forget(channel.fileno())
-            self.on_successor(channel, hello)
+        if not isinstance(hello, Hello):
+            what = repr(hello.named) if isinstance(hello, messages.Unknown) else repr(hello.kind)
+            self._refuse(channel, peer, fds, MALFORMED, f"process {peer.pid} sent {what}, which is no hello")
             return
-        key = Key(int(hello.get("generation", 0)), int(hello.get("number", 0)))
+        key = Key(hello.generation, hello.number)
+        if why := self._not_its_own(key, peer):
+            self._refuse(channel, peer, fds, IMPOSTOR, why)
+            return
         expected = self._processes.get(key)
         unknown = expected is None and (
             key.number == ZYGOTE or (key.is_job and self._recipe_of(key.generation) is None)
         )
-        taken = expected is not None and expected.pid not in (0, pid)
-        if hello["type"] != "hello" or unknown or taken:
+        if unknown or (expected is not None and expected.pid not in (0, peer.pid)):
             # A zygote that this master does not know belongs to a generation that has been given up. So does a job
             # whose generation has gone: it has not begun yet, and what asked for it is dead.
-            for fd in fds:
-                os.close(fd)
+            _close_all(fds)
+            peer.close()
             self._send_away(channel)
             return
         process = expected or self._processes.expect(key)
-        self._processes.is_running(process, pid)
-        process.packages = hello.get("packages")
-        if key.number == ZYGOTE and hello["state"] != "loaded" and hello["v"] != channels.VERSION:
+        is_news = process.pid == 0
+        self._processes.is_running(process, peer.pid, pidfd=peer.pidfd)
+        if key.number != ZYGOTE or peer.users == {self._workers_uid}:
+            process.user = self.foreign
+        process.packages = hello.packages
+        if key.number == ZYGOTE and hello.state != "loaded" and hello.v != channels.VERSION:
+            _close_all(fds)
             self._send_away(channel)
             error = (
-                f"its reuseport sends messages of number {hello['v']}, and this master is reuseport {__version__}, "
+                f"its reuseport sends messages of number {hello.v}, and this master is reuseport {__version__}, "
                 f"which understands number {channels.VERSION}; install this version in the application's environment, "
                 "or remove reuseport from it, and the release runs on the server's"
             )
             self._tell(ev.Failed(key, error))
             return
         if key.number == ZYGOTE:
-            process.holds_shared = bool(hello.get("shared"))
+            process.holds_shared = hello.shared
             self.on_zygote()
-        if hello.get("queue"):
-            self.adopt_queue(key.generation, fds[:2])
-            del fds[:2]
-        self.promised.update((address, index) for address, index, _ in hello["slots"])
-        self._adopt_slots(hello["slots"], fds)
-        if not channel.closed:
-            process.channel = channel
-            self._listen_to(process, channel)
-            self._welcome(process, channel, hello)
-            if key.number != ZYGOTE and not key.is_job:
-                self.on_hello(key)
+        if fds:
+            self.adopt_queue(key.generation, fds)
+        self.promised.update((address, n) for address, n, _ in hello.slots if self._slots.expects(address, n))
+        if process.channel is not None:
+            # What it had said on another one comes first: a zygote may have started again.
+            earlier, process.channel = process.channel, None
+            self._take(process, self._receive(process, earlier, LAST_WORDS))
+            self._hang_up(earlier)
+        process.channel = channel
+        self._listen_to(process, channel)
+        self._welcome(process, channel, hello)
+        if key.number != ZYGOTE and not key.is_job:
+            self.on_hello(key)
         if key.is_job:
-            self._tell(ev.Born(key, pid))
-        elif key.number != ZYGOTE and expected is None and hello["state"] in ("serving", "draining"):
+            self._tell(ev.Born(key, peer.pid))
+        elif key.number != ZYGOTE and expected is None and hello.state in ("serving", "draining"):
             # An earlier master let it accept and could not write that down. Nobody waits for it, but it has clients.
             self._processes.signal(key, signal.SIGTERM)
         elif key.number != ZYGOTE:
-            self._tell(ev.Forked(key, pid))
-        elif hello["state"] == "loaded":
+            self._tell(ev.Forked(key, peer.pid))
+        elif is_news:
+            self._tell(ev.Started(key, peer.pid))
+        if key.number == ZYGOTE and hello.state == "loaded":
             self._tell(ev.Loaded(key))
-        self._take(process, messages[1:])
 
-    def _welcome(self, process: Process, channel: Channel, hello: Mapping[str, Any]) -> None:
+    def _not_its_own(self, key: Key, peer: Peer) -> str:
+        """Why a process cannot be the one that it calls itself; "" if it can."""
+        if peer.pid <= 0:
+            return f"{key} is in a pid namespace that this master does not see"
+        own, workers = os.geteuid(), self._workers_uid
+        # A zygote becomes the workers' user while it loads.
+        may_be = peer.runs_as(own) or peer.users <= {workers} if key.number == ZYGOTE else peer.runs_as(workers)
+        if self.foreign is not None and not may_be:
+            return f"process {peer.pid} calls itself {key}, and is not of the workers' user"
+        if key.generation < 1 or key.number < 0 or key.is_companion:
+            return f"process {peer.pid} calls itself {key}, and no such process says hello"
+        if key.is_job and key.number != FIRST_JOB + peer.pid:
+            return f"process {peer.pid} calls itself the job's process {key}"
+        known = self._processes.known_as(peer.pid)
+        if known is not None and known.key != key:
+            return f"process {peer.pid} is {known.key}, and calls itself {key}"
+        mine = self._processes.get(key)
+        watched = mine is not None and mine.pid == peer.pid and mine.pidfd != -1
+        if watched and known is None and not has_ended(peer.pidfd):
+            return f"process {peer.pid} has the pid of {key}, which has ended"
+        return ""
+
+    def _refuse(self, channel: Channel, peer: Peer, fds: list[int], reason: str, why: str) -> None:
+        _close_all(fds)
+        peer.close()
+        self.hellos.refuse(channel, reason, why)
+
+    def _welcome(self, process: Process, channel: Channel, hello: Hello) -> None:
         """Give a process what it has not got yet: a zygote its recipe and queue, everybody the slots. A job waits for
         nothing but to be known: from then on a drain waits for it, whatever becomes of who asked for it."""
         generation = process.key.generation
-        process.takes_logs = bool(hello.get("logs"))
+        process.takes_logs = hello.logs
         if process.takes_logs:
-            self._pass_logs(channel, generation, boots=process.key.number == ZYGOTE and hello["state"] != "loaded")
+            self._pass_logs(channel, generation, boots=process.key.number == ZYGOTE and hello.state != "loaded")
         if process.key.is_job:
             channel.send("known")
             self._flush(channel)
             return
         recipe = self._recipe_of(generation)
-        if process.key.number == ZYGOTE and recipe is not None and hello["state"] != "loaded":
+        if process.key.number == ZYGOTE and recipe is not None and hello.state != "loaded":
             ends = self._queues.get(generation) or self._new_queue(generation)
             channel.send("boot", tuple(end.fileno() for end in ends), recipe=recipe, name=self._name)
-        have = {(address, index) for address, index, _ in hello["slots"]}
+        have = {(address, index) for address, index, _ in hello.slots}
         self._pass_slots(channel, [s for s in self._slots.slots if (s.address, s.index) not in have])
         self._flush(channel)
 
@@ -317,23 +340,34 @@ class Switchboard:
         self._loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
 
     def _on_messages(self, process: Process, channel: Channel) -> None:
+        if channel.closed:
+            return
         channel.flush()
-        self._take(process, self._receive(channel))
+        self._take(process, self._receive(process, channel, AT_ONCE))
         if not channel.closed:
             self._flush(channel)
         elif process.channel is channel:  # a zygote that started again has said hello on another one by now
             process.channel = None
 
-    def _receive(self, channel: Channel) -> list[Message]:
-        try:
-            messages = channel.receive()
-        except channels.ChannelError as error:
-            self._log("error", f"a process sent nonsense: {error}")
-            channel.closed = True
-            messages = []
+    def _receive(self, process: Process, channel: Channel, most: int) -> list[Heard]:
+        heard = channel.receive(_group_of(process.key), most)
+        if channel.fault is not None:
+            self._is_broken(process, channel.fault)
         if channel.closed:
             self._hang_up(channel)
-        return messages
+        return heard
+
+    def _is_broken(self, sender: Process, fault: Malformed | channels.ChannelError) -> None:
+        """A process that sent a malformed message is broken, or hostile, and its next message cannot be believed
+        either. So it is ended. A message without its descriptors is no fault of its sender, which says hello again."""
+        who = f"{name_of(sender.key)} (pid {sender.pid})"
+        if not isinstance(fault, Malformed):
+            self._log("error", f"{who} could not be understood: {fault}")
+            return
+        self._log("error", f"{who} sent a malformed message: {fault}")
+        if self._processes.get(sender.key) is sender:
+            sender.malformed = True
+            self._processes.signal(sender.key, signal.SIGKILL)
 
     def _send_away(self, channel: Channel) -> None:
         channel.send("quit")
@@ -350,47 +384,76 @@ class Switchboard:
             callback = self._loop.callback(channel.fileno())
             self._loop.watch(channel.fileno(), callback, READ | WRITE if channel.unsent else READ)
 
-    def _take(self, process: Process, messages: list[Message]) -> None:
-        for message, fds in messages:
-            if message["type"] == "slots":
-                self._adopt_slots(message["slots"], fds)
+    def _take(self, process: Process, heard: list[Heard]) -> None:
+        for message, fds in heard:
+            if isinstance(message, messages.Slots):
+                for (address, number, _), fd in zip(message.slots, fds, strict=True):
+                    self._slots.offered(address, number, fd)
             else:
-                self._on_message(process.key, message)
+                self._on_message(process, message)
 
-    def _on_message(self, key: Key, message: dict[str, Any]) -> None:
-        kind = message["type"]
-        if kind in EVENTS:
-            self._tell(EVENTS[kind](key, message))
-        elif kind == "forked" and key.number == ZYGOTE and owner_of(int(message["pid"])) in (None, self._workers_uid):
-            forked = Key(int(message.get("generation", key.generation)), int(message["number"]))
-            process = self._processes.get(forked) or self._processes.expect(forked)
-            self._processes.is_running(process, int(message["pid"]))
-            told = ev.Started if forked.number == ZYGOTE else ev.Forked
-            self._tell(told(forked, process.pid))
-        elif kind == "unborn":
-            unborn, error = (
-                Key(int(message.get("generation", key.generation)), int(message["number"])),
-                str(message["error"]),
-            )
-            self._processes.forget(unborn)
-            self._tell(ev.Started(unborn, error=error) if unborn.number == ZYGOTE else ev.Exited(unborn, error))
-        elif kind == "job":
-            if process := self._processes.get(key):
-                process.jobs[int(message["number"])] = message
-                if key.is_job:
-                    self.on_job(key, message)
-        elif kind == "job-ended":
-            process = self._processes.get(key)
-            if process and (job := process.jobs.pop(int(message["number"]), None)):
+    def _on_message(self, process: Process, message: Message) -> None:
+        key = process.key
+        if type(message) in EVENTS:
+            self._tell(EVENTS[type(message)](key, message))
+        elif isinstance(message, messages.Forked):
+            if child := self._asked_for(key, message):
+                self._on_forked(key, child, message.pid)
+        elif isinstance(message, messages.Unborn):
+            child = self._asked_for(key, message)
+            if child is not None and not child.pid:
+                unborn, error = child.key, message.error
+                self._processes.forget(unborn)
+                self._tell(ev.Started(unborn, error=error) if unborn.number == ZYGOTE else ev.Exited(unborn, error))
+        elif isinstance(message, messages.Job):
+            self._on_job(process, message)
+        elif isinstance(message, messages.JobEnded):
+            if job := process.jobs.pop(message.number, None):
                 self._job_ended(key, job)
-        elif kind == "stays":
-            self.on_stay(str(message["tenant"]), int(message["at"]), float(message["seconds"]))
-        elif kind == "imported":
-            self.on_import(str(message["directory"]))
-        elif kind == "note":
-            self._log(str(message["level"]), str(message["text"]))
-        else:
-            self._log("debug", f"{key} sent {kind!r}, which this master does not know")
+        elif isinstance(message, messages.JobLost):
+            self.on_lost(key, message)
+        elif isinstance(message, messages.Stays):
+            self.on_stay(message.tenant, message.at, message.seconds)
+        elif isinstance(message, messages.Imported):
+            self.on_import(message.directory)
+        elif isinstance(message, messages.Noted):
+            self._log(message.level if message.level in LEVELS else "info", message.text)
+        elif isinstance(message, messages.Unknown):
+            self._log("debug", f"{key} sent {message.named!r}, which this master does not know")
+
+    def _on_job(self, process: Process, job: messages.Job) -> None:
+        if job.number not in process.jobs and len(process.jobs) >= messages.JOBS:
+            # A worker of this version waits until one of these has ended. One of an earlier version does not.
+            process.has_more_jobs = True
+            return
+        process.jobs[job.number] = vars(job)
+        if process.key.is_job:
+            self.on_job(process.key, vars(job))
+
+    def _asked_for(self, zygote: Key, message: messages.Forked | messages.Unborn) -> Process | None:
+        """The process that a zygote tells of, if it was asked to fork that one."""
+        forked = Key(zygote.generation if message.generation is None else message.generation, message.number)
+        of_it = forked.generation == zygote.generation or forked.number == ZYGOTE  # a copy is another generation's
+        return self._processes.get(forked) if zygote.number == ZYGOTE and of_it and forked != zygote else None
+
+    def _on_forked(self, zygote: Key, process: Process, pid: int) -> None:
+        """It is watched from now on, because it may end before it says hello. If the kernel does not know it as the
+        zygote's, it is known when it says hello."""
+        parent = self._processes.get(zygote)
+        if parent is None or process.pid not in (0, pid):
+            return
+        if not process.pid:
+            if self._processes.known_as(pid) is not None:
+                return
+            try:
+                pidfd = forked_by(parent.pid, pid, self._workers_uid)
+            except (NotOurs, OSError) as error:
+                self._log("debug", f"{process.key} has not said hello yet: {error}")
+                return
+            self._processes.is_running(process, pid, pidfd=pidfd)
+            if process.key.number != ZYGOTE:
+                process.user = self.foreign
+        self._tell((ev.Started if process.key.number == ZYGOTE else ev.Forked)(process.key, pid))
 
     # Descriptors that processes share.
 
@@ -405,11 +468,26 @@ class Switchboard:
         if paths:
             channel.send("logs", fds, paths=paths)
 
-    def _adopt_slots(self, names: list[Any], fds: list[int]) -> None:
-        for (address, index, shared), fd in zip(names, fds, strict=False):
-            self._slots.adopt(address, index, shared, fd)
-
     def _new_queue(self, generation: int) -> tuple[socket.socket, socket.socket]:
         """The generation's hand-over queue; the master keeps both ends, so that a new zygote gets the same one."""
         ends = self._queues[generation] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return ends
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _is_queue_end(fd: int) -> bool:
+    """Whether it is one end of a socket pair of the kind that `_new_queue` makes."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            return (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:
+        return False
+
+
+def _turn_away(channel: Channel, peer: Peer, question: TakeOver) -> None:
+    peer.close()
+    channel.close()

@@ -12,20 +12,22 @@ import contextlib
 import os
 import select
 import signal
-import socket
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reuseport.core import events as ev
 from reuseport.core.model import Key, Release
 from reuseport.ipc import channel as channels
+from reuseport.ipc import messages
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import SIGNALS
+from reuseport.ipc.messages import Message
 from reuseport.ipc.rundir import RunDir, RunDirError, not_this
 from reuseport.master.bequest import Bequest, TakeoverError
+from reuseport.master.peers import peer_of
 from reuseport.master.processes import spawn_zygote
-from reuseport.master.scrape import listen
+from reuseport.master.scrape import inherited, listen
 from reuseport.master.slots import SlotError, may_be, names_of
 from reuseport.master.succession import PROMPT, PROTOCOL
 from reuseport.options import Settings
@@ -101,7 +103,7 @@ class _Candidate:
         master.roster.read()  # RunDirError, better now than when it is needed
         master.processes.original_mask = self._mask
         with contextlib.ExitStack() as stack:
-            other = os.pidfd_open(self._pid)
+            other = self._pidfd_of_master()
             stack.callback(os.close, other)
             stack.callback(master.loop.forget, self._channel.fileno())
             try:
@@ -116,12 +118,24 @@ class _Candidate:
             while True:
                 master.loop.wait(None)
                 self._tell_of_companions()
-                for message, fds in self._channel.receive():
+                for message, fds in self._channel.receive(messages.TO_SUCCESSOR):
                     if self._on_message(message, fds):
                         return self._bequest
+                if self._channel.fault is not None:
+                    why = f"master {self._pid} sent what this version cannot read: {self._channel.fault}"
+                    raise TakeoverError(why)
                 if self._channel.closed:
                     self._mourn(other)
                     return Bequest(self._channel, bereaved=True, ends=self._bequest.ends)
+
+    def _pidfd_of_master(self) -> int:
+        peer = peer_of(self._channel)
+        if peer.uid != os.geteuid():
+            peer.close()
+            raise TakeoverError(f"process {self._pid}, which listens there, {whose(peer.uid)}")
+        if peer.pidfd == -1:
+            raise TakeoverError(f"master {self._pid} has ended while it was asked")
+        return peer.pidfd
 
     def _wonder(self) -> None:
         if not self._heard:
@@ -142,33 +156,31 @@ class _Candidate:
                 self._bequest.ends[pid] = event.how
             self._channel.send("ended", **of, how=event.how)
 
-    def _on_message(self, message: Mapping[str, Any], fds: list[int]) -> bool:
+    def _on_message(self, message: Message, fds: list[int]) -> bool:
         """Whether that was the last one."""
         self._heard = True
-        kind = message["type"]
-        if kind == "accepted":
-            version = message.get("version", "unknown")
+        if isinstance(message, messages.Accepted):
             where = f"server {self._master.first.name}, run directory {self._master.run_dir.path}"
-            self._master.log.write("info", f"taking over from master {self._pid} (reuseport {version}): {where}")
-            self._look_at_metrics(message.get("metrics"))
-        elif kind == "start":
+            from_whom = f"master {self._pid} (reuseport {message.version})"
+            self._master.log.write("info", f"taking over from {from_whom}: {where}")
+            self._look_at_metrics(message.metrics)
+        elif isinstance(message, messages.Start):
             self._start(message)
-        elif kind == "launch":
-            self._launch(Key(int(message["generation"]), int(message["number"])))
-        elif kind == "go":
-            self._master.companions.go(Key(int(message["generation"]), int(message["number"])))
-        elif kind in ("slots", "queue", "lock"):
+        elif isinstance(message, messages.Launch):
+            self._launch(Key(message.generation, message.number))
+        elif isinstance(message, messages.Go):
+            self._master.companions.go(Key(message.generation, message.number))
+        elif isinstance(message, messages.Slots | messages.Queue | messages.Lock):
             self._bequest.take(message, fds)
-        elif kind == "metrics":
-            self._take_metrics(fds[0], str(message["path"]))
-        elif kind == "yours":
+        elif isinstance(message, messages.Metrics):
+            self._take_metrics(fds[0], message.path, message.file)
+        elif isinstance(message, messages.Yours):
             self._bequest.masters.append(self._pid)
             self._bequest.take(message, fds)
             return True
-        elif kind == "refused":
-            output = str(message.get("output", "")) + self._master.companions.tail(self._generation)
-            raise TakeoverError(str(message["error"]), output)
-        elif kind == "quit":
+        elif isinstance(message, messages.Refused):
+            raise TakeoverError(message.error, message.output + self._master.companions.tail(self._generation))
+        elif isinstance(message, messages.Quit):
             raise TakeoverError(f"master {self._pid} is of a version of reuseport that cannot be taken over from")
         return False
 
@@ -184,21 +196,21 @@ class _Candidate:
                 return
         self._bequest.scraped_at = listen(settings.metrics, settings.where("metrics"), settings.umask or 0)
 
-    def _take_metrics(self, fd: int, path: str) -> None:
+    def _take_metrics(self, fd: int, path: str, identity: Iterable[int] | None) -> None:
         if self._bequest.keeps_metrics:
-            self._bequest.scraped_at = socket.socket(fileno=fd), path
+            self._bequest.scraped_at = inherited(fd, path, identity)
         else:
             os.close(fd)
 
-    def _start(self, message: Mapping[str, Any]) -> None:
+    def _start(self, message: messages.Start) -> None:
         """The zygote belongs to this master, but talks to the other one until that hands over."""
-        self._generation = int(message["generation"])
+        self._generation = message.generation
         run_dir, recipe = self._master.run_dir, self._release.recipe
         # It may be of another version: where its files lie is its to say.
-        run_dir.hello, run_dir.scoreboard = message["hello"], message["scoreboard"]
+        run_dir.hello, run_dir.scoreboard = message.hello, message.scoreboard
         self._master.log.write("info", f"loading {recipe['directory']} as generation {self._generation}")
         try:
-            output = os.open(message["boot_log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            output = os.open(message.boot_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             pid = spawn_zygote(self._generation, recipe, run_dir, output, self._mask)
         except OSError as error:
             self._channel.send("started", error=f"cannot execute {recipe['interpreter']}: {error.strerror}")

@@ -30,6 +30,10 @@ class Tally:
         self.release_seconds = 0.0
         self.jobs: Counter[str] = Counter()  # "ended", or "lost" with their process
         self.restarts: Counter[str] = Counter()  # by reason
+        self.hellos: Counter[str] = Counter()  # connections to hello.sock that were closed, by reason (`hellos.py`)
+
+    def hello_refused(self, reason: str) -> None:
+        self.hellos[reason] += 1
 
     def release_ends(self, outcome: str, seconds: float) -> None:
         self.releases[outcome] += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from reuseport.master.exposition import render, wanted
 from reuseport.master.figures import Look, look_of
 from reuseport.master.loop import Loop
 from reuseport.master.metrics import METRICS, Facts
-from reuseport.master.scrape import Scrape, ScrapedAt, listen
+from reuseport.master.scrape import Scrape, ScrapedAt, inherited, listen
 from reuseport.master.statsd import Statsd
 from reuseport.options import Settings
 
@@ -33,7 +32,7 @@ class Telling:
             self._statsd = Statsd(settings)
         if settings.metrics:
             scraped_at = scraped_at or listen(settings.metrics, settings.where("metrics"), umask)
-            self._scrape = Scrape(*scraped_at, self._loop, self._answer)
+            self._scrape = Scrape(ScrapedAt(*scraped_at), self._loop, self._answer)
 
     @property
     def address(self) -> str | None:
@@ -56,7 +55,8 @@ class Telling:
 
     def inherit(self, left: Mapping[str, Any]) -> None:
         if scrape := left["scrape"]:
-            self._scrape = Scrape(socket.socket(fileno=scrape["socket"]), scrape["path"], self._loop, self._answer)
+            at = inherited(scrape["socket"], scrape["path"], scrape.get("file"))
+            self._scrape = Scrape(at, self._loop, self._answer)
             self._scrape.inherit(scrape)
         if statsd := left["statsd"]:
             self._statsd = Statsd(self._settings, statsd)
@@ -86,11 +86,10 @@ class Telling:
         if self._scrape is not None:
             self._scrape.close(keep_path=keep_path)
 
-    def close(self, look: Look) -> None:
-        """For the last time."""
+    def close(self, look: Look) -> str:
+        """For the last time. Returns what is to be said of the socket's file, see `Scrape.close`."""
         self.tell(look, 0)
-        if self._scrape is not None:
-            self._scrape.close()
+        return self._scrape.close() if self._scrape is not None else ""
 
     def _answer(self, accept: str) -> tuple[str, bytes]:
         content_type = wanted(accept)

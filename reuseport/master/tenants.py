@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from reuseport import names
 from reuseport.core import events as ev
 from reuseport.core.model import CANARY, DRAINING, OPENING, SERVING, ZYGOTE, Cluster, Generation, Key
 from reuseport.core.routing import HELD, JOBS, RUNNING, Canary, Table, route
@@ -29,7 +30,7 @@ from reuseport.master.switchboard import Switchboard
 from reuseport.options import Settings
 
 HOLDS = "holds.json"  # in the state directory
-LONGEST = 200  # characters of a tenant's name
+STAYS = 10_000  # tenants whose stay is shown
 ROOM = (PACKET - 8192) // 2  # bytes of those who are held, and of a canary's tenants: a table must fit into a message
 AHEAD = 366 * 86400 * 1_000_000  # microseconds by which an earlier master's clock can have been ahead
 REJOINING = 5.0  # seconds for an earlier master's workers to tell this one of their jobs
@@ -146,6 +147,7 @@ class Tenants:
                 self.log("warning", f"tenant {tenant!r} was held in generation {g}, which has gone")
             self._write_holds()
         pinned = frozenset(self._holds.values()) | {g for g, _, _ in self._jobs()}
+        pinned |= {p.key.generation for p in self._processes.all() if p.has_more_jobs and p.jobs}
         if time.monotonic() < self._quiet_until:
             pinned |= {g.number for g in cluster.generations.values() if g.pinned}
         for number, g in cluster.generations.items():
@@ -157,10 +159,13 @@ class Tenants:
         for process in self._processes.all():
             for job in process.jobs.values():
                 if job["tenant"]:
-                    yield process.key.generation, str(job["tenant"]), job
+                    yield process.key.generation, job["tenant"], job
 
     def _note_stay(self, tenant: str, generation: int, seconds: float) -> None:
+        self._stays.pop(tenant, None)
         self._stays[tenant] = generation, time.monotonic() + seconds
+        if len(self._stays) > STAYS:
+            del self._stays[next(iter(self._stays))]  # it is shown only: what counts is its mark
         self.log(
             "info",
             f"tenant {tenant!r} stays in generation {generation} for {seconds:g} s: its requests there have not ended",
@@ -173,8 +178,9 @@ class Tenants:
             return False, {"error": "this server knows no tenants: --tenant says whose a request is"}
         if do == "tenants":
             return True, {"tenants": self._everybody(), "serving": cluster.serving and cluster.serving.number}
-        if not 0 < len(tenant) <= LONGEST:
-            return False, {"error": f"a tenant's name has 1 to {LONGEST} characters"}
+        if not 0 < len(tenant) <= names.LONGEST:
+            return False, {"error": f"a tenant's name has 1 to {names.LONGEST} characters"}
+        tenant = names.name(tenant)
         if do == "move":
             text = f"{tenant} is not held; it moves when nothing else keeps it"
             if tenant in self._holds:
@@ -214,10 +220,10 @@ class Tenants:
         """All tenants that are kept somewhere, or have jobs; others are where everybody is."""
         now = time.monotonic()
         self._stays = {tenant: stay for tenant, stay in self._stays.items() if stay[1] > now}
-        names = {tenant for _, tenant, _ in self._jobs()} | self._holds.keys() | self._stays.keys()
+        found = {tenant for _, tenant, _ in self._jobs()} | self._holds.keys() | self._stays.keys()
         if self._table.canary is not None:
-            names |= self._table.canary.tenants
-        return [self._one(tenant, now) for tenant in sorted(names)]
+            found |= self._table.canary.tenants
+        return [self._one(tenant, now) for tenant in sorted(found)]
 
     def _one(self, tenant: str, now: float) -> dict[str, Any]:
         where = self._where(tenant)
@@ -249,7 +255,7 @@ class Tenants:
     def _read_holds(self) -> dict[str, int]:
         try:
             with open(self._holds_path, encoding="utf-8") as file:
-                return {str(tenant): int(g) for tenant, g in json.load(file)["holds"].items()}
+                return {names.name(str(tenant)): int(g) for tenant, g in json.load(file)["holds"].items()}
         except FileNotFoundError:
             return {}
 

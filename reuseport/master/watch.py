@@ -8,6 +8,7 @@ handler is C code and so runs even then.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable
 
@@ -80,6 +81,8 @@ def _stack(path: str, offset: int) -> str:
     except OSError:
         return "(it has gone)"
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return "(it is no file)"
         return os.pread(fd, LONGEST_STACK, offset).decode(errors="replace").rstrip() or "(it has not said where)"
     finally:
         os.close(fd)

@@ -19,6 +19,7 @@ LEAVES_BY_ITSELF = b"multiprocessing.resource_tracker"
 
 _waitpid = monkey.get_original("os", "waitpid")
 _sleep = monkey.get_original("time", "sleep")
+_close = monkey.get_original("os", "close")
 
 
 def pids() -> list[int]:
@@ -55,9 +56,15 @@ def end() -> None:
 
 
 def _signal(some: list[int], number: int) -> list[int]:
+    parent = os.getpid()
     for pid in some:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+            pidfd = os.pidfd_open(pid)
+            try:
+                if _is_child(pid, parent):  # a library may have reaped it, and the pid be another process's
+                    signal.pidfd_send_signal(pidfd, number)
+            finally:
+                _close(pidfd)
     return some
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from reuseport import hooks, jobs
+from reuseport.ipc.messages import Heir
 from reuseport.ipc.scoreboard import JOBS
 from reuseport.worker import application
 
@@ -63,7 +64,7 @@ class Drain:
             self._worker.log("error", f"a drain hook failed: {type(error).__name__}: {error}")
             application.print_traceback(error)
 
-    def set_heir(self, message: dict[str, Any], fds: list[int]) -> None:
+    def set_heir(self, message: Heir, fds: list[int]) -> None:
         """The generation that gets this worker's connections; news for as long as this worker lives."""
         worker = self._worker
         if worker.engine is None or not fds:
@@ -73,8 +74,8 @@ class Drain:
         if self.last:
             os.close(fds[0])
             return
-        self.heir = int(message["generation"])
-        worker.sender.set_heir(fds[0], int(message["workers"]))
+        self.heir = message.generation
+        worker.sender.set_heir(fds[0], message.workers)
         if worker.state == "draining":
             self._hand_over()
 

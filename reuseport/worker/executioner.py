@@ -14,6 +14,7 @@ from typing import Any
 
 SIGEV_SIGNAL = 0
 SOONEST = 0.001  # seconds: 0 would mean never
+LATEST = 1e9  # seconds: a time_t of any size holds it
 
 
 class _Event(ctypes.Structure):
@@ -44,7 +45,7 @@ class Executioner:
 
     def appoint(self, seconds: float) -> None:
         """Kill this process then; a later call replaces an earlier one."""
-        self._set(max(seconds, SOONEST))
+        self._set(max(min(seconds, LATEST), SOONEST))
 
     def call_off(self) -> None:
         self._set(0.0)

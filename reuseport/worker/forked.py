@@ -182,6 +182,7 @@ def _leave_jobs() -> None:
     jobs.late.clear()
     jobs.changed = _nothing
     jobs.note = jobs.nobody_notes
+    jobs.lost = jobs.nobody_hears
     jobs.pin = jobs.pins_nobody
     jobs.server = jobs.Server(forked=True)
     spawned.forget_threads()

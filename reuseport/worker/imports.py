@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 
+from reuseport.ipc import fields
 from reuseport.ipc.channel import Channel
 
 LIBRARY = os.path.dirname(os.__file__)
@@ -65,4 +66,9 @@ def _blamed(error: BaseException | None) -> Iterator[str]:
 def _is_edited(directory: str) -> bool:
     parts = directory.split(os.sep)
     installed = "site-packages" in parts or "dist-packages" in parts
-    return os.path.isabs(directory) and not installed and not directory.startswith((LIBRARY, OURS))
+    return (
+        os.path.isabs(directory)
+        and not installed
+        and not directory.startswith((LIBRARY, OURS))
+        and fields.is_path(directory)  # a file's name is what the code that compiled it says
+    )

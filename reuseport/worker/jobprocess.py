@@ -26,6 +26,7 @@ from reuseport.core.model import FIRST_JOB, Key
 from reuseport.deadlines import JobCancelled, original
 from reuseport.ipc import channel as channels
 from reuseport.ipc import line as lines
+from reuseport.ipc import messages
 from reuseport.ipc.marks import Marks
 from reuseport.ipc.pins import JOBS as PINNING
 from reuseport.ipc.pins import Pins
@@ -62,7 +63,7 @@ def run(process: JobProcess) -> NoReturn:
     """Be a job's process."""
     try:
         process.begin()
-    except BaseException:  # noqa: BLE001 - a defect of ours, or no timer to be had: the job is asked for again
+    except BaseException:  # noqa: BLE001 - a defect of ours, or no timer to be had: its asker finds the job lost
         traceback.print_exc()
         os._exit(1)
 
@@ -86,6 +87,8 @@ class JobProcess:
         head, call = lines.receive(self.line), lines.receive(self.line)
         if head is None or call is None:
             os._exit(0)  # who asked for it was killed before it could say for what
+        with contextlib.suppress(OSError):
+            lines.send(self.line, lines.TAKEN, json.dumps(os.getpid()).encode())
         self.call = call[1]
         facts = json.loads(head[1])
         describe_server(self.birth, gevent.get_hub().loop)
@@ -232,6 +235,7 @@ class Talker:
         self._retry_at = self._report_at = 0.0
         self._news = True
         self._finishing = False
+        self._may_begin = False
         allocate = original("_thread", "allocate_lock")
         self.line_lock = allocate()
         self._known, self._finished = allocate(), allocate()
@@ -245,6 +249,7 @@ class Talker:
         self._known.acquire()
         self._finished.acquire()
         jobs.changed = self._nudge
+        jobs.lost = self._lost
         original("_thread", "start_new_thread")(self._run, ())
         self._known.acquire()
 
@@ -259,6 +264,12 @@ class Talker:
         for end in (self._channel, self._line):
             if end is not None:
                 end.close()
+
+    def _lost(self, one: jobs.Job, pid: int, why: str) -> bool:
+        """A process that this job has asked for."""
+        self._ledger.lost(one, pid, why)
+        self._nudge()
+        return self.has_master
 
     def _nudge(self) -> None:
         os.eventfd_write(self._wake, 1)
@@ -329,35 +340,34 @@ class Talker:
             self._channel.send(kind, **fields)
 
     def _hear(self, channel: channels.Channel) -> None:
-        try:
-            channel.flush()
-            messages = channel.receive()
-        except channels.ChannelError as error:
-            sys.stderr.write(f"the master could not be understood: {error}\n")
-            messages, channel.closed = [], True
-        for message, fds in messages:
-            if message["type"] == "logs":
-                self._birth.logs.take(message, fds)
+        channel.flush()
+        for message, fds in channel.receive(messages.TO_JOB):
+            if isinstance(message, messages.Logs):
+                self._birth.logs.take(message.paths, fds)
                 self._said.reopen()
-                continue
-            if message["type"] == "reopen":
+            elif isinstance(message, messages.Reopen):
                 self._birth.logs.forget()
                 self._said.reopen()
-            for fd in fds:
-                close(fd)
-            if message["type"] == "known":
+            elif isinstance(message, messages.Known):
                 self._let_begin()
-            elif message["type"] == "drain":
+            elif isinstance(message, messages.Drain):
                 hooks.draining = True
-            elif message["type"] == "quit":
+            elif isinstance(message, messages.Quit):
+                if not self._may_begin and self._line is not None:  # the job need not be lost
+                    with contextlib.suppress(OSError):
+                        lines.send(self._line, lines.AGAIN)
                 os._exit(1)
         if channel.closed:
             channel.close()
             self._channel = None
             self._retry_at = 0.0
+            if channel.fault is not None:
+                sys.stderr.write(f"the master could not be understood: {channel.fault}\n")
+                self._retry_at = time.monotonic() + RETRY
             self._let_begin()
 
     def _let_begin(self) -> None:
+        self._may_begin = True
         if self._known.locked():
             with contextlib.suppress(RuntimeError):  # it has begun long ago
                 self._known.release()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from reuseport.ipc import channel as channels
+from reuseport.ipc.messages import TO_WORKER, Message
 
 RETRY = 1.0  # seconds between two attempts to reach a master
 
@@ -29,7 +30,7 @@ class Link:
         log: Callable[[str, str], None],
         *,
         hello: Callable[[channels.Channel], None],
-        take: Callable[[dict[str, Any], list[int]], None],
+        take: Callable[[Message, list[int]], None],
         lost: Callable[[], bool],
         alone: Callable[[float], None],
     ) -> None:
@@ -68,22 +69,23 @@ class Link:
         if channel is None:
             return
         channel.flush()
-        try:
-            messages = channel.receive()
-        except channels.ChannelError as error:
-            # Out of descriptors, say. A new hello makes the master repeat what counts.
-            self._log("error", f"the master could not be understood: {error}")
-            messages, channel.closed = [], True
-        for message, fds in messages:
+        for message, fds in channel.receive(TO_WORKER):
             self._take(message, fds)
+        if channel.fault is not None:
+            # A new hello makes the master repeat what counts: not at once, because it may be the same again.
+            self._log("error", f"the master could not be understood: {channel.fault}")
         if channel.closed and self.channel is channel:
             self._watcher.stop()
             self._watcher.close()
             channel.close()
             self.channel = None
             self._since = time.monotonic()
-            if self._lost():
+            if not self._lost():
+                return
+            if channel.fault is None:
                 self._knock()
+            else:
+                self._knock_later()
 
     def abandon(self) -> None:
         """In a child that the application has forked: the channel is its parent's."""
@@ -97,5 +99,8 @@ class Link:
     def _knock(self) -> None:
         if self.channel is None and not self.connect():
             self._alone(time.monotonic() - self._since)
-            self._retry = self._loop.timer(RETRY)
-            self._retry.start(self._knock)
+            self._knock_later()
+
+    def _knock_later(self) -> None:
+        self._retry = self._loop.timer(RETRY)
+        self._retry.start(self._knock)

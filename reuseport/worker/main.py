@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from posix import close  # not gevent's os.close, which leaves it to the loop
 from typing import Any
@@ -22,12 +22,13 @@ import gevent.event
 import gevent.hub
 import gevent.monkey
 
-from reuseport.core.routing import Table
-from reuseport.ipc import begun, scoreboard
+from reuseport import names
+from reuseport.ipc import begun, messages, scoreboard
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inflight import InFlight
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
+from reuseport.ipc.messages import Message
 from reuseport.ipc.scoreboard import TAKEN, TURNED, settle
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.worker import application, forked, ground, health, jobprocess, logs, remedies, running, tenancy, warmup
@@ -75,11 +76,11 @@ class Worker:
         self.sender: Sender | None = None
         self.receiver: Receiver | None = None
         self.loop_set: LoopSet | None = None
-        self.early: list[dict[str, Any]] = []  # what the master said before the engine stood
+        self.early: list[Message] = []  # what the master said before the engine stood
         self.drain = Drain(self)
         self.farewell = False  # the server is about to stop
         self.router: Router | None = None
-        self.routes: tuple[dict[str, Any], list[int]] | None = None  # the newest, while there is no router yet
+        self.routes: tuple[messages.Routes, list[int]] | None = None  # the newest, while there is no router yet
         self._watchers: list[Any] = []
         self.log = Said(self.settings, self.id, birth.logs)
         self.sinks: logs.Sinks | None = None
@@ -128,7 +129,12 @@ class Worker:
         self._accept_signals()
         self.loop_set = LoopSet(self.loop)
         self.reporter = JobReporter(
-            self.loop, self.board, begun.my_row(birth.shared.get("begun"), birth.row), self.link.say, self._jobs_changed
+            self.loop,
+            self.board,
+            begun.my_row(birth.shared.get("begun"), birth.row),
+            self.link.say,
+            lambda: self.link.channel is not None,
+            self._jobs_changed,
         )
         describe_server(birth, self.loop)
         steal = os.environ.get("REUSEPORT_STEAL", "1") != "0"
@@ -257,15 +263,15 @@ class Worker:
             self.reporter.again()
             self.replacement.repeat()
 
-    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
-        if message["type"] == "slots":
-            self._add_slots(message["slots"], fds)
-        elif message["type"] == "logs":
-            self.birth.logs.take(message, fds)
+    def _take(self, message: Message, fds: list[int]) -> None:
+        if isinstance(message, messages.Slots):
+            self._add_slots(message.slots, fds)
+        elif isinstance(message, messages.Logs):
+            self.birth.logs.take(message.paths, fds)
             self._reopen()
-        elif message["type"] == "heir":
+        elif isinstance(message, messages.Heir):
             self.drain.set_heir(message, fds)
-        elif message["type"] == "routes":
+        elif isinstance(message, messages.Routes):
             self._set_routes(message, fds)
         elif self.engine is None:
             self.early.append(message)
@@ -284,38 +290,37 @@ class Worker:
             self.log("warning", f"no master has come within {patience:g} s (--orphan-timeout): leaving")
             self.drain.begin(last=True)
 
-    def _on_message(self, message: dict[str, Any]) -> None:
-        kind = message["type"]
-        if kind == "accept" and self.state in ("ready", "serving"):
+    def _on_message(self, message: Message) -> None:
+        if isinstance(message, messages.Accept) and self.state in ("ready", "serving"):
             assert self.acceptor is not None
-            if message["own"] is not None:
-                self.acceptor.own(message["own"])
+            if message.own is not None:
+                self.acceptor.own(message.own)
             else:
                 # A canary leaves the slots alone, also one that a master has promoted who died over it.
                 self.acceptor.rest()
             if self.state == "ready":
                 self.receiver.start()
             # A next master may not know of the stop that its predecessor announced: then there is none any more.
-            self.farewell = self.engine.closing = bool(message.get("farewell"))
+            self.farewell = self.engine.closing = message.farewell
             self.state = "serving"
             self.link.say("accepting")
-        elif kind == "attend" and self.state in ("ready", "serving"):
+        elif isinstance(message, messages.Attend) and self.state in ("ready", "serving"):
             self.drain.attending = True
             if self.state == "ready":
                 self.receiver.start()
             self.drain.begin(last=False)
-        elif kind == "drain":
+        elif isinstance(message, messages.Drain):
             self.drain.told = True
             self.drain.attending = False
-            if message["last"]:
+            if message.last:
                 self.drain.begin(last=True)
-        elif kind == "quit":
+        elif isinstance(message, messages.Quit):
             self.exit()
-        elif kind == "reopen":
+        elif isinstance(message, messages.Reopen):
             self.birth.logs.forget()
             self._reopen()
 
-    def _add_slots(self, names: list[Any], fds: list[int]) -> None:
+    def _add_slots(self, names: Iterable[tuple[str, int, bool]], fds: list[int]) -> None:
         for (address, index, shared), fd in zip(names, fds, strict=True):
             listener = Listener(fd, address, index, shared)
             if self.acceptor is None:
@@ -340,7 +345,7 @@ class Worker:
         elif self.engine.pass_on is not None:
             self.engine.is_idle(connection)  # it came to a worker that is leaving, too
 
-    def _set_routes(self, message: dict[str, Any], fds: list[int]) -> None:
+    def _set_routes(self, message: messages.Routes, fds: list[int]) -> None:
         """Which generations there are, and the ways to their queues."""
         if self.router is None:
             if self.routes is not None:
@@ -348,8 +353,7 @@ class Worker:
                     os.close(fd)
             self.routes = message, fds
             return
-        queues = dict(zip(message["queues"], fds, strict=True))
-        self.router.set_table(Table.from_json(message["table"]), queues, int(message["workers"]))
+        self.router.set_table(message.table, dict(zip(message.queues, fds, strict=True)), message.workers)
 
     def _beat(self) -> None:
         """A sign of life, and whatever else must be looked at now and then."""
@@ -459,7 +463,7 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         forked.end_if_child(error)
         worker.imports.tell(worker.link.channel, error)
         ground.flush()  # before it is said: who asked is shown what was printed
-        worker.link.say("failed", error=str(error))
+        worker.link.say("failed", error=names.lines(str(error), messages.ERROR))
         status = 1
     except BaseException as error:  # noqa: BLE001
         forked.end_if_child(error)
@@ -467,7 +471,8 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         application.print_traceback(error)
         ground.flush()
         text = f"worker {worker.id}: {type(error).__name__}: {error}"
-        worker.link.say("failed", error=". ".join(filter(None, (text, remedies.of_error(error)))))
+        told = ". ".join(filter(None, (names.lines(text, messages.ERROR), remedies.of_error(error))))
+        worker.link.say("failed", error=told)
         status = 1
     if worker.sinks is not None:
         worker.sinks.close()

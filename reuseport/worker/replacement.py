@@ -6,10 +6,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from reuseport import jobs
+from reuseport import jobs, names
 from reuseport.ipc.scoreboard import REQUESTS, RSS
 
 TERM = "it got a SIGTERM that the master did not send"
+LONGEST = 500  # characters of a reason
+NAMED = 5  # jobs that a reason names
 
 
 class Replacement:
@@ -28,8 +30,8 @@ class Replacement:
         self._say = say
 
     def ask(self, reason: str) -> None:
-        self.reason = reason
-        self._say("retire", reason=reason)
+        self.reason = names.line(reason, LONGEST)
+        self._say("retire", reason=self.reason)
 
     def repeat(self) -> None:
         """To another master."""
@@ -48,5 +50,5 @@ class Replacement:
     def look_at_jobs(self) -> None:
         overdue = jobs.overdue()
         if overdue and not self.reason:
-            names = ", ".join(repr(one.name) for one in overdue)
-            self.ask(f"what it runs goes on {self._settings.job_grace:g} s after its deadline: job {names}")
+            which = ", ".join(repr(one.name) for one in overdue[:NAMED]) + ", ..." * (len(overdue) > NAMED)
+            self.ask(f"what it runs goes on {self._settings.job_grace:g} s after its deadline: job {which}")

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from gevent import monkey
 
 from reuseport import jobs as jobs_api
+from reuseport import names
 from reuseport.core.routing import MOVED, SERVING, Route, Table, binding, route
 from reuseport.ipc.inflight import of_tenant
 from reuseport.ipc.marks import VERSION, Full, Marks
@@ -158,7 +159,10 @@ class Router:
     def _admit(self, run: Run, response: Response, head: bytes, tenant: str | None) -> None:
         environ = response.environ
         assert environ is not None
-        environ["reuseport.tenant"] = response.connection.tenant = tenant
+        environ["reuseport.tenant"] = tenant  # as the client wrote it: the application may look it up
+        if tenant is not None:
+            tenant = names.name(tenant)
+        response.connection.tenant = tenant
         if tenant is not None:
             response.connection.name = self._named(response.connection.name, tenant)
         version = self._words[VERSION]

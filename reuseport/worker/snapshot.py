@@ -180,8 +180,8 @@ def _stack(top: FrameType | None, taken: int) -> Told:
                 told["request"] = describe(response)[:TEXT]
                 told["age"] = taken / 1e9 - response.began
                 told["client"] = response.environ.get("REMOTE_ADDR") or "a unix socket"
-                if tenant := response.environ.get("reuseport.tenant"):
-                    told["tenant"] = str(tenant)
+                if tenant := response.connection.tenant:
+                    told["tenant"] = tenant
         elif code is _JOB:
             told["job"] = frame.f_locals["self"].job
         frame = frame.f_back

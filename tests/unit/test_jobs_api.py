@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from datetime import datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
 import reuseport
-from reuseport import jobs
+from reuseport import jobs, names
+from reuseport.ipc import messages
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +125,195 @@ def test_one_job_object_may_be_in_use_by_many_at_once():
     assert [left, *ended] in ([first, second], [second, first])
     gates[1].set()
     threads[1].join()
+
+
+class Odd:
+    """A number of a class of its own, as numpy's are."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __float__(self):
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("deadline", "seconds"),
+    [
+        (30, 30.0),
+        (Fraction(1, 4), 0.25),
+        (Decimal("2.5"), 2.5),
+        (Odd(7.0), 7.0),
+        (float("inf"), None),
+        (Decimal("Infinity"), None),
+        (1e300, None),
+    ],
+)
+def test_a_deadline_is_any_real_number(deadline, seconds):
+    with reuseport.job("export", deadline=deadline) as one:
+        assert one.deadline == seconds and type(one.deadline) in (float, type(None))
+
+
+NO_NUMBERS = [True, "30", b"30", timedelta(seconds=30), datetime(2026, 1, 1), [30], 1j]
+NO_DEADLINES = [float("nan"), Decimal("NaN"), 10**400, 0, -1]
+
+
+@pytest.mark.parametrize(
+    ("deadline", "expected"),
+    [(one, TypeError) for one in NO_NUMBERS] + [(one, ValueError) for one in NO_DEADLINES],
+)
+def test_another_deadline_is_refused_where_it_is_given(deadline, expected, changes):
+    for call in (
+        lambda: reuseport.job("export", deadline=deadline),
+        lambda: reuseport.spawn(print, deadline=deadline),
+        lambda: reuseport.Job("export", deadline=deadline),
+    ):
+        with pytest.raises(expected, match="a job's deadline is a number of seconds"):
+            call()
+    assert changes == []
+
+
+@pytest.mark.parametrize("fraction", [Fraction(1, 2), Decimal("0.5"), Odd(0.5)])
+def test_progress_is_any_real_number(fraction):
+    with reuseport.job("export") as one:
+        one.progress(fraction)
+        assert type(one.fraction) is float and one.fraction == 0.5
+
+
+@pytest.mark.parametrize(
+    "fraction", ["0.5", None, True, timedelta(0), float("nan"), float("inf"), Decimal("NaN"), -0.1]
+)
+def test_other_progress_is_refused_and_changes_nothing(fraction):
+    with reuseport.job("export") as one:
+        one.progress(0.25, "page 1")
+        with pytest.raises((TypeError, ValueError), match="a job's progress lies between 0 and 1"):
+            one.progress(fraction, "page 2")
+        with pytest.raises(TypeError, match="the text of a job's progress is a str"):
+            one.progress(0.5, b"page 2")
+        assert (one.fraction, one.text) == (0.25, "page 1")
+
+
+@pytest.mark.parametrize("bad", [b"export", ["export"], 1.5, True, object()], ids=lambda value: type(value).__name__)
+def test_a_name_is_a_text(bad):
+    for call in (
+        lambda: reuseport.job(bad),
+        lambda: reuseport.job("export", tenant=bad),
+        lambda: reuseport.spawn(print, name=bad),
+        lambda: reuseport.spawn(print, tenant=bad),
+    ):
+        with pytest.raises(TypeError, match=r"a job's (name|tenant) is a str"):
+            call()
+
+
+def test_names_are_printable_from_the_beginning():
+    with reuseport.job("a\0b", tenant="x" * 70_000) as one:
+        assert (one.name, one.tenant) == (names.name("a\0b"), names.name("x" * 70_000))
+        one.progress(1, "\x1b[2J" + "y" * 70_000)
+        assert one.text.isprintable() and len(one.text) == names.LONGEST
+    with reuseport.job(17, tenant=4711) as one:
+        assert (one.name, one.tenant) == ("17", "4711")
+
+
+@pytest.mark.parametrize("what", [None, "f", 1])
+def test_what_cannot_be_called_is_refused_where_it_is_given(what):
+    for register in (reuseport.spawn, reuseport.on_start, reuseport.on_drain, reuseport.job("export")):
+        with pytest.raises(TypeError, match="is a function, not"):
+            register(what)
+
+
+def test_a_timeout_is_any_real_number():
+    gate = threading.Event()
+    handle = reuseport.spawn(gate.wait, 10)
+    with pytest.raises(TimeoutError, match=r"within 0\.001 s"):
+        handle.result(Fraction(1, 1000))
+    for bad in ("1", timedelta(seconds=1), float("nan")):
+        with pytest.raises((TypeError, ValueError)):
+            handle.result(bad)
+    gate.set()
+    assert handle.result(Decimal("1e30")) is True
+
+
+def test_a_job_whose_deadline_cannot_be_kept_does_not_begin(monkeypatch):
+    def refuse(self, **how):
+        raise RuntimeError("no thread")
+
+    monkeypatch.setattr(jobs.Job, "bound", refuse)
+    with pytest.raises(RuntimeError, match="no thread"), reuseport.job("export", deadline=1):
+        pass
+
+
+# --- what the master is told of them ----------------------------------------------------------------------------------
+
+
+class Ledger:
+    """A worker's, and what the master has heard: the jobs that it knows, and those that are lost."""
+
+    def __init__(self):
+        from reuseport.worker.reporter import Ledger
+
+        self.known, self.lost, self.said = {}, [], 0
+        self._ledger = Ledger(self._hear)
+        self.tell, self.is_lost = self._ledger.tell, self._ledger.lost
+
+    def _hear(self, kind, **fields):
+        self.said += 1
+        said = json.loads(json.dumps({"v": 1, "type": kind, **fields}, allow_nan=False))
+        message = messages.FROM_WORKER[kind].parse(said)
+        if kind == "job":
+            self.known[message.number] = message
+        elif kind == "job-ended":
+            del self.known[message.number]
+        else:
+            self.lost.append(message)
+
+
+@pytest.mark.parametrize(
+    "value", [b"x", 5, Decimal(1), float("nan"), "\0" * 70_000, None, object()], ids=lambda value: type(value).__name__
+)
+def test_one_job_hides_no_other_whatever_the_application_makes_of_it(value):
+    ledger = Ledger()
+    with reuseport.job("before"), reuseport.job("odd") as odd, reuseport.job("behind"):
+        for attribute in ("name", "text", "deadline", "fraction", "started"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(odd, attribute, value)
+                ledger.tell()
+                assert {"before", "behind"} <= {job.name for job in ledger.known.values()}
+                assert len(ledger.known) == 3
+    ledger.tell()
+    assert ledger.known == {}
+
+
+def test_the_master_is_told_of_so_many_jobs_and_of_each_tenants_in_the_end():
+    ledger = Ledger()
+    many = messages.JOBS + 500
+    plain = [jobs.Job("plain") for _ in range(many)]
+    tenants = [jobs.Job("export", f"tenant {number}") for number in range(many)]
+    for one in (*plain, *tenants):
+        one.begin()
+    ledger.tell()
+    assert len(ledger.known) == messages.JOBS
+    assert sum(job.tenant is not None for job in ledger.known.values()) == messages.JOBS // 2
+    first, said = set(ledger.known), ledger.said
+    ledger.tell()
+    assert (set(ledger.known), ledger.said) == (first, said), "nothing is told twice"
+    for one in plain:
+        one.end()
+    ledger.tell()
+    seen = set()
+    while tenants:
+        assert ledger.known, "a tenant's job is known while there is one"
+        seen |= {job.tenant for job in ledger.known.values()}
+        for one in [one for one in tenants if one.number in ledger.known]:
+            one.end()
+            tenants.remove(one)
+        ledger.tell()
+    assert len(seen) == many and ledger.known == {}
+
+
+def test_a_job_that_no_process_has_begun_is_told_once():
+    ledger = Ledger()
+    ledger.is_lost(jobs.Job("export", "acme", where="process"), 99, "ended before the function began")
+    ledger.tell()
+    ledger.tell()
+    (lost,) = ledger.lost
+    assert (lost.name, lost.tenant, lost.pid, lost.why) == ("export", "acme", 99, "ended before the function began")

@@ -213,11 +213,11 @@ def test_what_was_passed_is_opened_wherever_it_lies(directory):
     passed = Passed()
     path = str(directory / "gone" / "log")
     real = directory / "log"
-    passed.take({"paths": [path]}, [open_file(str(real))])
+    passed.take([path], [open_file(str(real))])
     said = Said(settings("--log-file", path), "7.1", passed)
     said("error", "one")
     real.rename(directory / "log.1")
-    passed.take({"paths": [path]}, [open_file(str(real))])
+    passed.take([path], [open_file(str(real))])
     said("error", "two")  # until it has heard
     said.reopen()
     said("error", "three")
@@ -234,11 +234,11 @@ def test_nothing_stays_open(directory):
 
     path = str(directory / "log")
     passed = Passed()
-    passed.take({"paths": [path]}, [open_file(path)])
+    passed.take([path], [open_file(path)])
     said = Said(settings("--log-file", path), "7.1", passed)
     before = fds()
     for _ in range(3):
-        passed.take({"paths": [path]}, [open_file(path)])
+        passed.take([path], [open_file(path)])
         said.reopen()
     assert fds() == before
 
@@ -252,7 +252,7 @@ def test_without_a_word_of_the_master_a_process_opens_it_itself(directory):
 def test_a_master_of_an_earlier_version_has_them_opened_by_each_process(directory):
     path = directory / "log"
     passed = Passed()
-    passed.take({"paths": [str(path)]}, [open_file(str(path))])
+    passed.take([str(path)], [open_file(str(path))])
     said = Said(settings("--log-file", str(path)), "7.1", passed)
     path.rename(directory / "log.1")
     passed.forget()

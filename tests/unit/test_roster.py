@@ -22,6 +22,8 @@ from reuseport.core.model import (
     Terms,
     Worker,
 )
+from reuseport.master.listening import Written
+from reuseport.master.peers import start_time
 from reuseport.master.roster import Roster
 
 
@@ -39,6 +41,33 @@ def test_that_a_canary_is_promoted_is_written_down_when_the_first_of_its_workers
     trial = {"tenants": ["acme"], "percent": 0}
     assert canary_after(TOLD, trial) == trial
     assert canary_after(ACCEPTING, None) is None
+
+
+def test_the_next_master_knows_the_sockets_and_the_processes_by_more_than_names(tmp_path):
+    path = tmp_path / "roster.json"
+    roster = Roster(str(path))
+    g = Generation(1, Release(), 1, SERVING, workers={1: Worker(0, ACCEPTING, os.getpid())})
+    written = Written({("127.0.0.1:80", 0): 7, ("unix:/run/a", 0): 1 << 60}, {"unix:/run/a": (25, 1 << 40)})
+    start = start_time(os.getpid())
+    roster.write(Cluster({1: g}, 1, 1), {}, tuple(written.cookies), starts={os.getpid(): start}, written=written)
+    remains = roster.read()
+    assert remains is not None
+    assert remains.written == written
+    assert remains.starts == {os.getpid(): start}
+    data = json.loads(path.read_text())
+    del data["cookies"], data["files"]  # as an earlier version has written it
+    path.write_text(json.dumps(data))
+    remains = roster.read()
+    assert remains is not None
+    assert remains.written == Written(dict.fromkeys(written.cookies, 0))
+
+
+def test_a_pid_that_was_another_process_s_when_the_master_knew_it_is_not_adopted(tmp_path):
+    """It had died, and its pid was taken, before that was written down."""
+    roster = Roster(str(tmp_path / "roster.json"))
+    g = Generation(1, Release(), 1, SERVING, workers={1: Worker(0, ACCEPTING, os.getpid())})
+    roster.write(Cluster({1: g}, 1, 1), {}, (), starts={os.getpid(): start_time(os.getpid()) - 1})
+    assert roster.read() is None
 
 
 def test_the_next_master_knows_which_companions_have_failed(tmp_path):

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reuseport import names
 from reuseport.core.model import Key
 from reuseport.ipc import begun, inflight, latencies, marks, scoreboard
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.scoreboard import PSS, RSS
 from reuseport.ipc.shared import Held, SharedFile, Words, mapped
-from reuseport.master.losses import NAMELESS, Losses, jobs_at_death
+from reuseport.master.losses import AT_DEATH, Losses, jobs_at_death
 from reuseport.master.processes import Process
 from reuseport.master.quarantine import Quarantine
 from reuseport.master.releases import Releases
@@ -185,16 +186,16 @@ def fill(path, seed: int) -> None:
         file.write(b"\xff" * size if seed == 0 else random.Random(seed).randbytes(size))
 
 
-@pytest.mark.parametrize("count", [NAMELESS + 1, (1 << 64) - 1])
+@pytest.mark.parametrize("count", [AT_DEATH + 1, (1 << 64) - 1])
 def test_a_count_of_jobs_is_believed_up_to_a_limit(count):
     lost, ended = jobs_at_death((), (), count)
-    assert (len(lost), ended) == (NAMELESS, [])
+    assert (len(lost), ended) == (AT_DEATH, [])
 
 
 @given(st.binary(min_size=begun.ROW_BYTES, max_size=begun.ROW_BYTES))
 def test_jobs_in_a_row_of_rubbish_can_be_shown(data):
     for job in begun.Row(memoryview(data).cast("Q")).entries():
-        assert job.name.isprintable() and (job.tenant is None or job.tenant.isprintable())
+        assert all(text is None or text == names.name(text) for text in (job.name, job.tenant))
         assert 0 <= job.started <= time.time() + begun.AHEAD
         json.dumps(job, allow_nan=False)
 

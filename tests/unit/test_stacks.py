@@ -97,6 +97,27 @@ def test_a_process_that_does_not_catch_the_signal_never_gets_it() -> None:
         signal.signal(stacks.SNAPSHOT_SIGNAL, before)
 
 
+def test_an_answer_of_another_user_leads_only_to_what_that_user_may_read(tmp_path: Path) -> None:
+    """It may name any path, and root may ask."""
+    (tmp_path / "app.py").write_text("one\ntwo\n")
+    me, group = os.getuid(), os.getgid()
+    for mode, author, readable in (
+        (0o600, None, True),
+        (0o600, (me, group), True),
+        (0o604, (me + 1, group + 1), True),
+        (0o640, (me + 1, group), True),
+        (0o604, (me + 1, group), False),
+        (0o600, (me + 1, group), False),
+    ):
+        (tmp_path / "app.py").chmod(mode)
+        stacks._source.cache_clear()
+        found = stacks._source(str(tmp_path / "app.py"), author)
+        assert found == (["one", "two"] if readable else []), (oct(mode), author)
+    os.mkfifo(tmp_path / "pipe.py")
+    assert stacks._source(str(tmp_path / "pipe.py"), None) == []
+    assert stacks._source(f"{tmp_path}/a\0.py", None) == []
+
+
 def test_an_answer_that_is_old_broken_or_a_link_is_none(tmp_path: Path) -> None:
     path, one = tmp_path / "snapshot", Asked("7.1", 7, since=100)
     assert stacks._answer(str(path), one) is None
