@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..ipc.inflight import SENT, nowhere
 from .body import NO_BODY, Body, NoBody
 from .stream import Disconnected
+from .timeslice import TimeSlice
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -40,7 +41,6 @@ CACHED = 2048
 CACHED_CHARACTERS = 200
 SKIP = 65536  # a body with more bytes left unread than this costs the client its connection
 NOWHERE = nowhere()
-TURN = 1 << 20  # bytes after which a response that never waits lets others have a turn
 
 _status_lines: dict[str, tuple[int, bytes]] = {}
 _field_lines: dict[tuple[str, str], bytes | int] = {}  # an int is a Content-Length
@@ -111,7 +111,7 @@ class Response:
         "_length",
         "_lines",
         "_silent",
-        "_since_turn",
+        "_slice",
         "began",
         "body",
         "complete",
@@ -137,7 +137,7 @@ class Response:
         self.seat = NOWHERE
         self._is_11 = environ["SERVER_PROTOCOL"] != "HTTP/1.0"
         self._is_head = environ["REQUEST_METHOD"] == "HEAD"
-        self._since_turn = 0
+        self._slice: TimeSlice | None = None
         if body is not NO_BODY:
             body.ask = self._ask_for_body
 
@@ -188,6 +188,7 @@ class Response:
 
     def _send_whole(self, data: bytes) -> None:
         """Nothing may follow behind a part of it, see `write`."""
+        self.let_others()
         try:
             self.connection.send(data)
         except Disconnected:
@@ -224,12 +225,10 @@ class Response:
             if lines is not None:
                 lines.append(data)
                 self.connection.send(b"".join(lines))
-            elif data:
-                self._since_turn += len(data)
-                if self._since_turn > TURN:
-                    self._since_turn = 0
-                    self.connection.let_others()
-                self.connection.send(data)
+            else:
+                self.let_others()
+                if data:
+                    self.connection.send(data)
         except Disconnected:
             raise
         except BaseException:
@@ -248,12 +247,18 @@ class Response:
         if self._silent:
             return
         while self._left:
+            self.let_others()
             sent = self.connection.sendfile(fd, offset, self._left)
             if not sent:
                 break
             offset += sent
             self._left -= sent
-            self.connection.let_others()
+
+    def let_others(self) -> None:
+        """Let other greenlets run if this one has used its time slice. Called between two pieces of the response."""
+        if self._slice is None:
+            self._slice = TimeSlice(self.connection.engine.hub)
+        self._slice.check()
 
     @property
     def room(self) -> int | None:

@@ -31,6 +31,7 @@ from .body import NoBody
 from .frames import UpgradeSocket
 from .interrupts import is_server
 from .stream import PIECE, Disconnected
+from .timeslice import TimeSlice
 from .wheel import NEVER
 from .wsgi import Caller, describe
 
@@ -126,8 +127,10 @@ class Upgraded:
     @is_server
     def _carry_in(self, data: bytes) -> None:
         """From the client to the application."""
+        time_slice = TimeSlice(self.engine.hub)
         try:
             while True:
+                time_slice.check()
                 if data:
                     self._pair.sendall(data)
                 try:
@@ -148,10 +151,12 @@ class Upgraded:
         """From the application to the client."""
         sock = self._sock
         flush = getattr(sock, "flush", lambda: True)
+        time_slice = TimeSlice(self.engine.hub)
         try:
             while data := self._pair.recv(1 << 16):
                 view = memoryview(data)
                 while view or not flush():
+                    time_slice.check()
                     try:
                         view = view[sock.send(view) :]
                     except BlockingIOError:
