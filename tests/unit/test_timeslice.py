@@ -16,7 +16,7 @@ from reuseport.worker import stream, timeslice, tls, upgrade
 from reuseport.worker.frames import GOING_AWAY
 
 COUNT = 50
-NEVER_REACHED = 200_000  # reads or writes after which an application takes it that the server gives no turns
+NEVER_REACHED = 50_000  # reads or writes after which an application takes it that the server gives no turns
 
 
 def get(path: bytes = b"/", method: bytes = b"GET", last: bool = True) -> bytes:
