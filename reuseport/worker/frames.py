@@ -77,8 +77,8 @@ class Frames:
 class UpgradeSocket(GeventSocket):
     """A gevent socket of which each `send` sends all, and nothing of another between: libraries make frames of it.
 
-    Each read and each write first checks the time slice of the calling greenlet. gevent's own methods wait only when the
-    kernel has nothing, or no room. So a client that never pauses would stop all others, and the drain.
+    Each read and each write first checks the time slice of the calling greenlet, because gevent's own methods wait only
+    when the kernel has nothing, or no room.
 
     Closing it ends the connection in an orderly way, which takes a little longer than the call.
     """

@@ -226,7 +226,9 @@ class Response:
                 lines.append(data)
                 self.connection.send(b"".join(lines))
             else:
-                self.let_others()
+                if self._slice is None:
+                    self._slice = TimeSlice(self.connection.engine.hub)
+                self._slice.check()
                 if data:
                     self.connection.send(data)
         except Disconnected:

@@ -1,10 +1,10 @@
 """Time slices: how long a greenlet may go on without a wait, while its client is faster than it is.
 
-gevent switches greenlets only where one waits. A read for which bytes are always there, and a write for which the kernel
-always has room, do not wait. So a client that sends or reads without a pause would stop every other client of the worker,
-and the worker's drain. Each loop over such reads or writes therefore calls `TimeSlice.check` before each of them.
+gevent switches greenlets only where one waits. A read for which bytes are always there does not wait, and neither does
+a write for which the kernel always has room. So a client that sends or reads without a pause would stop the worker's
+other clients, and the worker's drain. Each loop over such reads or writes therefore calls `TimeSlice.check` each time.
 
-The limit is a time, and neither bytes nor calls. A megabyte in one-byte chunks takes seconds, and a megabyte in one piece
+The limit is a time, and neither bytes nor calls. A megabyte in one-byte chunks takes seconds; a megabyte in one piece
 takes a fraction of a millisecond. The time also includes what the application does between two calls.
 """
 
@@ -42,24 +42,24 @@ class TimeSlice:
     def check(self) -> None:
         """Let all other greenlets run, and the loop look for I/O, if the current greenlet has used its time slice.
 
-        A slice begins with the first call after the loop has turned. In the hub itself, and in other threads, nothing
-        ever waits here.
+        A slice begins at the earliest with the first call after the loop has turned. In the hub itself, and in other
+        threads, nothing ever waits here.
         """
-        if self._loop.iteration != self._iteration:
-            self._begin()
-        elif monotonic() - self._began > SECONDS:
-            current = getcurrent()
-            is_over = id(current) == self._greenlet or monotonic() - self._turned > SLICES * SECONDS
-            if is_over and current is not self._hub and get_hub_if_exists() is self._hub:
-                let_others(self._hub)
-            self._begin()
+        if monotonic() - self._began > SECONDS:
+            self._next()
 
-    def _begin(self) -> None:
-        self._greenlet = id(getcurrent())
-        self._began = monotonic()
+    def _next(self) -> None:
+        hub, current, now = self._hub, getcurrent(), monotonic()
+        if self._loop.iteration == self._iteration:  # else something has waited: the others had their turn
+            is_over = id(current) == self._greenlet or now - self._turned > SLICES * SECONDS
+            if is_over and current is not hub and get_hub_if_exists() is hub:
+                let_others(hub)
+                now = monotonic()
+        self._greenlet = id(current)
+        self._began = now
         if self._loop.iteration != self._iteration:
             self._iteration = self._loop.iteration
-            self._turned = self._began
+            self._turned = now
 
 
 def let_others(hub: Any) -> None:

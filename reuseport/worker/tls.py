@@ -335,7 +335,7 @@ class TlsConnection(Connection):
             return False
 
     def close_if_idle(self) -> None:
-        """Close it, unless it has something of a request, decrypted or not. A new one has a moment for its first byte."""
+        """Close it, unless it has something of a request, decrypted or not. A new one has `FIRST` to begin."""
         if self._silent:
             self._set_deadline(FIRST)
         if self.state is not WAITING or self.unread or self._parked:

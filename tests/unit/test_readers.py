@@ -11,8 +11,8 @@ import gevent
 import pytest
 from http_harness import Harness, parse, turn, wait_for
 
-from reuseport.worker.connection import Connection
 from reuseport.worker import timeslice
+from reuseport.worker.connection import Connection
 from reuseport.worker.readers import TURN
 from reuseport.worker.stream import PIECE
 

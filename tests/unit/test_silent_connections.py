@@ -1,5 +1,4 @@
-"""From when the deadline of a new connection counts: a silent one has --keep-alive, and --header-timeout begins with the
-first byte."""
+"""The deadlines of new connections: a silent one has --keep-alive, and --header-timeout begins with the first byte."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ def test_a_file_that_the_kernel_sends(make, always, monkeypatch, tmp_path):
 
     def application(environ, start_response):
         start_response("200 OK", [])
-        return environ["wsgi.file_wrapper"](open(tmp_path / "file", "rb"))  # noqa: SIM115
+        return environ["wsgi.file_wrapper"](open(tmp_path / "file", "rb"))
 
     loop = gevent.get_hub().loop
     with make(application).connect(tcp=True) as client:
