@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .request import CHUNKED, FIELD, RequestError
-from .timeslice import TimeSlice
 
 if TYPE_CHECKING:
     from .stream import Stream
@@ -93,7 +92,6 @@ class Body(io.RawIOBase):
         self._fields = fields
         self._extensions = 0
         self._ends_chunk = False  # the CRLF behind the current chunk is still to be read
-        self._slice = TimeSlice(stream.engine.hub)
         self._torn = False  # what was taken from the stream last has not come to anything yet
         self._given = False  # something of it was read
         self.ask: Callable[[], None] | None = None  # sends 100 Continue
@@ -115,7 +113,7 @@ class Body(io.RawIOBase):
             self.expects_continue = False
             if not self._stream.unread:
                 self.ask()
-        self._slice.check()
+        self._stream.engine.time_slice.check()
         try:
             if not self._left and not self._next_chunk():
                 self.complete = True

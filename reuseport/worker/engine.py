@@ -96,6 +96,7 @@ class Engine:
         self.wheel = Wheel(self.loop)
         self.admission = admission or Admission()
         self.readers = Readers(self.hub)
+        self.time_slice = TimeSlice(self.hub)
         self.board = board
         self.latencies: list[float] = []  # seconds; whoever counts them takes them out
         self.count_latencies: Callable[[], None] = self.latencies.clear  # is called when there are many
@@ -107,7 +108,6 @@ class Engine:
         self._proxies = Peers(settings.forwarded_allow_ips)
         self._forwarded = Forwarded(self._proxies).apply
         self.upgraded: set[Upgraded] = set()
-        self.upgrade_slice = TimeSlice(self.hub)  # one for all of them: a handler may write to thousands
         self.response: type[Response] = Response
         if access is not None:
             self.response = Recorded

@@ -89,7 +89,7 @@ class UpgradeSocket(GeventSocket):
         super().__init__(fileno=fd)
         self.settimeout(None)
         self._upgraded = upgraded
-        self._check_slice = upgraded.engine.upgrade_slice.check
+        self._check_slice = upgraded.engine.time_slice.check
         self._lock = BoundedSemaphore(1)
         self._frames = Frames()
         self._goes_away = False  # the close frame is due, as soon as it may be sent

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from ..ipc.inflight import SENT, nowhere
 from .body import NO_BODY, Body, NoBody
 from .stream import Disconnected
-from .timeslice import TimeSlice
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -111,7 +110,6 @@ class Response:
         "_length",
         "_lines",
         "_silent",
-        "_slice",
         "began",
         "body",
         "complete",
@@ -137,7 +135,6 @@ class Response:
         self.seat = NOWHERE
         self._is_11 = environ["SERVER_PROTOCOL"] != "HTTP/1.0"
         self._is_head = environ["REQUEST_METHOD"] == "HEAD"
-        self._slice: TimeSlice | None = None
         if body is not NO_BODY:
             body.ask = self._ask_for_body
 
@@ -226,9 +223,7 @@ class Response:
                 lines.append(data)
                 self.connection.send(b"".join(lines))
             else:
-                if self._slice is None:
-                    self._slice = TimeSlice(self.connection.engine.hub)
-                self._slice.check()
+                self.connection.engine.time_slice.check()
                 if data:
                     self.connection.send(data)
         except Disconnected:
@@ -258,9 +253,7 @@ class Response:
 
     def let_others(self) -> None:
         """Let other greenlets run if this one has used its time slice. Called between two pieces of the response."""
-        if self._slice is None:
-            self._slice = TimeSlice(self.connection.engine.hub)
-        self._slice.check()
+        self.connection.engine.time_slice.check()
 
     @property
     def room(self) -> int | None:

@@ -26,7 +26,7 @@ AFTER_CLIENTS = -1  # a watcher's priority: libev calls clients' watchers, which
 class TimeSlice:
     """The current time slice of the greenlet that calls `check`.
 
-    Several connections can share one. Then a greenlet that writes to thousands of them has one slice, not one for each.
+    All connections of a worker share one. So a greenlet that writes to thousands of them has one slice, not thousands.
     """
 
     __slots__ = ("_began", "_greenlet", "_hub", "_iteration", "_loop", "_turned")

@@ -23,7 +23,6 @@ from .body import BodyError
 from .connection import CLOSED, FIRST, HEAD, LAST_CALL, LINGER_TIME, LINGERING, SERVING, WAITING, Connection
 from .response import refusal
 from .stream import PIECE, Disconnected
-from .timeslice import TimeSlice
 from .wheel import TICK
 
 if TYPE_CHECKING:
@@ -275,11 +274,10 @@ class TlsConnection(Connection):
     def send(self, data: bytes) -> None:
         sock = self._sock
         view = memoryview(data)
-        time_slice = None if len(data) <= SLICE else TimeSlice(self.engine.hub)
         try:
             while True:
-                if time_slice is not None:
-                    time_slice.check()
+                if len(view) > SLICE:
+                    self.engine.time_slice.check()
                 try:
                     sent = sock.send(view)
                     self.board[BYTES_OUT] += sent

@@ -31,7 +31,6 @@ from .body import NoBody
 from .frames import UpgradeSocket
 from .interrupts import is_server
 from .stream import PIECE, Disconnected
-from .timeslice import TimeSlice
 from .wheel import NEVER
 from .wsgi import Caller, describe
 
@@ -127,7 +126,7 @@ class Upgraded:
     @is_server
     def _carry_in(self, data: bytes) -> None:
         """From the client to the application."""
-        time_slice = TimeSlice(self.engine.hub)
+        time_slice = self.engine.time_slice
         try:
             while True:
                 time_slice.check()
@@ -151,7 +150,7 @@ class Upgraded:
         """From the application to the client."""
         sock = self._sock
         flush = getattr(sock, "flush", lambda: True)
-        time_slice = TimeSlice(self.engine.hub)
+        time_slice = self.engine.time_slice
         try:
             while data := self._pair.recv(1 << 16):
                 view = memoryview(data)

@@ -85,9 +85,10 @@ def test_greenlets_that_share_a_slice_have_one_each_up_to_a_limit(clock):
     def steps():
         one.check()
         seen = []
-        for _ in range(timeslice.SLICES + 1):
+        others = [greenlet(one.check) for _ in range(timeslice.SLICES + 1)]  # all live, so each has an id of its own
+        for other in others:
             clock.now += timeslice.SECONDS * 1.01
-            seen.append(turns(greenlet(one.check).switch))  # a greenlet that this one switches to
+            seen.append(turns(other.switch))
         return seen
 
     one = timeslice.TimeSlice(gevent.get_hub())
