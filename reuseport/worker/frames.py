@@ -196,7 +196,7 @@ class UpgradeSocket(GeventSocket):
         return self._said
 
     def end_reading(self) -> None:
-        """The application gets the end of the stream, whatever the client still sends. Raises OSError."""
+        """The application gets the end of the stream, even if the client goes on sending. Raises OSError."""
         self._read_ended = True  # Linux goes on delivering to a TCP socket behind this shutdown
         self._sock.shutdown(socket.SHUT_RD)
 

@@ -417,7 +417,7 @@ def test_a_client_that_takes_everything_does_not_hold_up_a_drain(make, soon):
 
 
 def test_a_close_frame_is_sent_between_frames_that_follow_each_other_without_a_pause(make, soon):
-    """The application's greenlet takes the lock again before the one that drains is woken."""
+    """The application's greenlet takes the lock again before the greenlet of the drain is woken."""
     def application(environ, start_response):
         sock = environ["gunicorn.socket"]
         sock.send(SWITCHED)
