@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .stream import Stream
 
 BUFFER = 16384
-TURN = 1 << 20  # bytes after which a body that never has to be waited for lets others have a turn
 CHUNK_LINE = 4096  # bytes of a chunk-size line with its extensions
 EXTENSIONS = 65536  # bytes of all chunk extensions of a body (RFC 9112 section 7.1.1 asks for a limit)
 # RFC 9112 section 7.1: a size of at most 16 digits, extensions that mean nothing to us but must be well-formed.
@@ -93,7 +92,6 @@ class Body(io.RawIOBase):
         self._fields = fields
         self._extensions = 0
         self._ends_chunk = False  # the CRLF behind the current chunk is still to be read
-        self._since_turn = 0
         self._torn = False  # what was taken from the stream last has not come to anything yet
         self._given = False  # something of it was read
         self.ask: Callable[[], None] | None = None  # sends 100 Continue
@@ -115,9 +113,7 @@ class Body(io.RawIOBase):
             self.expects_continue = False
             if not self._stream.unread:
                 self.ask()
-        if self._since_turn >= TURN:
-            self._since_turn = 0
-            self._stream.let_others()
+        self._stream.engine.time_slice.check()
         try:
             if not self._left and not self._next_chunk():
                 self.complete = True
@@ -134,7 +130,6 @@ class Body(io.RawIOBase):
             raise
         self._given = True
         self._left -= got
-        self._since_turn += got
         if not self._left and not self._chunked:
             self.complete = True
         return got

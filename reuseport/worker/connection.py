@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ipc.inflight import NAMELESS
 from ..ipc.scoreboard import BYTES_OUT
+from . import timeslice
 from .body import NO_BODY, Body
 from .request import UPGRADE, RequestError
 from .response import refusal
@@ -28,9 +29,9 @@ from .wheel import NEVER, TICK
 if TYPE_CHECKING:
     from .engine import Engine
 
-BURST = 32  # pipelined requests answered before other connections get their turn
 LINGER_TIME = 2.0  # seconds
-FIRST = 1.0  # seconds that a stop leaves somebody who has just connected for the first request
+FIRST = 1.0  # seconds that a stop leaves a client that has just connected for the first byte of its request
+LAST_CALL = 5.0  # seconds that a drain leaves a silent client whose connection cannot be passed on
 
 WAITING = "waiting"  # for the first byte of a request
 HEAD = "head"  # some of a head has come
@@ -76,7 +77,7 @@ class Connection(Stream):
         self._fresh = True  # it has had no request yet
         self._pumping = False  # `_take` is on the hub's stack
         self.tenant: str | None = None  # whose its last request was, as far as --tenant says so
-        self._set_deadline(engine.header_timeout)
+        self._set_deadline(engine.silence)
 
     # In the loop: requests in.
 
@@ -126,7 +127,7 @@ class Connection(Stream):
 
     def _serve(self, data: bytes | bytearray) -> None:
         engine = self.engine
-        served = 0
+        began = 0.0  # the first request of this turn
         while True:
             end = data.find(b"\r\n\r\n")
             if end < 0 or data[0] == 0x0D:
@@ -165,11 +166,12 @@ class Connection(Stream):
                 environ["wsgi.input"] = body.file()
             self.state = SERVING
             self.deadline = NEVER
-            run(engine.response(self, environ, keep_alive, body))
+            response = engine.response(self, environ, keep_alive, body)
+            began = began or response.began
+            run(response)
             if not self.unread or self.state is not WAITING:
                 break
-            served += 1
-            if served == BURST:
+            if response.ended - began > timeslice.SECONDS:
                 self._resume_later()
                 break
             data = self.unread
@@ -193,7 +195,8 @@ class Connection(Stream):
         """Go on in the loop's next turn. Nothing is read before: the end of the stream must not overtake `unread`."""
         self._reader.stop()
         self._parked = True
-        self.engine.loop.run_callback(self._resume)
+        # A timer, because gevent runs many callbacks before its loop looks for I/O again.
+        self.engine.loop.timer(0, priority=timeslice.AFTER_CLIENTS).start(self._resume)
 
     def _resume(self) -> None:
         if self.state is not WAITING:

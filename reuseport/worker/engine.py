@@ -26,7 +26,7 @@ from ..options.networks import Peers
 from .access import AccessLog, Recorded
 from .access import wrap as record
 from .admission import Admission
-from .connection import Connection
+from .connection import FIRST, Connection
 from .forwarded import Forwarded
 from .pool import Pool
 from .proxy import Herald
@@ -35,6 +35,7 @@ from .request import HeadParser, RequestError
 from .requestid import with_request_id
 from .response import Response
 from .threads import ThreadedConnection, ThreadedTlsConnection, Threads
+from .timeslice import TimeSlice
 from .tls import TlsConnection
 from .upgrade import UpgradeCaller, Upgraded, spread
 from .wheel import Wheel
@@ -81,6 +82,7 @@ class Engine:
         self.header_timeout = settings.header_timeout
         self.body_timeout = settings.body_timeout
         self.keep_alive = settings.keep_alive
+        self.silence = settings.keep_alive or settings.header_timeout  # until the first byte of a new connection
         self.send_timeout = settings.send_timeout
         self.parser = HeadParser(
             limit_line=settings.limit_request_line,
@@ -94,6 +96,7 @@ class Engine:
         self.wheel = Wheel(self.loop)
         self.admission = admission or Admission()
         self.readers = Readers(self.hub)
+        self.time_slice = TimeSlice(self.hub)
         self.board = board
         self.latencies: list[float] = []  # seconds; whoever counts them takes them out
         self.count_latencies: Callable[[], None] = self.latencies.clear  # is called when there are many
@@ -227,7 +230,11 @@ class Engine:
             self.pass_on(idle)
 
     def close_idle(self) -> None:
-        """Close the connections that wait for a request: at a stop, where nobody will answer their next one."""
+        """Close the connections that wait for a request: at a stop, where nobody will answer their next one.
+
+        New connections that come out of the queues later have as long as a connection that has just come.
+        """
+        self.silence = min(self.silence or FIRST, FIRST)
         for connection in list(self._open):
             connection.close_if_idle()
 

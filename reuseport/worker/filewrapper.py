@@ -16,12 +16,12 @@ from types import BuiltinMethodType
 from typing import Any, NamedTuple
 
 from gevent._hub_local import get_hub_if_exists
-from greenlet import getcurrent
+
+from .timeslice import TimeSlice
 
 PLAIN = (io.FileIO, io.BufferedReader, io.BufferedRandom)
 # A buffered file calls these methods of its raw file by name, so an attribute of the instance can replace them.
 READING = frozenset({"read", "readall", "readinto", "seek", "tell"})
-TURN = 1 << 20  # bytes after which a reader that never waits lets other greenlets run
 
 
 class Region(NamedTuple):
@@ -41,7 +41,7 @@ class FileWrapper:
     def __init__(self, filelike: Any, blksize: int = 65536) -> None:
         self.filelike = filelike
         self.blksize = blksize
-        self._since_turn = 0
+        self._slice: TimeSlice | None = None
         if hasattr(filelike, "close"):
             self.close = filelike.close
 
@@ -49,13 +49,15 @@ class FileWrapper:
         return self
 
     def __next__(self) -> bytes:
+        # What iterates may skip blocks, as werkzeug's ranges do. Then no write of the response gives others a turn.
+        if self._slice is None:
+            hub = get_hub_if_exists()
+            self._slice = TimeSlice(hub) if hub is not None else None
+        if self._slice is not None:
+            self._slice.check()
         block = self.read(None)
         if not block:
             raise StopIteration
-        self._since_turn += len(block)
-        if self._since_turn > TURN:
-            self._since_turn = 0
-            _let_others()
         return block
 
     def read(self, limit: int | None) -> bytes:
@@ -114,11 +116,3 @@ def _plain_file(filelike: Any) -> Any:
     file = read.__self__
     raw = file if type(file) is io.FileIO else file.raw
     return file if type(raw) is io.FileIO and READING.isdisjoint(vars(raw)) else None
-
-
-def _let_others() -> None:
-    """A turn for other greenlets, where this is one. gevent.sleep(0) would return before the loop has polled."""
-    hub = get_hub_if_exists()
-    if hub is not None and getcurrent() is not hub:
-        with hub.loop.timer(0) as timer:
-            hub.wait(timer)

@@ -16,6 +16,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
+from .connection import LAST_CALL
 from .wheel import NEVER, TICK
 
 if TYPE_CHECKING:
@@ -146,10 +147,12 @@ class Herald:
         self._local = local
         self._data = b""
         self.tick = 0
-        self.deadline = NEVER
-        if engine.header_timeout:
-            self.deadline = time.monotonic() + engine.header_timeout
-            engine.wheel.watch(self)
+        self._set_deadline(engine.silence)
+
+    def _set_deadline(self, seconds: float) -> None:
+        self.deadline = time.monotonic() + seconds if seconds else NEVER
+        if seconds:
+            self._engine.wheel.watch(self)
 
     def _readable(self) -> None:
         try:
@@ -161,6 +164,8 @@ class Herald:
         if not data:
             self.close()
             return
+        if not self._data:
+            self._set_deadline(self._engine.header_timeout)
         self._data += data
         self._reader.again()
         try:
@@ -180,15 +185,20 @@ class Herald:
             if peer is None:
                 peer, local = self._peer, self._local
             connection = engine.adopt_client(fd, peer, local, plain=not self._peer, data=self._data[length:])
-            if engine.pass_on is not None and connection.can_pass:
-                engine.is_idle(connection)
+            if engine.pass_on is not None:
+                if connection.can_pass:
+                    engine.is_idle(connection)
+                else:
+                    connection.stays()
 
     def _forget(self) -> None:
         self.deadline = NEVER
         self._engine.wheel.forget(self)
 
     def stays(self) -> None:
-        """At a drain: as a connection's."""
+        """A drain has begun. A client that has said nothing has a last moment to begin."""
+        if not self._data and self._engine.pass_on is not None:
+            self._set_deadline(min(max(self.deadline - time.monotonic(), TICK), LAST_CALL))
 
     def close_if_idle(self) -> None:
         """Close it, unless something of it has come."""
@@ -221,7 +231,6 @@ class Herald:
             come = False
         if come:
             self._reader.again()
-            self.deadline = time.monotonic() + TICK
-            self._engine.wheel.watch(self)
+            self._set_deadline(TICK)
         else:
             self.close()

@@ -41,7 +41,6 @@ CACHED_CHARACTERS = 200
 SKIP = 65536  # a body with more bytes left unread than this costs the client its connection
 AT_ONCE = 65536  # a whole body of so many bytes seldom waits for its client
 NOWHERE = nowhere()
-TURN = 1 << 20  # bytes after which a response that never waits lets others have a turn
 
 _status_lines: dict[str, tuple[int, bytes]] = {}
 _field_lines: dict[tuple[str, str], bytes | int] = {}  # an int is a Content-Length
@@ -112,7 +111,6 @@ class Response:
         "_length",
         "_lines",
         "_silent",
-        "_since_turn",
         "began",
         "body",
         "complete",
@@ -138,7 +136,6 @@ class Response:
         self.seat = NOWHERE
         self._is_11 = environ["SERVER_PROTOCOL"] != "HTTP/1.0"
         self._is_head = environ["REQUEST_METHOD"] == "HEAD"
-        self._since_turn = 0
         if body is not NO_BODY:
             body.ask = self._ask_for_body
 
@@ -189,6 +186,7 @@ class Response:
 
     def _send_whole(self, data: bytes) -> None:
         """Nothing may follow behind a part of it, see `write`."""
+        self.let_others()
         try:
             self.connection.send(data)
         except Disconnected:
@@ -229,12 +227,10 @@ class Response:
             if lines is not None:
                 lines.append(data)
                 self.connection.send(b"".join(lines))
-            elif data:
-                self._since_turn += len(data)
-                if self._since_turn > TURN:
-                    self._since_turn = 0
-                    self.connection.let_others()
-                self.connection.send(data)
+            else:
+                self.connection.engine.time_slice.check()
+                if data:
+                    self.connection.send(data)
         except Disconnected:
             raise
         except BaseException:
@@ -255,12 +251,16 @@ class Response:
         if self._silent:
             return
         while self._left:
+            self.let_others()
             sent = self.connection.sendfile(fd, offset, self._left)
             if not sent:
                 break
             offset += sent
             self._left -= sent
-            self.connection.let_others()
+
+    def let_others(self) -> None:
+        """Let other greenlets run if this one has used its time slice. Called between two pieces of the response."""
+        self.connection.engine.time_slice.check()
 
     @property
     def room(self) -> int | None:

@@ -166,12 +166,6 @@ class Stream:
                 self.board[BYTES_OUT] += sent
                 return sent
 
-    def let_others(self) -> None:
-        """A turn for others, in the middle of much that the client takes, or has sent already, without a wait."""
-        # gevent.sleep(0) would come back before the loop has looked what is ready.
-        with self.engine.loop.timer(0) as timer:
-            self.engine.hub.wait(timer)
-
     def _await_body(self) -> None:
         self._reader.stop()
         self._parked = True

@@ -103,9 +103,6 @@ class _Threaded:
         else:
             super().abort()
 
-    def let_others(self) -> None:
-        """The interpreter sees to that."""
-
     def _await_body(self) -> None:
         self._poll(POLLIN, self.engine.body_timeout, BodyError(408, "the client sends nothing of the body"))
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ipc.scoreboard import BYTES_OUT
 from .body import BodyError
-from .connection import CLOSED, HEAD, LINGER_TIME, LINGERING, SERVING, WAITING, Connection
+from .connection import CLOSED, FIRST, HEAD, LAST_CALL, LINGER_TIME, LINGERING, SERVING, WAITING, Connection
 from .response import refusal
 from .stream import PIECE, Disconnected
 from .wheel import TICK
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 WRITE = 2
-LAST_CALL = 5.0  # seconds in which a client can still ask for something when its worker drains
 SLICE = 65536  # bytes encrypted at once
 HEADER = 5  # bytes of a record's header
 HANDSHAKE = "handshake"  # a connection's state until it is over
@@ -149,7 +148,7 @@ class TlsSocket:
 class TlsConnection(Connection):
     """`data`: what was received already. The first request is looked for when the handshake is over."""
 
-    __slots__ = ("_broken",)
+    __slots__ = ("_broken", "_silent")
     plain = False
     can_pass = False
     closes = True
@@ -160,8 +159,10 @@ class TlsConnection(Connection):
         super().__init__(engine, fd, peer, template)
         self._sock = TlsSocket(self._sock, context)
         self._broken = False  # the client must not take the end for a proper one
+        self._silent = True  # no byte of the handshake has come
         self.state = HANDSHAKE
         if data:
+            self._begin_handshake()
             self._sock.feed(data)
             engine.loop.run_callback(self._shake_hands)
 
@@ -183,9 +184,16 @@ class TlsConnection(Connection):
             self.state = HEAD
             self._set_deadline(self.engine.header_timeout)
 
+    def _begin_handshake(self) -> None:
+        """Its first byte has come: from now on it has as long as a request's head."""
+        if self._silent:
+            self._silent = False
+            self._set_deadline(self.engine.header_timeout)
+
     def _receive_handshake(self) -> None:
         try:
             if self._sock.receive():
+                self._begin_handshake()
                 self._shake_hands()
             else:
                 self.close()
@@ -218,7 +226,7 @@ class TlsConnection(Connection):
             return
         self.template = {**self.template, **_described(tls.tls)}
         self.state = WAITING
-        self._set_deadline(self.engine.header_timeout)
+        self._set_deadline(LAST_CALL if self.engine.draining else self.engine.silence)
         try:
             data = tls.decrypted()
         except OSError:
@@ -268,6 +276,8 @@ class TlsConnection(Connection):
         view = memoryview(data)
         try:
             while True:
+                if len(view) > SLICE:
+                    self.engine.time_slice.check()
                 try:
                     sent = sock.send(view)
                     self.board[BYTES_OUT] += sent
@@ -304,7 +314,7 @@ class TlsConnection(Connection):
             self.stays()
 
     def stays(self) -> None:
-        if self.engine.pass_on is not None and self.state is WAITING:
+        if self.engine.pass_on is not None and (self.state is WAITING or self._silent):
             left = self.seconds_left()
             self._set_deadline(LAST_CALL if left is None else min(left or TICK, LAST_CALL))
 
@@ -323,7 +333,9 @@ class TlsConnection(Connection):
             return False
 
     def close_if_idle(self) -> None:
-        """Close it, unless it has something of a request, decrypted or not."""
+        """Close it, unless it has something of a request, decrypted or not. A new one has `FIRST` to begin."""
+        if self._silent:
+            self._set_deadline(FIRST)
         if self.state is not WAITING or self.unread or self._parked:
             return
         try:

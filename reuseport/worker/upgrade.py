@@ -128,8 +128,10 @@ class Upgraded:
     @is_server
     def _carry_in(self, data: bytes) -> None:
         """From the client to the application."""
+        time_slice = self.engine.time_slice
         try:
             while True:
+                time_slice.check()
                 if data:
                     self._pair.sendall(data)
                 try:
@@ -150,10 +152,12 @@ class Upgraded:
         """From the application to the client."""
         sock = self._sock
         flush = getattr(sock, "flush", lambda: True)
+        time_slice = self.engine.time_slice
         try:
             while data := self._pair.recv(1 << 16):
                 view = memoryview(data)
                 while view or not flush():
+                    time_slice.check()
                     try:
                         view = view[sock.send(view) :]
                     except BlockingIOError:

@@ -119,6 +119,8 @@ class Caller:
                 for data in result:
                     if data or type(data) is not bytes:
                         response.write(data)
+                    else:
+                        response.let_others()
             response.finish()
         finally:
             if hasattr(result, "close"):

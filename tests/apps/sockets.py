@@ -36,6 +36,13 @@ def make(version: str) -> Flask:
     return app
 
 
+def make_without_pings(version: str) -> Flask:
+    """simple-websocket reads its socket without a select before each read."""
+    app = make(version)
+    app.config["SOCK_SERVER_OPTIONS"] = {}
+    return app
+
+
 def make_socketio(version: str) -> Flask:
     from flask_socketio import SocketIO
 

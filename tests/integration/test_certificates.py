@@ -211,6 +211,6 @@ def test_roots_key_and_another_user(serve, interpreter_for_all):
 
 
 def test_an_idle_handshake_ends(serve):
-    site = Site(serve(), ("--header-timeout", "0.3"))
+    site = Site(serve(), ("--keep-alive", "0.3"))
     with socket.create_connection(("127.0.0.1", site.port), 20) as sock:
         assert sock.recv(100) == b""

@@ -204,3 +204,17 @@ def test_a_defect_of_the_master_costs_its_own_event_only(serve):
     (server.current / "again.txt").touch()
     server.settle(2)
     assert_well(server)
+
+
+def test_a_silent_connection_has_the_time_of_an_idle_one_and_half_a_head_has_its_own(serve):
+    server = serve("--header-timeout", "0.5", "--keep-alive", "120", workers=1)
+    server.write("one")
+    server.start()
+    host, _, port = server.address.rpartition(":")
+    address = host, int(port)
+    with socket.create_connection(address, 20) as silent, socket.create_connection(address, 20) as half:
+        half.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n")
+        assert half.recv(100).startswith(b"HTTP/1.1 408")
+        # By now the silent one is older than --header-timeout.
+        silent.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert silent.recv(100).startswith(b"HTTP/1.1 200")

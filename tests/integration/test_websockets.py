@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from collections import Counter
 
@@ -9,6 +11,7 @@ import pytest
 import socketio
 import websocket
 from harness import wait_for
+from websocket import ABNF
 
 CODE = "import sockets\napplication = sockets.{make}({version!r})\n"
 GOING_AWAY = (1001).to_bytes(2, "big")
@@ -123,6 +126,56 @@ def test_they_count_as_connections_and_a_stop_closes_them_each_at_its_time(socke
     for thread in threads:
         thread.join(20)
     assert sorted(arrived) == list(range(8))
+
+
+class Noisy:
+    """A client that sends small frames without any pause, until the server has closed the connection."""
+
+    def __init__(self, url: str) -> None:
+        self._client = websocket.create_connection(url, timeout=20)
+        self._frames = ABNF.create_frame("hello", ABNF.OPCODE_TEXT).format() * 3000
+        self._close = ABNF.create_frame(GOING_AWAY, ABNF.OPCODE_CLOSE).format()
+        self._said = False
+        self.sent = 0
+        self.threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._receive)]
+        for thread in self.threads:
+            thread.start()
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._client.sock.sendall(self._frames)
+                self.sent += len(self._frames)
+                if self._said:
+                    self._client.sock.sendall(self._close)
+                    self._said = False
+
+    def _receive(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := self._client.sock.recv(1 << 20):
+                self._said = self._said or data.endswith(b"\x88\x02" + GOING_AWAY)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._client.sock.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join(20)
+        self._client.shutdown()
+
+
+def test_a_client_that_never_pauses_holds_up_neither_others_nor_a_drain(sockets):
+    server = sockets("--websocket-drain", "0", make="make_without_pings", workers=1)
+    noisy = Noisy(f"ws://{address(server)}/echo")
+    try:
+        for _ in range(3):
+            before = noisy.sent
+            wait_for(lambda before=before: noisy.sent > before, "the noisy client")
+            assert server.get().status == 200
+        assert all(thread.is_alive() for thread in noisy.threads)
+        write(server, "two", "make_without_pings")
+        assert server.release("--wait", "drained").exit == 0
+    finally:
+        noisy.close()
 
 
 def test_flask_socketio(sockets):

@@ -105,7 +105,7 @@ def test_body_limit(make):
 
 
 def test_silent_connection_is_closed(make):
-    with make(header_timeout=0.3).connect() as client:
+    with make(keep_alive=0.3).connect() as client:
         assert client.read_all() == b""
 
 
@@ -347,7 +347,7 @@ def test_a_stop_does_not_overtake_the_first_request_of_who_has_just_connected(ma
 
 def test_a_stop_does_not_wait_for_who_has_connected_and_says_nothing(make, monkeypatch):
     monkeypatch.setattr(connection, "FIRST", 0.1)
-    harness = make(header_timeout=3600.0)
+    harness = make(keep_alive=3600.0)
     with harness.connect() as client:
         harness.engine.close_idle()
         assert client.read_all() == b""

@@ -35,7 +35,8 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "header_timeout", kinds.SECONDS, 10.0, unit="seconds; 0: no limit", group=NETWORK,
-        help="How long a request's head may take to arrive, counted from its first byte.",
+        help="How long a request's head may take to arrive, counted from its first byte. So long may a TLS handshake "
+        "and a PROXY header take, too, each from its first byte. A connection that has sent nothing has --keep-alive.",
     ),
     Option(
         "body_timeout", kinds.SECONDS, 60.0, unit="seconds; 0: no limit", group=NETWORK,
@@ -43,7 +44,8 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "keep_alive", kinds.SECONDS, 75.0, unit="seconds; 0: close after each response", group=NETWORK,
-        help="How long an idle connection is kept for its next request. A proxy in front should give up earlier.",
+        help="How long an idle connection is kept for its next request, and a new one for its first byte (with 0, a "
+        "new one has --header-timeout). A proxy in front should give up earlier.",
     ),
     Option(
         "send_timeout", kinds.SECONDS, 60.0, unit="seconds; 0: no limit", group=NETWORK,

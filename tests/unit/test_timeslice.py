@@ -1,0 +1,436 @@
+"""Time slices: a client that never pauses does not keep a greenlet from letting others run."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import gevent
+import pytest
+from greenlet import greenlet
+from http_harness import Harness, wait_for
+from test_upgrade import SWITCHED, UPGRADE, frame
+from tls_harness import TlsClient, TlsHarness
+
+from reuseport.worker import stream, timeslice, tls, upgrade
+from reuseport.worker.frames import GOING_AWAY
+
+COUNT = 50
+NEVER_REACHED = 50_000  # reads or writes after which an application takes it that the server gives no turns
+
+
+def get(path: bytes = b"/", method: bytes = b"GET", last: bool = True) -> bytes:
+    return method + b" " + path + b" HTTP/1.1\r\nHost: a\r\n" + (b"Connection: close\r\n\r\n" if last else b"\r\n")
+
+
+# --- the slice itself, with a clock of the test's own
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 100.0
+
+        def __call__(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(timeslice, "monotonic", clock)
+    return clock
+
+
+def run(function):
+    """Call it in a greenlet; its result."""
+    return gevent.spawn(function).get(timeout=10)
+
+
+def turns(function) -> int:
+    """How often the loop turns while the function runs."""
+    loop = gevent.get_hub().loop
+    before = loop.iteration
+    function()
+    return loop.iteration - before
+
+
+def test_a_turn_is_given_when_the_slice_is_over_and_not_before(clock):
+    def steps():
+        one = timeslice.TimeSlice(gevent.get_hub())
+        seen = [turns(one.check), turns(one.check)]
+        clock.now += timeslice.SECONDS * 0.9
+        seen.append(turns(one.check))
+        clock.now += timeslice.SECONDS * 0.2
+        seen.append(turns(one.check))
+        seen.append(turns(one.check))
+        clock.now += timeslice.SECONDS * 1.1
+        seen.append(turns(one.check))
+        return seen
+
+    assert run(steps) == [0, 0, 0, 1, 0, 1]
+
+
+def test_a_greenlet_that_has_waited_begins_a_new_slice(clock):
+    def steps():
+        one = timeslice.TimeSlice(gevent.get_hub())
+        one.check()
+        clock.now += 1.0
+        gevent.sleep(0.001)
+        return turns(one.check)
+
+    assert run(steps) == 0
+
+
+def test_greenlets_that_share_a_slice_have_one_each_up_to_a_limit(clock):
+    """One greenlet must not use up the time of all, and no number of greenlets may stop the loop."""
+
+    def steps():
+        one.check()
+        seen = []
+        others = [greenlet(one.check) for _ in range(timeslice.SLICES + 1)]  # all live, so each has an id of its own
+        for other in others:
+            clock.now += timeslice.SECONDS * 1.01
+            seen.append(turns(other.switch))
+        return seen
+
+    one = timeslice.TimeSlice(gevent.get_hub())
+    seen = run(steps)
+    assert seen[:5] == [0] * 5
+    assert 1 in seen
+
+
+def test_nothing_waits_in_the_hub_or_in_another_thread(clock, monkeypatch):
+    def never(hub):
+        raise AssertionError("it must not wait here")
+
+    one = timeslice.TimeSlice(gevent.get_hub())
+    seen = []
+
+    def twice():
+        try:
+            one.check()
+            clock.now += 1.0
+            one.check()
+            seen.append(None)
+        except AssertionError as error:
+            seen.append(error)
+
+    monkeypatch.setattr(timeslice, "let_others", never)
+    gevent.get_hub().loop.run_callback(twice)
+    wait_for(lambda: seen)
+    thread = threading.Thread(target=twice)
+    thread.start()
+    thread.join()
+    assert seen == [None, None]
+
+
+# --- each place where a greenlet could go on for ever
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Every check gives a turn, so that a test can count."""
+    monkeypatch.setattr(timeslice, "SECONDS", -1.0)
+
+
+@pytest.fixture
+def make():
+    harnesses = []
+
+    def make(application, kind=Harness, **options):
+        harnesses.append(kind(application, **options))
+        return harnesses[-1]
+
+    yield make
+    for harness in harnesses:
+        harness.close()
+
+
+def counted(application):
+    """The application, and the number of turns of the loop while it runs."""
+    seen = []
+
+    def counting(environ, start_response):
+        before = gevent.get_hub().loop.iteration
+        try:
+            yield from application(environ, start_response)
+        finally:
+            seen.append(gevent.get_hub().loop.iteration - before)
+
+    return counting, seen
+
+
+def reads(size):
+    def application(environ, start_response):
+        while environ["wsgi.input"].read(size):
+            pass
+        start_response("200 OK", [("Content-Length", "0")])
+        yield b""
+
+    return application
+
+
+def reads_lines(environ, start_response):
+    for _ in environ["wsgi.input"]:
+        pass
+    start_response("200 OK", [("Content-Length", "0")])
+    yield b""
+
+
+SIZED = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (COUNT * 2048)
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+LINES = (b"x" * 63 + b"\n") * (COUNT * 32)
+
+
+@pytest.mark.parametrize(("application", "request_", "least"), [
+    (reads(1), SIZED + bytes(COUNT * 2048), 4),
+    (reads(2048), SIZED + bytes(COUNT * 2048), 4),
+    (reads_lines, SIZED + LINES, 4),
+    (reads(1), CHUNKED + b"1\r\nx\r\n" * COUNT + b"0\r\n\r\n", COUNT),
+    (reads(-1), CHUNKED + b"1\r\nx\r\n" * COUNT + b"0\r\n\r\n", COUNT),
+    (reads_lines, CHUNKED + b"2\r\nx\n\r\n" * COUNT + b"0\r\n\r\n", COUNT),
+])  # fmt: skip
+def test_a_body_that_is_always_there(make, always, application, request_, least):
+    application, seen = counted(application)
+    harness = make(application)
+    with harness.connect() as client:
+        assert client.sock.send(request_) == len(request_)  # the kernel has all of it before the engine looks
+        assert client.read_all().startswith(b"HTTP/1.1 200")
+    assert seen[0] >= least
+
+
+def pieces(piece):
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        for _ in range(COUNT):
+            yield piece
+
+    return application
+
+
+def written(environ, start_response):
+    write = start_response("200 OK", [])
+    for _ in range(COUNT):
+        write(b"x")
+    yield b""
+
+
+def hints(environ, start_response):
+    for _ in range(COUNT):
+        environ["wsgi.early_hints"]([("Link", "</a>; rel=preload")])
+    start_response("200 OK", [])
+    yield b""
+
+
+def skips_a_file(environ, start_response):
+    """As werkzeug's ranges do with a file that cannot be sought."""
+    start_response("200 OK", [])
+    for _ in environ["wsgi.file_wrapper"](io.BytesIO(bytes(COUNT * 10)), 10):
+        pass
+    yield b"x"
+
+
+@pytest.mark.parametrize("application", [pieces(b"x"), pieces(b""), written, hints, skips_a_file])
+def test_a_response_that_the_client_takes_at_once(make, always, application):
+    application, seen = counted(application)
+    with make(application).connect() as client:
+        client.send(get())
+        client.read_all()
+    assert seen[0] >= COUNT - 2
+
+
+def test_a_response_to_head(make, always):
+    application, seen = counted(pieces(b"x"))
+    with make(application).connect() as client:
+        client.send(get(method=b"HEAD"))
+        client.read_all()
+    assert seen[0] >= COUNT - 2
+
+
+def test_a_file_that_the_kernel_sends(make, always, monkeypatch, tmp_path):
+    monkeypatch.setattr(stream, "SENDFILE_PIECE", 100)
+    (tmp_path / "file").write_bytes(bytes(COUNT * 100))
+
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        return environ["wsgi.file_wrapper"](open(tmp_path / "file", "rb"))
+
+    loop = gevent.get_hub().loop
+    with make(application).connect(tcp=True) as client:
+        before = loop.iteration
+        client.sock.send(get())
+        assert client.read_all().endswith(bytes(COUNT * 100))
+        assert loop.iteration - before >= COUNT - 2
+
+
+def test_a_large_piece_over_tls(make, always, monkeypatch):
+    monkeypatch.setattr(tls, "SLICE", 100)
+
+    def application(environ, start_response):
+        before = loop.iteration
+        write = start_response("200 OK", [("Content-Length", str(COUNT * 100))])
+        write(bytes(COUNT * 100))
+        seen.append(loop.iteration - before)
+        return []
+
+    loop = gevent.get_hub().loop
+    seen: list[int] = []
+    with TlsClient(make(application, TlsHarness)) as client:
+        client.send(get())
+        assert client.read_all().endswith(bytes(COUNT * 100))
+    assert seen[0] >= COUNT - 2
+
+
+def test_pipelined_requests(make, always):
+    def application(environ, start_response):
+        seen.append(gevent.get_hub().loop.iteration)
+        start_response("200 OK", [("Content-Length", "0")])
+        return []
+
+    seen: list[int] = []
+    with make(application).connect() as client:
+        client.sock.send(get(last=False) * COUNT + get())
+        client.read_all()
+    assert len(seen) == len(set(seen)) == COUNT + 1
+
+
+def receives(sock, count):
+    for _ in range(count):
+        assert sock.recv(10) == b"x" * 10
+
+
+def receives_into(sock, count):
+    buffer = bytearray(10)
+    for _ in range(count):
+        assert sock.recv_into(buffer) == 10
+
+
+def receives_from(sock, count):
+    for _ in range(count):
+        assert sock.recvfrom(10)[0] == b"x" * 10
+
+
+def receives_messages(sock, count):
+    for _ in range(count):
+        assert sock.recvmsg(10)[0] == b"x" * 10
+
+
+def reads_a_file(sock, count):
+    with sock.makefile("rb", buffering=0) as file:
+        for _ in range(count):
+            assert file.read(10) == b"x" * 10
+
+
+def sends(sock, count):
+    for _ in range(count):
+        assert sock.send(b"\x81\0") == 2
+
+
+def sends_all(sock, count):
+    for _ in range(count):
+        sock.sendall(b"\x81\0")
+
+
+def sends_messages(sock, count):
+    for _ in range(count):
+        assert sock.sendmsg([b"\x81", b"\0"]) == 2
+
+
+@pytest.mark.parametrize("use", [
+    receives, receives_into, receives_from, receives_messages, reads_a_file, sends, sends_all, sends_messages,
+])  # fmt: skip
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_connection_that_the_application_has_taken(make, always, use, pair):
+    def application(environ, start_response):
+        sock = environ["gunicorn.socket"]
+        sock.send(SWITCHED)
+        if not pair:
+            client.sock.send(b"x" * 10 * COUNT)
+        gevent.sleep(0.01)
+        before = loop.iteration
+        use(sock, COUNT)
+        seen.append(loop.iteration - before)
+        return []
+
+    loop = gevent.get_hub().loop
+    seen: list[int] = []
+    with make(application).connect(tcp=True) as client:
+        client.send(UPGRADE + (b"x" * 10 * COUNT if pair else b""))
+        wait_for(lambda: seen)
+        client.finish()
+    assert seen[0] >= COUNT - 1
+
+
+# --- the drain cuts in
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    monkeypatch.setattr(upgrade, "ANSWER_TIME", 0.05)
+    monkeypatch.setattr(upgrade, "LINGER_TIME", 0.05)
+
+
+def drained(harness, client):
+    """Whether a drain ends: the handler, too, by itself."""
+    harness.engine.websocket_drain = 0
+    gevent.spawn(harness.engine.drain)
+    wait_for(lambda: not harness.engine.upgraded and harness.engine.connections == 0)
+    client.receive()
+    return not harness.errors()
+
+
+@pytest.mark.parametrize("protocol", [SWITCHED, SWITCHED.replace(b"websocket", b"another")])
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_client_that_goes_on_sending_does_not_hold_up_a_drain(make, soon, protocol, answers):
+    def application(environ, start_response):
+        sock = environ["gunicorn.socket"]
+        sock.send(protocol)
+        for _ in range(NEVER_REACHED):
+            client.sock.send(b"x" * 10)  # so that there is always something to read
+            data = sock.recv(10)
+            if not data:
+                return []
+            if answers:
+                sock.send(frame(1, 0))
+                client.receive()
+        raise AssertionError("the drain has not cut in")
+
+    harness = make(application)
+    with harness.connect(tcp=True) as client:
+        client.sock.send(UPGRADE)
+        assert drained(harness, client)
+        assert (GOING_AWAY in client.received) == (protocol == SWITCHED) or not answers
+
+
+def test_a_client_that_takes_everything_does_not_hold_up_a_drain(make, soon):
+    def application(environ, start_response):
+        sock = environ["gunicorn.socket"]
+        sock.send(SWITCHED)
+        for _ in range(NEVER_REACHED):
+            sock.send(frame(1, 100))
+            client.receive()
+        raise AssertionError("the drain has not cut in")
+
+    harness = make(application)
+    with harness.connect(tcp=True) as client:
+        client.sock.send(UPGRADE)
+        assert drained(harness, client)
+        assert client.received.endswith(frame(1, 100) + GOING_AWAY)
+
+
+def test_a_close_frame_is_sent_between_frames_that_follow_each_other_without_a_pause(make, soon):
+    """The application's greenlet takes the lock again before the greenlet of the drain is woken."""
+    def application(environ, start_response):
+        sock = environ["gunicorn.socket"]
+        sock.send(SWITCHED)
+        while True:
+            sock.send(big)
+
+    big = frame(2, 5_000_000)
+    harness = make(application)
+    with harness.connect() as client:
+        client.sock.send(UPGRADE)
+        wait_for(lambda: client.receive() and len(client.received) > len(big))
+        harness.engine.websocket_drain = 0
+        harness.engine.drain()
+        client.read_all()
+        assert client.received.endswith(big + GOING_AWAY)
+    wait_for(lambda: harness.engine.connections == 0)
