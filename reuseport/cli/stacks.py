@@ -111,7 +111,7 @@ def _everybody(master: place.Master) -> list[Asked]:
 
         # Its master has died, or hangs; its workers do not.
         try:
-            remains = Roster(RunDir(master.run_dir).roster).read()
+            remains = Roster(RunDir(master.run_dir)).read()
         except (OSError, RunDirError) as error:
             raise failure from error
         if remains is None:

@@ -73,7 +73,7 @@ class BootLogs:
 
     def clear(self) -> None:
         """Remove what an earlier master has left: who has survived it prints elsewhere by now."""
-        for path in Path(self._run_dir.path).glob("boot-*.log"):
+        for path in Path(self._run_dir.base).glob("boot-*.log"):
             path.unlink(missing_ok=True)
 
     def begin(self, generation: int) -> BootLog:

@@ -122,7 +122,7 @@ def go_on(left: estate.Estate) -> Master:
     master = Master(left.first, left.extra, left.supervision, estate.open_log(left.first, left.post))
     master.left, master.started = left, left.started
     master.lock, master.cluster = left.lock, left.cluster
-    master.run_dir.keep()
+    master.run_dir.hold_again(left.run_dir)
     kept, samples = estate.open_state(left.first, master.log.write, trim=False)
     master.slots = _slots(left.first, left.supervision)
     master.map_shared(samples)
@@ -154,7 +154,7 @@ def _prepare_process() -> None:
 
 def _own(master: Master) -> Remains | None:
     """Take the lock; what an earlier master has left there, None where nothing of it lives. RunDirError."""
-    master.lock = master.run_dir.own()
+    master.lock = master.run_dir.own(master.ids)
     remains = master.roster.read()
     if remains is not None and (odds := remains.at_odds(master.first, master.ids)):
         raise RunDirError(odds)

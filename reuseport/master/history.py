@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from reuseport.master import files
+from reuseport.ipc import files
 
 FILE = "history.jsonl"
 EVENTS = frozenset({"release", "drained", "taken back", "started", "stopped"})

@@ -89,7 +89,7 @@ class Master:
         self.ids = find_user(settings)
         self.log_files = LogFiles(self.ids, log.write)
         self.run_dir = RunDir(settings.run_dir)
-        self.roster = Roster(self.run_dir.roster, self.first.name)
+        self.roster = Roster(self.run_dir, self.first.name)
         self._roster_failed = False  # it could not be written the last time, which is told once
         self.loop = Loop()
         self.loop.on_error = lambda text: log.write("critical", f"a defect of the master, which goes on:\n{text}")
@@ -280,12 +280,12 @@ class Master:
             self.roster.write(self.cluster, rows, tuple((slot.address, slot.index) for slot in self.slots.slots))
         except OSError as error:
             if not self._roster_failed:
-                told = f"{self.run_dir.roster} cannot be written, so a next master could not adopt: {error.strerror}"
+                told = f"{self.run_dir.named(self.run_dir.roster)} cannot be written, so a next master could not adopt: {error.strerror}"
                 self.log.write("error", told)
             self._roster_failed = True
         else:
             if self._roster_failed:
-                self.log.write("warning", f"{self.run_dir.roster} can be written again")
+                self.log.write("warning", f"{self.run_dir.named(self.run_dir.roster)} can be written again")
             self._roster_failed = False
 
     # --- the rest ---------------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ class Master:
         self.switchboard.close()
         self.switchboard.listen(self.listen())
         self.control.listen_again()
-        self.roster = Roster(self.run_dir.roster, self.first.name)
+        self.roster = Roster(self.run_dir, self.first.name)
         try:
             history, samples = estate.open_state(self.first, self.log.write, trim=False)
             self.write_pid_file()

@@ -22,7 +22,7 @@ from typing import Any
 from reuseport import startup
 from reuseport.core.model import Key
 from reuseport.ipc.channel import Channel
-from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
+from reuseport.ipc.inherited import RUN_DIR, STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
 from reuseport.master import lending
 from reuseport.master.bootlog import BootLog
@@ -73,8 +73,10 @@ def spawn_zygote(
     """
     variables = {
         "run_dir": run_dir.path,
-        "hello": run_dir.hello,
-        "scoreboard": run_dir.scoreboard,
+        "hello": run_dir.named(run_dir.hello),
+        "scoreboard": run_dir.named(run_dir.scoreboard),
+        "directory": RUN_DIR,
+        "owner": os.geteuid(),
         "generation": generation,
         "threads": recipe["settings"]["values"].get("threads", 0),  # it must know before it imports anything
     }
@@ -91,6 +93,8 @@ def spawn_zygote(
         stack.callback(os.close, output)
         null = high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         stack.callback(os.close, null)
+        directory = high(run_dir.lend())
+        stack.callback(os.close, directory)
         return os.posix_spawn(
             recipe["interpreter"],
             lending.command(recipe, "reuseport.zygote"),
@@ -101,6 +105,7 @@ def spawn_zygote(
                 (os.POSIX_SPAWN_DUP2, null, 0),
                 (os.POSIX_SPAWN_DUP2, output, 1),
                 (os.POSIX_SPAWN_DUP2, output, 2),
+                (os.POSIX_SPAWN_DUP2, directory, RUN_DIR),
             ],
             # The master's terminal signals reach the whole group; a zygote must not die of them.
             setsigmask=mask,

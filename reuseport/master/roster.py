@@ -31,8 +31,8 @@ from reuseport.core.model import (
     Key,
 )
 from reuseport.core.record import release_of
-from reuseport.ipc.rundir import RunDirError, not_this
-from reuseport.master import files
+from reuseport.ipc.rundir import RunDir, RunDirError, not_this
+from reuseport.ipc import files
 from reuseport.options import Settings
 from reuseport.options.identity import is_stranger
 
@@ -77,9 +77,9 @@ class Remains:
 
 
 class Roster:
-    def __init__(self, path: str, name: str = "") -> None:
+    def __init__(self, run_dir: RunDir, name: str = "") -> None:
         """`name` is that of the master that writes it."""
-        self._path = path
+        self._run_dir = run_dir
         self._name = name
         self._written: Any = None
 
@@ -113,17 +113,17 @@ class Roster:
                 for one in people
             ],
         }
-        files.replace(self._path, json.dumps(data))
+        files.replace(self._run_dir.roster, json.dumps(data), sync=False)  # of what lives until the next reboot
         self._written = now
 
     def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+            os.unlink(self._run_dir.roster)
 
     def read(self) -> Remains | None:
         """What is left of an earlier master; None where nothing lives. RunDirError if it is damaged."""
         try:
-            with open(self._path, encoding="utf-8") as file:
+            with open(self._run_dir.roster, encoding="utf-8") as file:
                 data = json.load(file)
         except FileNotFoundError:
             return None
@@ -133,7 +133,7 @@ class Roster:
             raise self._damaged("it is no roster")
         if data["v"] != VERSION:
             raise RunDirError(
-                f"--run-dir: {self._path} is of another version of reuseport: its number is {data['v']}, and this one "
+                f"--run-dir: {self._run_dir.named(self._run_dir.roster)} is of another version of reuseport: its number is {data['v']}, and this one "
                 f"reads {VERSION}; start and stop that version, or remove the file if no worker is left"
             )
         try:
@@ -142,7 +142,7 @@ class Roster:
             raise self._damaged(f"{type(error).__name__}: {error}") from None
 
     def _damaged(self, why: object) -> RunDirError:
-        return RunDirError(f"--run-dir: {self._path} is damaged ({why}); remove it if no worker is left")
+        return RunDirError(f"--run-dir: {self._run_dir.named(self._run_dir.roster)} is damaged ({why}); remove it if no worker is left")
 
     @staticmethod
     def _remains(data: Mapping[str, Any]) -> Remains | None:

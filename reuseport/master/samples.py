@@ -16,7 +16,7 @@ from typing import Any
 
 from reuseport.ipc.latencies import BUCKETS, quantile
 from reuseport.ipc.scoreboard import ERRORS, REQUESTS
-from reuseport.master import files
+from reuseport.ipc import files
 from reuseport.master.figures import COUNTERS, NOTHING, Look, between, look_of
 
 # file, seconds between two lines, lines kept

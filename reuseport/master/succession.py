@@ -156,9 +156,9 @@ class Succession:
         self._say(
             "start",
             generation=key.generation,
-            hello=run_dir.hello,
-            scoreboard=run_dir.scoreboard,
-            boot_log=run_dir.boot_log(key.generation),
+            hello=run_dir.named(run_dir.hello),
+            scoreboard=run_dir.named(run_dir.scoreboard),
+            boot_log=run_dir.named(run_dir.boot_log(key.generation)),
         )
         self._master.loop.later(PROMPT, lambda: self._lost("does not answer") if self._awaited is key else None)
         return True

@@ -51,7 +51,8 @@ def take_over(master: Master, release: Release) -> Bequest | None:
     settings, run_dir = master.first, master.run_dir
     _check_owner(settings, run_dir)
     try:
-        channel = channels.connect(run_dir.hello)
+        run_dir.hold(master.ids)
+        channel = run_dir.reach_master()
     except OSError:
         if settings.takeover == "if-running":
             return None
@@ -195,7 +196,7 @@ class _Candidate:
         self._generation = int(message["generation"])
         run_dir, recipe = self._master.run_dir, self._release.recipe
         # It may be of another version: where its files lie is its to say.
-        run_dir.hello, run_dir.scoreboard = message["hello"], message["scoreboard"]
+        run_dir.locate(message["hello"], message["scoreboard"])
         self._master.log.write("info", f"loading {recipe['directory']} as generation {self._generation}")
         try:
             output = os.open(message["boot_log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

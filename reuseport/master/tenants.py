@@ -22,7 +22,7 @@ from reuseport.ipc.channel import PACKET
 from reuseport.ipc.marks import VERSION, Marks
 from reuseport.ipc.pins import number_of, open_file
 from reuseport.ipc.rundir import RunDir
-from reuseport.master import files
+from reuseport.ipc import files
 from reuseport.master.processes import Processes
 from reuseport.master.switchboard import Switchboard
 from reuseport.options import Settings

@@ -22,13 +22,14 @@ from reuseport.core.model import (
     Terms,
     Worker,
 )
+from reuseport.ipc.rundir import RunDir
 from reuseport.master.roster import Roster
 
 
 def test_that_a_canary_is_promoted_is_written_down_when_the_first_of_its_workers_accepts(tmp_path):
     """Nothing else changes then: who was told to accept counts as accepting all the time."""
     path = str(tmp_path / "roster.json")
-    roster = Roster(path)
+    roster = Roster(RunDir(str(tmp_path)))
 
     def canary_after(first: str, trial: dict | None) -> dict | None:
         g = Generation(2, Release(), 1, OPENING, workers={1: Worker(0, first, os.getpid())}, trial=trial)
@@ -43,7 +44,7 @@ def test_that_a_canary_is_promoted_is_written_down_when_the_first_of_its_workers
 
 def test_the_next_master_knows_which_companions_have_failed(tmp_path):
     """So `status --check` does not turn good because the master has died."""
-    roster = Roster(str(tmp_path / "roster.json"))
+    roster = Roster(RunDir(str(tmp_path)))
     release = Release(companions=(Terms("mail", processes=2, restart="never"),))
     mail, well = FIRST_COMPANION, FIRST_COMPANION + 1
     g = Generation(1, release, 1, SERVING, workers={1: Worker(0, ACCEPTING, os.getpid())}, companions=release.seats())
@@ -61,7 +62,7 @@ def test_the_next_master_knows_which_companions_have_failed(tmp_path):
 
 def test_an_older_master_has_not_written_which_companions_have_failed(tmp_path):
     path = tmp_path / "roster.json"
-    roster = Roster(str(path))
+    roster = Roster(RunDir(str(tmp_path)))
     release = Release(companions=(Terms("mail", restart="never"),))
     g = Generation(1, release, 1, SERVING, workers={1: Worker(0, ACCEPTING, os.getpid())}, companions=release.seats())
     g = g.with_companion(FIRST_COMPANION, replace(g.companions[FIRST_COMPANION], state=ENDED))

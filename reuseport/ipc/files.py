@@ -1,0 +1,106 @@
+"""State files, which one process writes for others to read, or for the next master.
+
+A file is replaced as a whole, or lines are added to it. Both survive a loss of power: fsync(2) of the file, and of the
+directory that has its name. No link is followed at the last component, and a file that is replaced is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from posix import close  # gevent's os.close leaves it to its loop
+
+LARGEST = 64 << 20  # bytes: more is read of no state file
+SEVERAL = 9  # damaged files of one name that are kept
+
+NEW = ".new"
+
+
+class Damaged(ValueError):
+    """A state file does not hold what it should; the message says why."""
+
+
+def replace(path: str, text: str, mode: int = 0o600, *, sync: bool = True) -> None:
+    """Give the file these contents: a reader sees the old ones or the new ones, never half of them. OSError.
+
+    Without `sync` a loss of power may leave an empty file: for what nobody needs after a reboot.
+    """
+    new = path + NEW
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "w", encoding="utf-8", closefd=False) as file:
+            file.write(text)
+        if sync:
+            os.fsync(fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(new)  # on a full disk it would take the room that the next attempt needs
+        raise
+    finally:
+        close(fd)
+    os.replace(new, path)
+    if sync:
+        sync_directory(path)
+
+
+def sync_directory(path: str) -> None:
+    """Make the name of a file last, after it was made, renamed or removed. OSError."""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system without it
+            raise
+    finally:
+        close(fd)
+
+
+def read(path: str, owner: int | None = None) -> bytes:
+    """The contents. OSError; Damaged for what is no file of root's or of the user `owner`, None for any user's."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise Damaged("it is no regular file")
+        if owner is not None and status.st_uid not in (0, owner):
+            raise Damaged(f"it belongs to user {status.st_uid}")
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(LARGEST + 1)
+    finally:
+        close(fd)
+    if len(data) > LARGEST:
+        raise Damaged(f"it is larger than {LARGEST} bytes")
+    return data
+
+
+def set_aside(path: str) -> str:
+    """Rename a damaged file, so that a person can look at it; its new path, "" where that is not possible.
+
+    The oldest is overwritten when there are SEVERAL.
+    """
+    stamp = time.strftime("%Y%m%dT%H%M%S")
+    to = f"{path}.damaged-{stamp}"
+    try:
+        os.rename(path, to)
+    except OSError:
+        return ""
+    directory, name = os.path.split(path)
+    with contextlib.suppress(OSError):
+        kept = sorted(one for one in os.listdir(directory or ".") if one.startswith(f"{name}.damaged-"))
+        for one in kept[:-SEVERAL]:
+            os.unlink(os.path.join(directory, one))
+    return to
+
+
+def appending(path: str) -> int:
+    """A descriptor to add lines by. A last line that was torn is ended, or the next one would be lost with it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    size = os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        os.write(fd, b"\n")
+    return fd
