@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from reuseport import names
+
 try:
-    from setproctitle import setproctitle as set_title
+    from setproctitle import setproctitle
 except ImportError:
 
-    def set_title(title: str) -> None:
+    def setproctitle(title: str) -> None:
         """Do nothing: this environment has no setproctitle."""
 
 
-__all__ = ["set_title"]
+LONGEST = 500  # characters
+
+
+def set_title(title: str) -> None:
+    """Show this title. setproctitle refuses a NUL and a surrogate, so those are escaped."""
+    setproctitle(names.line(title, LONGEST))
