@@ -16,8 +16,8 @@ from hashlib import blake2b
 LONGEST = 200  # characters of a name or of a progress text
 DIGEST = 12  # hexadecimal digits behind a name that was changed
 
-# Controls (C0, DEL, C1), spaces that look like others, line and paragraph separators, marks that change the direction of
-# writing (UAX #9), invisible marks, surrogates, and tags.
+# Controls (C0, DEL, C1), spaces that look like others, line and paragraph separators, marks that change the direction
+# of writing (UAX #9), invisible marks, surrogates, and tags.
 _UNSAFE = (
     "\x00-\x1f\x7f-\xa0\xad\u061c\u115f\u1160\u1680\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f\u205f-\u206f\u3000"
     "\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff"
@@ -30,9 +30,9 @@ _in_a_changed_name = re.compile(f"[\\\\{_UNSAFE}]")
 def name(text: str, longest: int = LONGEST) -> str:
     """The name under which the server knows a tenant or a job.
 
-    A name that is printable and has at most `longest` characters stays as it is. Any other is escaped and shortened, and
-    gets `~` and a digest of the raw name, so that two raw names never become one. The result is such a name itself, so
-    a name can pass here twice, and an operator can use what `reuseport status` shows.
+    A name that is printable and has at most `longest` characters stays as it is. Any other is escaped and shortened,
+    and gets `~` and a digest of the raw name, so that two raw names never become one. The result is such a name itself,
+    so a name can pass here twice, and an operator can use the name that `reuseport status` shows.
     """
     if len(text) <= longest and not _in_a_line.search(text):
         return text

@@ -120,6 +120,17 @@ class Channel:
             messages.append((_decode(data), list(fds)))
         return messages
 
+    def peek(self) -> dict[str, Any] | None:
+        """The first message that has arrived, which stays there with its fds. None before it has. ChannelError, also
+        at the end of the channel."""
+        try:
+            data = self._sock.recv(PACKET, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except ConnectionError:
+            data = b""
+        return _decode(data)
+
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the process goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
         unsent = [(message.decode(), [lend(fd) for fd in fds]) for message, fds in self._unsent]

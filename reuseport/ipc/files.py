@@ -8,10 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import time
+from collections.abc import Callable
 from posix import close  # gevent's os.close leaves it to its loop
+from typing import Any, TypeVar
+
+Shape = TypeVar("Shape")
+Log = Callable[[str, str], None]
+
+
+def say_nothing(level: str, text: str) -> None:
+    """For what has no log."""
+
 
 LARGEST = 64 << 20  # bytes: more is read of no state file
 SEVERAL = 9  # damaged files of one name that are kept
@@ -60,9 +71,38 @@ def sync_directory(path: str) -> None:
         close(fd)
 
 
+def tail(path: str, size: int) -> bytes:
+    """The end of a file of lines, at most so many bytes, from the beginning of a line on; b"" for a file that is not
+    there. OSError; Damaged for what is no file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise Damaged(_reason(error)) from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise Damaged("it is no regular file")
+        with open(fd, "rb", closefd=False) as file:
+            begin = max(0, status.st_size - size)
+            file.seek(begin)
+            if begin:
+                file.readline()
+            return file.read(size)
+    finally:
+        close(fd)
+
+
 def read(path: str, owner: int | None = None) -> bytes:
-    """The contents. OSError; Damaged for what is no file of root's or of the user `owner`, None for any user's."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    """The contents. FileNotFoundError; Damaged for what cannot be read, or is no file of root's or of the user `owner`
+    (None: of any user's)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(_reason(error)) from None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -76,6 +116,33 @@ def read(path: str, owner: int | None = None) -> bytes:
     if len(data) > LARGEST:
         raise Damaged(f"it is larger than {LARGEST} bytes")
     return data
+
+
+def _reason(error: OSError) -> str:
+    return "it is a symbolic link" if error.errno == errno.ELOOP else os.strerror(error.errno or 0).lower()
+
+
+def read_json(path: str, shape: Callable[[Any], Shape], log: Log, lost: str) -> Shape | None:
+    """What `shape` makes of the JSON in a file of the master's; None where there is none.
+
+    A file that cannot be read, or of which `shape` raises a ValueError, TypeError or KeyError, is set aside, and one
+    warning names it and what is `lost`.
+    """
+    try:
+        return shape(json.loads(read(path, os.geteuid())))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        tell_damage(path, error, log, lost)
+        return None
+
+
+def tell_damage(path: str, error: Exception, log: Log, lost: str, shown: str = "") -> None:
+    """Set a damaged file aside, and warn. `shown` is its path for people."""
+    why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    aside = set_aside(path)
+    kept = f"it is kept as {os.path.basename(aside)}" if aside else "it could not be renamed"
+    log("warning", f"{shown or path} is damaged ({why}), so {lost}; {kept}")
 
 
 def set_aside(path: str) -> str:

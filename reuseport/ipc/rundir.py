@@ -4,6 +4,7 @@
       master.lock       a POSIX record lock, held by the master for its whole life
       master.pid        the master's pid, for people
       roster.json       who belongs to this run directory, for the master that comes after this one
+      roster.stale.json the last one, when a newer one could not be written
       control.sock      the command line talks to the master here
       boot-7.log        what generation 7 printed until it was ready
       companion-7.mail.log  what a companion prints, until it has been copied into the log
@@ -41,6 +42,7 @@ from posix import close  # gevent's os.close leaves it to its loop
 
 from reuseport.ipc import channel as channels
 from reuseport.ipc import files, walk
+from reuseport.ipc.inherited import RUN_DIR
 from reuseport.ipc.walk import open_directory
 from reuseport.options.machine import whose
 
@@ -57,6 +59,16 @@ def not_this(path: str, owner: str, wanted: object) -> str:
 
 class RunDirError(Exception):
     """The run directory cannot be used; the message says why, and names the option."""
+
+
+def start_time(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 if there is none, or only its zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] == b"Z" else int(fields[19])
 
 
 class RunDir:
@@ -115,6 +127,10 @@ class RunDir:
     @property
     def roster(self) -> str:
         return self._at("roster.json")
+
+    @property
+    def stale_roster(self) -> str:
+        return self._at("roster.stale.json")
 
     @property
     def hello(self) -> str:
@@ -187,11 +203,13 @@ class RunDir:
 
         It is written in the roster, as long as there is anything to adopt.
         """
-        try:
-            data = json.loads(files.read(self.roster))
-        except (OSError, ValueError):
-            return ""
-        return str(data.get("name", "")) if isinstance(data, dict) else ""
+        for path in (self.roster, self.stale_roster):
+            try:
+                data = json.loads(files.read(path))
+            except (OSError, ValueError, RecursionError):
+                continue
+            return str(data.get("name", "")) if isinstance(data, dict) else ""
+        return ""
 
     def clear_up(self, lives: Callable[[str], bool]) -> None:
         """Remove the files of processes that live no more, of whose end no master has heard. `lives` is asked by the
@@ -285,6 +303,37 @@ class RunDir:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return fd
+
+    def is_inhabited(self) -> bool:
+        """Whether a process lives that an earlier master started (see `lend`). Only for whoever has the lock."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+
+    def inhabitants(self) -> dict[int, int]:
+        """The processes that have a descriptor of this directory from a master (see `lend`): each pid with its start
+        (proc_pid_stat(5), field 22). Those that this user may not look at are missing."""
+        found = {}
+        for entry in os.listdir("/proc"):
+            other = entry.isdigit() and int(entry) != os.getpid()
+            if other and self._is_inhabitant(entry) and (start := start_time(int(entry))):
+                found[int(entry)] = start
+        return found
+
+    def _is_inhabitant(self, pid: str) -> bool:
+        try:
+            status = os.stat(f"/proc/{pid}/fd/{RUN_DIR}")
+            if (status.st_dev, status.st_ino) != self._id:
+                return False
+            with open(f"/proc/{pid}/fdinfo/{RUN_DIR}", encoding="ascii") as file:
+                return any(line.startswith("lock:") and "FLOCK" in line for line in file)
+        except OSError:
+            return False
 
     @property
     def fd(self) -> int:

@@ -14,7 +14,7 @@ import pwd
 import stat
 import struct
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,8 @@ class Step:
 def steps(path: str, stack: contextlib.ExitStack, *, make: int | None = None) -> Iterator[Step]:
     """The components of an absolute path, links included. A link is followed after it was yielded. OSError.
 
-    `stack` closes the descriptors. `make`: directories that do not exist are made with this mode, and the last one with 0700.
+    `stack` closes the descriptors. `make`: directories that do not exist are made with this mode, the last one with
+    0700.
     """
 
     def enter(name: str, directory: int | None) -> int:
@@ -142,8 +143,8 @@ class Trust:
         """Untrusted where another user can exchange this component. Whose the last one itself is, is not asked."""
         status = os.fstat(step.directory)
         if status.st_uid not in self._trusted:
-            text = f"{step.where} {whose(status.st_uid)}: that user could exchange {step.path}. Choose another directory"
-            raise Untrusted(step.where, text)
+            text = f"{step.where} {whose(status.st_uid)}: that user could exchange {step.path}"
+            raise Untrusted(step.where, f"{text}. Choose another directory")
         if step.status is None or step.status.st_uid in self._trusted:
             theirs = ""
         else:
@@ -153,9 +154,9 @@ class Trust:
                 raise Untrusted(step.path, theirs)
         elif not self._alone and (who := self._writers(step.directory, status)):
             mode = f"{step.where} has the mode {status.st_mode & 0o7777:04o}"
-            remedy = f"Take that away (chmod go-w {step.where}), set its sticky bit (chmod +t), or choose another directory"
-            text = f"{mode}, and {who} can write to it, so another user could exchange {step.path}. {remedy}"
-            raise Untrusted(step.where, text)
+            text = f"{mode}, and {who} can write to it, so another user could exchange {step.path}"
+            remedy = f"Take that away (chmod go-w {step.where}), set the sticky bit (chmod +t)"
+            raise Untrusted(step.where, f"{text}. {remedy}, or choose another directory")
         if theirs and step.status is not None and stat.S_ISLNK(step.status.st_mode):
             raise Untrusted(step.path, f"the symbolic link {theirs}: that user could lead it elsewhere")
 
@@ -194,8 +195,7 @@ def _entries_of_acl(directory: int) -> Iterator[tuple[int, int, int]]:
         data = os.getxattr(f"/proc/self/fd/{directory}", ACL)
     except OSError:
         return  # the file system has no ACLs, or the directory none
-    for tag, permissions, number in struct.iter_unpack("<HHI", data[4 : 4 + (len(data) - 4) // 8 * 8]):
-        yield tag, permissions, number
+    yield from struct.iter_unpack("<HHI", data[4 : 4 + (len(data) - 4) // 8 * 8])
 
 
 def _group(gid: int) -> str:

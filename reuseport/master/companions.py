@@ -23,14 +23,13 @@ from typing import Any
 
 from reuseport.core.events import Said, Started, Survivor
 from reuseport.core.model import RUNNING, YOUTH, Companion, Key
-from reuseport.ipc.rundir import RunDir
+from reuseport.ipc.rundir import RunDir, start_time
 from reuseport.master.commands import WORDS, become, surroundings
 from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.output import Output
 from reuseport.master.processes import Process, Processes, end_session
 from reuseport.master.readiness import Readiness
-from reuseport.master.roster import start_time
 
 FOLLOW = 0.2  # seconds between two looks at what they print
 

@@ -181,7 +181,7 @@ def open_log(settings: Settings, post: Post | None = None) -> Log:
 def open_state(settings: Settings, log: Callable[[str, str], None], *, trim: bool = True) -> tuple[History, Samples]:
     """OptionError where that is not possible."""
     try:
-        return History(settings.state_dir, trim=trim), Samples(settings.state_dir, log)
+        return History(settings.state_dir, trim=trim, log=log), Samples(settings.state_dir, log)
     except OSError as error:
         where = settings.where("state_dir")
         raise OptionError(f"{where}: {error.filename}: {(error.strerror or str(error)).lower()}") from None

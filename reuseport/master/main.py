@@ -139,8 +139,8 @@ class Master:
             settings, self.extra, history, self.processes, self.board, lambda: self.cluster, tell, log, self.tally
         )
         self.releases.check_logs = self.log_files.check
-        self.tenants = Tenants(settings, self.run_dir, self.ids, adopting, self.processes, self.switchboard)
-        self.tenants.tell, self.tenants.log = tell, log
+        self.tenants = Tenants(settings, self.run_dir, self.ids, adopting, self.processes, self.switchboard, log)
+        self.tenants.tell = tell
         self.control = Control(questions, self.loop, self.on_question)
         self.progress = Progress(
             lambda: list(self.control.clients.values()), lambda g: status.work_of(g, self.processes, self.board)
@@ -280,7 +280,8 @@ class Master:
             self.roster.write(self.cluster, rows, tuple((slot.address, slot.index) for slot in self.slots.slots))
         except OSError as error:
             if not self._roster_failed:
-                told = f"{self.run_dir.named(self.run_dir.roster)} cannot be written, so a next master could not adopt: {error.strerror}"
+                path = self.run_dir.named(self.run_dir.roster)
+                told = f"{path} cannot be written: {error.strerror}. A next master has to ask which processes live"
                 self.log.write("error", told)
             self._roster_failed = True
         else:

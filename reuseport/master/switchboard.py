@@ -203,6 +203,10 @@ class Switchboard:
         self._loop.forget(self._hellos.fileno())
         self._hellos.close()
 
+    def greet(self, channel: Channel) -> None:
+        """Hear what has connected before this was here."""
+        self._await_hello(channel, channel.peer()[0])
+
     # Hellos.
 
     def _on_hello(self) -> None:

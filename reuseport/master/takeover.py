@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from reuseport.core import events as ev
 from reuseport.core.model import Key, Release
-from reuseport.ipc import channel as channels
+from reuseport.ipc import files
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir, RunDirError, not_this
@@ -99,7 +99,8 @@ class _Candidate:
 
     def wait(self) -> Bequest:
         master = self._master
-        master.roster.read()  # RunDirError, better now than when it is needed
+        with contextlib.suppress(files.Damaged):  # the other master writes it anew
+            master.roster.read()  # RunDirError, better now than when it is needed
         master.processes.original_mask = self._mask
         with contextlib.ExitStack() as stack:
             other = os.pidfd_open(self._pid)
