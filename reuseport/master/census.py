@@ -93,7 +93,9 @@ def ask(run_dir: RunDir, hellos: _socket.socket, trusted: frozenset[int], patien
 
 def _heard(pid: int, hello: Mapping[str, Any]) -> Heard | None:
     generation, number, state = (hello.get(name) for name in ("generation", "number", "state"))
-    if hello.get("type") != "hello" or state not in STATES or not _is_count(generation) or not _is_count(number):
+    if hello.get("type") != "hello" or not isinstance(state, str) or not _is_count(generation) or not _is_count(number):
+        return None
+    if state not in STATES:
         return None
     key = Key(generation, number)
     fits = {"loaded": key.number == ZYGOTE, "working": key.is_job}.get(state, key.number > 0 and not key.is_job)

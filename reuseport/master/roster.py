@@ -22,6 +22,7 @@ from reuseport.core.model import (
     ATTENDING,
     ENDED,
     LEAVING,
+    NOWHERE,
     RUNNING,
     TOLD,
     WORKING,
@@ -165,14 +166,14 @@ class Roster:
     def _remains(data: Mapping[str, Any]) -> Remains:
         releases = {int(n): release_of(r) for n, r in data["releases"].items()}
         survivors, rows, strays, gone = [], {}, [], {}
-        if not _is_count(data["last"]):
-            raise TypeError(f"the last generation is {data['last']!r}")
+        if not _is_count(data["last"]) or not isinstance(data["processes"], list):
+            raise TypeError(f"the last generation is {data['last']!r:.100}, the processes {data['processes']!r:.100}")
         for p in data["processes"]:
             if not (
                 all(_is_count(p[name]) for name in ("generation", "number", "pid", "start"))
                 and isinstance(p["state"], str)
-                and _is_count(p["place"] + 1)
-                and -1 <= p["row"] < ROWS
+                and (p["place"] == NOWHERE or _is_count(p["place"]))
+                and (p["row"] == -1 or (_is_count(p["row"]) and p["row"] < ROWS))
             ):
                 raise TypeError(f"a process is {p!r:.200}")
             key = Key(p["generation"], p["number"])
