@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from reuseport.cli import frame, orphans, place, progress
+from reuseport.cli import frame, place, progress
 from reuseport.cli.failure import INTERRUPTED, Failure
 from reuseport.options import kinds
 
@@ -47,6 +47,8 @@ def run(argv: Sequence[str]) -> int:
     values, words = place.read(argv, OPTIONS)
     master = place.find(words)
     if values["orphans"]:
+        from reuseport.cli import orphans  # which reads the rosters, and so needs what a master has
+
         return orphans.end(master, now=values["now"], as_json=values["json"])
     server = master.server()
     frame.show(server, values["json"])
