@@ -16,6 +16,8 @@ from collections.abc import Callable
 from posix import close  # gevent's os.close leaves it to its loop
 from typing import Any, TypeVar
 
+from reuseport.ipc.logfile import check_file
+
 Shape = TypeVar("Shape")
 Log = Callable[[str, str], None]
 
@@ -71,9 +73,9 @@ def sync_directory(path: str) -> None:
         close(fd)
 
 
-def tail(path: str, size: int) -> bytes:
+def tail(path: str, size: int, owner: int | None = None) -> bytes:
     """The end of a file of lines, at most so many bytes, from the beginning of a line on; b"" for a file that is not
-    there. OSError; Damaged for what is no file."""
+    there. OSError; Damaged, as `read`."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -81,9 +83,7 @@ def tail(path: str, size: int) -> bytes:
     except OSError as error:
         raise Damaged(_reason(error)) from None
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise Damaged("it is no regular file")
+        status = _checked(fd, owner)
         with open(fd, "rb", closefd=False) as file:
             begin = max(0, status.st_size - size)
             file.seek(begin)
@@ -95,8 +95,8 @@ def tail(path: str, size: int) -> bytes:
 
 
 def read(path: str, owner: int | None = None) -> bytes:
-    """The contents. FileNotFoundError; Damaged for what cannot be read, or is no file of root's or of the user `owner`
-    (None: of any user's)."""
+    """The contents. FileNotFoundError; Damaged for what cannot be read, or what another user than root and `owner` has,
+    or can write to (None: of any user's)."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -104,11 +104,7 @@ def read(path: str, owner: int | None = None) -> bytes:
     except OSError as error:
         raise Damaged(_reason(error)) from None
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise Damaged("it is no regular file")
-        if owner is not None and status.st_uid not in (0, owner):
-            raise Damaged(f"it belongs to user {status.st_uid}")
+        _checked(fd, owner)
         with open(fd, "rb", closefd=False) as file:
             data = file.read(LARGEST + 1)
     finally:
@@ -116,6 +112,21 @@ def read(path: str, owner: int | None = None) -> bytes:
     if len(data) > LARGEST:
         raise Damaged(f"it is larger than {LARGEST} bytes")
     return data
+
+
+def _checked(fd: int, owner: int | None) -> os.stat_result:
+    """What a master reads, such as a version to go back to, it then executes: nobody else may have written it."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise Damaged("it is no regular file")
+    if owner is not None:
+        if status.st_uid not in (0, owner):
+            raise Damaged(f"it belongs to user {status.st_uid}")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise Damaged(f"others can write to it (mode {status.st_mode & 0o7777:04o})")
+        if status.st_nlink > 1:
+            raise Damaged("it has another name (hard link)")
+    return status
 
 
 def _reason(error: OSError) -> str:
@@ -165,7 +176,10 @@ def set_aside(path: str) -> str:
 
 
 def appending(path: str) -> int:
-    """A descriptor to add lines by. A last line that was torn is ended, or the next one would be lost with it."""
+    """A descriptor to add lines by. A last line that was torn is ended, or the next one would be lost with it.
+    OSError, for root also where another user's link is in the path."""
+    if os.geteuid() == 0:
+        check_file(path)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     size = os.fstat(fd).st_size
     if size and os.pread(fd, 1, size - 1) != b"\n":

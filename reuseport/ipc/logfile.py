@@ -27,21 +27,21 @@ DESCRIPTORS = re.compile(r"/proc/\d+(?:/task/\d+)?/fd")
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def open_file(path: str, users: Collection[int] = (), owner: tuple[int, int] | None = None) -> int:
+def open_file(path: str, users: Collection[int] = (), owner: tuple[int, int] | None = None, mode: int = MODE) -> int:
     """A descriptor to append to the file, which is made if it is not there. OSError, whose strerror says why.
 
     Where this is root, `users` are other users whose files may be the log in a directory like /tmp, and a file that is
     made is given to `owner`, a (uid, gid).
     """
     if os.geteuid() != 0:
-        return os.open(path, APPEND | os.O_CREAT, MODE)
+        return os.open(path, APPEND | os.O_CREAT, mode)
     with contextlib.ExitStack() as stack:
         directory, name, is_descriptor = _walk(path, stack)
         if is_descriptor:
             return os.open(name, APPEND, dir_fd=directory)
         while True:
             try:
-                fd = os.open(name, APPEND | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, MODE, dir_fd=directory)
+                fd = os.open(name, APPEND | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, mode, dir_fd=directory)
             except FileExistsError:
                 pass
             else:
@@ -62,6 +62,17 @@ def open_file(path: str, users: Collection[int] = (), owner: tuple[int, int] | N
             os.close(fd)
             raise
         return fd
+
+
+def write_file(path: str, text: str) -> None:
+    """Give a file that `open_file` would open these contents. OSError."""
+    fd = open_file(path, mode=0o644)
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            os.ftruncate(fd, 0)
+        os.write(fd, text.encode())
+    finally:
+        close(fd)
 
 
 def check_file(path: str, users: Collection[int] = ()) -> None:

@@ -108,6 +108,10 @@ class RunDir:
             os.path.basename(path) if os.path.dirname(path) == self.path else path for path in (hello, scoreboard)
         )
 
+    def here(self, path: str) -> str:
+        """A path that a master of another version has said: in this directory, if it lies there."""
+        return self._at(os.path.basename(path)) if os.path.dirname(path) == self.path else path
+
     @property
     def work(self) -> str:
         return self._at("work")

@@ -41,7 +41,7 @@ class History:
         self.path = os.path.join(directory, FILE)
         self.lines: deque[dict[str, Any]] = deque(maxlen=KEPT)
         try:
-            found, strange = _read(self.path)
+            found, strange = _read(self.path, os.geteuid())
         except files.Damaged as error:
             files.tell_damage(
                 self.path, error, log, "the releases so far are not known, and nothing can be rolled back"
@@ -126,9 +126,9 @@ def _encoded(line: Mapping[str, Any]) -> bytes:
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
 
-def _read(path: str) -> tuple[list[dict[str, Any]], int]:
+def _read(path: str, owner: int | None = None) -> tuple[list[dict[str, Any]], int]:
     """The lines, and how many are damaged."""
-    texts = files.tail(path, 2 * LARGEST).split(b"\n")
+    texts = files.tail(path, 2 * LARGEST, owner).split(b"\n")
     lines = [_parsed(text) for text in texts if text.strip(b" \0\r")]
     return [line for line in lines if line], sum(line is None for line in lines)
 

@@ -15,7 +15,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from reuseport.core import events as ev
@@ -25,6 +24,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.begun import Begun
 from reuseport.ipc.inflight import InFlight
 from reuseport.ipc.latencies import Latencies
+from reuseport.ipc.logfile import write_file
 from reuseport.ipc.rundir import RunDir, not_this
 from reuseport.ipc.scoreboard import Scoreboard
 from reuseport.ipc.title import set_title
@@ -402,7 +402,7 @@ class Master:
         if not self.first.pid:
             return
         try:
-            Path(self.first.pid).write_text(f"{os.getpid()}\n")
+            write_file(self.first.pid, f"{os.getpid()}\n")
         except OSError as error:
             raise OptionError(f"{self.first.where('pid')}: cannot write {self.first.pid}: {error.strerror}") from None
 

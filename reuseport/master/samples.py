@@ -37,7 +37,7 @@ class Series:
         self.lines: deque[tuple[float, bytes]] = deque(maxlen=kept)  # with the Unix time of their end
         for name in (path + ".1", path):
             try:
-                read = _read(name)
+                read = _read(name, os.geteuid())
             except files.Damaged as error:
                 files.tell_damage(name, error, log, "`reuseport history` does not know what was served then")
                 read = []
@@ -141,10 +141,10 @@ def rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
 
 
-def _read(path: str) -> list[tuple[float, bytes]]:
+def _read(path: str, owner: int | None = None) -> list[tuple[float, bytes]]:
     """The lines of a file that may not be there, or be torn. Damaged, OSError."""
     found = []
-    for line in files.tail(path, LARGEST).split(b"\n"):
+    for line in files.tail(path, LARGEST, owner).split(b"\n"):
         try:
             sample = json.loads(line)
             whole = all(math.isfinite(sample.get(name, 0)) for name in ("at", "seconds", "requests", "errors"))

@@ -24,6 +24,7 @@ from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.rundir import RunDir, RunDirError, not_this
 from reuseport.master.bequest import Bequest, TakeoverError
+from reuseport.master.bootlog import BootLog
 from reuseport.master.processes import spawn_zygote
 from reuseport.master.scrape import listen
 from reuseport.master.slots import SlotError, may_be, names_of
@@ -200,7 +201,7 @@ class _Candidate:
         run_dir.locate(message["hello"], message["scoreboard"])
         self._master.log.write("info", f"loading {recipe['directory']} as generation {self._generation}")
         try:
-            output = os.open(message["boot_log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            output = BootLog(run_dir.here(message["boot_log"])).open()
             pid = spawn_zygote(self._generation, recipe, run_dir, output, self._mask)
         except OSError as error:
             self._channel.send("started", error=f"cannot execute {recipe['interpreter']}: {error.strerror}")

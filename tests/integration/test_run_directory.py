@@ -115,5 +115,5 @@ def test_orphans_are_ended_and_nobody_else(serve):
     assert server.end(command).exit == 130
     killed = server.cli("stop", "--orphans", "--now", "--json")
     assert killed.exit == 0 and {one["pid"] for one in killed.json["ended"]} >= {stuck, zygote}
-    assert is_gone(stuck) and is_gone(zygote)
+    wait_for(lambda: is_gone(stuck) and is_gone(zygote), "their ends")
     assert successor(server, serve).start().settle()

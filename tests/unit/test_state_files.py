@@ -10,6 +10,7 @@ import pytest
 from reuseport.core.model import ACCEPTING, SERVING, Cluster, Generation, Release, Worker
 from reuseport.ipc import files
 from reuseport.ipc.files import Damaged
+from reuseport.ipc.logfile import write_file
 from reuseport.ipc.rundir import RunDir
 from reuseport.master.history import FILE, KEPT, History, read
 from reuseport.master.releases import recorded
@@ -249,3 +250,58 @@ def test_a_history_that_cannot_be_cut_goes_on(tmp_path):
         history.add(released(number))
     assert (tmp_path / FILE).read_bytes().count(b"\n") <= KEPT // 2 + 110
     assert History(str(tmp_path)).last == KEPT + 119
+
+
+# --- files that others could have written -------------------------------------------------------------------------
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files and directories away")
+OTHER = 4_000_001  # a uid without a name
+
+
+@root_only
+@pytest.mark.parametrize(
+    ("give", "why"),
+    [
+        (lambda path: os.chown(path, OTHER, 0), f"belongs to user {OTHER}"),
+        (lambda path: path.chmod(0o620), "others can write"),
+        (lambda path: path.chmod(0o602), "others can write"),
+        (lambda path: os.link(path, path.with_name("other")), "hard link"),
+    ],
+)
+def test_what_others_can_write_is_not_believed(tmp_path, give, why):
+    """A history names the interpreter of the version that a rollback executes."""
+    told = Told()
+    for name, content in ((FILE, json.dumps(released(3)).encode()), (HOLDS, b'{"holds": {"acme": 3}}')):
+        write(tmp_path / name, content)
+        give(tmp_path / name)
+        if (tmp_path / "other").exists():
+            (tmp_path / "other").rename(tmp_path / f"other of {name}")
+    assert History(str(tmp_path), log=told).served() == {}
+    assert files.read_json(str(tmp_path / HOLDS), _holds_of, told, "") is None
+    assert len(told) == 2 and all(why in text for _, text in told)
+
+
+@root_only
+def test_root_adds_lines_through_no_link_of_another_user(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "state").symlink_to(tmp_path / "far")
+    os.chown(tmp_path / "theirs", OTHER, 0)
+    with pytest.raises(OSError, match="symbolic link"):
+        History(str(tmp_path / "theirs" / "state"))
+    assert list((tmp_path / "far").iterdir()) == []
+
+
+@root_only
+def test_root_writes_a_pid_file_through_no_link_of_another_user(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", OTHER, 0)
+    (tmp_path / "theirs" / "pid").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic link"):
+        write_file(str(tmp_path / "theirs" / "pid"), "7\n")
+    assert victim.read_text() == "kept"
+    write_file(str(tmp_path / "pid"), "4711\n")
+    write_file(str(tmp_path / "pid"), "7\n")
+    assert (tmp_path / "pid").read_text() == "7\n" and (tmp_path / "pid").stat().st_mode & 0o777 == 0o644
