@@ -91,8 +91,9 @@ def _walk(path: str, stack: contextlib.ExitStack) -> tuple[int, str, bool]:
 
     for step in steps(path, stack):
         if step.status is None:
-            return step.directory, step.name, False
-        if stat.S_ISLNK(step.status.st_mode):
+            if step.last:
+                return step.directory, step.name, False
+        elif stat.S_ISLNK(step.status.st_mode):
             if whose := _changed_by(os.fstat(step.directory), step.status):
                 text = f"{step.name!r} is a symbolic link in a directory that {whose}, and root follows none there"
                 raise OSError(errno.ELOOP, text, path)

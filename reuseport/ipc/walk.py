@@ -35,7 +35,7 @@ class Untrusted(OSError):
 
 @dataclass(frozen=True)
 class Step:
-    """One component. `fd` (O_PATH) and `status` are None for a last one that does not exist."""
+    """One component. `fd` (O_PATH) and `status` are None for a component that does not exist."""
 
     directory: int  # the descriptor of the directory that has it
     where: str  # the path of that directory, as it was walked
@@ -75,13 +75,12 @@ def steps(path: str, stack: contextlib.ExitStack, *, make: int | None = None) ->
             try:
                 fd = enter(name, directory)
             except FileNotFoundError:
+                # Its directory is checked before anything is made in it.
+                yield Step(directory, where, name, not names, None, None)
                 if make is None:
                     if names:
                         raise
-                    yield Step(directory, where, name, True, None, None)
                     return
-                # Its directory is checked before anything is made in it.
-                yield Step(directory, where, name, not names, None, None)
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, make if names else 0o700, dir_fd=directory)
                 fd = enter(name, directory)
@@ -140,7 +139,7 @@ class Trust:
         self._alone = owner != 0 and _owner_of_container() == owner
 
     def check(self, step: Step) -> None:
-        """Untrusted where another user can exchange this component. Whose the last one itself is, is not asked."""
+        """Untrusted where another user can exchange this component."""
         status = os.fstat(step.directory)
         if status.st_uid not in self._trusted:
             text = f"{step.where} {whose(status.st_uid)}: that user could exchange {step.path}"

@@ -90,7 +90,7 @@ class Master:
         self.log_files = LogFiles(self.ids, log.write)
         self.run_dir = RunDir(settings.run_dir)
         self.roster = Roster(self.run_dir, self.first.name)
-        self._roster_failed = False  # it could not be written the last time, which is told once
+        self.roster_failed = False  # it could not be written the last time, which is told once
         self.loop = Loop()
         self.loop.on_error = lambda text: log.write("critical", f"a defect of the master, which goes on:\n{text}")
         log.on_blocked = lambda: self.loop.later(0.05, log.flush)
@@ -279,15 +279,15 @@ class Master:
         try:
             self.roster.write(self.cluster, rows, tuple((slot.address, slot.index) for slot in self.slots.slots))
         except OSError as error:
-            if not self._roster_failed:
+            if not self.roster_failed:
                 path = self.run_dir.named(self.run_dir.roster)
                 told = f"{path} cannot be written: {error.strerror}. A next master has to ask which processes live"
                 self.log.write("error", told)
-            self._roster_failed = True
+            self.roster_failed = True
         else:
-            if self._roster_failed:
+            if self.roster_failed:
                 self.log.write("warning", f"{self.run_dir.named(self.run_dir.roster)} can be written again")
-            self._roster_failed = False
+            self.roster_failed = False
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 

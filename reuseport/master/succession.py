@@ -116,6 +116,8 @@ class Succession:
             return "the server is stopping"
         if self._master.upgrade.under_way:
             return "it is being replaced in place by another version (reuseport upgrade): try again when it has been"
+        if self._master.roster_failed:
+            return "this master cannot write down which processes there are (is a disk full?), as its log says"
         if cluster.serving is None:
             return "nothing serves yet: there is nothing to take over"
         return ""

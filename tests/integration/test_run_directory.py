@@ -49,6 +49,10 @@ def test_a_start_in_a_directory_that_others_can_exchange_is_refused(serve, tmp_p
     above.chmod(0o1777)
     assert server.start().status().serving == 1
     assert os.stat(above / "run").st_mode & 0o777 == 0o700
+    server.write("evil", "raise RuntimeError('\\x1b[2J evil')")
+    outcome = server.release()
+    assert outcome.exit == 1 and "\x1b" not in outcome.err + outcome.out
+    assert outcome.err.count(r"\x1b[2J evil") == 2  # the traceback, and the line of why
 
 
 def fill_disk(server) -> None:
