@@ -21,7 +21,8 @@ from typing import Any
 from reuseport.cli import client, frame, place
 from reuseport.cli.failure import INTERRUPTED, Failure
 from reuseport.cli.words import text
-from reuseport.ipc.rundir import RunDir, RunDirError, start_time
+from reuseport.ipc.inhabitants import start_time
+from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.master.roster import Roster
 
 AGAIN = 2.0  # seconds between two looks beside a living master

@@ -42,7 +42,7 @@ from posix import close  # gevent's os.close leaves it to its loop
 
 from reuseport.ipc import channel as channels
 from reuseport.ipc import files, walk
-from reuseport.ipc.inherited import RUN_DIR
+from reuseport.ipc.inhabitants import inhabitants
 from reuseport.ipc.walk import open_directory
 from reuseport.options.machine import whose
 
@@ -59,16 +59,6 @@ def not_this(path: str, owner: str, wanted: object) -> str:
 
 class RunDirError(Exception):
     """The run directory cannot be used; the message says why, and names the option."""
-
-
-def start_time(pid: int) -> int:
-    """When the process started, in clock ticks since boot; 0 if there is none, or only its zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return 0 if fields[0] == b"Z" else int(fields[19])
 
 
 class RunDir:
@@ -320,24 +310,8 @@ class RunDir:
         return False
 
     def inhabitants(self) -> dict[int, int]:
-        """The processes that have a descriptor of this directory from a master (see `lend`): each pid with its start
-        (proc_pid_stat(5), field 22). Those that this user may not look at are missing."""
-        found = {}
-        for entry in os.listdir("/proc"):
-            other = entry.isdigit() and int(entry) != os.getpid()
-            if other and self._is_inhabitant(entry) and (start := start_time(int(entry))):
-                found[int(entry)] = start
-        return found
-
-    def _is_inhabitant(self, pid: str) -> bool:
-        try:
-            status = os.stat(f"/proc/{pid}/fd/{RUN_DIR}")
-            if (status.st_dev, status.st_ino) != self._id:
-                return False
-            with open(f"/proc/{pid}/fdinfo/{RUN_DIR}", encoding="ascii") as file:
-                return any(line.startswith("lock:") and "FLOCK" in line for line in file)
-        except OSError:
-            return False
+        """The processes that have a descriptor of this directory from a master, each with its start."""
+        return inhabitants(self._id)
 
     @property
     def fd(self) -> int:

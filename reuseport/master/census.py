@@ -24,7 +24,8 @@ from reuseport.core.events import Adopted, Survivor
 from reuseport.core.model import ACCEPTING, ATTENDING, FIRST_COMPANION, LEAVING, NOWHERE, WORKING, ZYGOTE, Key, Release
 from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import Channel, ChannelError
-from reuseport.ipc.rundir import RunDir, start_time
+from reuseport.ipc.inhabitants import start_time
+from reuseport.ipc.rundir import RunDir
 from reuseport.master.roster import Remains
 
 PATIENCE = 5.0  # seconds for the processes of an earlier master to say hello

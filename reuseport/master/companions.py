@@ -23,7 +23,8 @@ from typing import Any
 
 from reuseport.core.events import Said, Started, Survivor
 from reuseport.core.model import RUNNING, YOUTH, Companion, Key
-from reuseport.ipc.rundir import RunDir, start_time
+from reuseport.ipc.inhabitants import start_time
+from reuseport.ipc.rundir import RunDir
 from reuseport.master.commands import WORDS, become, surroundings
 from reuseport.master.log import Log
 from reuseport.master.loop import Loop

@@ -34,7 +34,8 @@ from reuseport.core.model import (
 )
 from reuseport.core.record import release_of
 from reuseport.ipc import files
-from reuseport.ipc.rundir import RunDir, RunDirError, not_this, start_time
+from reuseport.ipc.inhabitants import start_time
+from reuseport.ipc.rundir import RunDir, RunDirError, not_this
 from reuseport.ipc.scoreboard import ROWS
 from reuseport.options import Settings
 from reuseport.options.identity import is_stranger
