@@ -43,6 +43,7 @@ from posix import close  # gevent's os.close leaves it to its loop
 from reuseport.ipc import channel as channels
 from reuseport.ipc import files, walk
 from reuseport.ipc.inhabitants import inhabitants
+from reuseport.ipc.inherited import RUN_DIR
 from reuseport.ipc.walk import open_directory
 from reuseport.options.machine import whose
 
@@ -254,7 +255,10 @@ class RunDir:
             if status.st_uid != self.owner_uid:
                 raise RunDirError(f"--run-dir: {self.path} {whose(status.st_uid)}")
             try:
-                fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=found)
+                low = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=found)
+                # Not RUN_DIR, by which zygotes and what they fork are known.
+                fd = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, RUN_DIR + 1)
+                os.close(low)
             except OSError as error:
                 raise RunDirError(f"--run-dir: cannot open {self.path}: {error.strerror}") from None
         finally:
@@ -319,14 +323,8 @@ class RunDir:
         return self._fd
 
     def is_held(self) -> bool:
-        """Whether there is a descriptor, and the directory has not been removed. An application may have closed it."""
-        if self._fd == -1:
-            return False
-        try:
-            status = os.fstat(self._fd)
-        except OSError:
-            return False
-        return (status.st_dev, status.st_ino) == self._id and status.st_nlink > 0
+        """Whether there is a descriptor, and the directory has not been removed."""
+        return self._is_ours(self._fd) and os.fstat(self._fd).st_nlink > 0
 
     def is_in_place(self) -> bool:
         """Whether the path still leads to the directory that is held."""
@@ -338,22 +336,31 @@ class RunDir:
 
     def forget(self) -> None:
         """In a child of the application's: close this copy of the descriptor."""
-        if self.is_held():
+        if self._is_ours(self._fd):
             close(self._fd)
         self._fd = -1
 
     def _keep(self, fd: int) -> None:
         """Cleaners of /tmp leave a directory alone that has a BSD lock (tmpfiles.d(5), "Age")."""
-        before = self._fd
         self._remember(fd)
         with contextlib.suppress(BlockingIOError):  # a cleaner, or a process of the workers' user, has locked it
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if before not in (-1, fd):
-            os.close(before)
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def _remember(self, fd: int) -> None:
         status = os.fstat(fd)
+        if self._is_ours(self._fd) and fd != self._fd:
+            os.dup2(fd, self._fd, inheritable=False)  # the number stays, since paths that are in use have it
+            close(fd)
+            fd = self._fd
         self._fd, self._id = fd, (status.st_dev, status.st_ino)
+
+    def _is_ours(self, fd: int) -> bool:
+        """Whether it is still the descriptor of the directory: an application may have closed it."""
+        try:
+            status = os.fstat(fd)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._id
 
     def reach_master(self) -> channels.Channel:
         """A channel to the master that owns this directory. OSError where there is none.

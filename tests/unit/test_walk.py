@@ -10,6 +10,7 @@ import pytest
 
 from reuseport.ipc import channel as channels
 from reuseport.ipc import walk
+from reuseport.ipc.inherited import RUN_DIR
 from reuseport.ipc.rundir import RunDir, RunDirError
 from reuseport.ipc.walk import ACL, Untrusted, open_directory
 
@@ -150,6 +151,18 @@ def test_a_directory_that_is_exchanged_leads_nobody_elsewhere(above):
     assert not run_dir.is_in_place()
     assert run_dir.named(run_dir.roster) == str(above / "run" / "roster.json")
     assert run_dir.named(run_dir.door(7)) == str(above / "run" / "work" / "7.door")
+
+
+def test_paths_that_are_in_use_stay_when_the_directory_is_held_anew(above):
+    """A master that takes over holds it before it owns it, and companions print to files there in between."""
+    run_dir = RunDir(str(above / "run"))
+    run_dir.hold()
+    before = run_dir.companion_log("7.mail")
+    lock = run_dir.own()
+    assert run_dir.companion_log("7.mail") == before and run_dir.fd > RUN_DIR
+    run_dir.hold_again(run_dir.fd)
+    assert run_dir.companion_log("7.mail") == before
+    os.close(lock)
 
 
 def test_a_zygote_goes_on_with_the_directory_that_it_was_given(above):
