@@ -106,7 +106,7 @@ def _lock(run_dir: RunDir, stack: contextlib.ExitStack) -> None:
 
 
 def _beside(master: place.Master, run_dir: RunDir) -> dict[int, int]:
-    """Those that a living master does not know, in two looks."""
+    """The processes that a living master does not know, in two looks."""
     found: dict[int, int] | None = None
     while True:
         # The processes first: one that is begun between the looks must be known in the later one.
@@ -137,7 +137,7 @@ def _age(start: int) -> float:
 
 
 def _listed(run_dir: RunDir) -> dict[int, int]:
-    """Those that a roster names, and that are the same processes still: companions, and workers of earlier versions."""
+    """The processes that a roster names and that still live: companions, and workers of earlier versions."""
     roster, found = Roster(run_dir), {}
     for read in (roster.read_stale, roster.read):
         with contextlib.suppress(OSError, ValueError, RunDirError):
@@ -182,7 +182,7 @@ def _kill(orphans: list[Orphan]) -> list[Orphan]:
 
 
 def _signal(orphans: Iterable[Orphan], number: int) -> list[Orphan]:
-    """Those that this user must not signal."""
+    """Send the signal; returns the processes that this user must not signal."""
     refused = []
     for one in orphans:
         try:
@@ -195,7 +195,7 @@ def _signal(orphans: Iterable[Orphan], number: int) -> list[Orphan]:
 
 
 def _await(orphans: Iterable[Orphan], seconds: float | None) -> list[Orphan]:
-    """Those that have not ended in time."""
+    """Wait; returns the processes that have not ended in time."""
     left = {one.pidfd: one for one in orphans}
     deadline = None if seconds is None else time.monotonic() + seconds
     while left:

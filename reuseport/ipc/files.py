@@ -39,7 +39,7 @@ class Damaged(ValueError):
 def replace(path: str, text: str, mode: int = 0o600, *, sync: bool = True) -> None:
     """Give the file these contents: a reader sees the old ones or the new ones, never half of them. OSError.
 
-    Without `sync` a loss of power may leave an empty file: for what nobody needs after a reboot.
+    Without `sync` a loss of power may leave an empty file: for contents that mean nothing after a reboot.
     """
     new = path + NEW
     with contextlib.suppress(FileNotFoundError):
@@ -115,7 +115,8 @@ def read(path: str, owner: int | None = None) -> bytes:
 
 
 def _checked(fd: int, owner: int | None) -> os.stat_result:
-    """What a master reads, such as a version to go back to, it then executes: nobody else may have written it."""
+    """The status of a file that no user but root and `owner` can have written. A master executes the versions that it
+    reads from a history. Damaged."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise Damaged("it is no regular file")

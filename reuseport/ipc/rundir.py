@@ -49,6 +49,7 @@ from reuseport.options.machine import whose
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
+_BY_DESCRIPTOR = re.compile(r"/proc/self/fd/\d+/")
 # A file in work/ that belongs to a process.
 _SOMEBODYS = re.compile(r"(?P<zygote>\d+)\.door|(stacks|snapshot|lines)-(?P<who>\d+\.j?\d+)\.(txt|json)(\.new)?")
 
@@ -65,9 +66,9 @@ class RunDirError(Exception):
 class RunDir:
     """The paths in a run directory. Creating the object touches nothing.
 
-    A master holds the directory by a descriptor (`own`, `hold`) and passes one to each zygote (`lend`, `inherit`), from
-    which workers and jobs have theirs. All paths then lead through that descriptor (proc_pid_fd(5)), so nobody who
-    exchanges the directory, or one that it lies in, can lead a process elsewhere. `owner` is the master's user.
+    A master holds the directory by a descriptor (`own`, `hold`) and passes one to each zygote (`lend`, `inherit`).
+    Workers and jobs have their zygote's. All paths then lead through that descriptor (proc_pid_fd(5)). So a user who
+    exchanges the directory, or a directory above it, leads no process elsewhere. `owner_uid` is the master's user.
     """
 
     def __init__(self, path: str) -> None:
@@ -90,7 +91,8 @@ class RunDir:
 
     def named(self, path: str) -> str:
         """One of these paths for a message, or for a process without the descriptor."""
-        return os.path.join(self.path, os.path.relpath(path, self.base))
+        by_descriptor = _BY_DESCRIPTOR.match(path)
+        return os.path.join(self.path, path[by_descriptor.end() :]) if by_descriptor else path
 
     def locate(self, hello: str, scoreboard: str) -> None:
         """These two lie where a master of another version says."""
@@ -285,12 +287,13 @@ class RunDir:
         """In a process of the master's: `fd` is the descriptor that it was given. A master of an earlier version gives
         none, and then the directory is held in which that master has just started this process."""
         self.owner_uid = owner
-        if fd is None:
-            with contextlib.suppress(OSError):
-                self._remember(os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        else:
+        try:
+            if fd is None or not stat.S_ISDIR(os.fstat(fd).st_mode):
+                fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             os.set_inheritable(fd, False)
-            self._remember(fd)
+        except OSError:
+            return  # a wrapper around the interpreter has closed it; the path is checked when a master is looked for
+        self._remember(fd)
 
     def lend(self) -> int:
         """A descriptor for a zygote to `inherit`. Its BSD lock ends with the last process that has it. OSError.
@@ -303,7 +306,7 @@ class RunDir:
         return fd
 
     def is_inhabited(self) -> bool:
-        """Whether a process lives that an earlier master started (see `lend`). Only for whoever has the lock."""
+        """Whether a process lives that an earlier master started (see `lend`). Only the master may ask."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

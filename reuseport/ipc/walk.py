@@ -35,7 +35,7 @@ class Untrusted(OSError):
 
 @dataclass(frozen=True)
 class Step:
-    """One component. `fd` (O_PATH) and `status` are None for a component that does not exist."""
+    """One component of a path. Where it does not exist, `fd` (O_PATH) and `status` are None."""
 
     directory: int  # the descriptor of the directory that has it
     where: str  # the path of that directory, as it was walked

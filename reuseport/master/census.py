@@ -33,7 +33,7 @@ LOOK = 0.1  # seconds between two looks whether those that are silent still live
 AHEAD = 1000  # generations that may have been released since the roster or the history was written
 MOST = 8192  # connections
 
-# What a process says that it does, and its state for the core. Those that never served leave without a master.
+# What a process says that it does, and its state for the core. A worker that never served ends without a master.
 STATES = {"serving": ACCEPTING, "draining": LEAVING, "working": WORKING, "loaded": "loaded"}
 
 
@@ -48,8 +48,8 @@ class Heard(NamedTuple):
 
 @dataclass
 class Census:
-    """`heard` on `hellos`; `silent` are the pids of those that have not said hello; `channels` are those on which the
-    hellos still wait to be read."""
+    """`heard` are the processes that have said hello at the socket `hellos`, and `silent` the pids of the others. The
+    hellos still wait in the `channels`, unread."""
 
     hellos: _socket.socket
     heard: list[Heard] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Census:
 
 
 def ask(run_dir: RunDir, hellos: _socket.socket, trusted: frozenset[int], patience: float = PATIENCE) -> Census:
-    """Listen until everybody has said hello. `trusted` are the users whose processes are heard."""
+    """Listen until each process has said hello. `trusted` are the users whose processes are heard."""
     found = Census(hellos)
     awaited = run_dir.inhabitants()
     unheard: dict[int, Channel] = {}
@@ -114,7 +114,7 @@ def _is_count(value: Any) -> bool:
 def joined(
     stale: Remains | None, heard: list[Heard], recorded: Callable[[int], Release | None], otherwise: Release, last: int
 ) -> tuple[Remains | None, bool]:
-    """What is left of an earlier master, from an older roster and from what was heard; None where nothing lives.
+    """The remains of an earlier master, from an older roster and from the hellos; None where nothing lives.
 
     `recorded(generation)` is what the history knows, `otherwise` the configured release, `last` the highest generation
     that the history knows. Also whether a generation was found that only `otherwise` stands for.
