@@ -52,7 +52,7 @@ def test_a_start_in_a_directory_that_others_can_exchange_is_refused(serve, tmp_p
     server.write("evil", "raise RuntimeError('\\x1b[2J evil')")
     outcome = server.release()
     assert outcome.exit == 1 and "\x1b" not in outcome.err + outcome.out
-    assert outcome.err.count(r"\x1b[2J evil") == 2  # the traceback, and the line of why
+    assert outcome.err.count(r"RuntimeError: \x1b[2J evil") == 2  # the traceback, and the line of why
 
 
 def fill_disk(server) -> None:
