@@ -9,6 +9,7 @@ from reuseport.ipc import memory
 from reuseport.master.processes import Process
 
 AGAIN = 30.0  # seconds between two looks at one process
+AGAIN_IN_A_BOOT = 1.0  # the same, while the process imports the application and grows
 BUDGET = 0.02  # seconds that one question spends on looks; one at a process of 1 GB takes longer than this
 
 
@@ -18,11 +19,15 @@ class Looks:
     def __init__(self) -> None:
         self._end = time.monotonic() + BUDGET
 
-    def at(self, process: Process) -> dict[str, int]:
-        """`rss` and `pss` of the process in bytes; 0 where they have not been looked at, or are not to be had."""
+    def at(self, process: Process, *, boots: bool = False) -> dict[str, int]:
+        """`rss` and `pss` of the process in bytes; 0 where they have not been looked at, or are not to be had.
+
+        `boots`: the process still imports the application. The first call after the boot looks at once.
+        """
         now = time.monotonic()
-        if process.pid and now >= process.measured + AGAIN and now < self._end:
-            process.measured = now
+        due = process.measured + (AGAIN_IN_A_BOOT if boots else AGAIN)
+        if process.pid and (now >= due or process.measured_in_boot > boots) and now < self._end:
+            process.measured, process.measured_in_boot = now, boots
             process.memory = {
                 "rss": _or_nothing(memory.resident, process.pid),
                 "pss": _or_nothing(memory.proportional, process.pid),

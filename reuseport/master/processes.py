@@ -61,6 +61,7 @@ class Process:
     packages: dict[str, Any] | None = None  # a zygote's Python, reuseport, gevent and greenlet, as it tells of them
     memory: dict[str, int] = field(default_factory=lambda: {"rss": 0, "pss": 0})  # see `memory.Looks`
     measured: float = float("-inf")  # monotonic seconds
+    measured_in_boot: bool = False
 
 
 def spawn_zygote(

@@ -54,7 +54,8 @@ def _generation(
     workers = [_worker(g, n, w, processes, board, slots, looks, now) for n, w in sorted(g.workers.items())]
     companions = [_companion(g, c, now) for _, c in sorted(g.companions.items())]
     zygote = processes.get(Key(g.number, ZYGOTE)) if g.zygote else None
-    of_zygote = looks.at(zygote) if zygote else None
+    loaded = bool(g.zygote and g.zygote.loaded)
+    of_zygote = looks.at(zygote, boots=not loaded) if zygote else None
     return {
         "number": g.number,
         "state": "booting" if g.state in BOOTING else g.state,
@@ -65,9 +66,7 @@ def _generation(
         "app": g.release.recipe.get("app"),
         "label": g.release.recipe.get("label", ""),
         "source": g.release.source,
-        "zygote": (
-            {"pid": zygote.pid, "loaded": bool(g.zygote and g.zygote.loaded), "memory": of_zygote} if zygote else None
-        ),
+        "zygote": {"pid": zygote.pid, "loaded": loaded, "memory": of_zygote} if zygote else None,
         "age": round(now - g.born, 3),
         "since": round(now - g.since, 3),
         "failure": f"{g.ended_as} {g.failure}" if g.ended_as else g.failure,

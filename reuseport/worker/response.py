@@ -39,6 +39,7 @@ UNCACHED = {"set-cookie", "date"}  # a cookie is one client's, and a Date must b
 CACHED = 2048
 CACHED_CHARACTERS = 200
 SKIP = 65536  # a body with more bytes left unread than this costs the client its connection
+AT_ONCE = 65536  # a whole body of so many bytes seldom waits for its client
 NOWHERE = nowhere()
 TURN = 1 << 20  # bytes after which a response that never waits lets others have a turn
 
@@ -209,7 +210,11 @@ class Response:
         """
         if not isinstance(data, bytes):
             raise TypeError(f"a body is made of bytes, not {type(data).__name__}")
-        lines = None if self.head_sent else self._head(total)
+        lines = None
+        if not self.head_sent:
+            lines = self._head(total)
+            if total is None or total > AT_ONCE:
+                self._note_head()
         excess = 0
         if self._silent:
             data = b""
@@ -244,7 +249,9 @@ class Response:
 
         The body breaks off where the file has become shorter. One that has grown is sent up to its Content-Length.
         """
-        self.connection.send(b"".join(self._head(size)))
+        lines = self._head(size)
+        self._note_head()
+        self.connection.send(b"".join(lines))
         if self._silent:
             return
         while self._left:
@@ -292,6 +299,11 @@ class Response:
         """Whether the client takes the connection's end for the end of the body."""
         return self.head_sent and not self._silent and not self._chunked and self._left is None
 
+    def _note_head(self) -> None:
+        """Tell the master that the head is out, while the application or a slow client can still keep the request."""
+        memory, _, mark = self.seat
+        memory[mark] = SENT
+
     def _head(self, total: int | None) -> list[bytes]:
         """The head's lines; from here on it counts as sent. `total`: the body's length, if it is known."""
         status = self.status
@@ -326,6 +338,4 @@ class Response:
         else:
             lines.append(b"\r\n" if self._is_11 else b"Connection: keep-alive\r\n\r\n")
         self.head_sent = True
-        memory, _, mark = self.seat
-        memory[mark] = SENT
         return lines

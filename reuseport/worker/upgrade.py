@@ -27,6 +27,8 @@ import gevent
 from gevent.socket import socket as GeventSocket
 from gevent.socket import wait_read, wait_write
 
+from ..ipc.inflight import NAMELESS
+from .admission import Refusal
 from .body import NoBody
 from .frames import UpgradeSocket
 from .interrupts import is_server
@@ -300,7 +302,7 @@ class UpgradeCaller(Caller):
         offer: Any = response.body
         # An upgraded connection is no request any more, and may last for days: the seat is left with the upgrade.
         memory, place, _ = seat = self._admission.take()
-        memory[place] = response.connection.name
+        memory[place] = NAMELESS if type(application) is Refusal else response.connection.name
         response.seat = seat
         offer.taken = partial(self._admission.leave, seat)
         try:

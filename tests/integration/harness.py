@@ -32,7 +32,7 @@ from reuseport.cli import main as cli
 
 APPS = Path(__file__).parent.parent / "apps"
 CHECKOUT = APPS.parent.parent
-PATIENCE = 20.0  # seconds until a state that should come is given up
+PATIENCE = 60.0  # seconds until a state that should come is given up
 POLL = 0.02
 
 CODE = """\
@@ -95,6 +95,11 @@ class Status(dict):
 
     def pids(self) -> set[int]:
         return {w["pid"] for w in self.workers("serving")}
+
+    @property
+    def zygote(self) -> int | None:
+        """The pid of the serving generation's zygote."""
+        return self.current["zygote"]["pid"] if self.current["zygote"] else None
 
     def is_settled(self) -> bool:
         """At full strength, and nothing under way."""

@@ -23,7 +23,7 @@ def test_a_killed_worker_is_replaced(server):
     replacement = next(w for w in status.workers() if w["pid"] not in before.pids())
     assert (replacement["place"], replacement["slots"]) == (victim["place"], victim["slots"])
     assert status.serving == 1
-    assert status.current["zygote"] == before.current["zygote"]
+    assert status.zygote == before.zygote
     wait_for(lambda: is_gone(victim["pid"]), "the dead worker is reaped")
 
 

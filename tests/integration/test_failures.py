@@ -102,7 +102,7 @@ def test_a_release_that_fails_changes_nothing_and_says_why(shared, name):
     assert load.versions == ["one"]
     status = server.settle(before.serving)
     assert status.pids() == before.pids()
-    assert status.current["zygote"] == before.current["zygote"]
+    assert status.zygote == before.zygote
     last = status["releases"][-1]
     assert last["outcome"] == "failed"
     assert last["error"]

@@ -37,7 +37,7 @@ def test_a_release_fails_in_which_a_process_dies_or_stands_still(serve, fault, w
     for pid in {zygote, *pids}:
         wait_for(lambda pid=pid: is_gone(pid), "nobody of the failed generation is left")
     after = server.settle(1)
-    assert after.pids() == before.pids() and after.current["zygote"] == before.current["zygote"]
+    assert after.pids() == before.pids() and after.zygote == before.zygote
     server.gate("import").open()
     server.gate("start").open()
     server.write("three")

@@ -1,17 +1,17 @@
 """The core in a world where anything may happen, in any order: its rules hold at every step, and all that begins ends.
 
 `core_world.World` plays the processes and the master, `core_world.Audit` checks each step against the rules. This
-module says what may happen. REUSEPORT_EXAMPLES=2000 in the environment looks longer than a test run should.
+module says what may happen. REUSEPORT_EXAMPLES=20 in the environment looks longer than a test run should.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 from dataclasses import replace
 
 from core_world import BOOT_TROUBLE, Process, World
+from examples import examples
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -328,7 +328,7 @@ class AnyStory(RuleBasedStateMachine):
 
 TestAnyStory = AnyStory.TestCase
 TestAnyStory.settings = settings(
-    max_examples=int(os.environ.get("REUSEPORT_EXAMPLES", "100")),
+    max_examples=examples(100),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],

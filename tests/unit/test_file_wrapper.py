@@ -20,6 +20,7 @@ import zipfile
 
 import gevent
 import pytest
+from examples import examples
 from gevent.fileobject import FileObjectBlock, FileObjectPosix, FileObjectThread
 from http_harness import Harness, echo, wait_for
 from hypothesis import HealthCheck, given, settings
@@ -844,7 +845,9 @@ SEEKABLE = [
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(120),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     kind=st.sampled_from(SEEKABLE),

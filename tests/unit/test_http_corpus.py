@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from examples import examples
 from http_harness import Harness, echo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -77,7 +78,7 @@ def test_split_at_every_byte(case, harness):
     case=st.sampled_from([parameter.values[0] for parameter in CASES]),
     cuts=st.sets(st.integers(1, 400), max_size=8),
 )
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_pieces(case, cuts, harness):
     data = stream(case)
     edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
@@ -99,7 +100,7 @@ def mutants(draw) -> bytes:
 
 
 @given(data=mutants(), cuts=st.sets(st.integers(1, 300), max_size=4))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_mutants_mean_the_same_however_they_arrive(data, cuts, harness):
     def outcome(answers):
         # Only whether the client is asked for its body (100) depends on whether some of it has come.

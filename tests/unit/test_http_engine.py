@@ -9,9 +9,10 @@ import time
 
 import gevent
 import pytest
+from examples import examples
 from gevent.event import Event
 from gevent.local import local
-from http_harness import Harness, echo, open_fds, parse, turn, wait_for
+from http_harness import Harness, counted_fds, echo, open_fds, parse, turn, wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -557,16 +558,16 @@ PIECES = st.sampled_from([fragment.encode() + b"\r\n" for fragment in FRAGMENTS]
 
 
 @given(st.lists(st.binary(max_size=60) | PIECES, max_size=9))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(120), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rubbish(shared, pieces):
-    before = open_fds()
+    before = counted_fds()
     answers = shared.talk(*pieces)
     assert all(answer.whole for answer in answers)
     assert all(answer.status < 500 or answer.status in (501, 505) for answer in answers)
     wait_for(lambda: shared.engine.connections == 0)
     assert not shared.errors()
     assert (shared.counter(CONNECTIONS), shared.counter(ACTIVE)) == (0, 0)
-    assert open_fds() <= before
+    assert counted_fds() <= before or open_fds() <= before
 
 
 @pytest.fixture(scope="module")

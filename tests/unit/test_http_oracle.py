@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import h11
 import pytest
+from examples import examples
 from http_harness import Harness, echo
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -95,7 +96,7 @@ def harness():
 
 
 @given(requests())
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_the_engine_accepts_h11_reads_the_same_way(harness, data):
     answers = harness.talk(data)
     assert not harness.errors()

@@ -8,7 +8,7 @@ import pytest
 
 from reuseport.core.model import Key
 from reuseport.master import memory
-from reuseport.master.memory import AGAIN, Looks
+from reuseport.master.memory import AGAIN, AGAIN_IN_A_BOOT, Looks
 from reuseport.master.processes import Process
 
 NOT_SEEN = {"rss": 0, "pss": 0}
@@ -47,6 +47,16 @@ def test_a_question_looks_at_few_and_the_next_one_at_others(clock) -> None:
     assert looks.at(second)["pss"] == 2
     clock.now += AGAIN
     assert Looks().at(first)["pss"] == 3
+
+
+def test_a_zygote_that_has_loaded_is_looked_at_again_at_once(clock) -> None:
+    zygote = Process(Key(1, 0), os.getpid())
+    assert Looks().at(zygote, boots=True)["pss"] == 1
+    assert Looks().at(zygote, boots=True)["pss"] == 1
+    clock.now += AGAIN_IN_A_BOOT
+    assert Looks().at(zygote, boots=True)["pss"] == 2
+    assert Looks().at(zygote)["pss"] == 3, "the import has made it grow"
+    assert Looks().at(zygote)["pss"] == 3
 
 
 def test_who_is_gone_or_another_users_has_none(monkeypatch) -> None:

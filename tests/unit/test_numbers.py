@@ -9,6 +9,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -341,7 +342,7 @@ class Deaths(RuleBasedStateMachine):
 
 
 TestDeaths = Deaths.TestCase
-TestDeaths.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestDeaths.settings = settings(max_examples=examples(40), stateful_step_count=25, deadline=None)
 
 
 def test_a_row_full_of_rubbish_is_no_trouble(world):

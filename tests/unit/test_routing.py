@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
+from examples import examples
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -589,5 +590,5 @@ def test_a_table_of_marks_that_is_full_loses_no_request(monkeypatch):
 
 TestStory = Story.TestCase
 TestStory.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(100), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
