@@ -65,9 +65,9 @@ class Zygote:
     def __init__(self, born: dict[str, Any]) -> None:
         # The master may be of another version: where its files lie is its to say.
         self.run_dir = RunDir(born["run_dir"])
-        self.run_dir.hello = born["hello"]
-        self.run_dir.scoreboard = born["scoreboard"]
-        self.born = born
+        self.run_dir.locate(born["hello"], born["scoreboard"])
+        self.run_dir.inherit(born.get("directory"), born.get("owner", os.geteuid()))
+        self.born = {**born, "directory": self.run_dir.fd, "owner": self.run_dir.owner_uid}
         self.environment = dict(os.environ)
         self.generation = born["generation"]
         self.listeners: dict[tuple[str, int], Listener] = {}
@@ -182,10 +182,14 @@ class Zygote:
             with open(fd, "wb", closefd=False) as file:
                 file.write(json.dumps({name: pem.decode("latin-1") for name, pem in self.pems.items()}).encode())
         children.end()  # each worker's import starts its own
-        # The import may have changed os.environ: an instrumentation takes its directory out of PYTHONPATH.
-        environment = startup.environment({**self.environment, ZYGOTE_VARIABLE: json.dumps(born)})
         ground.flush()
         self.channel.close()
+        if self.run_dir.is_held():
+            os.set_inheritable(self.run_dir.fd, True)
+        else:
+            born["directory"] = None
+        # The import may have changed os.environ: an instrumentation takes its directory out of PYTHONPATH.
+        environment = startup.environment({**self.environment, ZYGOTE_VARIABLE: json.dumps(born)})
         arguments = sys.orig_argv[1:]
         if os.path.basename(arguments[-2]) == "bootstrap.py":
             # The one beside this package: the server's may lie where only root can read it.
@@ -315,7 +319,8 @@ class Zygote:
         try:
             self.door.open(self.run_dir.door(self.generation))
         except OSError as error:
-            self._note("error", f"no job can get a process of its own: {self.run_dir.door(self.generation)}: {error}")
+            door = self.run_dir.named(self.run_dir.door(self.generation))
+            self._note("error", f"no job can get a process of its own: {door}: {error.strerror}")
 
     def _close_queue(self) -> None:
         """No worker of this generation comes any more: what lies in its queue must go back to its senders."""
@@ -338,6 +343,7 @@ class Zygote:
         self._close_queue()
         self._close_listeners()
         self.passed_logs.forget()
+        self.run_dir.forget()
 
     def _close_listeners(self) -> None:
         for one in self.listeners.values():
@@ -412,7 +418,7 @@ class Zygote:
     def _meet_master(self) -> bool:
         """Say hello to whichever master owns the run directory by now. False where there is none."""
         try:
-            channel = channels.connect(self.run_dir.hello)
+            channel = self.run_dir.reach_master()
         except OSError:
             return False
         listeners = list(self.listeners.values())

@@ -18,6 +18,7 @@ from reuseport.cli.ink import Column, Ink, columns, fit, ink_for, table
 from reuseport.cli.live import size_of
 from reuseport.cli.timeline import timeline
 from reuseport.cli.words import duration, objects, text
+from reuseport.ipc import files
 from reuseport.master import history, samples
 from reuseport.options import OptionError, kinds
 from reuseport.options.arguments import one_line
@@ -143,6 +144,8 @@ def _left(words: Words, failure: Failure | None = None) -> Source:
         lines, kept = history.shown(history.read(path)), samples.read(directory)
     except OSError as error:
         raise Failure(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    except files.Damaged as error:
+        raise Failure(f"{path} is damaged: {error}") from error
     if failure:
         sys.stderr.write(f"reuseport: no master lives here; this is what {one_line(path)} holds\n")
     return Source(text(last_name(lines) or os.path.basename(directory)), lines, kept, None)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from reuseport.cli import frame, place
 from reuseport.cli.failure import USAGE, Failure
 from reuseport.options import kinds
+from reuseport.options.arguments import one_line
 
 TENANT = frame.option(
     "tenant",
@@ -45,5 +46,5 @@ def ask(do: str, argv: Sequence[str]) -> int:
     server = master.server()
     frame.show(server, values["json"])
     done = frame.checked(master.ask({"do": do, "tenant": values["tenant"]}, timeout=frame.ANSWER_SECONDS), do)
-    print(json.dumps(frame.with_server(done, server)) if values["json"] else done.get("text", ""))
+    print(json.dumps(frame.with_server(done, server)) if values["json"] else one_line(str(done.get("text", ""))))
     return 0

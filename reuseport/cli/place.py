@@ -151,7 +151,7 @@ def _owner_of_history(directory: str) -> str:
 
     try:
         return last_name(history.read(os.path.join(directory, history.FILE)))
-    except OSError:
+    except (OSError, ValueError):
         return ""
 
 

@@ -56,7 +56,7 @@ def _clear(master: place.Master, as_json: bool) -> int:
     if as_json:
         print(json.dumps(frame.with_server({"cleared": done["cleared"]}, server)))
     else:
-        print(done.get("text", "cleared"))
+        print(text(done.get("text", "cleared")))
     return 0
 
 

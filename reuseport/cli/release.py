@@ -13,6 +13,7 @@ from typing import Any
 
 from reuseport.cli import frame, operator, place, progress
 from reuseport.cli.failure import FAILED, INTERRUPTED, SUPERSEDED, Failure
+from reuseport.ipc.logline import printable
 from reuseport.options import OptionError, kinds
 from reuseport.options.arguments import one_line
 from reuseport.options.reading import Words
@@ -106,7 +107,7 @@ def follow(words: Words, question: dict[str, Any], what: str, as_json: bool) -> 
     error = one_line(str(done.get("error") or "the master gave no reason"))
     output = str(done.get("output") or "")
     if output:
-        print(output.rstrip("\n"), file=sys.stderr)
+        print(printable(output.rstrip("\n")), file=sys.stderr)
     if done.get("outcome"):
         # The release has not failed: an operator, or a newer release, has ended it.
         print(f"reuseport: {error}", file=sys.stderr)

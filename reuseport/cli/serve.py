@@ -15,6 +15,7 @@ from reuseport import startup
 from reuseport.cli.failure import FAILED
 from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
 from reuseport.options import OPTIONS, OptionError, check, load, working_directory
+from reuseport.options.arguments import one_line
 from reuseport.options.manual import manual, print_config
 
 ABOUT = """\
@@ -48,7 +49,7 @@ def help_text() -> str:
 def run(argv: Sequence[str]) -> int:
     """Serve until stopped; the exit status is the master's. Raises OptionError."""
     if problem := startup.unfit_for_a_master():
-        print(f"reuseport: {problem}", file=sys.stderr)
+        print(f"reuseport: {one_line(str(problem))}", file=sys.stderr)
         return FAILED
     if UPGRADE_VARIABLE in os.environ:
         from reuseport.master.entrance import resume
@@ -60,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     settings = load(argv, os.environ, working_directory(os.environ))
     for remark in settings.remarks:
-        print(f"reuseport: {remark}", file=sys.stderr)
+        print(f"reuseport: {one_line(str(remark))}", file=sys.stderr)
     if settings.print_config:
         sys.stdout.write(print_config(settings))
         if not settings.check_config:
@@ -69,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
         raise OptionError("serve: which application? name it, as in: reuseport serve MODULE:APP")
     problems = check(settings)
     for problem in problems:
-        print(f"reuseport: {problem}", file=sys.stderr)
+        print(f"reuseport: {one_line(str(problem))}", file=sys.stderr)
     if problems:
         return FAILED
     if settings.check_config:

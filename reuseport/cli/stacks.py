@@ -112,10 +112,11 @@ def _everybody(master: place.Master) -> list[Asked]:
 
         # Its master has died, or hangs; its workers do not.
         try:
-            remains = Roster(RunDir(master.run_dir).roster).read()
-        except (OSError, RunDirError) as error:
+            roster = Roster(RunDir(master.run_dir))
+            remains = roster.read() or roster.read_stale()
+        except (OSError, ValueError, RunDirError) as error:
             raise failure from error
-        if remains is None:
+        if remains is None or not remains.adopted.survivors:
             raise
         if master.name and remains.name not in ("", master.name):
             raise place.Stranger(master.said, master.run_dir, remains.name, master.name) from failure

@@ -166,6 +166,16 @@ class Channel:
                 self.sender, _, _ = _CREDENTIALS.unpack(payload[: _CREDENTIALS.size])
         return list(fds)
 
+    def peek(self) -> bytes | None:
+        """The first message that has arrived, unchecked. It stays there with its descriptors. None before it has come,
+        b"" at the end of the channel."""
+        try:
+            return self._sock.recv(PACKET, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except ConnectionError:
+            return b""
+
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the process goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
         unsent = [(message.decode(), [lend(fd) for fd in fds]) for message, fds in self._unsent]

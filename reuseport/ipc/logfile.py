@@ -13,35 +13,35 @@ import contextlib
 import errno
 import fcntl
 import os
-import pwd
 import re
 import stat
-from collections import deque
 from collections.abc import Collection, Sequence
 from posix import close
 
+from reuseport.ipc.walk import steps
+from reuseport.options.machine import name_of
+
 MODE = 0o640
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK means nothing to a file, but to a fifo
-LINKS = 40  # as many as the kernel follows in one path, path_resolution(7)
 DESCRIPTORS = re.compile(r"/proc/\d+(?:/task/\d+)?/fd")
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def open_file(path: str, users: Collection[int] = (), owner: tuple[int, int] | None = None) -> int:
+def open_file(path: str, users: Collection[int] = (), owner: tuple[int, int] | None = None, mode: int = MODE) -> int:
     """A descriptor to append to the file, which is made if it is not there. OSError, whose strerror says why.
 
     Where this is root, `users` are other users whose files may be the log in a directory like /tmp, and a file that is
     made is given to `owner`, a (uid, gid).
     """
     if os.geteuid() != 0:
-        return os.open(path, APPEND | os.O_CREAT, MODE)
+        return os.open(path, APPEND | os.O_CREAT, mode)
     with contextlib.ExitStack() as stack:
         directory, name, is_descriptor = _walk(path, stack)
         if is_descriptor:
             return os.open(name, APPEND, dir_fd=directory)
         while True:
             try:
-                fd = os.open(name, APPEND | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, MODE, dir_fd=directory)
+                fd = os.open(name, APPEND | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, mode, dir_fd=directory)
             except FileExistsError:
                 pass
             else:
@@ -64,6 +64,17 @@ def open_file(path: str, users: Collection[int] = (), owner: tuple[int, int] | N
         return fd
 
 
+def write_file(path: str, text: str) -> None:
+    """Give a file that `open_file` would open these contents. OSError."""
+    fd = open_file(path, mode=0o644)
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            os.ftruncate(fd, 0)
+        os.write(fd, text.encode())
+    finally:
+        close(fd)
+
+
 def check_file(path: str, users: Collection[int] = ()) -> None:
     """OSError where root's `open_file` would refuse the path. Makes and opens nothing."""
     with contextlib.ExitStack() as stack:
@@ -78,53 +89,25 @@ def _walk(path: str, stack: contextlib.ExitStack) -> tuple[int, str, bool]:
     """The directory of a file, as a descriptor, the file's name there, and whether it is a link to a descriptor of a
     process (/proc/PID/fd, proc_pid_fd(5)), which cannot be read. Follows links that only root can have made."""
 
-    def enter(name: str, directory: int | None) -> int:
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-        stack.callback(os.close, fd)
-        return fd
-
-    directory = enter("/", None)
-    names = deque(_names(os.path.abspath(path)))
-    links = 0
-    try:
-        while names:
-            name = names.popleft()
-            try:
-                fd = enter(name, directory)
-            except FileNotFoundError:
-                if names:
-                    raise
-                return directory, name, False
-            status = os.fstat(fd)
-            if stat.S_ISLNK(status.st_mode):
-                links += 1
-                if links > LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                if whose := _changed_by(os.fstat(directory), status):
-                    text = f"{name!r} is a symbolic link in a directory that {whose}, and root follows none there"
-                    raise OSError(errno.ELOOP, text)
-                if not names and DESCRIPTORS.fullmatch(os.readlink(f"/proc/self/fd/{directory}")):
-                    return directory, name, True
-                target = os.readlink("", dir_fd=fd)
-                directory = enter("/", None) if target.startswith("/") else directory
-                names.extendleft(reversed(_names(target)))
-            elif not names:
-                return directory, name, False
-            else:
-                directory = fd
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
+    for step in steps(path, stack):
+        if step.status is None:
+            if step.last:
+                return step.directory, step.name, False
+        elif stat.S_ISLNK(step.status.st_mode):
+            if whose := _changed_by(os.fstat(step.directory), step.status):
+                text = f"{step.name!r} is a symbolic link in a directory that {whose}, and root follows none there"
+                raise OSError(errno.ELOOP, text, path)
+            if step.last and DESCRIPTORS.fullmatch(os.readlink(f"/proc/self/fd/{step.directory}")):
+                return step.directory, step.name, True
+        elif step.last:
+            return step.directory, step.name, False
     raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-
-
-def _names(path: str) -> list[str]:
-    return [name for name in path.split("/") if name not in ("", ".")]
 
 
 def _changed_by(directory: os.stat_result, entry: os.stat_result) -> str:
     """Which other user could have put the entry there, in words; "" for none."""
     if directory.st_uid != 0:
-        return f"{_user(directory.st_uid)} owns"
+        return f"{name_of(directory.st_uid)} owns"
     # In a directory like /tmp another user cannot replace root's entry, but can have made a hard link to root's file.
     kept = directory.st_mode & stat.S_ISVTX and entry.st_uid == 0 and entry.st_nlink == 1
     return "others can write to" if directory.st_mode & OTHERS_WRITE and not kept else ""
@@ -138,15 +121,8 @@ def _check(path: str, status: os.stat_result, directory: os.stat_result, users: 
     if whose and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
         raise OSError(errno.EMLINK, f"it has another name (hard link), in a directory that {whose}", path)
     if directory.st_mode & stat.S_IWOTH and status.st_uid not in (0, directory.st_uid, *users):
-        text = f"it belongs to {_user(status.st_uid)}, in a directory where every user can make files"
+        text = f"it belongs to {name_of(status.st_uid)}, in a directory where every user can make files"
         raise OSError(errno.EACCES, text, path)
-
-
-def _user(uid: int) -> str:
-    try:
-        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
-    except KeyError:
-        return f"uid {uid}"
 
 
 class Passed:

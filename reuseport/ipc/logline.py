@@ -11,17 +11,25 @@ import socket
 import time
 from collections.abc import Callable
 
+from reuseport import names
 from reuseport.options import Settings
 from reuseport.options.logplace import FACILITIES, JOURNALD, REMOTE, SYSLOG, LogPlace
 
 LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3, "critical": 4}
 OUTPUT = ("stdout", "stderr", "output")  # in the place of a level: what the application has printed
 
+LONGEST = 1 << 20  # characters of an entry
+
 Form = Callable[[str, str, str], list[bytes]]
 
 # syslog(3); what is printed is for whoever reads, not for an alarm.
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _LONGEST = 8000  # bytes of a syslog message: rsyslog cuts at 8 KiB, and RFC 5424 section 6.1 lets others cut earlier
+
+
+def printable(text: str) -> str:
+    """A text for a log or a terminal, whoever it is from: its lines stay, all that would move a cursor is escaped."""
+    return names.lines(text, LONGEST)
 
 
 def plain(who: str, level: str, text: str) -> list[bytes]:
@@ -59,7 +67,7 @@ def _bare(who: str, level: str, text: str) -> list[bytes]:
 
 
 def _worded(who: str, level: str, text: str) -> list[bytes]:
-    return [f"[{who}] [{level}] {part}".encode(errors="backslashreplace") for part in text.rstrip("\n").split("\n")]
+    return [f"[{who}] [{level}] {part}".encode() for part in printable(text.rstrip("\n")).split("\n")]
 
 
 def _syslog(name: str, facility: int, words: Form, *, remote: bool) -> Form:
@@ -87,7 +95,7 @@ def _journald(name: str) -> Form:
 
     def form(who: str, level: str, text: str) -> list[bytes]:
         fields = {
-            "MESSAGE": text.rstrip("\n"),
+            "MESSAGE": printable(text.rstrip("\n")),
             "PRIORITY": str(_PRIORITY.get(level, 6)),
             "SYSLOG_IDENTIFIER": name,
             "REUSEPORT_PROCESS": who,

@@ -59,7 +59,7 @@ def _start_zygote(master: Master, command: ev.StartZygote) -> None:
         process = master.processes.start_zygote(key, command.release.recipe, master.run_dir, boot_log)
     except OSError as error:
         why = f"cannot execute {command.release.recipe['interpreter']}: {error.strerror}"
-        if not os.path.isdir(master.run_dir.path):
+        if not master.run_dir.is_in_place():
             # What it prints is kept there, and there it would find its master.
             why = f"the run directory {master.run_dir.path} has gone, and with it the way to this master; {REMOVED}"
         master.events.append(ev.Started(key, error=why))

@@ -39,9 +39,11 @@ def adopt(
     gone = {key: (ends.get(pid) or master.processes.how_ended(pid)) == EXITED for key, pid in remains.gone.items()}
     for key in {process.key for process in master.processes.all()} - {one.key for one in remains.adopted.survivors}:
         master.processes.forget(key)
+    owners = {master.begun.row(index).owner: index for index in master.begun.owned()}
     for one in remains.adopted.survivors:
         # A companion may be known: this master has forked it for the one that it takes over from.
-        process = master.processes.get(one.key) or master.processes.expect(one.key, remains.rows[one.key])
+        row = _row(remains.rows[one.key], owners.get(one.key))
+        process = master.processes.get(one.key) or master.processes.expect(one.key, row)
         master.processes.is_running(process, one.pid, pidfd=peers.started_at(one.pid, remains.starts[one.pid]))
         if not one.key.is_companion and one.key.number != ZYGOTE:
             process.user = master.switchboard.foreign
@@ -65,6 +67,11 @@ def adopt(
     master.events.appendleft(
         replace(remains.adopted, slots=master.slots.count, gone=gone, otherwise=otherwise, renew=renew)
     )
+
+
+def _row(written: int, owned: int | None) -> int:
+    """The row of a survivor: as the roster says, or as shared memory does where no roster has it."""
+    return written if written >= 0 or owned is None else owned
 
 
 def clear_away(run_dir: RunDir) -> tuple[Begun, Scoreboard] | None:
@@ -102,7 +109,7 @@ def _await_slots(master: Master, remains: Remains) -> None:
         if time.monotonic() > deadline:
             names = ", ".join(sorted({address for address, _ in missing}))
             raise SlotError(
-                f"{names}: no process of the earlier master has handed it over within {PATIENCE:g} s; end those "
-                f"who are silent: {', '.join(map(str, silent))}"
+                f"{names}: no process of the earlier master has handed it over within {PATIENCE:g} s. These do not "
+                f"answer: {', '.join(map(str, silent))}. `reuseport stop --orphans` ends them"
             )
         master.loop.wait(deadline)

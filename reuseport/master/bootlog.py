@@ -29,7 +29,7 @@ class BootLog:
 
     def open(self) -> int:
         """A descriptor to print to."""
-        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def news(self, rest: bool) -> bytes:
         """The lines that have been printed since the last call; with the `rest`, also one that has not ended yet."""
@@ -73,7 +73,7 @@ class BootLogs:
 
     def clear(self) -> None:
         """Remove what an earlier master has left: who has survived it prints elsewhere by now."""
-        for path in Path(self._run_dir.path).glob("boot-*.log"):
+        for path in Path(self._run_dir.base).glob("boot-*.log"):
             path.unlink(missing_ok=True)
 
     def begin(self, generation: int) -> BootLog:

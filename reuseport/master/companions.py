@@ -23,12 +23,12 @@ from typing import Any
 
 from reuseport.core.events import Said, Started, Survivor
 from reuseport.core.model import RUNNING, YOUTH, Companion, Key
+from reuseport.ipc.inhabitants import start_time
 from reuseport.ipc.rundir import RunDir
 from reuseport.master.commands import WORDS, become, surroundings
 from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.output import Output
-from reuseport.master.peers import start_time
 from reuseport.master.processes import Process, Processes, end_session
 from reuseport.master.readiness import Readiness
 
@@ -227,11 +227,11 @@ class Companions:
     def _clear_up(self, whose: str) -> None:
         """Copy what was printed by those who are no more, and remove what they have left."""
         sockets = {self._run_dir.notify(str(key)) for key in self._outputs}
-        for path in Path(self._run_dir.path).glob(self._run_dir.notify(whose).rpartition("/")[2]):
+        for path in Path(self._run_dir.base).glob(self._run_dir.notify(whose).rpartition("/")[2]):
             if str(path) not in sockets:
                 path.unlink(missing_ok=True)
         known = {output.path for _, output in self._outputs.values()}
-        for path in Path(self._run_dir.path).glob(self._run_dir.companion_log(whose).rpartition("/")[2]):
+        for path in Path(self._run_dir.base).glob(self._run_dir.companion_log(whose).rpartition("/")[2]):
             if str(path) not in known:
                 left = Output(str(path))
                 self._say(path.name.removeprefix("companion-").removesuffix(".log"), left.news(end=True))

@@ -10,29 +10,34 @@ before what somebody would notice.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from reuseport.core import events as ev
-from reuseport.core.model import Cluster
+from reuseport.core.model import Cluster, Release
+from reuseport.ipc import files
 from reuseport.ipc.inherited import UPGRADE_VARIABLE
+from reuseport.ipc.logline import printable
 from reuseport.ipc.rundir import RunDirError
-from reuseport.master import adoption, control, estate, passed, rehearsal
+from reuseport.master import adoption, census, control, estate, passed, rehearsal
 from reuseport.master.bequest import TakeoverError
+from reuseport.master.history import History
 from reuseport.master.main import Master
 from reuseport.master.passed import Supervision
 from reuseport.master.processes import become_subreaper
 from reuseport.master.recipe import release_of
-from reuseport.master.releases import complete
+from reuseport.master.releases import complete, recorded
 from reuseport.master.roster import Remains
 from reuseport.master.slots import SlotError, Slots
 from reuseport.master.takeover import refuse_stranger, take_over
 from reuseport.options import OptionError, Settings
+from reuseport.options.arguments import one_line
 from reuseport.options.identity import is_borrowed, last_name, place_of_history
 from reuseport.options.settings import DEFAULT
 
@@ -44,10 +49,10 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
     try:
         master = begin(settings, extra or {})
     except (OptionError, RunDirError, SlotError) as error:
-        sys.stderr.write(f"reuseport: {error}\n")
+        sys.stderr.write(f"reuseport: {one_line(str(error))}\n")
         return 1
     except TakeoverError as error:
-        sys.stderr.write(error.output + f"reuseport: nothing was taken over: {error}\n")
+        sys.stderr.write(f"{printable(error.output)}reuseport: nothing was taken over: {one_line(str(error))}\n")
         return 1
     except OSError as error:
         if error.errno not in NO_ROOM:
@@ -75,6 +80,9 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
         raise
     kept, samples = estate.open_state(settings, master.log.write)
     _warn_of_history(master, last_name(kept.lines))
+    asked, unknown = None, False
+    if remains is None and (bequest is None or bequest.bereaved):
+        asked, remains, unknown = _ask_who_lives(master, kept, release)
     master.cluster = Cluster(last=kept.last)
     addresses = None
     if bequest and not bequest.bereaved:
@@ -86,14 +94,18 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     master.telling.open(settings.umask or 0, bequest.scraped_at if bequest else None)
     dead = None
     if remains is None:
-        master.slots.bind()
+        with _naming(asked):
+            master.slots.bind()
         dead = adoption.clear_away(master.run_dir)
     master.write_pid_file()
     master.boot_logs.clear()
     survivors = remains.adopted.survivors if remains else ()
     master.companions.take_over(survivors)
     master.open_shared(samples)
-    master.furnish(master.listen(), control.listen(master.run_dir.control), kept, adopting=remains is not None)
+    hellos = asked.hellos if asked else master.listen()
+    master.furnish(hellos, control.listen(master.run_dir.control), kept, adopting=remains is not None)
+    for channel in asked.channels if asked else ():
+        master.switchboard.hellos.greet(channel)
     if master.reload:
         master.reload.watch(release.recipe["directory"])
 
@@ -111,7 +123,8 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
         master.events.append(ev.ReleaseAsked(release))
     else:
         ends = bequest.ends if bequest else {}
-        adoption.adopt(master, remains, release, ends, renew=bequest is not None and bequest.bereaved)
+        with _naming(asked):
+            adoption.adopt(master, remains, release, ends, renew=unknown or (bequest is not None and bequest.bereaved))
     if bequest:
         bequest.enter(master)
         bequest.accept()
@@ -125,7 +138,7 @@ def go_on(left: estate.Estate) -> Master:
     master = Master(left.first, left.extra, left.supervision, estate.open_log(left.first, left.post))
     master.left, master.started = left, left.started
     master.lock, master.cluster = left.lock, left.cluster
-    master.run_dir.keep()
+    master.run_dir.hold_again(left.run_dir)
     kept, samples = estate.open_state(left.first, master.log.write, trim=False)
     master.slots = _slots(left.first, left.supervision)
     master.open_shared(samples)
@@ -157,12 +170,70 @@ def _prepare_process() -> None:
 
 def _own(master: Master) -> Remains | None:
     """Take the lock; what an earlier master has left there, None where nothing of it lives. RunDirError."""
-    master.lock = master.run_dir.own()
-    remains = master.roster.read()
+    master.lock = master.run_dir.own(master.ids)
+    lost = "it does not tell this master which processes of an earlier one live, and they are asked"
+    remains = _undamaged(master, master.roster.read, master.run_dir.roster, lost)
     if remains is not None and (odds := remains.at_odds(master.first, master.ids)):
         raise RunDirError(odds)
     master.run_dir.share(*(master.ids or (None, None)))
     return remains
+
+
+def _undamaged(master: Master, read: Callable[[], Remains | None], path: str, lost: str) -> Remains | None:
+    """What is read, None where that is damaged: then the file is set aside, and a warning tells what is lost."""
+    try:
+        return read()
+    except files.Damaged as error:
+        files.tell_damage(path, error, master.log.write, lost, master.run_dir.named(path))
+        return None
+
+
+def _ask_who_lives(
+    master: Master, kept: History, release: Release
+) -> tuple[census.Census | None, Remains | None, bool]:
+    """What an earlier master has left that no roster tells; see `census`. RunDirError."""
+    run_dir = master.run_dir
+    lost = "companions that it names are not looked for"
+    stale = _undamaged(master, master.roster.read_stale, run_dir.stale_roster, lost)
+    asked = None
+    if run_dir.is_inhabited():
+        asked = census.ask(run_dir, master.listen(), census.trusted(master.ids))
+    elif stale is None:
+        return None, None, False
+    served = kept.served()
+
+    def of_history(generation: int) -> Release | None:
+        with contextlib.suppress(OptionError):
+            return recorded(served[generation]) if generation in served else None
+        return None
+
+    remains, unknown = census.joined(stale, asked.heard if asked else [], of_history, release, kept.last)
+    if remains is not None and (odds := remains.at_odds(master.first, master.ids)):
+        raise RunDirError(odds)
+    if asked and (asked.heard or asked.silent):
+        text = f"no roster tells which processes of an earlier master live: {len(asked.heard)} have answered"
+        if asked.silent:
+            text += f", and {_pids(asked.silent)} not. `reuseport stop --orphans` ends what no master knows"
+        master.log.write("warning", text)
+    return asked, remains, unknown
+
+
+@contextlib.contextmanager
+def _naming(asked: census.Census | None) -> Iterator[None]:
+    """An address may be in use by processes of an earlier master that do not answer. SlotError says so."""
+    try:
+        yield
+    except SlotError as error:
+        if asked and asked.silent:
+            text = (
+                f"{error}; an earlier master of this run directory has left {_pids(asked.silent)}, which do not answer"
+            )
+            raise SlotError(f"{text}: `reuseport stop --orphans` ends them") from None
+        raise
+
+
+def _pids(pids: Sequence[int]) -> str:
+    return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}"
 
 
 def _warn_of_history(master: Master, owner: str) -> None:

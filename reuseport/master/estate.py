@@ -62,6 +62,7 @@ class Estate:
     cluster: Cluster
     started: float
     lock: int
+    run_dir: int
     fds: tuple[int, ...]
     parts: Mapping[str, Mapping[str, Any]]
 
@@ -112,6 +113,7 @@ def write(master: Master, asker: str) -> tuple[int, list[int]]:
         "cluster": record.to_json(master.cluster),
         "started": master.started,
         "lock": lend(master.lock),
+        "run_dir": lend(master.run_dir.fd),
         "parts": {name: part.estate(lend) for name, part in _parts(master)},
     }
     fd = os.memfd_create("reuseport-estate")
@@ -150,6 +152,7 @@ def estate_of(data: Mapping[str, Any]) -> Estate:
         cluster,
         data["started"],
         data["lock"],
+        data.get("run_dir", -1),
         tuple(data["fds"]),
         data["parts"],
     )
@@ -178,7 +181,7 @@ def open_log(settings: Settings, post: Post | None = None) -> Log:
 def open_state(settings: Settings, log: Callable[[str, str], None], *, trim: bool = True) -> tuple[History, Samples]:
     """OptionError where that is not possible."""
     try:
-        return History(settings.state_dir, trim=trim), Samples(settings.state_dir, log)
+        return History(settings.state_dir, trim=trim, log=log), Samples(settings.state_dir, log)
     except OSError as error:
         where = settings.where("state_dir")
         raise OptionError(f"{where}: {error.filename}: {(error.strerror or str(error)).lower()}") from None

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from reuseport import names
 from reuseport.master.metrics import COUNTER, GAUGE, HISTOGRAM, INFO, Distribution, Facts, Metric
+
+LONGEST = 1000  # characters of a label's value
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -26,7 +29,7 @@ def render(metrics: Iterable[Metric], facts: Facts, content_type: str = TEXT) ->
     lines = [line for metric in metrics for line in _family(metric, facts, open_metrics)]
     if open_metrics:
         lines.append("# EOF")
-    return "\n".join(lines).encode() + b"\n"
+    return "\n".join(lines).encode(errors="backslashreplace") + b"\n"
 
 
 def _family(metric: Metric, facts: Facts, open_metrics: bool) -> Iterator[str]:
@@ -39,7 +42,8 @@ def _family(metric: Metric, facts: Facts, open_metrics: bool) -> Iterator[str]:
     yield f"# HELP {family} {_escaped(metric.help, open_metrics)}"
     yield f"# TYPE {family} {kind}"
     for values, value in metric.read(facts):
-        labels = [f'{name}="{_escaped(str(v), True)}"' for name, v in zip(metric.labels, values, strict=True)]
+        shown = [_escaped(names.lines(str(value), LONGEST), True) for value in values]
+        labels = [f'{name}="{text}"' for name, text in zip(metric.labels, shown, strict=True)]
         if not isinstance(value, Distribution):
             yield f"{sample}{_braced(labels)} {value}"
             continue

@@ -82,6 +82,12 @@ class Hellos:
         """How many connections wait for their first message."""
         return len(self._waiting)
 
+    def greet(self, channel: Channel) -> None:
+        """Hear a process that connected to the socket before this object was there."""
+        self._await(channel)
+        if channel in self._waiting:
+            self._hear(channel)
+
     def hear_last(self, pid: int) -> None:
         """Hear the hello of a process that has died, wherever it waits."""
         self._accept(channels.BACKLOG)

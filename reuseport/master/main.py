@@ -15,7 +15,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from reuseport.core import events as ev
@@ -25,6 +24,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc.begun import Begun
 from reuseport.ipc.inflight import InFlight
 from reuseport.ipc.latencies import Latencies
+from reuseport.ipc.logfile import write_file
 from reuseport.ipc.messages import OtherQuestion, Question
 from reuseport.ipc.rundir import RunDir, not_this
 from reuseport.ipc.scoreboard import Scoreboard
@@ -91,8 +91,8 @@ class Master:
         self.ids = find_user(settings)
         self.log_files = LogFiles(self.ids, log.write)
         self.run_dir = RunDir(settings.run_dir)
-        self.roster = Roster(self.run_dir.roster, self.first.name)
-        self._roster_failed = False  # it could not be written the last time, which is told once
+        self.roster = Roster(self.run_dir, self.first.name)
+        self.roster_failed = False  # it could not be written the last time, which is told once
         self.loop = Loop()
         self.loop.on_error = lambda text: log.write("critical", f"a defect of the master, which goes on:\n{text}")
         log.on_blocked = lambda: self.loop.later(0.05, log.flush)
@@ -142,11 +142,11 @@ class Master:
         )
         self.releases.check_logs = self.log_files.check
         self.switchboard.on_zygote = self.shared.look
-        self.tenants = Tenants(settings, self.run_dir, adopting, self.processes, self.switchboard)
+        self.tenants = Tenants(settings, self.run_dir, adopting, self.processes, self.switchboard, log)
         self.shared.files += self.tenants.files
         if not adopting:
             self.shared.look()
-        self.tenants.tell, self.tenants.log = tell, log
+        self.tenants.tell = tell
         self.control = Control(questions, self.loop, self.on_question)
         self.progress = Progress(
             lambda: list(self.control.clients.values()), lambda g: status.work_of(g, self.processes, self.board)
@@ -291,14 +291,15 @@ class Master:
         try:
             self.roster.write(self.cluster, rows, slots, starts=starts, written=self.slots.written())
         except OSError as error:
-            if not self._roster_failed:
-                told = f"{self.run_dir.roster} cannot be written, so a next master could not adopt: {error.strerror}"
+            if not self.roster_failed:
+                path = self.run_dir.named(self.run_dir.roster)
+                told = f"{path} cannot be written: {error.strerror}. A next master has to ask which processes live"
                 self.log.write("error", told)
-            self._roster_failed = True
+            self.roster_failed = True
         else:
-            if self._roster_failed:
-                self.log.write("warning", f"{self.run_dir.roster} can be written again")
-            self._roster_failed = False
+            if self.roster_failed:
+                self.log.write("warning", f"{self.run_dir.named(self.run_dir.roster)} can be written again")
+            self.roster_failed = False
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 
@@ -322,7 +323,7 @@ class Master:
         self.switchboard.close()
         self.switchboard.hellos.listen(self.listen())
         self.control.listen_again()
-        self.roster = Roster(self.run_dir.roster, self.first.name)
+        self.roster = Roster(self.run_dir, self.first.name)
         try:
             history, samples = estate.open_state(self.first, self.log.write, trim=False)
             self.write_pid_file()
@@ -413,7 +414,7 @@ class Master:
         if not self.first.pid:
             return
         try:
-            Path(self.first.pid).write_text(f"{os.getpid()}\n")
+            write_file(self.first.pid, f"{os.getpid()}\n")
         except OSError as error:
             raise OptionError(f"{self.first.where('pid')}: cannot write {self.first.pid}: {error.strerror}") from None
 

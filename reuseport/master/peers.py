@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from reuseport.ipc.channel import Channel
+from reuseport.ipc.inhabitants import start_time
 
 # These mean that the kernel cannot give a pidfd of the connecting process because that has been reaped. Which one it is
 # depends on the version: EINVAL in 6.5, ESRCH later; ENODATA where the socket has no peer.
@@ -147,12 +148,6 @@ def parent_of(pid: int) -> int:
 def session_of(pid: int) -> int:
     """0 where there is no such process."""
     return int((_stat(pid) or _NONE)[3])
-
-
-def start_time(pid: int) -> int:
-    """When the process started, in clock ticks since boot; 0 if there is none, or only its zombie."""
-    fields = _stat(pid)
-    return 0 if fields is None or fields[0] == b"Z" else int(fields[19])
 
 
 _NONE = (b"X", b"0", b"0", b"0")

@@ -23,7 +23,8 @@ from reuseport import startup
 from reuseport.core.model import Key
 from reuseport.ipc import messages
 from reuseport.ipc.channel import Channel
-from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
+from reuseport.ipc.inhabitants import start_time
+from reuseport.ipc.inherited import RUN_DIR, STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
 from reuseport.master import lending, peers
 from reuseport.master.bootlog import BootLog
@@ -52,7 +53,7 @@ class Process:
     pidfd: int = -1
     channel: Channel | None = None
     row: int = -1
-    start: int = 0  # see `peers.start_time`
+    start: int = 0  # see `inhabitants.start_time`
     user: int | None = None  # the only user that it may run as when it is sent a signal; None for any
     started: float = 0.0  # monotonic seconds
     clean: bool = False  # it has exited with status 0, as far as is known
@@ -80,8 +81,10 @@ def spawn_zygote(
     """
     variables = {
         "run_dir": run_dir.path,
-        "hello": run_dir.hello,
-        "scoreboard": run_dir.scoreboard,
+        "hello": run_dir.named(run_dir.hello),
+        "scoreboard": run_dir.named(run_dir.scoreboard),
+        "directory": RUN_DIR,
+        "owner": os.geteuid(),
         "generation": generation,
         "threads": recipe["settings"]["values"].get("threads", 0),  # it must know before it imports anything
     }
@@ -98,6 +101,8 @@ def spawn_zygote(
         stack.callback(os.close, output)
         null = high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         stack.callback(os.close, null)
+        directory = high(run_dir.lend())
+        stack.callback(os.close, directory)
         return os.posix_spawn(
             recipe["interpreter"],
             lending.command(recipe, "reuseport.zygote"),
@@ -108,6 +113,7 @@ def spawn_zygote(
                 (os.POSIX_SPAWN_DUP2, null, 0),
                 (os.POSIX_SPAWN_DUP2, output, 1),
                 (os.POSIX_SPAWN_DUP2, output, 2),
+                (os.POSIX_SPAWN_DUP2, directory, RUN_DIR),
             ],
             # The master's terminal signals reach the whole group; a zygote must not die of them.
             setsigmask=mask,
@@ -117,7 +123,7 @@ def spawn_zygote(
 
 def end(pid: int, start: int, within: float = 2.0) -> None:
     """Kill a process that belongs to no generation, and wait for its end: it may hold a lock that is needed next.
-    `start` is its start time (`peers.start_time`); a process with another one is left alone."""
+    `start` is its start time (`inhabitants.start_time`); a process with another one is left alone."""
     pidfd = peers.started_at(pid, start)
     if pidfd == -1:
         return
@@ -229,7 +235,7 @@ class Processes:
                 process.pidfd = os.pidfd_open(pid)
         else:
             process.pidfd = pidfd
-        process.start = peers.start_time(pid) if process.pidfd != -1 else 0
+        process.start = start_time(pid) if process.pidfd != -1 else 0
         self._watch(process)
 
     def known_as(self, pid: int) -> Process | None:
@@ -310,7 +316,7 @@ class Processes:
             process.pid, process.pidfd, process.started = one["pid"], one["pidfd"], one["started"]
             process.jobs = {job["number"]: job for job in map(_job, one["jobs"]) if job is not None}
             process.packages = one.get("packages")
-            process.start = one["start"] if "start" in one else peers.start_time(process.pid)
+            process.start = one["start"] if "start" in one else start_time(process.pid)
             process.user = one.get("user")
             process.dismissed = one.get("dismissed", False)
             if process.pid:

@@ -181,9 +181,7 @@ class Quarantine:
     def _entry(self, kind: Kind) -> Entry:
         suspect = self._book[kind]
         number = self._places[kind][1]
-        return Entry(
-            number, False, kind[0], suspect.last, suspect.until, suspect.proven, suspect.headed, kind[1]
-        )
+        return Entry(number, False, kind[0], suspect.last, suspect.until, suspect.proven, suspect.headed, kind[1])
 
     def shown(self) -> list[dict[str, Any]]:
         """What `status` shows: the requests in quarantine, the next to be served first. `left` is in seconds."""

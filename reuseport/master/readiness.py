@@ -80,7 +80,7 @@ class Readiness:
         if one.kind != NOTIFY:
             return {}
         self._bind(key, one)
-        return {"NOTIFY_SOCKET": self._run_dir.notify(str(key))}
+        return {"NOTIFY_SOCKET": self._run_dir.named(self._run_dir.notify(str(key)))}
 
     def begin(self, key: Key) -> None:
         """Its process has been told to go, or was adopted and is not ready yet."""
@@ -99,7 +99,8 @@ class Readiness:
         try:
             self.prepare(key, declared, around)
         except OSError as error:
-            self._log("error", f"{self._run_dir.notify(str(key))} cannot be bound: {error.strerror}")
+            path = self._run_dir.named(self._run_dir.notify(str(key)))
+            self._log("error", f"{path} cannot be bound: {error.strerror}")
 
     def rest(self, key: Key) -> None:
         """It has its stop signal, so its readiness does not matter any more. Its STATUS= still does."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from reuseport import options
 from reuseport.core import events as ev
 from reuseport.core import machine
+from reuseport.ipc.rundir import RunDirError
 from reuseport.master import estate
 from reuseport.master.estate import Estate, EstateError
 from reuseport.options import OptionError, Settings
@@ -54,7 +55,7 @@ def rehearse(state: int, make: Make) -> str:
         options.reload(Settings.from_json(left.parts["releases"]["settings"]))
         estate.open_log(left.first)
         master = make(estate.estate_of(_unheard(data)))
-    except (EstateError, OptionError) as error:
+    except (EstateError, OptionError, RunDirError) as error:
         return str(error)
     machine.step(master.cluster, ev.Tick(), time.monotonic())
     return ""

@@ -154,9 +154,7 @@ class Releases:
             )
         )
 
-    def promote(
-        self, client: Client, wait: str = "ready", operator: Operator = UNKNOWN, came_from: int = 0
-    ) -> None:
+    def promote(self, client: Client, wait: str = "ready", operator: Operator = UNKNOWN, came_from: int = 0) -> None:
         """Release the canary to everybody."""
         by, session, seen_at = operator
         self._tell(ev.PromoteAsked(self._asker(client, wait), by, session, came_from, seen_at))
@@ -253,7 +251,7 @@ class Releases:
             known = ", ".join(map(str, sorted(served)[-10:]))
             raise OptionError(f"generation {number} has never served here; these have: {known}")
         living = cluster.generations.get(number)
-        release = self._keeping(living.release if living else _recorded(served[number]), now)
+        release = self._keeping(living.release if living else recorded(served[number]), now)
         source = release.source or number
         if source == now.origin and cluster.canary is None:
             raise OptionError(f"the version of generation {number} is what serves now, as generation {now.number}")
@@ -385,12 +383,18 @@ def _longest(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(jobs, key=lambda one: -one["seconds"])[:JOBS]
 
 
-def _recorded(line: Mapping[str, Any]) -> Release:
+def recorded(line: Mapping[str, Any]) -> Release:
     """The release of a line of the history, which a master of another version may have written. OptionError."""
-    release = record.release_of(line["release"])
-    if missing := {"settings", "directory", "interpreter", "label"} - release.recipe.keys():
-        words = ", ".join(sorted(missing))
-        raise OptionError(f"the history does not tell what generation {line['number']} was: no {words}")
+    try:
+        release = record.release_of(line["release"])
+        missing = {"settings", "directory", "interpreter", "label"} - release.recipe.keys()
+        why = f"no {', '.join(sorted(missing))}" if missing else ""
+        if not missing:
+            Settings.from_json(release.recipe["settings"])
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+    if why:
+        raise OptionError(f"the history does not tell what generation {line['number']} was: {why}")
     return release
 
 

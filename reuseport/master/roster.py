@@ -23,6 +23,7 @@ from reuseport.core.model import (
     ATTENDING,
     ENDED,
     LEAVING,
+    NOWHERE,
     RUNNING,
     TOLD,
     WORKING,
@@ -30,12 +31,14 @@ from reuseport.core.model import (
     ZYGOTE,
     Cluster,
     Key,
+    Release,
 )
 from reuseport.core.record import release_of
-from reuseport.ipc.rundir import RunDirError, not_this
-from reuseport.master import files
+from reuseport.ipc import files
+from reuseport.ipc.inhabitants import start_time
+from reuseport.ipc.rundir import RunDir, RunDirError, not_this
+from reuseport.ipc.scoreboard import ROWS
 from reuseport.master.listening import Written
-from reuseport.master.peers import start_time
 from reuseport.options import Settings
 from reuseport.options.identity import is_stranger
 
@@ -53,8 +56,9 @@ class Remains:
     slots: tuple[tuple[str, int], ...]
     strays: tuple[int, ...]
     gone: Mapping[Key, int]
+    releases: Mapping[int, Release] = field(default_factory=dict)  # by generation
     name: str = ""  # what that master was called, where it has written it down
-    starts: Mapping[int, int] = field(default_factory=dict)  # of those that live, by pid (`peers.start_time`)
+    starts: Mapping[int, int] = field(default_factory=dict)  # of those that live, by pid (`inhabitants.start_time`)
     written: Written = field(default_factory=Written)  # the sockets of `slots`
 
     def at_odds(self, settings: Settings, ids: tuple[int, int] | None) -> str:
@@ -82,9 +86,9 @@ class Remains:
 
 
 class Roster:
-    def __init__(self, path: str, name: str = "") -> None:
+    def __init__(self, run_dir: RunDir, name: str = "") -> None:
         """`name` is that of the master that writes it."""
-        self._path = path
+        self._run_dir = run_dir
         self._name = name
         self._written: Any = None
 
@@ -130,42 +134,65 @@ class Roster:
                 for one in people
             ],
         }
-        files.replace(self._path, json.dumps(data))
+        try:
+            # Nobody whom it tells of outlives a loss of power.
+            files.replace(self._run_dir.roster, json.dumps(data), sync=False)
+        except OSError:
+            # The next master must not end a process because of what is not true any more. A rename needs no room.
+            with contextlib.suppress(OSError):
+                os.rename(self._run_dir.roster, self._run_dir.stale_roster)
+            raise
         self._written = now
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._run_dir.stale_roster)
 
     def remove(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+        for path in (self._run_dir.roster, self._run_dir.stale_roster):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def read(self) -> Remains | None:
-        """What is left of an earlier master; None where nothing lives. RunDirError if it is damaged."""
+        """What is left of an earlier master; None where nothing lives. Damaged; RunDirError for another version's."""
+        remains = self._read(self._run_dir.roster)
+        return remains if remains and (remains.adopted.survivors or remains.strays) else None
+
+    def read_stale(self) -> Remains | None:
+        """A roster that was true until a newer one could not be written, whether or not any of it lives. As `read`."""
+        return self._read(self._run_dir.stale_roster)
+
+    def _read(self, path: str) -> Remains | None:
         try:
-            with open(self._path, encoding="utf-8") as file:
-                data = json.load(file)
+            data = json.loads(files.read(path, self._run_dir.owner_uid))
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise self._damaged(error) from None
-        if not isinstance(data, dict) or "v" not in data:
-            raise self._damaged("it is no roster")
+        except (ValueError, RecursionError) as error:
+            raise files.Damaged(error) from None
+        if not isinstance(data, dict) or not _is_count(data.get("v")):
+            raise files.Damaged("it is no roster")
         if data["v"] != VERSION:
             raise RunDirError(
-                f"--run-dir: {self._path} is of another version of reuseport: its number is {data['v']}, and this one "
-                f"reads {VERSION}; start and stop that version, or remove the file if no worker is left"
+                f"--run-dir: {self._run_dir.named(path)} is of another reuseport: its number is {data['v']}, "
+                f"and this one reads {VERSION}; start and stop that version, or remove the file if no worker is left"
             )
         try:
             return self._remains(data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise self._damaged(f"{type(error).__name__}: {error}") from None
-
-    def _damaged(self, why: object) -> RunDirError:
-        return RunDirError(f"--run-dir: {self._path} is damaged ({why}); remove it if no worker is left")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise files.Damaged(f"{type(error).__name__}: {error}") from None
 
     @staticmethod
-    def _remains(data: Mapping[str, Any]) -> Remains | None:
+    def _remains(data: Mapping[str, Any]) -> Remains:
         releases = {int(n): release_of(r) for n, r in data["releases"].items()}
         survivors, rows, strays, gone, starts = [], {}, [], {}, {}
+        if not _is_count(data["last"]) or not isinstance(data["processes"], list):
+            raise TypeError(f"the last generation is {data['last']!r:.100}, the processes {data['processes']!r:.100}")
         for p in data["processes"]:
+            if not (
+                all(_is_count(p[name]) for name in ("generation", "number", "pid", "start"))
+                and isinstance(p["state"], str)
+                and (p["place"] == NOWHERE or _is_count(p["place"]))
+                and (p["row"] == -1 or (_is_count(p["row"]) and p["row"] < ROWS))
+            ):
+                raise TypeError(f"a process is {p!r:.200}")
             key = Key(p["generation"], p["number"])
             if not p["start"] or start_time(p["pid"]) != p["start"]:
                 if key.is_companion and p["state"] in (YOUTH, RUNNING):
@@ -177,9 +204,7 @@ class Roster:
                 rows[key] = p["row"]
             else:
                 strays.append(p["pid"])
-        if not survivors and not strays:
-            return None
-        slots = tuple((address, index) for address, index in data["slots"])
+        slots = tuple((str(address), int(index)) for address, index in data["slots"])
         forked = {int(n): highest for n, highest in data["forked"].items()}
         ended, failed = (tuple(Key(*key) for key in data.get(word, ())) for word in ("ended", "failed"))
         # Nobody who survives has the slots that only strays held; they are bound anew. A companion never had any.
@@ -195,10 +220,15 @@ class Roster:
             slots if held else (),
             tuple(strays),
             gone,
+            releases,
             str(data.get("name", "")),
             starts,
             Written(cookies, files) if held else Written(),
         )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
 def _people(g: Any) -> list[tuple[int, int, str, int]]:

@@ -8,33 +8,39 @@ written at length while the master runs: a start reads all of it, and an answer 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from reuseport.ipc import files
 from reuseport.ipc.latencies import BUCKETS, quantile
 from reuseport.ipc.scoreboard import ERRORS, REQUESTS
-from reuseport.master import files
 from reuseport.master.figures import COUNTERS, NOTHING, Look, between, look_of
 
 # file, seconds between two lines, lines kept
 FINE = ("samples.jsonl", 10.0, 8640)
 COARSE = ("samples-by-minute.jsonl", 60.0, 10080)
+LARGEST = 32 << 20  # bytes of a file that are read
 
 
 class Series:
     """Lines one after another, in a file that is renamed to FILE.1 when it has `kept` of them."""
 
-    def __init__(self, path: str, every: float, kept: int) -> None:
+    def __init__(self, path: str, every: float, kept: int, log: files.Log = files.say_nothing) -> None:
         """Read what is there. OSError where the file cannot be written."""
         self.path = path
         self.every = every
         self._kept = kept
         self.lines: deque[tuple[float, bytes]] = deque(maxlen=kept)  # with the Unix time of their end
         for name in (path + ".1", path):
-            read = _read(name)
+            try:
+                read = _read(name, os.geteuid())
+            except files.Damaged as error:
+                files.tell_damage(name, error, log, "`reuseport history` does not know what was served then")
+                read = []
             self.lines.extend(read)
         self._written = len(read)
         self._file = files.appending(self.path)
@@ -61,7 +67,7 @@ class Samples:
 
     def __init__(self, directory: str, log: Callable[[str, str], None]) -> None:
         """OSError where the directory cannot be written."""
-        self._series = [Series(os.path.join(directory, name), every, kept) for name, every, kept in (FINE, COARSE)]
+        self._series = [Series(os.path.join(directory, name), every, kept, log) for name, every, kept in (FINE, COARSE)]
         self._log = log
         self._trouble = ""
 
@@ -135,18 +141,15 @@ def rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
 
 
-def _read(path: str) -> list[tuple[float, bytes]]:
-    """The lines of a file that may not be there, or be torn."""
-    try:
-        with open(path, "rb") as file:
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return []
+def _read(path: str, owner: int | None = None) -> list[tuple[float, bytes]]:
+    """The lines of a file that may not be there, or be torn. Damaged, OSError."""
     found = []
-    for line in lines:
+    for line in files.tail(path, LARGEST, owner).split(b"\n"):
         try:
             sample = json.loads(line)
-            found.append((float(sample["at"]), line))
-        except (ValueError, KeyError, TypeError):
+            whole = all(math.isfinite(sample.get(name, 0)) for name in ("at", "seconds", "requests", "errors"))
+            if whole and isinstance(sample.get("generations", {}), dict):
+                found.append((float(sample["at"]), line))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue
     return found

@@ -128,6 +128,8 @@ class Succession:
             return "the server is stopping"
         if self._master.upgrade.under_way:
             return "it is being replaced in place by another version (reuseport upgrade): try again when it has been"
+        if self._master.roster_failed:
+            return "this master cannot write down which processes there are (is a disk full?), as its log says"
         if cluster.serving is None:
             return "nothing serves yet: there is nothing to take over"
         return ""
@@ -168,9 +170,9 @@ class Succession:
         self._say(
             "start",
             generation=key.generation,
-            hello=run_dir.hello,
-            scoreboard=run_dir.scoreboard,
-            boot_log=run_dir.boot_log(key.generation),
+            hello=run_dir.named(run_dir.hello),
+            scoreboard=run_dir.named(run_dir.scoreboard),
+            boot_log=run_dir.named(run_dir.boot_log(key.generation)),
         )
         self._master.loop.later(PROMPT, lambda: self._lost("does not answer") if self._awaited is key else None)
         return True

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 from reuseport.core import events as ev
 from reuseport.core.model import Key, Release
-from reuseport.ipc import channel as channels
-from reuseport.ipc import messages
+from reuseport.ipc import files, messages
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.messages import Message
 from reuseport.ipc.rundir import RunDir, RunDirError, not_this
 from reuseport.master.bequest import Bequest, TakeoverError
+from reuseport.master.bootlog import BootLog
 from reuseport.master.peers import peer_of
 from reuseport.master.processes import spawn_zygote
 from reuseport.master.scrape import inherited, listen
@@ -53,7 +53,8 @@ def take_over(master: Master, release: Release) -> Bequest | None:
     settings, run_dir = master.first, master.run_dir
     _check_owner(settings, run_dir)
     try:
-        channel = channels.connect(run_dir.hello)
+        run_dir.hold(master.ids)
+        channel = run_dir.reach_master()
     except OSError:
         if settings.takeover == "if-running":
             return None
@@ -100,7 +101,8 @@ class _Candidate:
 
     def wait(self) -> Bequest:
         master = self._master
-        master.roster.read()  # RunDirError, better now than when it is needed
+        with contextlib.suppress(files.Damaged):  # the other master writes it anew
+            master.roster.read()  # RunDirError, better now than when it is needed
         master.processes.original_mask = self._mask
         with contextlib.ExitStack() as stack:
             other = self._pidfd_of_master()
@@ -207,10 +209,10 @@ class _Candidate:
         self._generation = message.generation
         run_dir, recipe = self._master.run_dir, self._release.recipe
         # It may be of another version: where its files lie is its to say.
-        run_dir.hello, run_dir.scoreboard = message.hello, message.scoreboard
+        run_dir.locate(message.hello, message.scoreboard)
         self._master.log.write("info", f"loading {recipe['directory']} as generation {self._generation}")
         try:
-            output = os.open(message.boot_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            output = BootLog(run_dir.here(message.boot_log)).open()
             pid = spawn_zygote(self._generation, recipe, run_dir, output, self._mask)
         except OSError as error:
             self._channel.send("started", error=f"cannot execute {recipe['interpreter']}: {error.strerror}")

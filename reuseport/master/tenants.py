@@ -18,13 +18,12 @@ from reuseport import names
 from reuseport.core import events as ev
 from reuseport.core.model import CANARY, DRAINING, OPENING, SERVING, ZYGOTE, Cluster, Generation, Key
 from reuseport.core.routing import HELD, JOBS, RUNNING, Canary, Table, route
-from reuseport.ipc import marks
+from reuseport.ipc import files, marks
 from reuseport.ipc.channel import PACKET
 from reuseport.ipc.marks import VERSION
 from reuseport.ipc.pins import number_of
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.shared import SharedFile
-from reuseport.master import files
 from reuseport.master.processes import Processes
 from reuseport.master.switchboard import Switchboard
 from reuseport.options import Settings
@@ -37,8 +36,8 @@ REJOINING = 5.0  # seconds for an earlier master's workers to tell this one of t
 
 
 class Tenants:
-    """`adopting`: an earlier master's marks and holds count on. `tell(event)` and `log(level, text)` are set by the
-    master. Without --tenant every method does nothing."""
+    """`adopting`: an earlier master's marks and holds count on. `tell(event)` is set by the master.
+    Without --tenant every method does nothing."""
 
     def __init__(
         self,
@@ -47,12 +46,13 @@ class Tenants:
         adopting: bool,
         processes: Processes,
         switchboard: Switchboard,
+        log: Callable[[str, str], None],
     ) -> None:
         self.on = bool(settings.tenant)
         self.files: list[SharedFile] = []
         self._to_wipe = not adopting
         self.tell: Callable[[ev.Event], None] = lambda event: None
-        self.log: Callable[[str, str], None] = lambda level, text: None
+        self.log = log
         self._run_dir = run_dir
         self._holds_path = os.path.join(settings.state_dir, HOLDS)
         self._processes = processes
@@ -253,17 +253,24 @@ class Tenants:
             self.log("error", f"{path} could not be written; a next master would not know who is held: {error}")
 
     def _read_holds(self) -> dict[str, int]:
-        try:
-            with open(self._holds_path, encoding="utf-8") as file:
-                return {names.name(str(tenant)): int(g) for tenant, g in json.load(file)["holds"].items()}
-        except FileNotFoundError:
-            return {}
+        lost = "it is not known which tenants were held (`reuseport hold`)"
+        return files.read_json(self._holds_path, _holds_of, self.log, lost) or {}
 
     def remove(self) -> None:
         if self.on:
             for path in (self._run_dir.pins, self._run_dir.marks):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
+
+
+def _holds_of(data: Any) -> dict[str, int]:
+    """From the file. ValueError, TypeError, KeyError."""
+    found = {}
+    for tenant, generation in data["holds"].items():
+        if isinstance(generation, bool) or not isinstance(generation, int) or generation < 1:
+            raise ValueError(f"tenant {tenant!r} is held in {generation!r}")
+        found[names.name(str(tenant))] = generation
+    return found
 
 
 def _canary_of(g: Generation | None) -> Canary | None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reuseport import startup
+from reuseport.ipc.logline import printable
 from reuseport.options import Settings, parse_app
 from reuseport.options.arguments import did_you_mean
 from reuseport.worker import lazyimports, remedies
@@ -185,7 +186,7 @@ def print_traceback(error: BaseException) -> None:
         # Without a frame of the application's it may be a defect of the server: then all of it counts. A syntax error
         # says by itself where it is.
         frame = error.__traceback__
-    traceback.print_exception(type(error), error, frame)
+    sys.stderr.write(printable("".join(traceback.format_exception(type(error), error, frame))))
     sys.stderr.flush()
 
 

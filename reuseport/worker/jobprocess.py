@@ -213,6 +213,7 @@ class JobProcess:
         """In a child that the application has forked: it is no job (`worker.forked`)."""
         self.talker.abandon()
         self.birth.logs.forget()
+        self.birth.run_dir.forget()
 
     def _retitle(self) -> None:
         whose = f" tenant {self.job.tenant}" if self.job.tenant else ""
@@ -318,7 +319,7 @@ class Talker:
 
     def _connect(self) -> None:
         try:
-            self._channel = channels.connect(self._birth.run_dir.hello)
+            self._channel = self._birth.run_dir.reach_master()
         except OSError:
             self._retry_at = time.monotonic() + RETRY
             self._let_begin()

@@ -12,6 +12,7 @@ from typing import Any
 
 from reuseport.ipc import channel as channels
 from reuseport.ipc.messages import TO_WORKER, Message
+from reuseport.ipc.rundir import RunDir
 
 RETRY = 1.0  # seconds between two attempts to reach a master
 
@@ -26,7 +27,7 @@ class Link:
     def __init__(
         self,
         loop: Any,
-        path: str,
+        run_dir: RunDir,
         log: Callable[[str, str], None],
         *,
         hello: Callable[[channels.Channel], None],
@@ -35,7 +36,7 @@ class Link:
         alone: Callable[[float], None],
     ) -> None:
         self._loop = loop
-        self._path = path
+        self._run_dir = run_dir
         self._log = log
         self._hello = hello
         self._take = take
@@ -49,7 +50,7 @@ class Link:
     def connect(self) -> bool:
         """Say hello to the master that owns the run directory. False where there is none now."""
         try:
-            channel = channels.connect(self._path)
+            channel = self._run_dir.reach_master()
         except OSError:
             return False
         self.channel = channel

@@ -20,7 +20,7 @@ from typing import Any
 
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.logfile import Passed
-from reuseport.ipc.logline import form_of
+from reuseport.ipc.logline import form_of, printable
 from reuseport.ipc.outlet import Outlet
 from reuseport.options import Settings, logplace
 
@@ -180,7 +180,7 @@ class LoggerSink:
             try:
                 logger.log(level, "%s", text, extra=extra)
             except Exception as error:  # noqa: BLE001 - a handler of the application's
-                sys.stderr.write(f"reuseport: a handler of --log-config failed: {error!r}: {text}\n")
+                sys.stderr.write(f"reuseport: a handler of --log-config failed: {error!r}: {printable(text)}\n")
 
     def close(self) -> None:
         """Wait, not for ever, until everything was handed over."""

@@ -86,7 +86,7 @@ class Worker:
         self.sinks: logs.Sinks | None = None
         self.link = Link(
             self.loop,
-            birth.run_dir.hello,
+            birth.run_dir,
             self.log,
             hello=self._hello,
             take=self._take,
@@ -407,6 +407,7 @@ class Worker:
         for fd in fds:
             close(fd)
         self.birth.logs.forget()
+        self.birth.run_dir.forget()
         for part in (self.acceptor, self.receiver, self.sender, self.engine, self.router, self.loop_set):
             if part is not None:
                 part.abandon()

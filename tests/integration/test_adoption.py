@@ -134,22 +134,20 @@ def test_a_pid_that_belongs_to_somebody_else_by_now_is_not_adopted(server):
     assert server.get().version == "one"
 
 
-def test_a_damaged_roster_is_one_clear_line(server):
-    lose_master(server)
-    (server.run_dir / "roster.json").write_text("{")
-    outcome = server.run()
-    assert outcome.exit == 1
-    assert "roster.json is damaged" in outcome.err
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", '{"v": 1}', '{"v": 1, "processes": [{}], "releases": {}}'])
-def test_a_roster_of_the_wrong_shape_is_one_clear_line(serve, content):
-    server = serve()
-    server.run_dir.mkdir(mode=0o700)
-    (server.run_dir / "roster.json").write_text(content)
-    outcome = server.run()
-    assert outcome.exit == 1
-    assert len(outcome.err.splitlines()) == 1 and "roster.json is damaged" in outcome.err
+def test_a_damaged_roster_is_set_aside_and_its_processes_are_asked(server):
+    before = server.status()
+    for content in ("{", ""):
+        lose_master(server)
+        (server.run_dir / "roster.json").write_text(content)
+        server.start()
+        after = server.status()
+        assert after.serving == 1 and after.pids() == before.pids()
+        assert after["master"]["addresses"] == before["master"]["addresses"]
+    kept = sorted(server.run_dir.glob("roster.json.damaged-*"))
+    assert kept and all(path.name in server.log.read_text() for path in kept)
+    server.write("two")
+    assert server.release("--wait", "drained").exit == 0
+    assert server.cli("rollback").exit == 0 and server.get().version == "one"
 
 
 def test_a_roster_of_another_version_says_what_to_do(server):

@@ -165,10 +165,10 @@ ROWS = [
     (machine.run_directory, facts(run_dir=HERE), facts(run_dir=HERE, session="ann"), "warning", "ann"),
     (
         machine.run_directory,
-        facts(run_dir=replace(HERE, parent_mode=0o1777)),
-        facts(run_dir=replace(HERE, parent_mode=0o777)),
+        facts(run_dir=replace(HERE, exchange="")),
+        facts(run_dir=replace(HERE, exchange="/tmp has the mode 0777")),
         "problem",
-        "anybody",
+        "0777",
     ),
     (
         machine.state_directory,

@@ -17,6 +17,7 @@ import pytest
 from reuseport.core.model import Key
 from reuseport.ipc import channel as channels
 from reuseport.ipc import messages
+from reuseport.ipc.inhabitants import start_time
 from reuseport.master import hellos as module
 from reuseport.master import peers
 from reuseport.master.hellos import AT_ONCE, CROWD, IMPOSTOR, MALFORMED, PER_USER, SILENT, USER, Hellos
@@ -252,7 +253,7 @@ def process():
 
 
 def test_a_process_is_known_by_its_start_and_its_parent(process):
-    start = peers.start_time(process.pid)
+    start = start_time(process.pid)
     pidfd = peers.started_at(process.pid, start)
     assert peers.pid_of(pidfd) == process.pid
     assert not peers.has_ended(pidfd)

@@ -22,15 +22,16 @@ from reuseport.core.model import (
     Terms,
     Worker,
 )
+from reuseport.ipc.inhabitants import start_time
+from reuseport.ipc.rundir import RunDir
 from reuseport.master.listening import Written
-from reuseport.master.peers import start_time
 from reuseport.master.roster import Roster
 
 
 def test_that_a_canary_is_promoted_is_written_down_when_the_first_of_its_workers_accepts(tmp_path):
     """Nothing else changes then: who was told to accept counts as accepting all the time."""
     path = str(tmp_path / "roster.json")
-    roster = Roster(path)
+    roster = Roster(RunDir(str(tmp_path)))
 
     def canary_after(first: str, trial: dict | None) -> dict | None:
         g = Generation(2, Release(), 1, OPENING, workers={1: Worker(0, first, os.getpid())}, trial=trial)
@@ -45,7 +46,7 @@ def test_that_a_canary_is_promoted_is_written_down_when_the_first_of_its_workers
 
 def test_the_next_master_knows_the_sockets_and_the_processes_by_more_than_names(tmp_path):
     path = tmp_path / "roster.json"
-    roster = Roster(str(path))
+    roster = Roster(RunDir(str(tmp_path)))
     g = Generation(1, Release(), 1, SERVING, workers={1: Worker(0, ACCEPTING, os.getpid())})
     written = Written({("127.0.0.1:80", 0): 7, ("unix:/run/a", 0): 1 << 60}, {"unix:/run/a": (25, 1 << 40)})
     start = start_time(os.getpid())
@@ -64,7 +65,7 @@ def test_the_next_master_knows_the_sockets_and_the_processes_by_more_than_names(
 
 def test_a_pid_that_was_another_process_s_when_the_master_knew_it_is_not_adopted(tmp_path):
     """It had died, and its pid was taken, before that was written down."""
-    roster = Roster(str(tmp_path / "roster.json"))
+    roster = Roster(RunDir(str(tmp_path)))
     g = Generation(1, Release(), 1, SERVING, workers={1: Worker(0, ACCEPTING, os.getpid())})
     roster.write(Cluster({1: g}, 1, 1), {}, (), starts={os.getpid(): start_time(os.getpid()) - 1})
     assert roster.read() is None
@@ -72,7 +73,7 @@ def test_a_pid_that_was_another_process_s_when_the_master_knew_it_is_not_adopted
 
 def test_the_next_master_knows_which_companions_have_failed(tmp_path):
     """So `status --check` does not turn good because the master has died."""
-    roster = Roster(str(tmp_path / "roster.json"))
+    roster = Roster(RunDir(str(tmp_path)))
     release = Release(companions=(Terms("mail", processes=2, restart="never"),))
     mail, well = FIRST_COMPANION, FIRST_COMPANION + 1
     g = Generation(1, release, 1, SERVING, workers={1: Worker(0, ACCEPTING, os.getpid())}, companions=release.seats())
@@ -90,7 +91,7 @@ def test_the_next_master_knows_which_companions_have_failed(tmp_path):
 
 def test_an_older_master_has_not_written_which_companions_have_failed(tmp_path):
     path = tmp_path / "roster.json"
-    roster = Roster(str(path))
+    roster = Roster(RunDir(str(tmp_path)))
     release = Release(companions=(Terms("mail", restart="never"),))
     g = Generation(1, release, 1, SERVING, workers={1: Worker(0, ACCEPTING, os.getpid())}, companions=release.seats())
     g = g.with_companion(FIRST_COMPANION, replace(g.companions[FIRST_COMPANION], state=ENDED))

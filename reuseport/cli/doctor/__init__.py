@@ -15,6 +15,7 @@ from reuseport.cli import place
 from reuseport.cli.failure import FAILED, NO_MASTER, USAGE, Failure
 from reuseport.cli.frame import ANSWER_SECONDS, json_option
 from reuseport.cli.ink import PLAIN, Ink, ink_for
+from reuseport.ipc.logline import printable
 from reuseport.options import OPTIONS, OptionError, Settings, load, working_directory
 from reuseport.options.manual import manual
 from reuseport.options.reading import from_flags
@@ -75,7 +76,7 @@ def render(found: Sequence[tuple[str, Sequence[Any]]], width: int, ink: Ink = PL
             lines += [first.replace(MARKS[one.grade], ink.paint(STYLES[one.grade], MARKS[one.grade]), 1), *rest]
             if one.remedy:
                 lines += _wrapped(one.remedy, "           -> ", width)
-            lines += [f"           | {line}" for line in one.detail.splitlines()]
+            lines += [f"           | {line}" for line in printable(one.detail).splitlines()]
     counts = [sum(one.grade == grade for _, some in found for one in some) for grade in order]
     said = [f"{n} {word}{'' if n == 1 else 's'}" for n, word in zip(counts, order[:2], strict=False) if n]
     return "\n".join([*lines, "", ", ".join(said) or "nothing will hurt"]) + "\n"
@@ -83,6 +84,7 @@ def render(found: Sequence[tuple[str, Sequence[Any]]], width: int, ink: Ink = PL
 
 def _wrapped(text: str, head: str, width: int) -> list[str]:
     indent = " " * len(head)
+    text = printable(text)
     return textwrap.wrap(text, width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
 
 

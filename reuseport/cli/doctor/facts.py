@@ -15,6 +15,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from reuseport.cli.doctor.findings import Facts, Place
 from reuseport.ipc.inherited import ZYGOTE_VARIABLE
 from reuseport.ipc.logfile import check_file
 from reuseport.ipc.stacks import STACK_SIGNAL
+from reuseport.ipc.walk import Trust, Untrusted, steps
 from reuseport.master import lending
 from reuseport.master.recipe import release_of
 from reuseport.master.room import free_memory
@@ -69,7 +71,7 @@ def gather(settings: Settings, refused: list[str], told: Mapping[str, Any] | str
         cores=usable_cores(),
         free_memory=free_memory(pid=process),
         oom_group=any(_read(os.path.join(path, "memory.oom.group")).strip() == "1" for path in _cgroups(process)[-1:]),
-        run_dir=_place(run_dir),
+        run_dir=replace(_place(run_dir), exchange=_exchange(run_dir)),
         state_dir=_place(settings.state_dir),
         logs=_logs(settings) if os.geteuid() == 0 and not refused else {},
         session=_session(run_dir),
@@ -144,8 +146,7 @@ def _place(path: str) -> Place:
     there = path
     while not os.path.exists(there) and there != "/":
         there = os.path.dirname(there)
-    parent = os.path.dirname(path) if there == path else there
-    info, above = os.stat(there), os.stat(parent)
+    info = os.stat(there)
     free = None
     with contextlib.suppress(OSError):
         space = os.statvfs(there)
@@ -156,10 +157,22 @@ def _place(path: str) -> Place:
         there == path,
         info.st_mode & 0o7777,
         info.st_uid,
-        above.st_mode & 0o7777,
-        above.st_uid,
-        free,
+        free=free,
     )
+
+
+def _exchange(path: str) -> str:
+    """Why `serve` would refuse this run directory, for its path."""
+    try:
+        with contextlib.ExitStack() as stack:
+            trust = Trust(os.geteuid())
+            for step in steps(path, stack):
+                trust.check(step)
+    except Untrusted as error:
+        return str(error.strerror)
+    except OSError:
+        return ""  # a part of it is missing, and will be made
+    return ""
 
 
 def _filesystem(path: str, mountinfo: str) -> str:

@@ -47,8 +47,7 @@ class Place:
     exists: bool = True
     mode: int = 0o700
     owner: int = 0
-    parent_mode: int = 0o755
-    parent_owner: int = 0
+    exchange: str = ""  # why another user could put another directory in its place
     free: int | None = None  # bytes
 
 

@@ -256,10 +256,8 @@ def _whose(place: Place, facts: Facts) -> Iterator[Finding]:
             f"the run directory {place.path} has mode {place.mode:04o}: others could put their own files there",
             f"chmod 0700 {place.path} (the next start does it as well)",
         )
-    if place.parent_mode & 0o002 and not place.parent_mode & 0o1000:
-        yield problem(
-            f"anybody can put another directory in the place of {place.path}", "chmod o-w its parent, or --run-dir"
-        )
+    if place.exchange:
+        yield problem(f"serve refuses to start: {place.exchange}", "--run-dir, or as the message says")
 
 
 def state_directory(facts: Facts) -> Iterator[Finding]:

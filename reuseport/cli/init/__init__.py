@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from reuseport.cli.init import compose, docker, kubernetes, logrotate, nginx, systemd
 from reuseport.cli.init.described import Described
 from reuseport.options import OPTIONS, OptionError, load, working_directory
-from reuseport.options.arguments import did_you_mean
+from reuseport.options.arguments import did_you_mean, one_line
 from reuseport.options.manual import manual
 
 TARGETS: Mapping[str, tuple[Callable[[Described], str], str]] = {
@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
     target, *words = argv
     settings = load(words, os.environ, working_directory(os.environ))
     for remark in settings.remarks:
-        print(f"reuseport: {remark}", file=sys.stderr)
+        print(f"reuseport: {one_line(str(remark))}", file=sys.stderr)
     if settings.app is None:
         raise OptionError(f"init: which application? name it, as in: reuseport init {target} MODULE:APP")
     user = pwd.getpwuid(os.geteuid()).pw_name

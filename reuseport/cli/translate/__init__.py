@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from reuseport.cli.failure import FAILED, Failure
 from reuseport.cli.translate.table import SETTINGS, Row, concurrency
+from reuseport.ipc.logline import printable
 from reuseport.options import Option, OptionError, kinds
 from reuseport.options.arguments import one_line
 from reuseport.options.manual import manual, toml, toml_key
@@ -182,7 +183,7 @@ def execute(location: str) -> dict[str, Any]:
             found = json.load(report)
         except ValueError as error:
             printed = done.stdout.decode(errors="replace").strip()
-            print(printed, file=sys.stderr)
+            print(printable(printed), file=sys.stderr)
             last = printed.splitlines()[-1] if printed else f"it ended with status {done.returncode}"
             raise Failure(f"{location} cannot be run: {last}") from error
     names: dict[str, Any] = found
