@@ -27,6 +27,7 @@ from reuseport.core.model import (
     Release,
 )
 from reuseport.ipc import channel as channels
+from reuseport.ipc.messages import HELLOS
 from reuseport.ipc.rundir import RunDir
 from reuseport.master.census import AHEAD, Heard, ask, joined
 from reuseport.master.roster import Remains
@@ -146,9 +147,9 @@ def test_odd_hellos_are_passed_over_and_the_message_stays_for_the_switchboard(ru
             stack.enter_context(say(run_dir, one))
         found = ask(run_dir, hellos, frozenset({os.geteuid()}))
         assert [(one.key, one.pid) for one in found.heard] == [(Key(7, 2), os.getpid())]
-        assert [one.slots for one in found.heard] == [(), (("127.0.0.1:80", 0),)] and found.silent == []
-        [(message, fds)] = found.channels[-1].receive()
-        assert message["number"] == 2 and fds == []
+        assert [one.slots for one in found.heard] == [(("127.0.0.1:80", 0),)] and found.silent == []
+        [(message, fds)] = found.channels[-1].receive(HELLOS)
+        assert message.number == 2 and fds == []
 
 
 def test_other_users_are_not_heard(run_dir):

@@ -267,7 +267,8 @@ def test_a_worker_that_says_it_is_huge_keeps_no_release_from_beginning(tmp_path)
 def make_tenants(directory, adopting: bool) -> Tenants:
     settings = SimpleNamespace(tenant="header:X-Tenant", state_dir=str(directory), pin_max=0, strict_wait=1.0)
     switchboard = SimpleNamespace(queues=frozenset())
-    return Tenants(settings, RunDir(str(directory)), adopting, SimpleNamespace(all=list), switchboard, lambda level, text: None)
+    processes = SimpleNamespace(all=list)
+    return Tenants(settings, RunDir(str(directory)), adopting, processes, switchboard, lambda level, text: None)
 
 
 @pytest.mark.parametrize("word", [(1 << 64) - 1, 1 << 63, 1, 0])
