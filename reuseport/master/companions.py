@@ -93,7 +93,7 @@ class Companions:
                     inherited=lock,
                     prepare=lambda: _await_go(its),
                 )
-            # Without a descriptor for its end it cannot be had: then its wire is closed, and it ends.
+            # If this fails, its wire is closed, and it ends.
             self._processes.is_running(self._processes.expect(key), pid)
             failing.pop_all()
         self._wires[key] = mine

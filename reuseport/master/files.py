@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 
+from reuseport.master import reserve
+
 
 def replace(path: str, text: str) -> None:
     """Give the file these contents: a reader sees the old ones or the new ones, never half of them. OSError."""
-    with open(path + ".new", "w", encoding="utf-8", opener=_private) as file:
-        file.write(text)
+    try:
+        with open(path + ".new", "w", encoding="utf-8", opener=_private) as file:
+            file.write(text)
+    finally:
+        reserve.refill()
     os.replace(path + ".new", path)
 
 
@@ -22,4 +27,4 @@ def appending(path: str) -> int:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    return reserve.take(lambda: os.open(path, flags | os.O_CLOEXEC, 0o600))

@@ -2,7 +2,8 @@
 
 Zygotes are the master's children. Workers are forked by a zygote and handed up to the master, which is their subreaper
 (PR_SET_CHILD_SUBREAPER, prctl(2)). Every exit is learned from a pidfd, which also works for processes that an earlier
-master left behind; that some of them are children only adds the exit code.
+master left behind; that some of them are children only adds the exit code. While no descriptor is left for a pidfd, the
+process is polled instead.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from reuseport.core.model import Key
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
-from reuseport.master import lending
+from reuseport.ipc.shortage import SHORTAGE
+from reuseport.master import lending, reserve
 from reuseport.master.bootlog import BootLog
 from reuseport.master.loop import Loop
 
 PR_SET_CHILD_SUBREAPER = 36
 ASK_AGAIN = 20  # times, a hundredth of a second apart, for the exit status of somebody who is dead
 _PF_EXITING = 0x4
+POLL = 0.1  # seconds between two looks at a process that has no pidfd
 FORGOTTEN = 1000  # exits of unknown processes that are remembered, until a message tells that one was a worker
 
 
@@ -48,16 +51,18 @@ class Process:
 
     key: Key
     pid: int = 0
-    pidfd: int = -1
+    pidfd: int = -1  # -1 also while no descriptor is left for it: then the process is polled
     channel: Channel | None = None
     row: int = -1
     started: float = 0.0  # monotonic seconds
     clean: bool = False  # it has exited with status 0, as far as is known
     takes_logs: bool = False  # it wants the log files from the master; one of an earlier version opens them itself
+    ended: bool = False  # its exit has been noticed: the pid may be another process's by now
     dismissed: bool = False  # the master has told it to end, or ended it
     told: bool = False  # it is another master's child, which tells of its end
     asked_again: int = 0  # how often its exit status was not to be had yet
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
+    unconfirmed: set[int] = field(default_factory=set)  # of these jobs, those that it has not repeated after a hello
     packages: dict[str, Any] | None = None  # a zygote's Python, reuseport, gevent and greenlet, as it tells of them
     memory: dict[str, int] = field(default_factory=lambda: {"rss": 0, "pss": 0})  # see `memory.Looks`
     measured: float = float("-inf")  # monotonic seconds
@@ -131,8 +136,7 @@ def is_ending(pid: int) -> bool:
     then sets PF_EXITING (linux/sched.h; field 9).
     """
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
+        fields = reserve.read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return False
     return bool(int(fields[6]) & _PF_EXITING or int(fields[28]) & 1 << (signal.SIGKILL - 1))
@@ -149,20 +153,58 @@ def owner_of(pid: int) -> int | None:
 def parent_of(pid: int) -> int:
     """0 where there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
+        return int(reserve.read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0
 
 
 def end_session(leader: int) -> None:
     """SIGKILL to everybody in the session but its leader. Not by process group: RQ gives each job one of its own."""
-    for entry in os.listdir("/proc"):
+    for entry in reserve.entries("/proc"):
         if not entry.isdigit() or int(entry) == leader:
             continue
         with contextlib.suppress(OSError):  # it has gone meanwhile
             if os.getsid(int(entry)) == leader:
                 os.kill(int(entry), signal.SIGKILL)
+
+
+def _open(pid: int) -> int:
+    """A pidfd; -1 where there is no such process, or no descriptor for it."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    except OSError as error:
+        if error.errno not in SHORTAGE:
+            raise
+        return -1
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it has become another user
+    return True
+
+
+def _is_child(pid: int) -> bool:
+    """Whether it is a child that has not been reaped: nobody else gets its pid before that."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _signal(pidfd: int, number: int) -> bool:
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 EXITED = "exited"  # with status 0
@@ -219,8 +261,7 @@ class Processes:
             process.pidfd = -1
         process.pid, process.told = pid, told
         process.started = time.monotonic()
-        with contextlib.suppress(ProcessLookupError):
-            process.pidfd = os.pidfd_open(pid)
+        process.pidfd = _open(pid)
         self._watch(process)
 
     def forget(self, key: Key) -> None:
@@ -233,13 +274,27 @@ class Processes:
     def signal(self, key: Key, number: int) -> bool:
         """Send a signal, by pidfd: never to another process that got the same pid. False where there is nobody."""
         process = self._by_key.get(key)
-        if process is None or process.pidfd == -1:
+        if process is None or not process.pid or process.ended:
+            return False
+        if process.pidfd != -1:
+            return _signal(process.pidfd, number)
+        self.reap()
+        if process.pid in self._exits:
             return False
         try:
-            signal.pidfd_send_signal(process.pidfd, number)
+            pidfd = reserve.take(lambda: os.pidfd_open(process.pid))
         except ProcessLookupError:
             return False
-        return True
+        except OSError as error:
+            if error.errno not in SHORTAGE or not _is_child(process.pid):
+                raise
+            os.kill(process.pid, number)
+            return True
+        try:
+            return _signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+            reserve.refill()
 
     def reap(self) -> bool:
         """Collect every child that has ended: workers and zygotes, and, as PID 1, whatever else was left to us.
@@ -340,7 +395,22 @@ class Processes:
         if process.pidfd != -1:
             self._loop.watch(process.pidfd, lambda: self._gone(process))
         else:
-            self._loop.later(0, lambda: self._gone(process))
+            self._loop.later(0, lambda: self._poll(process, process.pid))
+
+    def _poll(self, process: Process, pid: int) -> None:
+        """Look whether it still lives, again and again, until it can be watched."""
+        known = self._by_key.get(process.key) is process and process.pid == pid and process.pidfd == -1
+        if not known or self._resting or process.told:
+            return
+        self.reap()
+        if pid in self._exits or not _lives(pid):
+            self._gone(process)
+            return
+        process.pidfd = _open(pid)
+        if process.pidfd == -1:
+            self._loop.later(POLL, lambda: self._poll(process, pid))
+        else:
+            self._watch(process)
 
     def _gone(self, process: Process) -> None:
         if self._by_key.get(process.key) is not process or self._resting:
@@ -357,6 +427,7 @@ class Processes:
         if process.pidfd != -1:
             os.close(process.pidfd)
             process.pidfd = -1
+        process.ended = True
         process.clean = how == EXITED
         try:
             self._on_exit(process, how or "has gone")
@@ -366,6 +437,7 @@ class Processes:
 
 def high(fd: int) -> int:
     """The same file at a number that the child's standard streams and their copies do not overwrite."""
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)
-    os.close(fd)
-    return high
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)
+    finally:
+        os.close(fd)

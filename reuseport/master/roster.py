@@ -32,7 +32,7 @@ from reuseport.core.model import (
 )
 from reuseport.core.record import release_of
 from reuseport.ipc.rundir import RunDirError, not_this
-from reuseport.master import files
+from reuseport.master import files, reserve
 from reuseport.options import Settings
 from reuseport.options.identity import is_stranger
 
@@ -186,8 +186,7 @@ def _people(g: Any) -> list[tuple[int, int, str, int]]:
 def start_time(pid: int) -> int:
     """When the process started, in clock ticks since boot; 0 if there is none, or only its zombie."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = reserve.read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return 0 if fields[0] == b"Z" else int(fields[19])
