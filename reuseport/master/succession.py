@@ -25,9 +25,11 @@ from reuseport.core.model import BOOTING, SERVING, SUPERSEDED, ZYGOTE, Asker, Ke
 from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import PACKET, Channel
 from reuseport.ipc.rundir import RunDirError, not_this
+from reuseport.ipc.shortage import SHORTAGE
 from reuseport.master import bequest
+from reuseport.master.attached import attach, part
 from reuseport.master.control import Client
-from reuseport.master.loop import READ, WRITE
+from reuseport.master.processes import POLL
 from reuseport.options import Settings
 from reuseport.options.identity import is_stranger
 from reuseport.version import __version__
@@ -97,9 +99,10 @@ class Succession:
             release, Asker(SUCCESSOR), objection, f"master {pid} (--takeover)"
         ):
             _refuse(channel, refusal)
-            channel.close()
+            part(self._master.loop, channel)
             return
         self._channel, self._pid, self._who, self._recipe, self._number = channel, pid, who, release.recipe, 0
+        attach(self._master.loop, channel, self._hear)
         self._last = {"pid": pid, "at": time.time(), "outcome": "under way", "error": ""}
         self._say("accepted", version=__version__, metrics=self._master.telling.address)
 
@@ -268,8 +271,15 @@ class Succession:
             return
         try:
             bequest.pass_descriptors(master, self._channel)
-            self._pidfd = os.pidfd_open(self._pid)
+            if self._channel.given_up:
+                self._lost(f"cannot be told what it needs: {self._channel.given_up}")
+                return
             books = os.memfd_create("reuseport-books", os.MFD_CLOEXEC)
+            try:
+                self._pidfd = os.pidfd_open(self._pid)
+            except OSError:
+                os.close(books)
+                raise
         except OSError as error:
             self._decline(f"nothing could be handed over: {error.strerror}")
             return
@@ -337,15 +347,10 @@ class Succession:
     def _say(self, kind: str, fds: tuple[int, ...] = (), **fields: Any) -> None:
         assert self._channel is not None
         self._channel.send(kind, fds, **fields)
-        self._watch(self._channel)
-
-    def _watch(self, channel: Channel) -> None:
-        self._master.loop.watch(channel.fileno(), self._hear, READ | WRITE if channel.unsent else READ)
 
     def _hear(self) -> None:
         channel = self._channel
         assert channel is not None
-        channel.flush()
         try:
             messages = channel.receive()
         except channels.ChannelError as error:
@@ -359,13 +364,11 @@ class Succession:
             return
         if channel.closed:
             self._lost("has gone")
-        else:
-            self._watch(channel)
 
     def _hang_up(self) -> None:
+        """What it has been told last still goes out."""
         if self._channel is not None:
-            self._master.loop.forget(self._channel.fileno())
-            self._channel.close()
+            part(self._master.loop, self._channel)
             self._channel = None
             self._master.processes.nobody_tells()
             if not self.heir:
@@ -374,7 +377,7 @@ class Succession:
     def _await_end(self) -> None:
         """Of the successor that was not to be: what those companions print that it has started is this master's to tell
         from then on, and not before."""
-        master, number = self._master, self._number
+        master, number, pid, pidfd = self._master, self._number, self._pid, -1
 
         def follow() -> None:
             g = master.cluster.generations.get(number)
@@ -388,12 +391,20 @@ class Succession:
 
         if not number:
             return
-        try:
-            pidfd = os.pidfd_open(self._pid)
-        except ProcessLookupError:
-            follow()
-        else:
-            master.loop.watch(pidfd, gone)
+        def watch() -> None:
+            nonlocal pidfd
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                follow()
+            except OSError as error:
+                if error.errno not in SHORTAGE:
+                    raise
+                master.loop.later(POLL, watch)
+            else:
+                master.loop.watch(pidfd, gone)
+
+        watch()
 
 
 def _refuse(channel: Channel, error: str, output: str = "") -> None:

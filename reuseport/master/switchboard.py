@@ -11,20 +11,25 @@ import _socket
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from reuseport.core import events as ev
 from reuseport.core.model import ZYGOTE, Key
+from reuseport.core.turn import name_of
 from reuseport.ipc import channel as channels
 from reuseport.ipc.channel import Channel
+from reuseport.master.attached import attach, detach, part
 from reuseport.master.logfiles import LogFiles
-from reuseport.master.loop import READ, WRITE, Loop
+from reuseport.master.loop import Loop
 from reuseport.master.processes import Process, Processes, owner_of
 from reuseport.master.slots import Slot, Slots
 from reuseport.version import __version__
 
 Message = tuple[dict[str, Any], list[int]]
+
+PATIENCE = 3.0  # seconds that a process which boots waits for a descriptor of the master's
 
 # What a process says, and the event that it becomes.
 EVENTS: dict[str, Callable[[Key, Mapping[str, Any]], ev.Event]] = {
@@ -74,6 +79,8 @@ class Switchboard:
         self.on_successor: Callable[[Channel, Mapping[str, Any]], None] = lambda channel, question: channel.close()
         self.promised: set[tuple[str, int]] = set()  # slots that somebody has: they come behind the hello
         self._queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
+        self._deaf_since: float | None = None  # since when no channel can be opened, in monotonic seconds
+        self._unheard: set[Key] = set()  # processes whose boot was given up for that
         self.listen(hellos)
 
     def listen(self, hellos: _socket.socket) -> None:
@@ -87,7 +94,6 @@ class Switchboard:
         if process is None or process.channel is None:
             return False
         process.channel.send(kind, fds, **fields)
-        self._flush(process.channel)
         return True
 
     def last_words(self, process: Process) -> None:
@@ -113,14 +119,12 @@ class Switchboard:
                 self._pass_logs(process.channel, process.key.generation)
             elif rotated and process.key.number != ZYGOTE:
                 process.channel.send("reopen")
-            self._flush(process.channel)
 
     def announce_slots(self, slots: list[Slot]) -> None:
         """Pass new slots to everybody who may need them."""
         for process in self._processes.all():
             if process.channel is not None and slots and not process.key.is_job:
                 self._pass_slots(process.channel, slots)
-                self._flush(process.channel)
 
     def bequeath(self, key: Key, heir: int, workers: int) -> None:
         """Tell a worker whose its connections will be: generation `heir`, with so many workers."""
@@ -167,7 +171,6 @@ class Switchboard:
             process.channel = channels.inherited(one)
             process.takes_logs = list(key) in left.get("take_logs", ())
             self._listen_to(process, process.channel)
-            self._flush(process.channel)
         for one, pid in left["strangers"]:
             self._await_hello(channels.inherited(one), pid)
         for number, (receiving, sending) in left["queues"].items():
@@ -210,10 +213,10 @@ class Switchboard:
             try:
                 channel = channels.accept(self._hellos)
             except OSError as error:
-                self._log("error", f"a process cannot be heard for the moment: {error.strerror}")
-                self._loop.rest(self._hellos.fileno())
+                self._cannot_hear(error)
                 return
             if channel is None:
+                self._deaf_since = None
                 return
             pid, uid = channel.peer()
             if uid in self._trusted:
@@ -221,9 +224,26 @@ class Switchboard:
             else:
                 channel.close()
 
+    def _cannot_hear(self, error: OSError) -> None:
+        """No descriptors are left for a channel. The hello waits, but a boot that goes on so long has failed."""
+        now = time.monotonic()
+        if self._deaf_since is None:
+            self._deaf_since = now
+            self._unheard.clear()
+            self._log("error", f"processes wait to be heard, because no channel can be opened: {error.strerror}")
+        elif now >= self._deaf_since + PATIENCE:
+            for process in self._processes.all():
+                if process.key.is_companion or process.key.is_job or not process.pid:
+                    continue
+                if process.channel is None and process.key not in self._unheard:
+                    self._unheard.add(process.key)
+                    why = f"the master could not open a channel to it within {PATIENCE:g} s: {error.strerror}"
+                    self._tell(ev.Failed(process.key, f"{name_of(process.key)}: {why}"))
+        self._loop.rest(self._hellos.fileno())
+
     def _await_hello(self, channel: Channel, pid: int) -> None:
         self._strangers[channel] = pid
-        self._loop.watch(channel.fileno(), lambda: self._introduce(channel, pid))
+        attach(self._loop, channel, lambda: self._introduce(channel, pid))
 
     def _introduce(self, channel: Channel, pid: int) -> None:
         """The first message on a channel says whose it is. By now its sender may be dead, and the channel closed."""
@@ -234,7 +254,7 @@ class Switchboard:
             return
         hello, fds = messages[0]
         if hello["type"] == "takeover" and channel.peer()[1] == os.geteuid() and not channel.closed:
-            self._loop.forget(channel.fileno())
+            detach(self._loop, channel)
             self.on_successor(channel, hello)
             return
         key = Key(int(hello.get("generation", 0)), int(hello.get("number", 0)))
@@ -267,10 +287,18 @@ class Switchboard:
             del fds[:2]
         self.promised.update((address, index) for address, index, _ in hello["slots"])
         self._adopt_slots(hello["slots"], fds)
+        process.unconfirmed = set(process.jobs)
         if not channel.closed:
             process.channel = channel
             self._listen_to(process, channel)
-            self._welcome(process, channel, hello)
+            try:
+                self._welcome(process, channel, hello)
+            except OSError as error:
+                # It waits for what it cannot get; after the end of the channel it says hello again, or leaves.
+                process.channel = None
+                self._hang_up(channel)
+                self._tell(ev.Failed(key, f"{name_of(key)} could not be given what it needs: {error.strerror}"))
+                return
             if key.number != ZYGOTE and not key.is_job:
                 self.on_hello(key)
         if key.is_job:
@@ -280,6 +308,8 @@ class Switchboard:
             self._processes.signal(key, signal.SIGTERM)
         elif key.number != ZYGOTE:
             self._tell(ev.Forked(key, pid))
+            if hello["state"] == "draining":
+                self._tell(ev.LetGo(key))  # its message may have waited in a channel that has ended
         elif hello["state"] == "loaded":
             self._tell(ev.Loaded(key))
         self._take(process, messages[1:])
@@ -293,7 +323,6 @@ class Switchboard:
             self._pass_logs(channel, generation, boots=process.key.number == ZYGOTE and hello["state"] != "loaded")
         if process.key.is_job:
             channel.send("known")
-            self._flush(channel)
             return
         recipe = self._recipe_of(generation)
         if process.key.number == ZYGOTE and recipe is not None and hello["state"] != "loaded":
@@ -301,19 +330,18 @@ class Switchboard:
             channel.send("boot", tuple(end.fileno() for end in ends), recipe=recipe, name=self._name)
         have = {(address, index) for address, index, _ in hello["slots"]}
         self._pass_slots(channel, [s for s in self._slots.slots if (s.address, s.index) not in have])
-        self._flush(channel)
 
     # Messages.
 
     def _listen_to(self, process: Process, channel: Channel) -> None:
-        self._loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
+        attach(self._loop, channel, lambda: self._on_messages(process, channel))
 
     def _on_messages(self, process: Process, channel: Channel) -> None:
-        channel.flush()
         self._take(process, self._receive(channel))
-        if not channel.closed:
-            self._flush(channel)
-        elif process.channel is channel:  # a zygote that started again has said hello on another one by now
+        if channel.given_up:
+            self._log("error", f"the channel to {name_of(process.key)} was ended: {channel.given_up}")
+        if channel.closed and process.channel is channel:
+            # Else a zygote that started again has said hello on another one by now.
             process.channel = None
 
     def _receive(self, channel: Channel) -> list[Message]:
@@ -329,18 +357,11 @@ class Switchboard:
 
     def _send_away(self, channel: Channel) -> None:
         channel.send("quit")
-        self._hang_up(channel)
+        part(self._loop, channel)
 
     def _hang_up(self, channel: Channel) -> None:
-        if channel.fileno() != -1:
-            self._loop.forget(channel.fileno())
+        detach(self._loop, channel)
         channel.close()
-
-    def _flush(self, channel: Channel) -> None:
-        """See to it that what could not be sent yet will be."""
-        if not channel.closed:
-            callback = self._loop.callback(channel.fileno())
-            self._loop.watch(channel.fileno(), callback, READ | WRITE if channel.unsent else READ)
 
     def _take(self, process: Process, messages: list[Message]) -> None:
         for message, fds in messages:
@@ -369,12 +390,20 @@ class Switchboard:
         elif kind == "job":
             if process := self._processes.get(key):
                 process.jobs[int(message["number"])] = message
+                process.unconfirmed.discard(int(message["number"]))
                 if key.is_job:
                     self.on_job(key, message)
         elif kind == "job-ended":
             process = self._processes.get(key)
             if process and (job := process.jobs.pop(int(message["number"]), None)):
                 self._job_ended(key, job)
+        elif kind == "jobs-repeated":
+            process = self._processes.get(key)
+            for number in process.unconfirmed if process else ():
+                if process and (job := process.jobs.pop(number, None)):
+                    self._job_ended(key, job)
+            if process:
+                process.unconfirmed = set()
         elif kind == "stays":
             self.on_stay(str(message["tenant"]), int(message["at"]), float(message["seconds"]))
         elif kind == "imported":

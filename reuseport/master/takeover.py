@@ -52,6 +52,10 @@ def take_over(master: Master, release: Release) -> Bequest | None:
     _check_owner(settings, run_dir)
     try:
         channel = channels.connect(run_dir.hello)
+    except BlockingIOError:
+        raise TakeoverError(
+            f"the master of {run_dir.path} accepts no connections: it is stopped, or has no file descriptors left"
+        ) from None
     except OSError:
         if settings.takeover == "if-running":
             return None

@@ -71,6 +71,7 @@ class Worker:
         self.loop = self.hub.loop
         self.ended = gevent.event.Event()
         self.engine: Engine | None = None
+        self.reporter: JobReporter | None = None
         self.acceptor: Acceptor | None = None
         self.sender: Sender | None = None
         self.receiver: Receiver | None = None
@@ -91,6 +92,7 @@ class Worker:
             take=self._take,
             lost=self._on_master_lost,
             alone=self._on_no_master,
+            on_room=self._report,
         )
         self.replacement = Replacement(self.settings, self.board, self.link.say)
         self.vitals = Vitals(self.board, self.id, birth.name)
@@ -128,7 +130,12 @@ class Worker:
         self._accept_signals()
         self.loop_set = LoopSet(self.loop)
         self.reporter = JobReporter(
-            self.loop, self.board, begun.my_row(birth.run_dir.begun, birth.row), self.link.say, self._jobs_changed
+            self.loop,
+            self.board,
+            begun.my_row(birth.run_dir.begun, birth.row),
+            self.link.say,
+            self.link.has_room,
+            self._jobs_changed,
         )
         describe_server(birth, self.loop)
         steal = os.environ.get("REUSEPORT_STEAL", "1") != "0"
@@ -254,6 +261,7 @@ class Worker:
         )
         if again:
             pass_slots(channel, listeners)
+            assert self.reporter is not None
             self.reporter.again()
             self.replacement.repeat()
 
@@ -385,6 +393,10 @@ class Worker:
         else:
             self.replacement.ask(TERM)
 
+    def _report(self) -> bool:
+        """Tell the master of the jobs. Whether that was all: a worker that has not got so far has none."""
+        return self.reporter is None or self.reporter.report()
+
     def _jobs_changed(self) -> None:
         self.replacement.look_at_jobs()
         self.drain.leave_if_done()
@@ -410,7 +422,6 @@ class Worker:
     def exit(self) -> None:
         """Leave now: in the main greenlet, where exit handlers are called."""
         if self.engine is not None:
-            self.reporter.report()
             self._put_down()
             self.receiver.stop(self.loop_set)
         self.ended.set()
@@ -469,6 +480,7 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         text = f"worker {worker.id}: {type(error).__name__}: {error}"
         worker.link.say("failed", error=". ".join(filter(None, (text, remedies.of_error(error)))))
         status = 1
+    worker.link.finish(worker._report)
     if worker.sinks is not None:
         worker.sinks.close()
     leave(status)
