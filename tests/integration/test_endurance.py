@@ -6,10 +6,11 @@ import contextlib
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
-from harness import Server, ask, is_gone, wait_for
+from harness import POLL, Server, ask, is_gone, wait_for
 
 # Many jobs that begin at once, and end together.
 JOBS = """
@@ -35,6 +36,7 @@ def application(environ, start_response):
         for number in range(int(environ["QUERY_STRING"])):
             reuseport.spawn(end.wait, name=f"job {number}", tenant="acme")
         threading.Thread(target=end_them).start()
+    basic.extra["jobs"] = len(jobs.active)
     return plain(environ, start_response)
 """
 
@@ -90,6 +92,9 @@ def wait():
 def exhausted(pid: int) -> Iterator[None]:
     """The process cannot open a descriptor: its limit is the lowest number that is free."""
     taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    time.sleep(POLL)
+    # Without a file that it opened just for a moment, to read what a generation prints.
+    taken &= {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
     lowest = next(number for number in range(len(taken) + 1) if number not in taken)
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, hard))
@@ -98,6 +103,14 @@ def exhausted(pid: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def sockets(pid: int) -> set[str]:
+    found = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return {name for name in found if name.startswith("socket:")}
 
 
 def failures(server: Server) -> list[str]:
@@ -131,8 +144,11 @@ def test_a_master_without_descriptors_answers_refuses_and_stops(serve):
     server.write("three", code=STARTS_AT_A_GATE)
     with contextlib.closing(server.client()) as kept:
         assert ask(kept, "/").version == "one"
+        before = sockets(server.pid)
         asked = server.begin("release")
         server.gate("start").await_entered()
+        # The one that asked, two ends of a hand-over queue, the zygote's channel and, at last, the worker's.
+        wait_for(lambda: len(sockets(server.pid) - before) >= 5, "the master has heard the worker's hello")
         with exhausted(server.pid):
             server.gate("start").open()
             outcome = server.end(asked)
@@ -150,19 +166,15 @@ def test_a_master_without_descriptors_answers_refuses_and_stops(serve):
     assert "Traceback" not in server.log.read_text()
 
 
-def sockets(pid: int) -> set[str]:
-    found = set()
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
-    return {name for name in found if name.startswith("socket:")}
-
-
 def test_a_zygote_and_a_worker_without_descriptors_come_back(serve):
     """The kernel drops the descriptors that the master passes. Both hang up, and say hello again when they can."""
     server = serve(workers=1)
     server.options = ("--log-file", str(server.root / "of-all.log"))
+    server.write("one", code=JOBS)
     server.start()
+    kept = server.client()
+    ask(kept, "/begin?3")
+    server.wait(lambda s: jobs_shown(s) == 3, "every job shown")
     g = server.status().current
     pids = [g["zygote"]["pid"], g["workers"][0]["pid"]]
     before = [sockets(pid) for pid in pids]
@@ -172,6 +184,10 @@ def test_a_zygote_and_a_worker_without_descriptors_come_back(serve):
         server.signal(signal.SIGUSR1)  # the log files are passed to both
         for pid, had in zip(pids, before, strict=True):
             wait_for(lambda pid=pid, had=had: sockets(pid) != had, "the end of its channel")
+        server.gate("end").open()
+        wait_for(lambda: ask(kept, "/").json["jobs"] == 0, "the end of all jobs, which no channel tells of")
+    kept.close()
+    server.wait(lambda s: jobs_shown(s) == 0, "no job shown that has ended")
     assert server.get().pid == pids[1]
     server.write("two")
     assert server.release("--wait", "drained").exit == 0
