@@ -79,7 +79,8 @@ class Switchboard:
         self.on_successor: Callable[[Channel, Mapping[str, Any]], None] = lambda channel, question: channel.close()
         self.promised: set[tuple[str, int]] = set()  # slots that somebody has: they come behind the hello
         self._queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
-        self._deaf_since: float | None = None  # since when no channel can be opened, in monotonic seconds
+        # Since when, and at what time last, no channel could be opened, in monotonic seconds.
+        self._deaf_since = self._deaf_at = float("-inf")
         self._unheard: set[Key] = set()  # processes whose boot was given up for that
         self.listen(hellos)
 
@@ -216,7 +217,7 @@ class Switchboard:
                 self._cannot_hear(error)
                 return
             if channel is None:
-                self._deaf_since = None
+                self._deaf_at = float("-inf")
                 return
             pid, uid = channel.peer()
             if uid in self._trusted:
@@ -227,18 +228,17 @@ class Switchboard:
     def _cannot_hear(self, error: OSError) -> None:
         """No descriptors are left for a channel. The hello waits, but a boot that goes on so long has failed."""
         now = time.monotonic()
-        if self._deaf_since is None:
+        last, self._deaf_at = self._deaf_at, now
+        if now > last + PATIENCE:
             self._deaf_since = now
             self._unheard.clear()
             self._log("error", f"processes wait to be heard, because no channel can be opened: {error.strerror}")
-        elif now >= self._deaf_since + PATIENCE:
-            for process in self._processes.all():
-                if process.key.is_companion or process.key.is_job or not process.pid:
-                    continue
-                if process.channel is None and process.key not in self._unheard:
-                    self._unheard.add(process.key)
-                    why = f"the master could not open a channel to it within {PATIENCE:g} s: {error.strerror}"
-                    self._tell(ev.Failed(process.key, f"{name_of(process.key)}: {why}"))
+        for process in self._processes.all():
+            waits = process.pid and process.channel is None and not (process.key.is_companion or process.key.is_job)
+            if waits and now >= max(self._deaf_since, process.started) + PATIENCE and process.key not in self._unheard:
+                self._unheard.add(process.key)
+                why = f"the master could not open a channel to it within {PATIENCE:g} s: {error.strerror}"
+                self._tell(ev.Failed(process.key, f"{name_of(process.key)}: {why}"))
         self._loop.rest(self._hellos.fileno())
 
     def _await_hello(self, channel: Channel, pid: int) -> None:
