@@ -26,6 +26,7 @@ from typing import Any
 from reuseport.worker.alarm import Alarm
 from reuseport.worker.connection import Connection
 from reuseport.worker.loopset import LoopSet
+from reuseport.worker.seldom import Seldom
 
 VERSION = 1  # of a batch: generations of other versions of this package pass connections to each other
 READ, WRITE = 1, 2
@@ -217,7 +218,7 @@ class Receiver:
         self._loop = loop
         self._adopt = adopt
         self._begin = begin
-        self._log = log
+        self._log = Seldom(log)
         self._watcher = loop.io(self._socket.fileno(), READ)
         self._rest = loop.timer(REST)
 

@@ -28,6 +28,7 @@ from reuseport.ipc.channel import FDS, Channel
 from reuseport.ipc.scoreboard import ACCEPTED, LOOKS, STOLEN
 from reuseport.worker.alarm import Alarm
 from reuseport.worker.loopset import LoopSet
+from reuseport.worker.seldom import Seldom
 
 epoll = monkey.get_original("select", "epoll")
 EPOLLIN, EPOLLONESHOT = 1, 1 << 30
@@ -111,6 +112,7 @@ class Acceptor:
         self._adopt = adopt
         self._board = board
         self._log = log
+        self._complain = Seldom(log)
         self._steal = steal
         self._slots: dict[int, Slot] = {}  # by fd
         self._own: set[int] = set()  # indexes
@@ -231,7 +233,7 @@ class Acceptor:
         """Out of descriptors: the connections keep in the queue, and a sibling may take them."""
         if self._pause_alarm.active:
             return
-        self._log("error", f"cannot accept for the moment: {error.strerror}")
+        self._complain("error", f"cannot accept for the moment: {error.strerror}")
         for slot in self._slots.values():
             slot.watcher.stop()
         self._pause_alarm.set()
