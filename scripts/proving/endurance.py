@@ -33,6 +33,7 @@ BURST = 400  # jobs: more messages than a socket holds
 LONGEST_DRAIN = 60.0  # seconds; the longest work takes `customers.LONGEST_JOB`
 STATE = 16 << 20  # bytes of the state directory's file system; a line of the history takes about 3,000
 SETTLE_EVERY = 8  # acts; then every drain has to end before the next one
+WARM_UP = 10  # releases before the first look: caches fill, and the allocator keeps what a first large status took
 TENTH = 10  # growth is the median of the last tenth of the looks, against that of the first
 ANSWER_WITHIN = 90.0  # seconds for a release to be answered, whatever happens
 
@@ -156,7 +157,7 @@ class Ordeal:
             if g["state"] == "draining" and g["since"] > LONGEST_DRAIN and g["number"] not in self.late:
                 self.late.add(g["number"])
                 self.troubles.append(f"generation {g['number']} drains for {g['since']:.0f} s: {g['waits_for']}")
-        if is_quiet(status):
+        if is_quiet(status) and len(self.rounds.started) > WARM_UP:
             self.looks.append(look_at(self.rounds.server.pid, self.rounds.server.run_dir))
 
     def settle(self) -> float:
@@ -238,8 +239,11 @@ def endurance(tell: Tell, seconds: float = 60.0, releases: int | None = None, se
 
 def growth(result: Result, looks: list[Look]) -> None:
     """The first tenth of the looks against the last one."""
+    if not looks:
+        result.add("growth of the master", "too few releases to tell", "told", True)
+        return
     share = max(1, len(looks) // TENTH)
-    # Of each release the history keeps a line, in the file and in memory, and the first ones also warm up.
+    # Of each release the history keeps a line, in the file and in memory.
     room = {"descriptors": (1.2, 8), "memory": (1.25, 16 << 20), "files": (1.2, 8)}
     for name, (factor, more) in room.items():
         first, last = (median(getattr(one, name) for one in some) for some in (looks[:share], looks[-share:]))
