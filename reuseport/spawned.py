@@ -154,7 +154,11 @@ class Handle:
         """Says why the zygote was not reached, "" if it was. A draining generation gets no other zygote."""
         head = {"name": self.job.name, "tenant": self.job.tenant, "deadline": self.job.deadline}
         self._taken = 0
-        with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock = socket.socket(socket.AF_UNIX)
+        except OSError as error:
+            return error.strerror or str(error)  # no descriptors are left
+        with sock:
             try:
                 sock.connect(jobs.server.door)
             except OSError as error:

@@ -39,6 +39,7 @@ from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.logfile import Passed
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.shared import MAPPED, PINNING, Held
+from reuseport.ipc.shortage import SHORTAGE
 from reuseport.ipc.title import set_title
 from reuseport.options import Settings, certificates
 from reuseport.worker import application, children, forked, forksafety, ground, interrupts, logs, patching, said
@@ -227,16 +228,17 @@ class Zygote:
             failed(f"could not be forked: {error.strerror}")
             return False
         if middle:
-            if waitpid(middle, 0)[1]:
-                failed("could not be forked")
+            if status := os.waitstatus_to_exitcode(waitpid(middle, 0)[1]):
+                why = os.strerror(status) if status > 0 else f"its first process was killed by signal {-status}"
+                failed(f"could not be forked: {why}")
             return False
         try:
             with forked.own_fork():
                 pid = fork()
             if pid:
                 tell(pid)
-        except OSError:
-            os._exit(1)
+        except OSError as error:
+            os._exit(min(error.errno or 1, 255))
         if pid:
             os._exit(0)
         self.channel.close()
@@ -269,9 +271,13 @@ class Zygote:
     def _copy(self, order: messages.Copy, output: int) -> None:
         """Fork a copy that becomes the zygote of another generation: of this very version, without loading anything."""
         generation = order.generation
-        if children.pids():
+        try:
             # They would end with this zygote, under the workers of the copy.
-            self._unborn(generation, 0, "the application's import has started processes, which a copy cannot have")
+            why = "the application's import has started processes, which a copy cannot have" if children.pids() else ""
+        except OSError as error:
+            why = f"its zygote cannot look for processes of the import: {error.strerror}"
+        if why:
+            self._unborn(generation, 0, why)
             close(output)
             return
         self._tell_if_changed()
@@ -521,7 +527,13 @@ def main(born: dict[str, Any]) -> None:
 
 def quit_with(status: int) -> NoReturn:
     """End this zygote, and the processes that its import has started."""
-    children.end()
+    try:
+        children.end()
+    except OSError as error:
+        if error.errno not in SHORTAGE:
+            raise
+        os.closerange(3, 256)  # it needs none of them any more, and /proc cannot be read without one
+        children.end()
     os._exit(status)
 
 

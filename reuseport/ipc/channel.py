@@ -1,7 +1,8 @@
 """A channel: messages between the master and one of its processes, each with the file descriptors that it needs.
 
 A message is one JSON object in one packet of a SOCK_SEQPACKET unix socket, so it arrives whole or not at all, and the
-end of the stream is seen as such. Nothing here ever blocks: what the kernel does not take is kept and sent later.
+end of the stream is seen as such. Nothing here ever blocks: a message that the kernel does not take waits in the
+channel. The channel calls `on_waiting`; its owner then watches the socket for writing, and calls `flush`.
 
 The sockets are those of `_socket`, and `close` is that of `posix`, because gevent replaces the Python class and
 `os.close` in the processes that it patches, and a channel must behave the same on both sides of that.
@@ -14,13 +15,15 @@ import array
 import errno
 import json
 import os
+import signal
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from posix import close
-from typing import Any
+from typing import Any, NamedTuple
 
-from reuseport.ipc.messages import Group, Heard, Malformed
+from reuseport.ipc.messages import Group, Heard, Malformed, decoded
+from reuseport.ipc.shortage import SHORTAGE
 
 VERSION = 1  # of the messages: they pass between a master and zygotes of other versions of this package
 
@@ -29,14 +32,33 @@ TURN = 256  # messages that are received at once: a peer that sends without end 
 BACKLOG = 1024  # connections that may wait to be accepted
 FDS = 64  # file descriptors in one message; the kernel takes at most 253 (SCM_MAX_FD)
 
+# A state, not an event: only the newest message of each of these types counts, so it replaces one that waits.
+STATES = frozenset({"heir", "logs", "routes"})
+
+# Bounds on the messages that wait in one channel. A peer that leaves more unread loses the channel; a new hello then
+# repeats the state.
+MOST_MESSAGES = 1000
+MOST_BYTES = 4 << 20
+
+STALLED = 0.05  # seconds between two attempts where the kernel is short of something that poll(2) does not tell of
+
 _FD_BYTES = array.array("i").itemsize
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 _ROOM = _socket.CMSG_SPACE(FDS * _FD_BYTES) + _socket.CMSG_SPACE(_CREDENTIALS.size)  # bytes for what comes along
 _SO_PEERPIDFD = 77  # asm-generic/socket.h; Python has no name for it
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 
 
 class ChannelError(Exception):
     """A message has arrived without its file descriptors: this process has no room for them."""
+
+
+class _Waiting(NamedTuple):
+    """A message that waits, with descriptors of its own."""
+
+    type: str
+    data: bytes
+    fds: tuple[int, ...]
 
 
 class Channel:
@@ -44,21 +66,30 @@ class Channel:
 
     `sender` is the pid of the process that sent the message which was received last, as the kernel says it
     (SCM_CREDENTIALS); 0 where the kernel was not asked.
+
+    `on_waiting()` is called when messages begin to wait. `stalled`: they wait for memory or for descriptors in flight,
+    which poll(2) does not report; then `flush` has to be called again after STALLED seconds. `given_up`: why this end
+    has ended the channel, "" if it has not.
     """
 
     def __init__(self, sock: _socket.socket) -> None:
         self._sock = sock
         self._sock.setblocking(False)
-        self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._unsent: deque[_Waiting] = deque()
+        self._patient = False
         self.closed = False
         self.fault: Malformed | ChannelError | None = None
         self.sender = 0
+        self.stalled = False
+        self.given_up = ""
+        self.on_waiting: Callable[[], None] = lambda: None
         self._send_flags = _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL
 
     def be_patient(self) -> None:
         """From now on `send` waits until the kernel takes the message: for a process that has no loop."""
         self._send_flags = _socket.MSG_NOSIGNAL
         self._sock.setblocking(True)
+        self._patient = True
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -87,14 +118,18 @@ class Channel:
         self.sender = 0
 
     def send(self, type: str, fds: tuple[int, ...] = (), **fields: Any) -> None:
-        """Send a message. The fds are only lent: a message that has to wait keeps copies of its own."""
+        """Send a message. The fds are only lent: a message that has to wait keeps copies of its own.
+
+        If the message can neither be sent nor wait, this end ends the channel: the peer does not read, or no
+        descriptors are left for the copies. Both processes then see the end of the channel.
+        """
         message = json.dumps({"v": VERSION, "type": type, **fields}, separators=(",", ":")).encode()
         if len(message) > PACKET:
             raise ValueError(f"a message of {len(message)} bytes is larger than {PACKET}: {type}")
-        if self.closed:
+        if self.closed or self.given_up:
             return
         if self._unsent or not self._try(message, fds):
-            self._unsent.append((message, tuple(os.dup(fd) for fd in fds)))
+            self._keep(type, message, fds)
 
     @property
     def unsent(self) -> bool:
@@ -102,23 +137,65 @@ class Channel:
         return bool(self._unsent)
 
     def flush(self) -> None:
-        while self._unsent and self._try(*self._unsent[0]):
-            for fd in self._unsent.popleft()[1]:
-                close(fd)
+        """Send what waits, as far as the kernel takes it."""
+        while self._unsent and self._try(self._unsent[0].data, self._unsent[0].fds):
+            _close_all(self._unsent.popleft().fds)
+
+    def _keep(self, type: str, data: bytes, fds: tuple[int, ...]) -> None:
+        copies: list[int] = []
+        try:
+            for fd in fds:
+                copies.append(os.dup(fd))
+        except OSError as error:
+            _close_all(copies)
+            if error.errno not in SHORTAGE:
+                raise
+            self._give_up(f"no descriptors are left to keep a message ({type}) for it")
+            return
+        message = _Waiting(type, data, tuple(copies))
+        if type in STATES:
+            for index, earlier in enumerate(self._unsent):
+                if earlier.type == type:
+                    # In its place: "heir" must stay in front of the "drain" that it was sent for.
+                    self._unsent[index] = message
+                    _close_all(earlier.fds)
+                    return
+        self._unsent.append(message)
+        if len(self._unsent) > MOST_MESSAGES or sum(len(one.data) for one in self._unsent) > MOST_BYTES:
+            self._give_up(f"it does not read, and {len(self._unsent)} messages wait for it")
+        elif len(self._unsent) == 1:
+            self.on_waiting()
+
+    def _give_up(self, why: str) -> None:
+        self.given_up = why
+        self._drop()
+        try:
+            self._sock.shutdown(_socket.SHUT_RDWR)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
 
     def _try(self, message: bytes, fds: tuple[int, ...]) -> bool:
+        """False where the kernel does not take it now, which is also possible for a patient end."""
         extra = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        try:
-            self._sock.sendmsg([message], extra, self._send_flags)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError as error:
-            if error.errno == errno.ETOOMANYREFS:
+        while True:
+            self.stalled = False
+            try:
+                self._sock.sendmsg([message], extra, self._send_flags)
+            except (BlockingIOError, InterruptedError):
                 return False
-            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
-                raise
-            # The peer is gone. What it said before can still be read, and its end shows there.
-        return True
+            except OSError as error:
+                if error.errno in _GONE:
+                    # The peer is gone. What it said before can still be read, and its end shows there.
+                    return True
+                if error.errno not in SHORTAGE:
+                    raise
+                self.stalled = True
+                if not self._patient:
+                    return False
+                signal.sigtimedwait((), STALLED)  # gevent's time.sleep needs a loop
+            else:
+                return True
 
     def receive(self, group: Group, most: int = TURN) -> list[Heard]:
         """The messages that have arrived, `most` at most, checked against their declarations, with their descriptors
@@ -178,21 +255,31 @@ class Channel:
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the process goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
-        unsent = [(message.decode(), [lend(fd) for fd in fds]) for message, fds in self._unsent]
+        unsent = [(one.data.decode(), [lend(fd) for fd in one.fds]) for one in self._unsent]
         return {"fd": lend(self.fileno()), "unsent": unsent}
 
     def close(self) -> None:
         self.closed = True
-        for _, fds in self._unsent:
-            for fd in fds:
-                close(fd)
-        self._unsent.clear()
+        self._drop()
         self._sock.close()
+
+    def _drop(self) -> None:
+        for one in self._unsent:
+            _close_all(one.fds)
+        self._unsent.clear()
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        close(fd)
 
 
 def connect(path: str) -> Channel:
-    """A channel to the master whose socket this is. OSError where there is none."""
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
+    """A channel to the master whose socket this is. OSError where there is none.
+
+    BlockingIOError where a master is there whose backlog is full (connect(2)): it is stopped, or has no descriptors.
+    """
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK, 0)
     try:
         sock.connect(path)
     except OSError:
@@ -220,7 +307,9 @@ def _announce(listener: _socket.socket) -> None:
 def inherited(left: Mapping[str, Any]) -> Channel:
     """The channel of which `Channel.estate` told."""
     channel = Channel(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, left["fd"]))
-    channel._unsent.extend((message.encode(), tuple(fds)) for message, fds in left["unsent"])
+    for message, fds in left["unsent"]:
+        data = message.encode()
+        channel._unsent.append(_Waiting(decoded(data)["type"], data, tuple(fds)))
     return channel
 
 

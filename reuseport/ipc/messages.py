@@ -272,6 +272,10 @@ class JobEnded(Message, kind="job-ended"):
     number: int = fields.whole(0, _COUNT)
 
 
+class JobsRepeated(Message, kind="jobs-repeated"):
+    """After a hello: every job that the sender has now has been told again."""
+
+
 class JobLost(Message, kind="job-lost"):
     """A job that no process has begun. `pid` is the process that ended before it could, 0 for none."""
 
@@ -576,9 +580,9 @@ class AskMove(Question, kind="move"):
 HELLOS = _group(Hello, TakeOver)
 FROM_ZYGOTE = _group(Loaded, Failed, Forked, Unborn, Noted, Slots, Imported)
 FROM_WORKER = _group(
-    Ready, Accepting, LetGo, Failed, Retire, Slots, Job, JobEnded, JobLost, Stays, Imported
+    Ready, Accepting, LetGo, Failed, Retire, Slots, Job, JobEnded, JobsRepeated, JobLost, Stays, Imported
 )  # fmt: skip
-FROM_JOB = _group(Job, JobEnded, JobLost)
+FROM_JOB = _group(Job, JobEnded, JobsRepeated, JobLost)
 TO_ZYGOTE = _group(Boot, Fork, Copy, Slots, Logs, Superseded, Standby, LetGo, Quit)
 TO_WORKER = _group(Slots, Logs, Heir, Routes, Accept, Attend, Drain, Reopen, Quit)
 TO_JOB = _group(Known, Logs, Drain, Reopen, Quit)

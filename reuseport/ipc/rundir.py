@@ -39,7 +39,9 @@ import fcntl
 import json
 import os
 import re
+import signal
 import stat
+import time
 from collections.abc import Callable
 from posix import close  # gevent's os.close leaves it to its loop
 
@@ -51,6 +53,7 @@ from reuseport.ipc.walk import open_directory
 from reuseport.options.machine import whose
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_FULL = 0.05  # seconds between two attempts to connect to a master that accepts no connection
 
 _BY_DESCRIPTOR = re.compile(r"/proc/self/fd/\d+/")
 # A file in work/ that belongs to a process.
@@ -368,8 +371,9 @@ class RunDir:
             return False
         return (status.st_dev, status.st_ino) == self._id
 
-    def reach_master(self) -> channels.Channel:
-        """A channel to the master that owns this directory. OSError where there is none.
+    def reach_master(self, within: float = 0.0) -> channels.Channel:
+        """A channel to the master that owns this directory. OSError where there is none. BlockingIOError where the
+        backlog of the master's socket has been full for `within` seconds.
 
         Its listener must be root's or the master's user's, as the command line demands of the socket that it asks. A
         directory that was removed is looked for by its path again, if only root and that user can change where the path
@@ -377,7 +381,15 @@ class RunDir:
         """
         if not self.is_held():
             self._remember(open_directory(self.path, self.owner_uid))
-        channel = channels.connect(self.hello)
+        until = time.monotonic() + within
+        while True:
+            try:
+                channel = channels.connect(self.hello)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+            signal.sigtimedwait((), _FULL)  # gevent's time.sleep needs a loop
         _, uid = channel.peer()
         if uid not in (0, self.owner_uid):
             channel.close()

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from reuseport.core import events as ev
 from reuseport.core.model import BOOTING, ZYGOTE, Key
+from reuseport.ipc.shortage import SHORTAGE
 from reuseport.ipc.stacks import STACK_SIGNAL
+from reuseport.master import room
 from reuseport.master.numbers import WORKER_ROWS
 from reuseport.master.succession import SUCCESSOR
 
@@ -59,6 +61,8 @@ def _start_zygote(master: Master, command: ev.StartZygote) -> None:
         process = master.processes.start_zygote(key, command.release.recipe, master.run_dir, boot_log)
     except OSError as error:
         why = f"cannot execute {command.release.recipe['interpreter']}: {error.strerror}"
+        if error.errno in SHORTAGE:
+            why = f"no zygote could be started: {room.in_words(error)}"
         if not master.run_dir.is_in_place():
             # What it prints is kept there, and there it would find its master.
             why = f"the run directory {master.run_dir.path} has gone, and with it the way to this master; {REMOVED}"
@@ -84,8 +88,12 @@ def _copy_zygote(master: Master, command: ev.CopyZygote) -> None:
         # Its child, which would serve in the unit of a master that is about to leave, and keep it there.
         master.events.append(ev.Started(key, error="the zygote is an earlier master's"))
         return
+    try:
+        output = boot_log.open()
+    except OSError as error:
+        master.events.append(ev.Started(key, error=f"its output cannot go to {boot_log.path}: {error.strerror}"))
+        return
     master.processes.expect(key)
-    output = boot_log.open()
     master.switchboard.send(Key(command.donor, ZYGOTE), "copy", (output,), generation=key.generation)
     os.close(output)
 

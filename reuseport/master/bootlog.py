@@ -14,7 +14,8 @@ from typing import Any
 
 from reuseport.core.model import BOOTING, ENDING, Cluster
 from reuseport.ipc.rundir import RunDir
-from reuseport.master import lending
+from reuseport.ipc.shortage import SHORTAGE
+from reuseport.master import lending, reserve
 from reuseport.master.loop import Loop
 
 FOLLOW = 0.1  # seconds between two looks at what a booting generation prints
@@ -32,13 +33,11 @@ class BootLog:
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def news(self, rest: bool) -> bytes:
-        """The lines that have been printed since the last call; with the `rest`, also one that has not ended yet."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(NEWS)
-        except FileNotFoundError:
-            return b""
+        """The lines that have been printed since the last call; with the `rest`, also one that has not ended yet.
+
+        Without a descriptor to read them by they come with a later call.
+        """
+        data = _read(self.path, NEWS, self.offset)
         if not rest and len(data) < NEWS:
             data = data[: data.rfind(b"\n") + 1]
         self.offset += len(data)
@@ -46,16 +45,23 @@ class BootLog:
 
     def tail(self) -> str:
         """The end of what has been printed."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-                return file.read().decode(errors="replace")
-        except FileNotFoundError:
-            return ""
+        return _read(self.path, TAIL, -TAIL).decode(errors="replace")
 
     def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
+
+
+def _read(path: str, size: int, offset: int) -> bytes:
+    """b"" where there is no file, or no descriptor for it: nobody is refused an answer for that."""
+    try:
+        return reserve.read(path, size, offset)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        if error.errno not in SHORTAGE:
+            raise
+        return b""
 
 
 class BootLogs:

@@ -23,12 +23,12 @@ from typing import Any
 
 from reuseport.core.events import Said, Started, Survivor
 from reuseport.core.model import RUNNING, YOUTH, Companion, Key
-from reuseport.ipc.inhabitants import start_time
 from reuseport.ipc.rundir import RunDir
 from reuseport.master.commands import WORDS, become, surroundings
 from reuseport.master.log import Log
 from reuseport.master.loop import Loop
 from reuseport.master.output import Output
+from reuseport.master.peers import start_time
 from reuseport.master.processes import Process, Processes, end_session
 from reuseport.master.readiness import Readiness
 
@@ -93,7 +93,7 @@ class Companions:
                     inherited=lock,
                     prepare=lambda: _await_go(its),
                 )
-            # Without a descriptor for its end it cannot be had: then its wire is closed, and it ends.
+            # If this fails, its wire is closed, and it ends.
             self._processes.is_running(self._processes.expect(key), pid)
             failing.pop_all()
         self._wires[key] = mine

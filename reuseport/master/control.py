@@ -16,10 +16,13 @@ from types import MappingProxyType
 from typing import Any
 
 from reuseport.ipc.messages import Malformed, Question, asked
+from reuseport.ipc.shortage import SHORTAGE
+from reuseport.master import reserve
 from reuseport.master.loop import READ, WRITE, Loop
 
 VERSION = 1
 QUESTION = 65536  # bytes: the longest
+SHORT_OF_MEMORY = 0.05  # seconds until the kernel is asked again to take an answer
 UNREAD = 4 << 20  # bytes that a client may leave unread, but for the last answer
 
 Answer = Callable[["Client", Question], None]
@@ -91,6 +94,11 @@ class Client:
             except ConnectionError:
                 self.close()
                 return
+            except OSError as error:
+                if error.errno not in SHORTAGE:
+                    raise
+                self._server.loop.later(SHORT_OF_MEMORY, self.flush)
+                return
         if self._last:
             self.close()
 
@@ -121,6 +129,7 @@ class Client:
         if self._socket.fileno() != -1:
             self._server.loop.forget(self._socket.fileno())
             self._socket.close()
+            reserve.refill()  # its descriptor may be one of those
         self._server.clients.pop(self.name, None)
 
 
@@ -188,11 +197,11 @@ class Control:
 
     def _accept(self) -> None:
         try:
-            sock, _ = self._socket.accept()
+            sock, _ = reserve.take(self._socket.accept, reserve.FOR_ACTS)
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError:
-            # No descriptors are left. The client waits, or gives up; there is nobody to tell.
+            # The reserve is spent on other clients. This one waits until they have been answered, or gives up.
             self.loop.rest(self._socket.fileno())
             return
         sock.setblocking(False)

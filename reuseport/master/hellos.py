@@ -51,7 +51,7 @@ class _Waiting:
 class Hellos:
     """`heard` gets each first message that came from the process which had connected. The channel, the peer's pidfd and
     the descriptors are its own from then on. `trusted` are the users that may connect. `refused` gets the reason
-    for each connection that is closed."""
+    for each connection that is closed. `cannot_hear` gets the error while no descriptor is left for a connection."""
 
     def __init__(
         self,
@@ -61,12 +61,14 @@ class Hellos:
         heard: Callable[[Channel, Peer, Message, list[int]], None],
         log: Callable[[str, str], None],
         refused: Callable[[str], None],
+        cannot_hear: Callable[[OSError], None],
     ) -> None:
         self._trusted = trusted
         self._loop = loop
         self._heard = heard
         self._log = log
         self._refused = refused
+        self._cannot_hear = cannot_hear
         self._waiting: dict[Channel, _Waiting] = {}  # the oldest first
         self._quiet_until: dict[str, float] = {}  # by reason, monotonic seconds
         self._expiring = False
@@ -144,7 +146,7 @@ class Hellos:
             try:
                 channel = channels.accept(self._listener)
             except OSError as error:
-                self._log("error", f"a process cannot be heard for the moment: {error.strerror}")
+                self._cannot_hear(error)
                 self._loop.rest(self._listener.fileno())
                 break
             if channel is None:
@@ -201,7 +203,7 @@ class Hellos:
             # Before the message is taken: without a descriptor for its sender it has to wait.
             peer = peer_of(channel, one.since)
         except OSError as error:
-            self._log("error", f"process {one.pid} cannot be heard for the moment: {error.strerror}")
+            self._cannot_hear(error)
             self._postpone(channel, one)
             return
         messages = channel.receive(HELLOS, 1)

@@ -24,7 +24,7 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self._callbacks: dict[int, Callable[[], None]] = {}
-        self._resting: dict[int, Callable[[], None]] = {}
+        self._resting: dict[int, Callable[[], None]] = {}  # descriptors that are not watched for the moment
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self.on_error: Callable[[str], None] = sys.stderr.write  # gets the traceback of a callback that raised
@@ -37,10 +37,7 @@ class Loop:
         else:
             self._epoll.register(fd, events)
         self._callbacks[fd] = callback
-
-    def callback(self, fd: int) -> Callable[[], None]:
-        """What is called when the fd is ready. KeyError if it is not watched."""
-        return self._callbacks[fd]
+        self._resting.pop(fd, None)
 
     def forget(self, fd: int) -> None:
         """Must come before the fd is closed: the kernel watches the open file, not its number (epoll(7), Q6)."""
@@ -49,18 +46,21 @@ class Loop:
             self._epoll.unregister(fd)
 
     def rest(self, fd: int, seconds: float = NO_DESCRIPTORS) -> None:
-        """Do not look at the fd for so long: what it is ready for cannot be had now."""
+        """Do not look at the fd for so long: what it is ready for cannot be had now. An fd that rests goes on resting.
+
+        The fd is one that is watched for reading. It may be closed meanwhile, after `forget`.
+        """
         callback = self._callbacks.get(fd)
         if callback is None:
-            return  # it rests already
+            return
         self.forget(fd)
         self._resting[fd] = callback
 
-        def wake() -> None:
+        def end() -> None:
             if self._resting.get(fd) is callback:
                 self.watch(fd, callback)
 
-        self.later(seconds, wake)
+        self.later(seconds, end)
 
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), callback))

@@ -29,7 +29,7 @@ from reuseport.ipc.messages import OtherQuestion, Question
 from reuseport.ipc.rundir import RunDir, not_this
 from reuseport.ipc.scoreboard import Scoreboard
 from reuseport.ipc.title import set_title
-from reuseport.master import estate, status, upgrade
+from reuseport.master import estate, reserve, status, upgrade
 from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.companions import Companions
@@ -87,6 +87,7 @@ class Master:
         self.events: deque[ev.Event] = deque()
         self.exit_status: int | None = None
         self.signals = Signals(self)
+        reserve.refill()
         self.tally = Tally()
         self.ids = find_user(settings)
         self.log_files = LogFiles(self.ids, log.write)
@@ -344,6 +345,7 @@ class Master:
         if not self.succession.heir:
             # Whatever becomes of this look.
             self.loop.later(min(1.0, timeout / 4) if timeout else 1.0, self._look_around)
+        reserve.refill()
         if self.succession.paused:
             return
         for file in self.touched:

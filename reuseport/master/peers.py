@@ -14,8 +14,9 @@ import select
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from reuseport.ipc import inhabitants
 from reuseport.ipc.channel import Channel
-from reuseport.ipc.inhabitants import start_time
+from reuseport.master import reserve
 
 # These mean that the kernel cannot give a pidfd of the connecting process because that has been reaped. Which one it is
 # depends on the version: EINVAL in 6.5, ESRCH later; ENODATA where the socket has no peer.
@@ -96,6 +97,11 @@ def started_at(pid: int, start: int) -> int:
     return -1
 
 
+def start_time(pid: int) -> int:
+    """As `inhabitants.start_time`, also where no descriptor is left."""
+    return reserve.use(lambda: inhabitants.start_time(pid))
+
+
 def child_of(pid: int, parent: int) -> int:
     """A pidfd of a child of this parent; -1 if it has gone. NotOurs if the process is not its child."""
     return _opened(pid, lambda: parent_of(pid) == parent, f"process {pid} is no child of process {parent}")
@@ -128,11 +134,10 @@ def has_ended(pidfd: int) -> bool:
 def users_of(pid: int) -> frozenset[int]:
     """The real, effective and saved user ids that a process has now; empty if there is none (proc_pid_status(5))."""
     try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            line = next(line for line in file if line.startswith(b"Uid:"))
+        lines = reserve.read(f"/proc/{pid}/status").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return frozenset()
-    return frozenset(int(word) for word in line.split()[1:4])
+    return frozenset(int(word) for word in next(line for line in lines if line.startswith(b"Uid:")).split()[1:4])
 
 
 def exists(pid: int) -> bool:
@@ -156,8 +161,7 @@ _NONE = (b"X", b"0", b"0", b"0")
 def _stat(pid: int) -> list[bytes] | None:
     """The fields behind the name, which can hold any byte, in /proc/PID/stat (proc_pid_stat(5)); from field 3 on."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()
+        return reserve.read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
 
@@ -180,5 +184,5 @@ def _opened(pid: int, is_so: Callable[[], bool], otherwise: str) -> int:
 
 def pid_of(pidfd: int) -> int:
     """The pid of the process behind a pidfd; -1 once it has been reaped (pidfd_open(2), "fdinfo")."""
-    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
-        return int(next(line for line in file if line.startswith(b"Pid:")).split()[1])
+    lines = reserve.read(f"/proc/self/fdinfo/{pidfd}").splitlines()
+    return int(next(line for line in lines if line.startswith(b"Pid:")).split()[1])

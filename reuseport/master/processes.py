@@ -2,7 +2,8 @@
 
 Zygotes are the master's children. Workers are forked by a zygote and handed up to the master, which is their subreaper
 (PR_SET_CHILD_SUBREAPER, prctl(2)). Every exit is learned from a pidfd, which also works for processes that an earlier
-master left behind; that some of them are children only adds the exit code.
+master left behind; that some of them are children only adds the exit code. While no descriptor is left for a pidfd, the
+process is polled instead.
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ import signal
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from reuseport import startup
 from reuseport.core.model import Key
 from reuseport.ipc import messages
 from reuseport.ipc.channel import Channel
-from reuseport.ipc.inhabitants import start_time
 from reuseport.ipc.inherited import RUN_DIR, STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
-from reuseport.master import lending, peers
+from reuseport.ipc.shortage import SHORTAGE
+from reuseport.master import lending, peers, reserve
 from reuseport.master.bootlog import BootLog
 from reuseport.master.loop import Loop
 
 PR_SET_CHILD_SUBREAPER = 36
 ASK_AGAIN = 20  # times, a hundredth of a second apart, for the exit status of somebody who is dead
 _PF_EXITING = 0x4
+POLL = 0.1  # seconds between two looks at a process that has no pidfd
 FORGOTTEN = 1000  # exits of unknown processes that are remembered, until a message tells that one was a worker
 
 
@@ -51,6 +54,7 @@ class Process:
     key: Key
     pid: int = 0
     pidfd: int = -1
+    polled: bool = False  # no descriptor was left for its pidfd
     channel: Channel | None = None
     row: int = -1
     start: int = 0  # see `inhabitants.start_time`
@@ -59,12 +63,14 @@ class Process:
     clean: bool = False  # it has exited with status 0, as far as is known
     holds_shared: bool | None = None  # a zygote has opened what workers map; False: by name, and as their user
     takes_logs: bool = False  # it wants the log files from the master; one of an earlier version opens them itself
+    ended: bool = False  # its exit has been noticed: the pid may be another process's by now
     dismissed: bool = False  # the master has told it to end, or ended it
     malformed: bool = False  # it was ended because of a malformed message
     has_more_jobs: bool = False  # than are in `jobs`
     told: bool = False  # it is another master's child, which tells of its end
     asked_again: int = 0  # how often its exit status was not to be had yet
     jobs: dict[int, dict[str, Any]] = field(default_factory=dict)  # as the process tells of them
+    unconfirmed: set[int] = field(default_factory=set)  # of these jobs, those that it has not repeated after a hello
     packages: dict[str, Any] | None = None  # a zygote's Python, reuseport, gevent and greenlet, as it tells of them
     memory: dict[str, int] = field(default_factory=lambda: {"rss": 0, "pss": 0})  # see `memory.Looks`
     measured: float = float("-inf")  # monotonic seconds
@@ -143,8 +149,7 @@ def is_ending(pid: int) -> bool:
     then sets PF_EXITING (linux/sched.h; field 9).
     """
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
+        fields = reserve.read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return False
     return bool(int(fields[6]) & _PF_EXITING or int(fields[28]) & 1 << (signal.SIGKILL - 1))
@@ -152,18 +157,48 @@ def is_ending(pid: int) -> bool:
 
 def end_session(leader: int) -> None:
     """SIGKILL to everybody in the session but its leader. Not by process group: RQ gives each job one of its own."""
-    for entry in os.listdir("/proc"):
+    for entry in reserve.entries("/proc"):
         pid = int(entry) if entry.isdigit() else leader
         if pid == leader or peers.session_of(pid) != leader:
             continue
         with contextlib.suppress(OSError):  # it has gone meanwhile
-            pidfd = os.pidfd_open(pid)
+            pidfd = reserve.take(partial(os.pidfd_open, pid))
             try:
                 # Only now is it certain which process is asked for its session.
                 if peers.session_of(pid) == leader and peers.pid_of(pidfd) == pid:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)
+                reserve.refill()
+
+
+def _open(pid: int) -> int:
+    """A pidfd; -1 where there is no such process, or no descriptor for it."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    except OSError as error:
+        if error.errno not in SHORTAGE:
+            raise
+        return -1
+
+
+def _is_child(pid: int) -> bool:
+    """Whether it is a child that has not been reaped: nobody else gets its pid before that."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _signal(pidfd: int, number: int) -> bool:
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 EXITED = "exited"  # with status 0
@@ -218,7 +253,7 @@ class Processes:
 
         `told`: its parent, which is another master, tells of its exit, and knows how it was (`has_ended`). `pidfd` is
         the process's, and is this object's from now on; -1 means that the process has gone. Without it the pid must be
-        that of a child which has not been reaped.
+        that of a child which has not been reaped, or of a process that the caller has another pidfd of.
         """
         if process.pid == pid and (process.pidfd != -1 or pidfd is None or pidfd == -1):
             if pidfd is not None and pidfd != -1:
@@ -231,11 +266,11 @@ class Processes:
         process.pid, process.told = pid, told
         process.started = time.monotonic()
         if pidfd is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.pidfd = os.pidfd_open(pid)
+            process.pidfd = _open(pid)
+            process.polled = process.pidfd == -1
         else:
-            process.pidfd = pidfd
-        process.start = start_time(pid) if process.pidfd != -1 else 0
+            process.pidfd, process.polled = pidfd, False
+        process.start = peers.start_time(pid) if process.pidfd != -1 or process.polled else 0
         self._watch(process)
 
     def known_as(self, pid: int) -> Process | None:
@@ -256,16 +291,33 @@ class Processes:
         its own user may not send it one, and must not make the master do so.
         """
         process = self._by_key.get(key)
-        if process is None or process.pidfd == -1:
+        if process is None or not process.pid or process.ended:
             return False
+        if process.pidfd == -1 and not process.polled:
+            return False
+        if process.polled:
+            self.reap()
+            if process.pid in self._exits:
+                return False
         if process.user is not None and not peers.users_of(process.pid) <= {process.user}:
             self._log("warning", f"{key} (process {process.pid}) runs as another user by now, and is sent no signal")
             return False
+        if process.pidfd != -1:
+            return _signal(process.pidfd, number)
         try:
-            signal.pidfd_send_signal(process.pidfd, number)
-        except ProcessLookupError:
+            pidfd = reserve.take(lambda: peers.started_at(process.pid, process.start))
+        except OSError as error:
+            if error.errno not in SHORTAGE or not _is_child(process.pid):
+                raise
+            os.kill(process.pid, number)
+            return True
+        if pidfd == -1:
             return False
-        return True
+        try:
+            return _signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+            reserve.refill()
 
     def reap(self) -> bool:
         """Collect every child that has ended: workers and zygotes, and, as PID 1, whatever else was left to us.
@@ -316,9 +368,10 @@ class Processes:
             process.pid, process.pidfd, process.started = one["pid"], one["pidfd"], one["started"]
             process.jobs = {job["number"]: job for job in map(_job, one["jobs"]) if job is not None}
             process.packages = one.get("packages")
-            process.start = one["start"] if "start" in one else start_time(process.pid)
+            process.start = one["start"] if "start" in one else peers.start_time(process.pid)
             process.user = one.get("user")
             process.dismissed = one.get("dismissed", False)
+            process.polled = process.pidfd == -1
             if process.pid:
                 self._watch(process)
 
@@ -369,8 +422,29 @@ class Processes:
             return
         if process.pidfd != -1:
             self._loop.watch(process.pidfd, lambda: self._gone(process))
+        elif process.polled:
+            self._loop.later(0, lambda: self._poll(process, process.pid))
         else:
-            self._loop.later(0, lambda: self._gone(process))
+            self._loop.later(0, lambda: self._gone(process))  # it had gone before it could be watched
+
+    def _poll(self, process: Process, pid: int) -> None:
+        """Look whether the process still lives, again and again, until it can be watched. Its start time tells it from
+        a later process with the same pid."""
+        known = self._by_key.get(process.key) is process and process.pid == pid and process.pidfd == -1
+        if not known or self._resting or process.told:
+            return
+        self.reap()
+        try:
+            pidfd = -1 if pid in self._exits else peers.started_at(pid, process.start)
+        except OSError as error:
+            if error.errno not in SHORTAGE:
+                raise
+            if peers.start_time(pid) == process.start:
+                self._loop.later(POLL, lambda: self._poll(process, pid))
+                return
+            pidfd = -1
+        process.pidfd, process.polled = pidfd, False
+        self._watch(process)
 
     def _gone(self, process: Process) -> None:
         if self._by_key.get(process.key) is not process or self._resting:
@@ -387,6 +461,7 @@ class Processes:
         if process.pidfd != -1:
             os.close(process.pidfd)
             process.pidfd = -1
+        process.ended = True
         process.clean = how == EXITED
         if process.malformed:
             how = "was killed because it sent a malformed message"
@@ -406,6 +481,7 @@ def _job(left: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def high(fd: int) -> int:
     """The same file at a number that the child's standard streams and their copies do not overwrite."""
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)
-    os.close(fd)
-    return high
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)
+    finally:
+        os.close(fd)

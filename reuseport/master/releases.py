@@ -120,6 +120,9 @@ class Releases:
         except OptionError as error:
             self._refuse(client, str(error), log=True)
             return
+        except OSError as error:
+            self._refuse(client, f"{error.filename or 'the configuration'}: {error.strerror}", log=True)
+            return
         if late:
             names = ", ".join("--" + name.replace("_", "-") for name in late)
             self._log("warning", f"{names} changed, which only a new start of the master brings about")
@@ -210,6 +213,9 @@ class Releases:
         needed = self._memory(cluster.serving) if settings.check_memory else 0
         words = [self._in_words(g) for g in living]
         if reason := room.refusal(words, settings.max_generations, needed, room.free_memory() if needed else None):
+            raise OptionError(reason)
+        # A channel and a pidfd for the zygote and each worker, the two ends of the hand-over queue, the boot log.
+        if reason := room.descriptors(2 * (settings.workers + 1) + 3):
             raise OptionError(reason)
 
     def _memory(self, g: Generation | None) -> int:

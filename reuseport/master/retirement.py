@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reuseport.ipc.shortage import SHORTAGE
 from reuseport.ipc.title import set_title
 from reuseport.master.peers import parent_of
-from reuseport.master.processes import Process
+from reuseport.master.processes import POLL, Process
 from reuseport.master.signals import MEANINGS
 
 if TYPE_CHECKING:
@@ -34,8 +35,16 @@ class Predecessors:
         return list(self._pidfds)
 
     def watch(self, pid: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._watch(pid, os.pidfd_open(pid))
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            if error.errno not in SHORTAGE:
+                raise
+            self._master.loop.later(POLL, lambda: self.watch(pid))
+        else:
+            self._watch(pid, pidfd)
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""

@@ -1,4 +1,4 @@
-"""Whether there is room for one more generation: of their number, and of memory.
+"""Whether there is room for one more generation: of their number, of memory, and of file descriptors.
 
 Memory is compared with what the serving generation uses, which the new one will need beside it before any page of the
 old one is given back. That is a guess, and a good one where releases are alike; `--no-check-memory` is for the others.
@@ -7,7 +7,9 @@ old one is given back. That is a guess, and a good one where releases are alike;
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +32,29 @@ def refusal(living: Sequence[str], most: int, needed: int = 0, free: int | None 
             f"little for another one (--no-check-memory releases all the same): {there}"
         )
     return ""
+
+
+def descriptors(count: int) -> str:
+    """Why this process cannot open so many descriptors now; "" if it can."""
+    opened: list[int] = []
+    try:
+        for _ in range(count):
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        left = len(opened)
+        return f"a release takes {count} file descriptors of the master, and {left} are left: {in_words(error)}"
+    finally:
+        for fd in opened:
+            os.close(fd)
+    return ""
+
+
+def in_words(error: OSError) -> str:
+    """The error, and the limit that it comes from (RLIMIT_NOFILE, getrlimit(2))."""
+    if error.errno == errno.EMFILE:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return f"{error.strerror}; its limit is {limit} (ulimit -n, LimitNOFILE= of a unit)"
+    return str(error.strerror)
 
 
 def mebibytes(size: int) -> str:

@@ -35,10 +35,11 @@ from reuseport.core.model import (
 )
 from reuseport.core.record import release_of
 from reuseport.ipc import files
-from reuseport.ipc.inhabitants import start_time
 from reuseport.ipc.rundir import RunDir, RunDirError, not_this
 from reuseport.ipc.scoreboard import ROWS
+from reuseport.master import reserve
 from reuseport.master.listening import Written
+from reuseport.master.peers import start_time
 from reuseport.options import Settings
 from reuseport.options.identity import is_stranger
 
@@ -136,7 +137,8 @@ class Roster:
         }
         try:
             # Nobody whom it tells of outlives a loss of power.
-            files.replace(self._run_dir.roster, json.dumps(data), sync=False)
+            text = json.dumps(data)
+            reserve.use(lambda: files.replace(self._run_dir.roster, text, sync=False))
         except OSError:
             # The next master must not end a process because of what is not true any more. A rename needs no room.
             with contextlib.suppress(OSError):

@@ -27,8 +27,8 @@ from reuseport.ipc.channel import PACKET, Channel
 from reuseport.ipc.messages import Message, Question, TakeOver
 from reuseport.ipc.rundir import RunDirError, not_this
 from reuseport.master import bequest
+from reuseport.master.attached import attach, part
 from reuseport.master.control import Client
-from reuseport.master.loop import READ, WRITE
 from reuseport.master.peers import NotOurs, Peer, child_of
 from reuseport.master.processes import Process
 from reuseport.options import Settings
@@ -105,11 +105,12 @@ class Succession:
             release, Asker(SUCCESSOR), objection, f"master {pid} (--takeover)"
         ):
             _refuse(channel, refusal)
-            channel.close()
+            part(self._master.loop, channel)
             peer.close()
             return
         self._pidfd = peer.pidfd
         self._channel, self._pid, self._who, self._recipe, self._number = channel, pid, who, release.recipe, 0
+        attach(self._master.loop, channel, self._hear)
         self._last = {"pid": pid, "at": time.time(), "outcome": "under way", "error": ""}
         self._say("accepted", version=__version__, metrics=self._master.telling.address)
 
@@ -234,7 +235,7 @@ class Succession:
         """The successor has started this process, which is its child."""
         try:
             pidfd = child_of(pid, self._pid)
-        except NotOurs as error:
+        except (NotOurs, OSError) as error:  # also where no descriptor is left
             self._master.processes.forget(process.key)
             self._master.events.append(ev.Started(process.key, error=f"{self._who}: {error}"))
             return
@@ -290,6 +291,9 @@ class Succession:
             return
         try:
             bequest.pass_descriptors(master, self._channel)
+            if self._channel.given_up:
+                self._lost(f"cannot be told what it needs: {self._channel.given_up}")
+                return
             books = os.memfd_create("reuseport-books", os.MFD_CLOEXEC)
         except OSError as error:
             self._decline(f"nothing could be handed over: {error.strerror}")
@@ -354,15 +358,10 @@ class Succession:
     def _say(self, kind: str, fds: tuple[int, ...] = (), **fields: Any) -> None:
         assert self._channel is not None
         self._channel.send(kind, fds, **fields)
-        self._watch(self._channel)
-
-    def _watch(self, channel: Channel) -> None:
-        self._master.loop.watch(channel.fileno(), self._hear, READ | WRITE if channel.unsent else READ)
 
     def _hear(self) -> None:
         channel = self._channel
         assert channel is not None
-        channel.flush()
         heard = channel.receive(messages.FROM_SUCCESSOR)
         for message, _ in heard:
             self._on_message(message)
@@ -372,8 +371,6 @@ class Succession:
             return
         if channel.closed:
             self._lost("has gone")
-        else:
-            self._watch(channel)
 
     def _hang_up(self) -> None:
         self._close_channel()
@@ -389,9 +386,9 @@ class Succession:
             self._await_end(pidfd)
 
     def _close_channel(self) -> None:
+        """Messages that wait are still sent."""
         if self._channel is not None:
-            self._master.loop.forget(self._channel.fileno())
-            self._channel.close()
+            part(self._master.loop, self._channel)
             self._channel = None
             self._master.processes.nobody_tells()
 

@@ -15,6 +15,7 @@ import _socket
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -25,9 +26,12 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc import messages
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.messages import Heard, Hello, Malformed, Message, TakeOver
+from reuseport.ipc.shortage import SHORTAGE
+from reuseport.master import reserve
+from reuseport.master.attached import attach, detach, part
 from reuseport.master.hellos import IMPOSTOR, MALFORMED, Hellos
 from reuseport.master.logfiles import LogFiles
-from reuseport.master.loop import READ, WRITE, Loop
+from reuseport.master.loop import Loop
 from reuseport.master.peers import NotOurs, Peer, forked_by, has_ended
 from reuseport.master.processes import Process, Processes
 from reuseport.master.slots import Slot, Slots
@@ -38,6 +42,8 @@ AT_ONCE = 64  # messages of one process that are heard in one turn of the loop
 LAST_WORDS = 4096  # messages that are heard of a process that has ended; more than a socket's buffer holds
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
+
+PATIENCE = 3.0  # seconds that a process which boots waits for a descriptor of the master's
 
 # What a process says, and the event that it becomes.
 EVENTS: dict[type[Message], Callable[[Key, Any], ev.Event]] = {
@@ -97,8 +103,12 @@ class Switchboard:
         self.on_lost: Callable[[Key, messages.JobLost], None] = lambda key, job: None  # no process has begun the job
         self.promised: set[tuple[str, int]] = set()  # slots that somebody has: they come behind the hello
         self._queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
+        # Since when, and at what time last, no hello could be heard, in monotonic seconds.
+        self._deaf_since = self._deaf_at = float("-inf")
+        self._unheard: set[Key] = set()  # processes whose boot was given up for that
         refused = (tally or Tally()).hello_refused
-        self.hellos = Hellos(hellos, {os.geteuid(), workers_uid}, loop, self._introduce, log, refused)
+        trusted = {os.geteuid(), workers_uid}
+        self.hellos = Hellos(hellos, trusted, loop, self._introduce, log, refused, self._cannot_hear)
 
     def send(self, key: Key, kind: str, fds: tuple[int, ...] = (), **fields: Any) -> bool:
         """False where there is nobody to say it to."""
@@ -106,7 +116,6 @@ class Switchboard:
         if process is None or process.channel is None:
             return False
         process.channel.send(kind, fds, **fields)
-        self._flush(process.channel)
         return True
 
     def last_words(self, process: Process) -> None:
@@ -130,14 +139,12 @@ class Switchboard:
                 self._pass_logs(process.channel, process.key.generation)
             elif rotated and process.key.number != ZYGOTE:
                 process.channel.send("reopen")
-            self._flush(process.channel)
 
     def announce_slots(self, slots: list[Slot]) -> None:
         """Pass new slots to everybody who may need them."""
         for process in self._processes.all():
             if process.channel is not None and slots and not process.key.is_job:
                 self._pass_slots(process.channel, slots)
-                self._flush(process.channel)
 
     def bequeath(self, key: Key, heir: int, workers: int) -> None:
         """Tell a worker whose its connections will be: generation `heir`, with so many workers."""
@@ -184,7 +191,6 @@ class Switchboard:
             process.channel = channels.inherited(one)
             process.takes_logs = list(key) in left.get("take_logs", ())
             self._listen_to(process, process.channel)
-            self._flush(process.channel)
         for key, holds in left.get("hold_shared", ()):
             if process := self._processes.get(Key(*key)):
                 process.holds_shared = holds
@@ -220,8 +226,25 @@ class Switchboard:
 
     # Hellos.
 
+    def _cannot_hear(self, error: OSError) -> None:
+        """No descriptors are left for a channel, or to know its peer by. The hello waits, but a boot that goes on so
+        long has failed."""
+        now = time.monotonic()
+        last, self._deaf_at = self._deaf_at, now
+        if now > last + PATIENCE:
+            self._deaf_since = now
+            self._unheard.clear()
+            self._log("error", f"processes wait to be heard, because no channel can be opened: {error.strerror}")
+        for process in self._processes.all():
+            waits = process.pid and process.channel is None and not (process.key.is_companion or process.key.is_job)
+            if waits and now >= max(self._deaf_since, process.started) + PATIENCE and process.key not in self._unheard:
+                self._unheard.add(process.key)
+                why = f"the master could not open a channel to it within {PATIENCE:g} s: {error.strerror}"
+                self._tell(ev.Failed(process.key, f"{name_of(process.key)}: {why}"))
+
     def _introduce(self, channel: Channel, peer: Peer, hello: Message, fds: list[int]) -> None:
         """The first message on a channel says whose it is. By now its sender may be dead."""
+        self._deaf_at = float("-inf")
         if isinstance(hello, TakeOver) and peer.runs_as(os.geteuid()):
             self.on_successor(channel, peer, hello)
             return
@@ -271,9 +294,17 @@ class Switchboard:
             earlier, process.channel = process.channel, None
             self._take(process, self._receive(process, earlier, LAST_WORDS))
             self._hang_up(earlier)
+        process.unconfirmed = set(process.jobs)
         process.channel = channel
         self._listen_to(process, channel)
-        self._welcome(process, channel, hello)
+        try:
+            self._welcome(process, channel, hello)
+        except OSError as error:
+            # It waits for what it cannot get; after the end of the channel it says hello again, or leaves.
+            process.channel = None
+            self._hang_up(channel)
+            self._tell(ev.Failed(key, f"{name_of(key)} could not be given what it needs: {error.strerror}"))
+            return
         if key.number != ZYGOTE and not key.is_job:
             self.on_hello(key)
         if key.is_job:
@@ -283,6 +314,8 @@ class Switchboard:
             self._processes.signal(key, signal.SIGTERM)
         elif key.number != ZYGOTE:
             self._tell(ev.Forked(key, peer.pid))
+            if hello.state == "draining":
+                self._tell(ev.LetGo(key))  # its message may have waited in a channel that has ended
         elif is_news:
             self._tell(ev.Started(key, peer.pid))
         if key.number == ZYGOTE and hello.state == "loaded":
@@ -324,7 +357,6 @@ class Switchboard:
             self._pass_logs(channel, generation, boots=process.key.number == ZYGOTE and hello.state != "loaded")
         if process.key.is_job:
             channel.send("known")
-            self._flush(channel)
             return
         recipe = self._recipe_of(generation)
         if process.key.number == ZYGOTE and recipe is not None and hello.state != "loaded":
@@ -332,21 +364,20 @@ class Switchboard:
             channel.send("boot", tuple(end.fileno() for end in ends), recipe=recipe, name=self._name)
         have = {(address, index) for address, index, _ in hello.slots}
         self._pass_slots(channel, [s for s in self._slots.slots if (s.address, s.index) not in have])
-        self._flush(channel)
 
     # Messages.
 
     def _listen_to(self, process: Process, channel: Channel) -> None:
-        self._loop.watch(channel.fileno(), lambda: self._on_messages(process, channel))
+        attach(self._loop, channel, lambda: self._on_messages(process, channel))
 
     def _on_messages(self, process: Process, channel: Channel) -> None:
         if channel.closed:
             return
-        channel.flush()
         self._take(process, self._receive(process, channel, AT_ONCE))
-        if not channel.closed:
-            self._flush(channel)
-        elif process.channel is channel:  # a zygote that started again has said hello on another one by now
+        if channel.given_up:
+            self._log("error", f"the channel to {name_of(process.key)} was ended: {channel.given_up}")
+        if channel.closed and process.channel is channel:
+            # Else a zygote that started again has said hello on another one by now.
             process.channel = None
 
     def _receive(self, process: Process, channel: Channel, most: int) -> list[Heard]:
@@ -371,18 +402,11 @@ class Switchboard:
 
     def _send_away(self, channel: Channel) -> None:
         channel.send("quit")
-        self._hang_up(channel)
+        part(self._loop, channel)
 
     def _hang_up(self, channel: Channel) -> None:
-        if channel.fileno() != -1:
-            self._loop.forget(channel.fileno())
+        detach(self._loop, channel)
         channel.close()
-
-    def _flush(self, channel: Channel) -> None:
-        """See to it that what could not be sent yet will be."""
-        if not channel.closed:
-            callback = self._loop.callback(channel.fileno())
-            self._loop.watch(channel.fileno(), callback, READ | WRITE if channel.unsent else READ)
 
     def _take(self, process: Process, heard: list[Heard]) -> None:
         for message, fds in heard:
@@ -410,6 +434,11 @@ class Switchboard:
         elif isinstance(message, messages.JobEnded):
             if job := process.jobs.pop(message.number, None):
                 self._job_ended(key, job)
+        elif isinstance(message, messages.JobsRepeated):
+            for number in process.unconfirmed:
+                if job := process.jobs.pop(number, None):
+                    self._job_ended(key, job)
+            process.unconfirmed = set()
         elif isinstance(message, messages.JobLost):
             self.on_lost(key, message)
         elif isinstance(message, messages.Stays):
@@ -422,11 +451,12 @@ class Switchboard:
             self._log("debug", f"{key} sent {message.named!r}, which this master does not know")
 
     def _on_job(self, process: Process, job: messages.Job) -> None:
-        if job.number not in process.jobs and len(process.jobs) >= messages.JOBS:
+        if job.number not in process.jobs and len(process.jobs) >= messages.JOBS + len(process.unconfirmed):
             # A worker of this version waits until one of these has ended. One of an earlier version does not.
             process.has_more_jobs = True
             return
         process.jobs[job.number] = vars(job)
+        process.unconfirmed.discard(job.number)
         if process.key.is_job:
             self.on_job(process.key, vars(job))
 
@@ -446,14 +476,31 @@ class Switchboard:
             if self._processes.known_as(pid) is not None:
                 return
             try:
-                pidfd = forked_by(parent.pid, pid, self._workers_uid)
+                self._watch_forked(parent, process, pid)
             except (NotOurs, OSError) as error:
                 self._log("debug", f"{process.key} has not said hello yet: {error}")
                 return
-            self._processes.is_running(process, pid, pidfd=pidfd)
             if process.key.number != ZYGOTE:
                 process.user = self.foreign
         self._tell((ev.Started if process.key.number == ZYGOTE else ev.Forked)(process.key, pid))
+
+    def _watch_forked(self, zygote: Process, process: Process, pid: int) -> None:
+        """Watch a process that the zygote says it has forked. NotOurs if it has not; OSError."""
+        try:
+            pidfd = forked_by(zygote.pid, pid, self._workers_uid)
+        except OSError as error:
+            if error.errno not in SHORTAGE:
+                raise
+            # It is polled, and this descriptor is held until its start is known.
+            pidfd = reserve.take(lambda: forked_by(zygote.pid, pid, self._workers_uid))
+            try:
+                self._processes.is_running(process, pid, pidfd=None if pidfd != -1 else -1)
+            finally:
+                if pidfd != -1:
+                    os.close(pidfd)
+                reserve.refill()
+        else:
+            self._processes.is_running(process, pid, pidfd=pidfd)
 
     # Descriptors that processes share.
 

@@ -55,6 +55,10 @@ def take_over(master: Master, release: Release) -> Bequest | None:
     try:
         run_dir.hold(master.ids)
         channel = run_dir.reach_master()
+    except BlockingIOError:
+        raise TakeoverError(
+            f"the master of {run_dir.path} accepts no connections: it is stopped, or has no file descriptors left"
+        ) from None
     except OSError:
         if settings.takeover == "if-running":
             return None

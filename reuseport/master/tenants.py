@@ -24,6 +24,7 @@ from reuseport.ipc.marks import VERSION
 from reuseport.ipc.pins import number_of
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.shared import SharedFile
+from reuseport.master import reserve
 from reuseport.master.processes import Processes
 from reuseport.master.switchboard import Switchboard
 from reuseport.options import Settings
@@ -248,7 +249,8 @@ class Tenants:
     def _write_holds(self) -> None:
         path = self._holds_path
         try:
-            files.replace(path, json.dumps({"v": 1, "holds": self._holds}))
+            text = json.dumps({"v": 1, "holds": self._holds})
+            reserve.use(lambda: files.replace(path, text))
         except OSError as error:
             self.log("error", f"{path} could not be written; a next master would not know who is held: {error}")
 

@@ -219,10 +219,13 @@ class Trial:
         self._processes = processes
         self._on_end = on_end
         self._late = ""
-        self._answer = os.memfd_create("reuseport-answer")
-        self._output = high(os.memfd_create("reuseport-trial"))
-        null = high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        try:
+        with contextlib.ExitStack() as failing, contextlib.ExitStack() as afterwards:
+            self._answer = os.memfd_create("reuseport-answer")
+            failing.callback(os.close, self._answer)
+            self._output = high(os.memfd_create("reuseport-trial"))
+            failing.callback(os.close, self._output)
+            null = high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            afterwards.callback(os.close, null)
             for fd in (state, self._answer):
                 os.set_inheritable(fd, True)
             self._pid = os.posix_spawn(
@@ -237,14 +240,13 @@ class Trial:
                 setsigmask=processes.original_mask,
                 setsigdef=[signal.SIGPIPE],
             )
-        except OSError:
-            os.close(self._answer)
-            os.close(self._output)
-            raise
-        finally:
-            os.close(null)
+            try:
+                self._pidfd = os.pidfd_open(self._pid)
+            except OSError:
+                os.kill(self._pid, signal.SIGKILL)  # a child that has not been reaped: the pid is still its own
+                raise
+            failing.pop_all()
         os.set_inheritable(self._answer, False)
-        self._pidfd = os.pidfd_open(self._pid)
         loop.watch(self._pidfd, self._ended)
         loop.later(limit, lambda: self._overdue(limit))
 

@@ -17,6 +17,7 @@ from reuseport.core.model import ACCEPTING, LEAVING, TOLD, Cluster, Key
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.scoreboard import TURNED, Scoreboard
 from reuseport.ipc.stacks import STACK_SIGNAL
+from reuseport.master import reserve
 from reuseport.master.loop import Loop
 from reuseport.master.processes import Process, Processes
 
@@ -77,7 +78,7 @@ class Watch:
 def _stack(path: str, offset: int) -> str:
     """What was written behind `offset`. The worker's user owns the directory, so no link in it is followed."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = reserve.take(lambda: os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError:
         return "(it has gone)"
     try:
@@ -86,3 +87,4 @@ def _stack(path: str, offset: int) -> str:
         return os.pread(fd, LONGEST_STACK, offset).decode(errors="replace").rstrip() or "(it has not said where)"
     finally:
         os.close(fd)
+        reserve.refill()

@@ -11,12 +11,18 @@ import contextlib
 import os
 import select
 import struct
+import time
 from typing import Any
 
 from gevent import monkey
 
+from reuseport.ipc.shortage import SHORTAGE
+
 poll = monkey.get_original("select", "poll")
 BACKLOG = 1024
+
+
+NO_DESCRIPTORS = 0.1  # seconds for which nobody is let in when there are none left
 
 
 class Door:
@@ -25,6 +31,7 @@ class Door:
     def __init__(self) -> None:
         self.waiting: list[_socket.socket] = []
         self._socket: _socket.socket | None = None
+        self._closed_until = 0.0  # monotonic seconds
 
     def open(self, path: str) -> None:
         """OSError where that is not possible. What an earlier zygote of the generation has left is replaced."""
@@ -54,6 +61,10 @@ class Door:
         Whether the latter is so."""
         ready = poll()
         mine = -1 if self._socket is None else self._socket.fileno()
+        rest = self._closed_until - time.monotonic()
+        if rest > 0:
+            mine = -1
+            seconds = rest if seconds is None else min(seconds, rest)
         for fd in (mine, other):
             if fd != -1:
                 ready.register(fd, select.POLLIN)
@@ -68,6 +79,11 @@ class Door:
             try:
                 fd, _ = self._socket._accept()  # type: ignore[attr-defined]
             except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in SHORTAGE:
+                    raise
+                self._closed_until = time.monotonic() + NO_DESCRIPTORS  # they wait in the queue
                 return
             line: Any = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
             _, uid, _ = struct.unpack("3i", line.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))

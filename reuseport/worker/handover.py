@@ -23,8 +23,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from reuseport.worker.alarm import Alarm
 from reuseport.worker.connection import Connection
 from reuseport.worker.loopset import LoopSet
+from reuseport.worker.seldom import Seldom
 
 VERSION = 1  # of a batch: generations of other versions of this package pass connections to each other
 READ, WRITE = 1, 2
@@ -36,7 +38,7 @@ MOST_UNREAD = (1 << 16) + (1 << 14)  # bytes: a connection with more (a head and
 PACKET = 1 << 18
 RETRY = 0.005  # seconds, where the kernel holds too many descriptors in flight (ETOOMANYREFS), or a batch was refused
 REFUSALS = 5  # batches that one heir may refuse; while one waits, nobody answers its clients
-NO_ROOM = 0.05  # seconds for which a receiver without descriptors leaves the queue to its siblings
+NO_ROOM = 0.05  # seconds for which a receiver without descriptors leaves the queue to its siblings, or a sender waits
 
 _FD_BYTES = array.array("i").itemsize
 _ACCEPTED = b"\1"
@@ -61,7 +63,7 @@ class Sender:
         self._writable: Any = None
         self._waiting: deque[Connection] = deque()
         self._batches: dict[int, _Batch] = {}
-        self._retry: Any = None
+        self._retry = Alarm(loop, RETRY, self._pump)
         self._workers = 1
         self._share = BATCH
         self._heir = 0  # counts the heirs
@@ -102,6 +104,7 @@ class Sender:
         if self._socket is not None:
             self._writable.stop()
             self._socket.close()
+        self._retry.stop()
 
     def give(self, connections: list[Connection]) -> None:
         """Pass these on, as far as they are between two requests when their turn comes."""
@@ -149,7 +152,7 @@ class Sender:
         try:
             ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
-            self._retry_later()
+            self._retry.set(NO_ROOM)
             return False
         fds = array.array("i", [theirs, *(c.fileno() for c in batch)])
         try:
@@ -159,7 +162,7 @@ class Sender:
             if isinstance(error, BlockingIOError):
                 self._writable.start(self._pump)
             elif error.errno in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
-                self._retry_later()
+                self._retry.set()
             else:
                 self._drop_heir()
             return False
@@ -169,10 +172,6 @@ class Sender:
         self._batches[ours] = _Batch(batch, watcher, self._heir)
         watcher.start(self._answered, ours)
         return True
-
-    def _retry_later(self) -> None:
-        self._retry = self._loop.timer(RETRY)
-        self._retry.start(self._pump)
 
     def _answered(self, acknowledgement: int) -> None:
         """The receiver has spoken, or its end is gone."""
@@ -193,7 +192,7 @@ class Sender:
         if self._socket is not None and self._refusals <= REFUSALS:
             # A former heir's end is no word of the present one's; and where one worker has no room, another may.
             self._waiting.extend(batch.connections)
-            self._retry_later()
+            self._retry.set()
         else:
             self._on_refused(batch.connections)
 
@@ -219,7 +218,7 @@ class Receiver:
         self._loop = loop
         self._adopt = adopt
         self._begin = begin
-        self._log = log
+        self._log = Seldom(log)
         self._watcher = loop.io(self._socket.fileno(), READ)
         self._rest = loop.timer(REST)
 

@@ -30,6 +30,7 @@ from reuseport.ipc import messages
 from reuseport.ipc.marks import Marks
 from reuseport.ipc.pins import JOBS as PINNING
 from reuseport.ipc.pins import Pins
+from reuseport.ipc.shortage import SHORTAGE
 from reuseport.ipc.title import set_title
 from reuseport.spawned import JobLost
 from reuseport.worker import application, forked, tenancy, warmup
@@ -230,9 +231,10 @@ class Talker:
         self._cancel = cancel
         self._said = said
         self._channel: channels.Channel | None = None
-        self._ledger = Ledger(self._say)
+        self._ledger = Ledger(self._say, self._has_room)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._told: Any = (None, "")
+        self._begun = float("-inf")  # when the last channel was opened
         self._retry_at = self._report_at = 0.0
         self._news = True
         self._finishing = False
@@ -291,39 +293,50 @@ class Talker:
         now = time.monotonic()
         if self._channel is None and now >= self._retry_at:
             self._connect()
-        if self._news and (now >= self._report_at or self._finishing):
-            self._news, self._report_at = False, now + REPORT
-            self._ledger.tell()
+        if self._news and self._has_room() and (now >= self._report_at or self._finishing):
+            self._report_at = now + REPORT
+            self._news = not self._ledger.tell()
             self._tell_progress()
         if self._finishing and self._said_all():
             return
         times = [self._retry_at] if self._channel is None else []
-        times += [self._report_at] if self._news else []
+        times += [self._report_at] if self._news and self._has_room() else []
         poll = original("select", "poll")()
         poll.register(self._wake, select.POLLIN)
         if self._line is not None:
             poll.register(self._line.fileno(), select.POLLIN)
-        if self._channel is not None:
-            poll.register(self._channel.fileno(), select.POLLIN | (select.POLLOUT if self._channel.unsent else 0))
+        channel = self._channel
+        if channel is not None:
+            if channel.stalled:
+                times.append(now + channels.STALLED)
+            writes = channel.unsent and not channel.stalled
+            poll.register(channel.fileno(), select.POLLIN | (select.POLLOUT if writes else 0))
         for fd, _ in poll.poll(max(0.0, min(times) - now) * 1000 + 1 if times else None):
             if fd == self._wake:
                 os.eventfd_read(self._wake)
                 self._news = True
-            elif self._channel is not None and fd == self._channel.fileno():
-                self._hear(self._channel)
+            elif channel is not None and fd == channel.fileno():
+                self._hear(channel)
             else:
                 self._hear_asker()
+        if self._channel is not None and self._channel.stalled:
+            self._channel.flush()
+
+    def _has_room(self) -> bool:
+        return self._channel is None or not self._channel.unsent
 
     def _said_all(self) -> bool:
-        return not self._news and (self._channel is None or not self._channel.unsent)
+        return not self._news and self._has_room()
 
     def _connect(self) -> None:
         try:
             self._channel = self._birth.run_dir.reach_master()
-        except OSError:
+        except OSError as error:
             self._retry_at = time.monotonic() + RETRY
-            self._let_begin()
+            if error.errno not in SHORTAGE:  # else there is a master, which has to know of the job before it begins
+                self._let_begin()
             return
+        self._begun = time.monotonic()
         self._channel.send(
             "hello",
             generation=self._birth.generation,
@@ -359,9 +372,12 @@ class Talker:
                         lines.send(self._line, lines.AGAIN)
                 os._exit(1)
         if channel.closed:
+            if channel.given_up:
+                sys.stderr.write(f"the channel to the master was ended: {channel.given_up}\n")
             channel.close()
             self._channel = None
-            self._retry_at = 0.0
+            # Not at once after a hello that has just failed: its cause lasts, and two processes would be busy.
+            self._retry_at = self._begun + RETRY
             if channel.fault is not None:
                 sys.stderr.write(f"the master could not be understood: {channel.fault}\n")
                 self._retry_at = time.monotonic() + RETRY

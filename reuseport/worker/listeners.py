@@ -26,7 +26,9 @@ from gevent import monkey
 
 from reuseport.ipc.channel import FDS, Channel
 from reuseport.ipc.scoreboard import ACCEPTED, LOOKS, STOLEN
+from reuseport.worker.alarm import Alarm
 from reuseport.worker.loopset import LoopSet
+from reuseport.worker.seldom import Seldom
 
 epoll = monkey.get_original("select", "epoll")
 EPOLLIN, EPOLLONESHOT = 1, 1 << 30
@@ -110,6 +112,7 @@ class Acceptor:
         self._adopt = adopt
         self._board = board
         self._log = log
+        self._complain = Seldom(log)
         self._steal = steal
         self._slots: dict[int, Slot] = {}  # by fd
         self._own: set[int] = set()  # indexes
@@ -117,7 +120,7 @@ class Acceptor:
         self._siblings = epoll()
         self._sibling_watcher = loop.io(self._siblings.fileno(), READ)
         self._look_timer = loop.timer(FIRST_LOOK)
-        self._pause_timer = loop.timer(NO_DESCRIPTORS)
+        self._pause_alarm = Alarm(loop, NO_DESCRIPTORS, self._resume)
         self._delay = FIRST_LOOK
 
     def add(self, listener: Listener) -> None:
@@ -146,8 +149,9 @@ class Acceptor:
     def rest(self) -> None:
         """Accept nothing until the next `own`, but keep the slots."""
         self._accepting = False
-        for watcher in (self._sibling_watcher, self._look_timer, self._pause_timer):
+        for watcher in (self._sibling_watcher, self._look_timer):
             watcher.stop()
+        self._pause_alarm.clear()
         self._disarm()
         for slot in self._slots.values():
             slot.watcher.stop()
@@ -160,7 +164,7 @@ class Acceptor:
                     pass
         self._accepting = False
         self._look_timer.stop()
-        self._pause_timer.stop()
+        self._pause_alarm.clear()
         self._forget_fd(self._sibling_watcher, self._siblings.fileno())
         self._siblings.close()
         for slot in self._slots.values():
@@ -172,7 +176,7 @@ class Acceptor:
     def abandon(self) -> None:
         """In a child that the application has forked: neither accept nor hold anything, and leave the parent alone."""
         self._accepting = False
-        for watcher in (self._sibling_watcher, self._look_timer, self._pause_timer):
+        for watcher in (self._sibling_watcher, self._look_timer, self._pause_alarm):
             watcher.stop()
         self._siblings.close()
         for slot in self._slots.values():
@@ -227,15 +231,14 @@ class Acceptor:
 
     def _pause(self, error: OSError) -> None:
         """Out of descriptors: the connections keep in the queue, and a sibling may take them."""
-        if self._pause_timer.active:
+        if self._pause_alarm.active:
             return
-        self._log("error", f"cannot accept for the moment: {error.strerror}")
+        self._complain("error", f"cannot accept for the moment: {error.strerror}")
         for slot in self._slots.values():
             slot.watcher.stop()
-        self._pause_timer.start(self._resume)
+        self._pause_alarm.set()
 
     def _resume(self) -> None:
-        self._pause_timer.stop()
         for slot in self._slots.values():
             self._watch(slot)
 
@@ -265,7 +268,7 @@ class Acceptor:
         self._board[LOOKS] += 1
         self._arm()
         stolen = False
-        if not self._pause_timer.active:
+        if not self._pause_alarm.active:
             # Most looks find nothing: one call for all slots, which then are armed for the next arrival.
             for fd, _ in self._siblings.poll(0, len(self._slots) or 1):
                 slot = self._slots[fd]

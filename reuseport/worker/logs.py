@@ -23,6 +23,7 @@ from reuseport.ipc.logfile import Passed
 from reuseport.ipc.logline import form_of, printable
 from reuseport.ipc.outlet import Outlet
 from reuseport.options import Settings, logplace
+from reuseport.worker.alarm import Alarm
 
 from .application import LoadError
 from .said import Said
@@ -95,7 +96,7 @@ class FileSink:
         self._loop = loop
         self._log = log
         self._lines: list[str] = []
-        self._timer = loop.timer(AGAIN)
+        self._alarm = Alarm(loop, AGAIN, self._retry)
         self._failing = False
 
     def write(self, line: str) -> None:
@@ -132,10 +133,9 @@ class FileSink:
         self._outlet.finish(LAST_WORDS)
 
     def _try_later(self) -> None:
-        self._timer.start(self._retry)
+        self._alarm.set()
 
     def _retry(self) -> None:
-        self._timer.stop()
         self._outlet.flush()
         self._judge()
 

@@ -54,6 +54,7 @@ from reuseport.worker.snapshot import Snapshots
 from reuseport.worker.vitals import Vitals
 
 TURN = 0.25  # seconds between two signs of life
+FIRST_HELLO = 10.0  # seconds for the master to accept the connection of a new worker
 
 
 class Worker:
@@ -72,6 +73,7 @@ class Worker:
         self.loop = self.hub.loop
         self.ended = gevent.event.Event()
         self.engine: Engine | None = None
+        self.reporter: JobReporter | None = None
         self.acceptor: Acceptor | None = None
         self.sender: Sender | None = None
         self.receiver: Receiver | None = None
@@ -92,6 +94,7 @@ class Worker:
             take=self._take,
             lost=self._on_master_lost,
             alone=self._on_no_master,
+            on_room=self._report,
         )
         self.replacement = Replacement(self.settings, self.board, self.link.say)
         self.vitals = Vitals(self.board, self.id, birth.name)
@@ -108,7 +111,7 @@ class Worker:
             os.dup2(birth.boot_output, 2)
         else:
             speak_through(self.log)
-        if not self.link.connect():
+        if not self.link.connect(FIRST_HELLO):
             os._exit(0)  # its master died meanwhile; another one would not know of it
         if birth.application is not None:
             self.get_ready(birth.application)
@@ -133,6 +136,7 @@ class Worker:
             self.board,
             begun.my_row(birth.shared.get("begun"), birth.row),
             self.link.say,
+            self.link.has_room,
             lambda: self.link.channel is not None,
             self._jobs_changed,
         )
@@ -260,6 +264,7 @@ class Worker:
         )
         if again:
             pass_slots(channel, listeners)
+            assert self.reporter is not None
             self.reporter.again()
             self.replacement.repeat()
 
@@ -389,6 +394,10 @@ class Worker:
         else:
             self.replacement.ask(TERM)
 
+    def _report(self) -> bool:
+        """Tell the master of the jobs. Whether that was all: a worker that has not got so far has none."""
+        return self.reporter is None or self.reporter.report()
+
     def _jobs_changed(self) -> None:
         self.replacement.look_at_jobs()
         self.drain.leave_if_done()
@@ -415,7 +424,6 @@ class Worker:
     def exit(self) -> None:
         """Leave now: in the main greenlet, where exit handlers are called."""
         if self.engine is not None:
-            self.reporter.report()
             self._put_down()
             self.receiver.stop(self.loop_set)
         self.ended.set()
@@ -475,6 +483,7 @@ def _live(worker: Worker, birth: Callable[[], None]) -> None:
         told = ". ".join(filter(None, (names.lines(text, messages.ERROR), remedies.of_error(error))))
         worker.link.say("failed", error=told)
         status = 1
+    worker.link.finish(worker._report)
     if worker.sinks is not None:
         worker.sinks.close()
     leave(status)

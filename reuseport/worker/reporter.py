@@ -1,7 +1,8 @@
 """Tells the master of this worker's jobs, as they begin, get on and end.
 
-Only differences travel, and not more often than every REPORT seconds: a job that is over before that needs no report,
-and thousands of short ones must not keep the master busy. The count in the scoreboard is always true, and what was
+Only differences travel, not more often than every REPORT seconds, and only while the channel has room: a job that is
+over before that needs no report, and thousands of short ones must neither keep the master busy nor wait in memory for a
+master that is stopped. The count in the scoreboard is always true, and what was
 begun last stands in shared memory (`ipc/begun.py`), for a master that has to tell what was lost with this process.
 """
 
@@ -17,6 +18,7 @@ from reuseport.ipc.begun import Row
 from reuseport.ipc.messages import JOBS as MOST
 from reuseport.ipc.scoreboard import JOBS
 from reuseport.spawned import Handle
+from reuseport.worker.alarm import Alarm
 from reuseport.worker.interrupts import is_server
 
 REPORT = 0.05  # seconds
@@ -28,39 +30,59 @@ for _step in (jobs.Job.begin, jobs.Job.end, jobs.job.__enter__, jobs.job.__exit_
 
 
 class Ledger:
-    """What the master has been told of this process's jobs. `say(kind, **fields)` speaks to it.
+    """The state of this process's jobs that the master knows.
 
     The master hears of `messages.JOBS` jobs at most at a time, and of the next one when one of these has ended. Half of
     the places are for jobs of tenants, because the master must know of such a job while there is one.
+
+    `say(kind, **fields)` speaks to it. `has_room()`: whether a message is sent at once. Where it would have to wait,
+    the ledger tells the rest later, as the jobs are then.
     """
 
-    def __init__(self, say: Callable[..., None]) -> None:
+    def __init__(self, say: Callable[..., None], has_room: Callable[[], bool]) -> None:
         self._say = say
+        self._has_room = has_room
         self._told: dict[int, dict[str, Any]] = {}
         self._lost: deque[tuple[jobs.Job, int, str]] = deque(maxlen=LOST)
+        self._repeating = False
 
     def forget(self) -> None:
-        """Another master knows nothing yet."""
+        """The process has said hello on a new channel: repeat everything, because the messages that waited in the old
+        channel are lost."""
         self._told.clear()
+        self._repeating = True
 
     def lost(self, one: jobs.Job, pid: int, why: str) -> None:
         """A job is lost that no process has begun (`jobs.lost`). In any thread; `tell` passes it on."""
         self._lost.append((one, pid, why))
 
-    def tell(self) -> None:
-        """Tell what has changed since the last time."""
+    def tell(self) -> bool:
+        """Tell what has changed since the last time. False where the channel has no room for all of it."""
         now = {one.number: _facts(one) for one in self._chosen(list(jobs.active.values()))}
         for number in self._told.keys() - now.keys():
+            if not self._has_room():
+                return False
             del self._told[number]
             self._say("job-ended", number=number)
         for number, facts in now.items():
             if self._told.get(number) != facts:
+                if not self._has_room():
+                    return False
                 self._told[number] = facts
                 self._say("job", number=number, **facts)
+        if self._repeating:
+            if not self._has_room():
+                return False
+            # The same master may know jobs whose end was never sent. It now forgets each job that was not repeated.
+            self._repeating = False
+            self._say("jobs-repeated")
         while self._lost:
+            if not self._has_room():
+                return False
             one, pid, why = self._lost.popleft()
             facts = _facts(one)
             self._say("job-lost", pid=pid, why=why, **{name: facts[name] for name in ("name", "tenant", "started")})
+        return True
 
     def _chosen(self, active: list[jobs.Job]) -> list[jobs.Job]:
         """Those that the master is to know of: what it knows already, and the oldest others."""
@@ -92,8 +114,8 @@ def _real(value: Any) -> float | None:
 
 
 class JobReporter:
-    """`say(kind, **fields)` speaks to the master, and `has_master()` is whether there is one. `on_change()` is called
-    in the loop after each change."""
+    """`say(kind, **fields)` speaks to the master, if `has_room()`. `has_master()` is whether there is one.
+    `on_change()` is called in the loop after each change."""
 
     def __init__(
         self,
@@ -101,15 +123,16 @@ class JobReporter:
         board: Any,
         begun: Row,
         say: Callable[..., None],
+        has_room: Callable[[], bool],
         has_master: Callable[[], bool],
         on_change: Callable[[], None],
     ) -> None:
         self._board = board
         self._begun = begun
-        self._ledger = Ledger(say)
+        self._ledger = Ledger(say, has_room)
         self._has_master = has_master
         self._on_change = on_change
-        self._timer = loop.timer(REPORT)
+        self._alarm = Alarm(loop, REPORT, self.report)
         self._wake = loop.async_()
         self._wake.start(self._changed)
         # What a zygote may have had under way at its import is not this process's.
@@ -136,8 +159,7 @@ class JobReporter:
 
     def _changed(self) -> None:
         self._board[JOBS] = len(jobs.active) + len(jobs.starting)
-        if not self._timer.active:
-            self._timer.start(self.report)
+        self._alarm.set()
         self._on_change()
 
     def again(self) -> None:
@@ -145,8 +167,9 @@ class JobReporter:
         self._ledger.forget()
         self.report()
 
-    def report(self) -> None:
-        """Tell what has changed since the last time."""
-        self._timer.stop()
-        self._ledger.tell()
+    def report(self) -> bool:
+        """Tell what has changed since the last time. False where the channel has no room for all of it: then this has
+        to be called again when it has."""
+        self._alarm.clear()
+        return self._ledger.tell()
 

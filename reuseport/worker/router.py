@@ -33,6 +33,7 @@ from reuseport.core.routing import MOVED, SERVING, Route, Table, binding, route
 from reuseport.ipc.inflight import of_tenant
 from reuseport.ipc.marks import VERSION, Full, Marks
 from reuseport.ipc.pins import JOBS, REQUESTS, Pins, number_of
+from reuseport.worker.alarm import Alarm
 from reuseport.worker.birth import Birth
 from reuseport.worker.body import NO_BODY
 from reuseport.worker.connection import CLOSED, Connection
@@ -100,7 +101,7 @@ class Router:
         self._senders: dict[int, Sender] = {}
         self._outgoing: dict[int, list[Connection]] = {}
         self._line: list[_Request] = []
-        self._again = self._loop.timer(AGAIN)
+        self._again = Alarm(self._loop, AGAIN, self._try_again)
         self._mine: set[str] = set()  # tenants that have moved here, and can go nowhere else by the table's version
         self._mine_version = -1
         self._stayers: set[Connection] = set()
@@ -174,17 +175,14 @@ class Router:
         request = _Request(response, run, head, tenant, number, time.monotonic())
         if not self._decided(request):
             self._line.append(request)
-            if not self._again.active:
-                self._again.start(self._try_again)
+            self._again.set()
 
     def _try_again(self) -> None:
-        self._again.stop()
         line, self._line = self._line, []
         left = [one for one in line if one.response.connection.state is not CLOSED and not self._decided(one)]
         self._line = left + self._line
         if self._line:
-            self._again = self._loop.timer(AGAIN)
-            self._again.start(self._try_again)
+            self._again.set()
 
     def _decided(self, request: _Request) -> bool:
         """As `_decide`. What goes wrong (the kernel has no memory for a lock) costs this request, and no other."""

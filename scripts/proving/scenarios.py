@@ -18,6 +18,7 @@ from typing import Any
 from proving.accounting import SHORT, percentile
 from proving.companions import companions
 from proving.costs import blocked, memory, steal
+from proving.endurance import endurance
 from proving.environments import TwoEnvironments
 from proving.figures import Result, Scenario, Tell, ms, pause
 from proving.load import MIXED
@@ -357,4 +358,5 @@ SCENARIOS: dict[str, Scenario] = {
     "memory": memory,
     "long-job": long_job,
     "companions": companions,
+    "endurance": endurance,
 }

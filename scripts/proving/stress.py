@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from pathlib import Path
+from typing import Any
 
 from proving import customers
 from proving.accounting import percentile
@@ -86,10 +87,14 @@ def main() -> int:
 
 def chosen(options: argparse.Namespace) -> Scenario:
     scenario = SCENARIOS[options.scenario]
+    more: dict[str, Any]
     if options.scenario == "long-job":
         more = {"seconds": options.job_seconds, "releases": options.releases or 20}
     elif options.scenario == "companions":
         more = {"seconds": options.job_seconds, "releases": options.releases or 3}
+    elif options.scenario == "endurance":
+        seed = options.seed if options.seed is not None else time.time_ns() % 100_000
+        more = {"seconds": options.seconds, "releases": options.releases, "seed": seed}
     else:
         return scenario
     return update_wrapper(partial(scenario, **more), scenario)

@@ -86,6 +86,13 @@ def invoices(work, seconds):
     note("ends", *work)
 
 
+def burst(environ, query, start_response):
+    """Begins many short jobs at once, for nobody."""
+    for number in range(int(query["count"])):
+        reuseport.spawn(time.sleep, float(query["seconds"]), name=f"burst {number}")
+    return answer(environ, query, start_response)
+
+
 def upload(environ, query, start_response):
     count, digest = 0, hashlib.sha256()
     while piece := environ["wsgi.input"].read(16384):
@@ -159,6 +166,7 @@ PAGES = {
     "/burn": burn,
     "/work": work,
     "/job": job,
+    "/burst": burst,
     "/upload": upload,
     "/stream": stream,
 }

@@ -48,6 +48,26 @@ def test_no_room_for_another_client(slot):
         client.close()
 
 
+def test_each_pause_lasts_as_long_as_the_first(slot):
+    """Else a worker without descriptors uses a whole CPU to ask for one."""
+    loop = gevent.get_hub().loop
+    attempts: list[float] = []
+
+    def adopt(fd, peer, local):
+        attempts.append(time.monotonic())
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    acceptor = Acceptor(loop, LoopSet(loop), adopt, [0] * FIELDS, lambda level, text: None)
+    acceptor.add(Listener(os.dup(slot.fileno()), "127.0.0.1:0", 0, False))
+    clients = [socket.create_connection(slot.getsockname()) for _ in range(4)]
+    acceptor.own([0])
+    wait_for(lambda: len(attempts) == 4)
+    assert attempts[-1] - attempts[0] >= NO_DESCRIPTORS * 2  # of three pauses
+    acceptor.stop()
+    for client in clients:
+        client.close()
+
+
 def test_one_that_rests_looks_at_no_siblings_slot(slot):
     """Else each connection there costs the kernel work, and from outside it looks awake."""
     loop = gevent.get_hub().loop

@@ -39,6 +39,7 @@ class Door:
         self.heard: list[messages.Message] = []
         self.pids: list[int] = []
         self.lines: list[str] = []
+        self.errors: list[OSError] = []
         self.clients: list[socket.socket] = []
 
         def count(reason: str) -> None:
@@ -47,7 +48,7 @@ class Door:
         def log(level: str, text: str) -> None:
             self.lines.append(text)
 
-        self.hellos = Hellos(channels.listen(path), trusted, self.loop, self.hear, log, count)
+        self.hellos = Hellos(channels.listen(path), trusted, self.loop, self.hear, log, count, self.errors.append)
 
     def hear(self, channel, peer, hello, fds) -> None:
         self.heard.append(hello)

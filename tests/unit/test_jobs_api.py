@@ -252,7 +252,7 @@ class Ledger:
         from reuseport.worker.reporter import Ledger
 
         self.known, self.lost, self.said = {}, [], 0
-        self._ledger = Ledger(self._hear)
+        self._ledger = Ledger(self._hear, lambda: True)
         self.tell, self.is_lost = self._ledger.tell, self._ledger.lost
 
     def _hear(self, kind, **fields):
