@@ -239,4 +239,3 @@ def _people(g: Any) -> list[tuple[int, int, str, int]]:
     if g.zygote is not None:
         people.append((ZYGOTE, g.zygote.pid, "loaded" if g.zygote.loaded else "loading", 0))
     return people
-

@@ -451,7 +451,8 @@ class Switchboard:
             self._log("debug", f"{key} sent {message.named!r}, which this master does not know")
 
     def _on_job(self, process: Process, job: messages.Job) -> None:
-        if job.number not in process.jobs and len(process.jobs) >= messages.JOBS + len(process.unconfirmed):
+        most = messages.JOBS + min(len(process.unconfirmed), messages.JOBS)
+        if job.number not in process.jobs and len(process.jobs) >= most:
             # A worker of this version waits until one of these has ended. One of an earlier version does not.
             process.has_more_jobs = True
             return

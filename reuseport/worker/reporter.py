@@ -172,4 +172,3 @@ class JobReporter:
         to be called again when it has."""
         self._alarm.clear()
         return self._ledger.tell()
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ def no_descriptors() -> Iterator[None]:
 
 @pytest.fixture
 def held() -> Iterator[None]:
+    gc.collect()  # else a descriptor of an earlier test is closed later, and its number is below those of the reserve
     reserve.refill()
     yield
     while reserve._held:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import resource
 import signal
 import socket
 import time
@@ -17,6 +19,7 @@ from reuseport.core import events as ev
 from reuseport.core.model import FIRST_COMPANION, FIRST_JOB, ZYGOTE, Key
 from reuseport.ipc import channel as channels
 from reuseport.ipc import messages
+from reuseport.master import reserve
 from reuseport.master.loop import Loop
 from reuseport.master.processes import Process, Processes
 from reuseport.master.slots import Slots
@@ -187,3 +190,85 @@ def test_a_second_hello_of_a_process_leaves_one_channel(board):
     for _ in range(3):
         board.loop.wait(time.monotonic())
     assert len(os.listdir("/proc/self/fd")) == before + 2, "the channel and the pidfd"
+
+
+JOB = {"name": "export", "tenant": "acme", "started": 1.0, "deadline": None, "fraction": None}
+
+
+def tell_jobs(board: Board, process: Process, *numbers: int) -> None:
+    for number in numbers:
+        board.switchboard._on_message(process, messages.Job.parse({"number": number, **JOB}))
+
+
+def test_after_a_second_hello_a_job_counts_if_it_is_repeated(board):
+    """Its end may have waited in the channel that has ended."""
+    ended: list[dict[str, Any]] = []
+    board.switchboard._job_ended = lambda key, job: ended.append(job)
+    board.say(hello(1))
+    process = board.processes.get(Key(1, 1))
+    tell_jobs(board, process, 1, 2, 3)
+    process.unconfirmed = set(process.jobs)  # as a second hello sets it
+    tell_jobs(board, process, 2, 4)
+    assert set(process.jobs) == {1, 2, 3, 4}, "a job that is not repeated yet may still run"
+    board.switchboard._on_message(process, messages.JobsRepeated.parse({}))
+    assert set(process.jobs) == {2, 4} and [job["number"] for job in ended] == [1, 3]
+    tell_jobs(board, process, 2)
+    board.switchboard._on_message(process, messages.JobsRepeated.parse({}))
+    assert set(process.jobs) == {2, 4}, "without a hello in between it says nothing"
+
+
+def test_jobs_that_are_not_confirmed_take_no_places(board, monkeypatch):
+    """A worker with more jobs than the master keeps can repeat others than it told first."""
+    monkeypatch.setattr(messages, "JOBS", 3)
+    board.say(hello(1))
+    process = board.processes.get(Key(1, 1))
+    tell_jobs(board, process, 1, 2, 3, 4)
+    assert (set(process.jobs), process.has_more_jobs) == ({1, 2, 3}, True)
+    process.unconfirmed = set(process.jobs)
+    tell_jobs(board, process, 4, 5, 6)
+    board.switchboard._on_message(process, messages.JobsRepeated.parse({}))
+    assert set(process.jobs) == {4, 5, 6}
+    for first in range(10, 100, 10):  # hellos without end, and nothing is ever confirmed
+        process.unconfirmed = set(process.jobs)
+        tell_jobs(board, process, *range(first, first + 10))
+    assert len(process.jobs) <= 2 * messages.JOBS
+
+
+def test_a_worker_that_says_hello_in_a_drain_has_let_go(board):
+    board.processes.expect(Key(1, 1))
+    pid = board.say(hello(1, "draining"))
+    assert board.events == [ev.Forked(Key(1, 1), pid), ev.LetGo(Key(1, 1))]
+
+
+def test_a_forked_process_is_known_while_the_master_has_no_descriptors(board):
+    """It is polled, and its end is noticed; a process that is none of the zygote's is still not believed."""
+    gone: list[tuple[Key, str]] = []
+    board.processes._on_exit = lambda process, how: gone.append((process.key, how))
+    zygote = board.processes.expect(Key(1, ZYGOTE))
+    board.processes.is_running(zygote, board.say(hello(ZYGOTE, "loading")))
+    one, other = board.processes.expect(Key(1, 1)), board.processes.expect(Key(1, 2))
+    child = os.fork()
+    if not child:
+        signal.pause()
+    board.children.append(child)
+    gc.collect()  # else a descriptor that an earlier test has left can be closed below, and its number is free then
+    reserve.refill()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(1)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        for number, pid in ((1, child), (2, 1), (2, os.getppid())):
+            board.switchboard._on_message(zygote, messages.Forked.parse({"number": number, "pid": pid}))
+        assert (one.pid, one.pidfd, one.polled, other.pid) == (child, -1, True, 0)
+        assert board.processes.signal(one.key, signal.SIGKILL)
+        board.children.remove(child)
+        until = time.monotonic() + PATIENCE
+        while not gone and time.monotonic() < until:
+            board.loop.wait(time.monotonic() + 0.1)
+        assert gone == [(Key(1, 1), "was killed by SIGKILL")]
+        assert len(reserve._held) == reserve.SIZE
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        while reserve._held:
+            os.close(reserve._held.pop())
