@@ -427,11 +427,11 @@ from reuseport.cli.main import main
 from reuseport.master.processes import Processes
 whole = Processes.is_running
 
-def fail_once(self, process, pid):
+def fail_once(self, process, pid, **more):
     if process.key.is_companion:
         Processes.is_running = whole
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    whole(self, process, pid)
+    whole(self, process, pid, **more)
 
 Processes.is_running = fail_once
 sys.argv = ["reuseport", *sys.argv[3:]]
