@@ -135,11 +135,12 @@ class Job:
     def progress(self, fraction: float, text: str = "") -> None:
         """Say how far it is, from 0 to 1, and in words; `reuseport status` shows both.
 
-        `fraction` is any real number, of which a float is kept. `text` is shown in one line of at most 200 characters.
+        `fraction` is any real number, of which a float is kept; True stands for 1, False for 0. `text` is shown in one
+        line of at most 200 characters.
         TypeError for what is no number or no str, ValueError beyond 0 and 1.
         """
         what = "a job's progress lies between 0 and 1"
-        converted = values.number(fraction, what)
+        converted = float(fraction) if isinstance(fraction, bool) else values.number(fraction, what)
         if not 0 <= converted <= 1:
             raise ValueError(f"{what}, not at {fraction!r}")
         self.fraction, self.text = converted, names.line(values.text(text, "the text of a job's progress"))

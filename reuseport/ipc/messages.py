@@ -43,8 +43,8 @@ JOBS = 1000  # of one process that the master is told of at a time
 _GENERATIONS = 1 << 31
 _PIDS = 1 << 22  # PID_MAX_LIMIT (linux/threads.h)
 _COUNT = (1 << 63) - 1
-_LATEST = 1e12  # Unix seconds
-_LONGEST = 1e308  # seconds of a job's deadline: earlier versions take every finite one
+LATEST = 1e12  # Unix seconds
+LONGEST = 1e308  # seconds of a job's deadline: earlier versions take every finite one
 _WORKERS = 1024  # --workers
 _ROWS = 4096  # of shared memory, and slots of an address
 ERROR = 5000  # characters of an error or a note that are sent: as JSON they fit into a packet, 12 bytes each at most
@@ -260,8 +260,8 @@ class Job(Message, kind="job"):
     number: int = fields.whole(0, _COUNT)
     name: str = fields.name()
     tenant: str | None = fields.maybe(fields.name())
-    started: float = fields.real(0, _LATEST)
-    deadline: float | None = fields.maybe(fields.real(0, _LONGEST), None)
+    started: float = fields.real(0, LATEST)
+    deadline: float | None = fields.maybe(fields.real(0, LONGEST), None)
     fraction: float | None = fields.maybe(fields.real(0, 1, flags=True), None)
     text: str = fields.line(names.LONGEST, "")
     where: str = fields.line(20, "")
@@ -283,7 +283,7 @@ class JobLost(Message, kind="job-lost"):
     why: str = fields.line(_REASON)
     name: str = fields.name()
     tenant: str | None = fields.maybe(fields.name())
-    started: float = fields.real(0, _LATEST)
+    started: float = fields.real(0, LATEST)
 
 
 class Stays(Message, kind="stays"):
@@ -473,7 +473,7 @@ class Said(_OfKey, kind="said"):
     pid: int = fields.whole(0, _PIDS)
     ready: bool = fields.flag(False)
     status: str | None = fields.maybe(fields.lines(_TEXT), None)
-    extend: float = fields.real(0, _LONGEST, 0.0)
+    extend: float = fields.real(0, LONGEST, 0.0)
     why: str | None = fields.maybe(fields.lines(_TEXT), None)
 
 
@@ -497,7 +497,7 @@ class Question(Message):
     server: str | None = fields.maybe(fields.text(_TEXT), None)
     by: str = fields.line(names.LONGEST, "")
     session: str = fields.line(names.LONGEST, "")
-    started: float | None = fields.maybe(fields.real(0, _LATEST), None)
+    started: float | None = fields.maybe(fields.real(0, LATEST), None)
 
 
 class OtherQuestion(Question):

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from math import isfinite
 from typing import Any
 
 from reuseport import jobs, names
+from reuseport.ipc import messages
 from reuseport.ipc.begun import Row
 from reuseport.ipc.messages import JOBS as MOST
 from reuseport.ipc.scoreboard import JOBS
@@ -22,6 +22,8 @@ from reuseport.worker.alarm import Alarm
 from reuseport.worker.interrupts import is_server
 
 REPORT = 0.05  # seconds
+FOR_TENANTS = MOST // 2  # places that no other job takes
+PLACES = frozenset({"", jobs.GREENLET, jobs.THREAD, jobs.PROCESS})
 LOST = 100  # lost jobs that wait to be told
 
 # Interrupted by what a signal's handler raises, a job that has ended would be counted on, and a drain wait for it.
@@ -33,7 +35,7 @@ class Ledger:
     """The state of this process's jobs that the master knows.
 
     The master hears of `messages.JOBS` jobs at most at a time, and of the next one when one of these has ended. Half of
-    the places are for jobs of tenants, because the master must know of such a job while there is one.
+    the places are kept for jobs of tenants, because the master must know of such a job while there is one.
 
     `say(kind, **fields)` speaks to it. `has_room()`: whether a message is sent at once. Where it would have to wait,
     the ledger tells the rest later, as the jobs are then.
@@ -85,32 +87,41 @@ class Ledger:
         return True
 
     def _chosen(self, active: list[jobs.Job]) -> list[jobs.Job]:
-        """Those that the master is to know of: what it knows already, and the oldest others."""
-        if len(active) <= MOST:
+        """Those that the master is to know of: what it knows already, and the oldest others as far as there is room."""
+        if len(active) <= FOR_TENANTS:
             return active
-        chosen: list[jobs.Job] = []
-        for some in ([one for one in active if one.tenant], [one for one in active if not one.tenant]):
-            some.sort(key=lambda one: one.number not in self._told)
-            chosen += some[: MOST // 2]
+        chosen = [one for one in active if one.number in self._told]
+        places = MOST - len(chosen)
+        of_nobody = MOST - FOR_TENANTS - sum(not one.tenant for one in chosen)
+        for one in active:
+            if one.number in self._told or (not one.tenant and of_nobody <= 0):
+                continue
+            if places <= 0:
+                break
+            places -= 1
+            of_nobody -= not one.tenant
+            chosen.append(one)
         return chosen
 
 
 def _facts(one: jobs.Job) -> dict[str, Any]:
-    """`jobs.Job` checks its values. An application that assigns others to its attributes hides no other job."""
+    """`jobs.Job` checks its values. An application can assign others to its attributes. What the message does not allow
+    is left out here: the master ends a process that sends it."""
     return {
         "name": names.name(one.name) if isinstance(one.name, str) else type(one.name).__name__,
         "tenant": names.name(one.tenant) if isinstance(one.tenant, str) else None,
-        "started": _real(one.started) or 0.0,
-        "deadline": _real(one.deadline),
-        "fraction": _real(one.fraction),
+        "started": _real(one.started, messages.LATEST) or 0.0,
+        "deadline": _real(one.deadline, messages.LONGEST),
+        "fraction": _real(one.fraction, 1.0),
         "text": names.line(one.text) if isinstance(one.text, str) else "",
-        "where": one.where,
-        "overdue": one.overdue,
+        "where": one.where if isinstance(one.where, str) and one.where in PLACES else "",
+        "overdue": one.overdue is True,
     }
 
 
-def _real(value: Any) -> float | None:
-    return value if type(value) is float and isfinite(value) else None
+def _real(value: Any, most: float) -> float | None:
+    """The value as a float, if it is a number from 0 to `most`."""
+    return float(value) if type(value) in (float, int) and 0 <= value <= most else None
 
 
 class JobReporter:

@@ -181,7 +181,7 @@ def test_progress_is_any_real_number(fraction):
 
 
 @pytest.mark.parametrize(
-    "fraction", ["0.5", None, True, timedelta(0), float("nan"), float("inf"), Decimal("NaN"), -0.1]
+    "fraction", ["0.5", None, timedelta(0), float("nan"), float("inf"), Decimal("NaN"), -0.1]
 )
 def test_other_progress_is_refused_and_changes_nothing(fraction):
     with reuseport.job("export") as one:
@@ -268,12 +268,14 @@ class Ledger:
 
 
 @pytest.mark.parametrize(
-    "value", [b"x", 5, Decimal(1), float("nan"), "\0" * 70_000, None, object()], ids=lambda value: type(value).__name__
+    "value",
+    [b"x", 5, -1.0, 1.5, 1e300, 10**400, Decimal(1), float("nan"), "\0" * 70_000, None, object()],
+    ids=lambda value: f"{value!r:.9}" if isinstance(value, float) else type(value).__name__,
 )
 def test_one_job_hides_no_other_whatever_the_application_makes_of_it(value):
     ledger = Ledger()
     with reuseport.job("before"), reuseport.job("odd") as odd, reuseport.job("behind"):
-        for attribute in ("name", "text", "deadline", "fraction", "started"):
+        for attribute in ("name", "text", "deadline", "fraction", "started", "where", "overdue"):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(odd, attribute, value)
                 ledger.tell()
@@ -308,6 +310,24 @@ def test_the_master_is_told_of_so_many_jobs_and_of_each_tenants_in_the_end():
             tenants.remove(one)
         ledger.tell()
     assert len(seen) == many and ledger.known == {}
+
+
+def test_a_job_that_the_master_knows_is_told_as_ended_only_at_its_end():
+    ledger = Ledger()
+    running = [jobs.Job("export", f"tenant {number}") for number in range(messages.JOBS - 100)]
+    running += [jobs.Job("plain") for _ in range(100)]
+    for one in running:
+        one.begin()
+    ledger.tell()
+    known = set(ledger.known)
+    assert known == {one.number for one in running}
+    running += [jobs.Job("one more"), jobs.Job("one more", "acme")]
+    for one in running[-2:]:
+        one.begin()
+        ledger.tell()
+    assert set(ledger.known) == known
+    for one in running:
+        one.end()
 
 
 def test_a_job_that_no_process_has_begun_is_told_once():
