@@ -53,11 +53,13 @@ def end(master: place.Master, *, now: bool, as_json: bool) -> int:
     run_dir = _held(master.run_dir)
     with contextlib.ExitStack() as stack:
         alive = client.is_alive(master.run_dir, of_any_user=master.named)
+        unseen = False
         if alive:
             found = _beside(master, run_dir)
         else:
             _lock(run_dir, stack)
             found = {**_listed(run_dir), **run_dir.inhabitants()}
+            unseen = not found and run_dir.is_inhabited()
         orphans = list(_opened(found, stack))
         if not as_json:
             for one in orphans:
@@ -70,6 +72,11 @@ def end(master: place.Master, *, now: bool, as_json: bool) -> int:
     if as_json:
         named = {"ended": [_as_json(one) for one in ended], "left": [_as_json(one) for one in left]}
         print(json.dumps({"ok": not left, "run_dir": master.run_dir, **named}))
+    if unseen:
+        raise Failure(
+            f"processes of {master.run_dir} live, and this user cannot see which: run the command as their user, or as "
+            "root with CAP_SYS_PTRACE"
+        )
     if left:
         raise Failure(f"not ended: {', '.join(map(str, left))}")
     if not as_json:

@@ -244,10 +244,13 @@ class Channel:
         return list(fds)
 
     def peek(self) -> bytes | None:
-        """The first message that has arrived, unchecked. It stays there with its descriptors. None before it has come,
-        b"" at the end of the channel."""
+        """The first message that has arrived, unchecked; notes its sender. It stays there with its descriptors. None
+        before it has come, b"" at the end of the channel."""
+        room = _socket.CMSG_SPACE(_CREDENTIALS.size)  # and none for descriptors, which the kernel would copy
         try:
-            return self._sock.recv(PACKET, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+            data, extra, _, _ = self._sock.recvmsg(PACKET, room, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+            self._take_extra(extra)
+            return data
         except (BlockingIOError, InterruptedError):
             return None
         except ConnectionError:

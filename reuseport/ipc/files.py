@@ -81,7 +81,7 @@ def tail(path: str, size: int, owner: int | None = None) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise Damaged(_reason(error)) from None
+        raise _judged(error) from None
     try:
         status = _checked(fd, owner)
         with open(fd, "rb", closefd=False) as file:
@@ -95,14 +95,12 @@ def tail(path: str, size: int, owner: int | None = None) -> bytes:
 
 
 def read(path: str, owner: int | None = None) -> bytes:
-    """The contents. FileNotFoundError; Damaged for what cannot be read, or what another user than root and `owner` has,
-    or can write to (None: of any user's)."""
+    """The contents. OSError; Damaged for what is no regular file, or what another user than root and `owner` has or can
+    write to (None: of any user's)."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise
     except OSError as error:
-        raise Damaged(_reason(error)) from None
+        raise _judged(error) from None
     try:
         _checked(fd, owner)
         with open(fd, "rb", closefd=False) as file:
@@ -125,13 +123,16 @@ def _checked(fd: int, owner: int | None) -> os.stat_result:
             raise Damaged(f"it belongs to user {status.st_uid}")
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise Damaged(f"others can write to it (mode {status.st_mode & 0o7777:04o})")
-        if status.st_nlink > 1:
-            raise Damaged("it has another name (hard link)")
     return status
 
 
-def _reason(error: OSError) -> str:
-    return "it is a symbolic link" if error.errno == errno.ELOOP else os.strerror(error.errno or 0).lower()
+def _judged(error: OSError) -> Exception:
+    """What a failed open(2) says of the file itself is Damaged. A lack of descriptors or of permission says nothing."""
+    if error.errno == errno.ELOOP:
+        return Damaged("it is a symbolic link")
+    if error.errno in (errno.ENXIO, errno.EISDIR, errno.ENODEV):
+        return Damaged(os.strerror(error.errno).lower())
+    return error
 
 
 def read_json(path: str, shape: Callable[[Any], Shape], log: Log, lost: str) -> Shape | None:
@@ -143,6 +144,9 @@ def read_json(path: str, shape: Callable[[Any], Shape], log: Log, lost: str) -> 
     try:
         return shape(json.loads(read(path, os.geteuid())))
     except FileNotFoundError:
+        return None
+    except OSError as error:
+        log("error", f"{path} cannot be read ({(error.strerror or str(error)).lower()}), so {lost}")
         return None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         tell_damage(path, error, log, lost)

@@ -101,11 +101,17 @@ def _copy_zygote(master: Master, command: ev.CopyZygote) -> None:
 def _fork(master: Master, command: ev.Fork) -> None:
     taken = {process.row for process in master.processes.all()}
     row = next(row for row in range(WORKER_ROWS) if row not in taken)
-    master.shared.restore()
-    master.board.clear(row)
-    master.latencies.give(row, command.key.generation)
-    master.begun.give(row, command.key)
-    master.quarantine.give(row, command.key)
+    try:
+        master.shared.restore()
+        master.board.clear(row)
+        master.latencies.give(row, command.key.generation)
+        master.begun.give(row, command.key)
+        master.quarantine.give(row, command.key)
+    except OSError as error:  # a full disk, where a file system copies what is written
+        why = f"its row in the run directory cannot be written: {error.strerror}"
+        master.log.write("error", f"worker {command.key} cannot be forked: {why}")
+        master.events.append(ev.Exited(command.key, why))
+        return
     master.processes.expect(command.key, row)
     g = master.cluster.generations.get(command.key.generation)
     booting = g is not None and g.state in BOOTING

@@ -45,8 +45,10 @@ def adopt(
         row = _row(remains.rows[one.key], owners.get(one.key))
         process = master.processes.get(one.key) or master.processes.expect(one.key, row)
         master.processes.is_running(process, one.pid, pidfd=peers.started_at(one.pid, remains.starts[one.pid]))
-        if not one.key.is_companion and one.key.number != ZYGOTE:
-            process.user = master.switchboard.foreign
+        # A zygote becomes the workers' user while it loads.
+        foreign = master.switchboard.foreign
+        if not one.key.is_companion and (one.key.number != ZYGOTE or peers.users_of(one.pid) == {foreign}):
+            process.user = foreign
     master.losses.of_the_dead(master.board, master.begun, {one.row for one in master.processes.all()})
     master.quarantine.of_the_dead({one.row for one in master.processes.all()})
     master.numbers.adopt({one.key.generation for one in remains.adopted.survivors})
@@ -107,6 +109,8 @@ def _await_slots(master: Master, remains: Remains) -> None:
         if not silent and not missing & master.switchboard.promised:
             return  # whoever had them has died, or has let go of them to drain
         if time.monotonic() > deadline:
+            if not silent:
+                return  # a hello has named a slot that its process does not have
             names = ", ".join(sorted({address for address, _ in missing}))
             raise SlotError(
                 f"{names}: no process of the earlier master has handed it over within {PATIENCE:g} s. These do not "

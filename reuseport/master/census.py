@@ -5,9 +5,10 @@ or a job's process that has lost its master says hello every second to the socke
 begins listens there before it decides. It waits until each process that has the directory's lock
 (`RunDir.inhabitants`) has said hello, but not longer than PATIENCE.
 
-A hello comes from the workers' user, so it names no path and no program that root then uses. It only says the number of
-its generation. Which version that was is read from the older roster or from the history. A generation that neither of
-them knows is adopted as one of the configured version. It serves until that version has been released, and drains.
+A hello comes from the workers' user, so it names no path and no program that root then uses, and it counts only if the
+process that connected has sent it (`peers.py`). It only says the number of its generation. Which version that was is
+read from the older roster or from the history. A generation that neither of them knows is adopted as one of the
+configured version. It serves until that version has been released, and drains.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ from reuseport.ipc.channel import Channel
 from reuseport.ipc.inhabitants import start_time
 from reuseport.ipc.messages import Hello, Malformed, decoded
 from reuseport.ipc.rundir import RunDir
+from reuseport.master.listening import Written
+from reuseport.master.peers import has_ended, peer_of
 from reuseport.master.roster import Remains
 
 PATIENCE = 5.0  # seconds for the processes of an earlier master to say hello
+QUIET = 2.5  # seconds without a new hello, where the processes cannot be seen: each says hello once a second
 LOOK = 0.1  # seconds between two looks whether those that are silent still live
 AHEAD = 1000  # generations that may have been released since the roster or the history was written
 MOST = 8192  # connections
@@ -63,36 +67,55 @@ def ask(run_dir: RunDir, hellos: _socket.socket, trusted: frozenset[int], patien
     """Listen until each process has said hello. `trusted` are the users whose processes are heard."""
     found = Census(hellos)
     awaited = run_dir.inhabitants()
-    unheard: dict[int, Channel] = {}
-    deadline = time.monotonic() + patience
+    # Root without CAP_SYS_PTRACE cannot see the descriptors of another user's processes.
+    unseen = not awaited and run_dir.is_inhabited()
+    unheard: dict[Channel, float] = {}
+    last = time.monotonic()
+    deadline = last + patience
     while True:
         while len(found.channels) < MOST and (channel := channels.accept(hellos)) is not None:
             if channel.peer()[1] in trusted:
-                unheard[channel.fileno()] = channel
+                unheard[channel] = time.clock_gettime(time.CLOCK_BOOTTIME)
                 found.channels.append(channel)
             else:
                 channel.close()
-        for fd, channel in list(unheard.items()):
+        for channel, since in list(unheard.items()):
             data = channel.peek()
             if data is not None:
-                del unheard[fd]
-                pid = channel.peer()[0]
-                awaited.pop(pid, None)
-                if heard := _heard(pid, data):
+                del unheard[channel]
+                last = time.monotonic()
+                awaited.pop(channel.peer()[0], None)
+                if heard := _heard(channel, since, data, trusted):
                     found.heard.append(heard)
         awaited = {pid: start for pid, start in awaited.items() if start_time(pid) == start}
-        left = deadline - time.monotonic()
-        if not awaited or left <= 0:
+        now = time.monotonic()
+        left = deadline - now
+        if left <= 0 or not (awaited or (unseen and now < last + QUIET)):
             found.silent = sorted(awaited)
             return found
         ready = select.poll()
-        for fd in (hellos.fileno(), *unheard):
-            ready.register(fd, select.POLLIN)
+        for one in (hellos, *unheard):
+            ready.register(one.fileno(), select.POLLIN)
         ready.poll(min(left, LOOK) * 1000)
 
 
-def _heard(pid: int, data: bytes) -> Heard | None:
-    """What a hello says; None for any other message. The descriptors of a hello are not looked at here."""
+def _heard(channel: Channel, since: float, data: bytes, trusted: frozenset[int]) -> Heard | None:
+    """What a hello says; None for any other message, and for one that the process which connected has not sent. The
+    descriptors of a hello are not looked at here."""
+    try:
+        peer = peer_of(channel, since)
+    except OSError:
+        return None
+    try:
+        if peer.pidfd == -1 or channel.sender != peer.pid or not peer.users <= trusted:
+            return None
+        start = start_time(peer.pid)
+        return None if has_ended(peer.pidfd) else _said(peer.pid, start, data)
+    finally:
+        peer.close()
+
+
+def _said(pid: int, start: int, data: bytes) -> Heard | None:
     try:
         said = decoded(data)
         if said.get("type") != Hello.kind:
@@ -107,7 +130,7 @@ def _heard(pid: int, data: bytes) -> Heard | None:
     if not fits or key.generation == 0 or key.is_companion:
         return None
     slots = tuple((address, index) for address, index, _ in hello.slots)
-    return Heard(pid, key, hello.state, slots, start_time(pid))
+    return Heard(pid, key, hello.state, slots, start)
 
 
 def joined(
@@ -149,9 +172,11 @@ def joined(
     adopted = replace(
         before, survivors=tuple(survivors.values()), last=max(highest, *(key.generation for key in survivors))
     )
-    found = Remains(adopted, rows, tuple(slots), (), {}, releases, starts=starts)
-    if stale:
-        found = replace(found, gone=stale.gone, name=stale.name, written=stale.written)
+    gone, name = (stale.gone, stale.name) if stale else ({}, "")
+    found = Remains(adopted, rows, tuple(slots), (), gone, releases, name, starts)
+    # The sockets that no roster names are known by their addresses only.
+    written = stale.written if stale else Written()
+    found.written = replace(written, cookies={**dict.fromkeys(slots, 0), **written.cookies})
     return found, unknown
 
 

@@ -167,6 +167,9 @@ class Roster:
             data = json.loads(files.read(path, self._run_dir.owner_uid))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise RunDirError(f"--run-dir: {self._run_dir.named(path)} cannot be read: {reason}") from None
         except (ValueError, RecursionError) as error:
             raise files.Damaged(error) from None
         if not isinstance(data, dict) or not _is_count(data.get("v")):

@@ -265,7 +265,6 @@ OTHER = 4_000_001  # a uid without a name
         (lambda path: os.chown(path, OTHER, 0), f"belongs to user {OTHER}"),
         (lambda path: path.chmod(0o620), "others can write"),
         (lambda path: path.chmod(0o602), "others can write"),
-        (lambda path: os.link(path, path.with_name("other")), "hard link"),
     ],
 )
 def test_what_others_can_write_is_not_believed(tmp_path, give, why):
