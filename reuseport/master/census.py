@@ -176,8 +176,8 @@ def joined(
     found = Remains(adopted, rows, tuple(slots), (), gone, releases, name, starts)
     # The sockets that no roster names are known by their addresses only.
     written = stale.written if stale else Written()
-    found.written = replace(written, cookies={**dict.fromkeys(slots, 0), **written.cookies})
-    return found, unknown
+    written = replace(written, cookies={**dict.fromkeys(slots, 0), **written.cookies})
+    return replace(found, written=written), unknown
 
 
 def _place(survivors: dict[Key, Survivor]) -> None:

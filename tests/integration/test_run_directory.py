@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 
 from harness import is_gone, wait_for
@@ -56,9 +55,8 @@ def test_a_start_in_a_directory_that_others_can_exchange_is_refused(serve, tmp_p
 
 
 def fill_disk(server) -> None:
-    """The files of this master cannot become larger than nothing: as on a full disk, and without root."""
-    _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (1, hard))
+    """The roster cannot be replaced any more: as on a full disk, and without root."""
+    (server.run_dir / "roster.json.new").mkdir()
 
 
 def successor(server, serve, *options: str):
