@@ -27,6 +27,7 @@ from reuseport.ipc.channel import Channel
 from reuseport.ipc.inhabitants import start_time
 from reuseport.ipc.messages import Hello, Malformed, decoded
 from reuseport.ipc.rundir import RunDir
+from reuseport.master.listening import Written
 from reuseport.master.roster import Remains
 
 PATIENCE = 5.0  # seconds for the processes of an earlier master to say hello
@@ -149,9 +150,12 @@ def joined(
     adopted = replace(
         before, survivors=tuple(survivors.values()), last=max(highest, *(key.generation for key in survivors))
     )
-    found = Remains(adopted, rows, tuple(slots), (), {}, releases, starts=starts)
+    known_before = stale.written if stale else Written()
+    # The socket of a slot that no roster has is not known by its cookie.
+    written = Written({**dict.fromkeys(slots, 0), **known_before.cookies}, known_before.files)
+    found = Remains(adopted, rows, tuple(slots), (), {}, releases, starts=starts, written=written)
     if stale:
-        found = replace(found, gone=stale.gone, name=stale.name, written=stale.written)
+        found = replace(found, gone=stale.gone, name=stale.name)
     return found, unknown
 
 

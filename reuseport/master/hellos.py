@@ -85,10 +85,9 @@ class Hellos:
         return len(self._waiting)
 
     def greet(self, channel: Channel) -> None:
-        """Hear a process that connected to the socket before this object was there."""
+        """Hear a process that connected to the socket before this object was there, in the next turn of the loop: its
+        generation may be adopted only after this call."""
         self._await(channel)
-        if channel in self._waiting:
-            self._hear(channel)
 
     def hear_last(self, pid: int) -> None:
         """Hear the hello of a process that has died, wherever it waits."""
