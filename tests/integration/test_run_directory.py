@@ -55,7 +55,8 @@ def test_a_start_in_a_directory_that_others_can_exchange_is_refused(serve, tmp_p
 
 
 def fill_disk(server) -> None:
-    """The roster cannot be replaced any more: as on a full disk, and without root."""
+    """The roster cannot be written: as on a full disk, and without root. A limit of the file size (RLIMIT_FSIZE) would
+    also keep the master from writing to shared memory, whose blocks are there."""
     (server.run_dir / "roster.json.new").mkdir()
 
 
@@ -71,6 +72,8 @@ def test_what_a_master_could_not_write_down_is_adopted_by_asking(serve):
     """Its disk was full, so the roster tells of workers that are gone, and of nothing that lives."""
     server = serve().start()
     old = server.status().pids()
+    history = server.run_dir / "history.jsonl"
+    written = history.read_bytes()
     fill_disk(server)
     gate = server.gate("held")
     server.write("two")
@@ -81,6 +84,7 @@ def test_what_a_master_could_not_write_down_is_adopted_by_asking(serve):
     gate.await_entered()
     address, serving = server.address, server.status().pids()
     lose_master(server)
+    history.write_bytes(written)  # as if it could not be written either
     server.write("three")
     second = successor(server, serve).launch()
     status = second.wait(lambda s: s.serving == 3 and s.draining == [2], "the release of the configured version")

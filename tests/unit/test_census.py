@@ -55,6 +55,7 @@ def test_a_generation_that_nobody_wrote_down_serves_on_until_the_configured_one_
     job = heard(6, FIRST_JOB + 77, "working")
     remains, unknown = joined(None, [*people, job], nothing, CONFIGURED, 4)
     assert unknown and remains and remains.adopted.last == 7
+    assert set(remains.written.cookies) == set(remains.slots) and not any(remains.written.cookies.values())
     found = survivors(remains)
     assert {key: one.state for key, one in found.items()} == {
         Key(7, ZYGOTE): "loaded",

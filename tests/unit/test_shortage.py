@@ -35,13 +35,18 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.fixture
-def held() -> Iterator[None]:
-    gc.collect()  # else a descriptor of an earlier test is closed later, and its number is below those of the reserve
-    reserve.refill()
-    yield
+def empty_reserve() -> None:
     while reserve._held:
         os.close(reserve._held.pop())
+
+
+@pytest.fixture
+def held() -> Iterator[None]:
+    gc.collect()  # no descriptor of an earlier test is closed below
+    empty_reserve()  # an earlier test may have filled it, with higher numbers than the limit
+    reserve.refill()
+    yield
+    empty_reserve()
 
 
 def test_the_reserve_gives_one_and_takes_it_back(held, tmp_path):

@@ -241,6 +241,11 @@ def test_a_worker_that_says_hello_in_a_drain_has_let_go(board):
     assert board.events == [ev.Forked(Key(1, 1), pid), ev.LetGo(Key(1, 1))]
 
 
+def empty_reserve() -> None:
+    while reserve._held:
+        os.close(reserve._held.pop())
+
+
 def test_a_forked_process_is_known_while_the_master_has_no_descriptors(board):
     """It is polled, and its end is noticed; a process that is none of the zygote's is still not believed."""
     gone: list[tuple[Key, str]] = []
@@ -252,7 +257,8 @@ def test_a_forked_process_is_known_while_the_master_has_no_descriptors(board):
     if not child:
         signal.pause()
     board.children.append(child)
-    gc.collect()  # else a descriptor that an earlier test has left can be closed below, and its number is free then
+    gc.collect()  # no descriptor of an earlier test is closed below
+    empty_reserve()  # an earlier test may have filled it, with higher numbers than the limit
     reserve.refill()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(1)
@@ -271,5 +277,4 @@ def test_a_forked_process_is_known_while_the_master_has_no_descriptors(board):
         assert len(reserve._held) == reserve.SIZE
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        while reserve._held:
-            os.close(reserve._held.pop())
+        empty_reserve()
