@@ -14,9 +14,11 @@ import _socket
 import array
 import errno
 import json
+import math
 import os
 import signal
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from posix import close
@@ -197,15 +199,18 @@ class Channel:
             else:
                 return True
 
-    def receive(self, group: Group, most: int = TURN) -> list[Heard]:
+    def receive(self, group: Group, most: int = TURN, seconds: float = math.inf) -> list[Heard]:
         """The messages that have arrived, `most` at most, checked against their declarations, with their descriptors
-        (close-on-exec). `group`: what this peer can say.
+        (close-on-exec). `group`: what this peer can say. After `seconds` no further message is taken.
 
         A message that cannot be taken sets `fault` and `closed`. Those before it are returned, those behind it are not.
         """
         heard: list[Heard] = []
         reset = False
+        end = time.monotonic() + seconds
         while not self.closed and len(heard) < most:
+            if heard and time.monotonic() > end:
+                break
             try:
                 data, extra, flags, _ = self._sock.recvmsg(
                     PACKET, _ROOM, _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC

@@ -12,6 +12,7 @@ gives a pidfd of the process that connected (`peers.py`).
 from __future__ import annotations
 
 import _socket
+import math
 import os
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from reuseport.master.loop import Loop
 from reuseport.master.peers import Peer, peer_of
 
 AT_ONCE = 64  # connections that are accepted in one turn of the loop
+TURN = 0.1  # seconds in which their first messages are heard. Those that wait then are heard in the next turns
 PER_USER = 128  # connections of one user that may wait for their first message
 IN_ALL = 256  # likewise, of all users
 FIRST_MESSAGE = 5.0  # seconds from the accept to the first message. A process sends it right after it has connected
@@ -134,9 +136,11 @@ class Hellos:
     # --- accept -------------------------------------------------------------------------------------------------------
 
     def _on_connections(self) -> None:
+        end = math.inf
         for channel in self._accept(AT_ONCE):
-            if channel in self._waiting:
+            if channel in self._waiting and time.monotonic() < end:
                 self._hear(channel)  # the hello has most often arrived together with the connection
+                end = min(end, time.monotonic() + TURN)
         self._make_room()
 
     def _accept(self, most: int) -> list[Channel]:

@@ -12,6 +12,7 @@ a process which the kernel knows as the zygote's.
 from __future__ import annotations
 
 import _socket
+import math
 import os
 import signal
 import socket
@@ -39,6 +40,7 @@ from reuseport.master.tally import Tally
 from reuseport.version import __version__
 
 AT_ONCE = 64  # messages of one process that are heard in one turn of the loop
+TURN = 0.02  # seconds for them: a message of 60 kB takes up to 30 ms to check
 LAST_WORDS = 4096  # messages that are heard of a process that has ended; more than a socket's buffer holds
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -373,15 +375,15 @@ class Switchboard:
     def _on_messages(self, process: Process, channel: Channel) -> None:
         if channel.closed:
             return
-        self._take(process, self._receive(process, channel, AT_ONCE))
+        self._take(process, self._receive(process, channel, AT_ONCE, TURN))
         if channel.given_up:
             self._log("error", f"the channel to {name_of(process.key)} was ended: {channel.given_up}")
         if channel.closed and process.channel is channel:
             # Else a zygote that started again has said hello on another one by now.
             process.channel = None
 
-    def _receive(self, process: Process, channel: Channel, most: int) -> list[Heard]:
-        heard = channel.receive(_group_of(process.key), most)
+    def _receive(self, process: Process, channel: Channel, most: int, seconds: float = math.inf) -> list[Heard]:
+        heard = channel.receive(_group_of(process.key), most, seconds)
         if channel.fault is not None:
             self._is_broken(process, channel.fault)
         if channel.closed:
