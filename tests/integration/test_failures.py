@@ -21,7 +21,7 @@ class Bad(NamedTuple):
 BAD = {
     "raises": Bad("ZeroDivisionError", "1 / 0\n", traceback=True),
     "hangs": Bad("--boot-timeout", "basic.pass_gate('never')\n", config="boot_timeout = 0.8\n"),
-    "computes for ever": Bad("--boot-timeout", "basic.burn('never')\n", None, True, "boot_timeout = 2.5\n"),
+    "computes for ever": Bad("--boot-timeout", "basic.burn('never')\n", None, True, "boot_timeout = 5\n"),
     "calls sys.exit": Bad("sys.exit(7)", "import sys\nsys.exit(7)\n", None, True),
     "calls sys.exit without a status": Bad("sys.exit", "import sys\nsys.exit()\n"),
     "ends the process": Bad("exited with status 9", "import os\nos._exit(9)\n"),

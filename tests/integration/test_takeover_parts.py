@@ -80,7 +80,7 @@ def test_an_exclusive_companion_that_only_the_new_version_has_begins_as_its_mast
     await_log(two, "companion 2.cron was killed by SIGKILL")
 
 
-HANDED = "    master.lock = master.run_dir.own()\n"
+HANDED = "    master.lock = master.run_dir.own(master.ids)\n"
 SLOWLY = "    import basic\n    basic.pass_gate('handed')\n" + HANDED
 
 

@@ -19,7 +19,7 @@ from reuseport.ipc import channel as channels
 from reuseport.ipc import messages
 from reuseport.ipc.inhabitants import start_time
 from reuseport.master import hellos as module
-from reuseport.master import peers
+from reuseport.master import peers, reserve
 from reuseport.master.hellos import AT_ONCE, CROWD, IMPOSTOR, MALFORMED, PER_USER, SILENT, USER, Hellos
 from reuseport.master.loop import Loop
 from reuseport.master.peers import NotOurs
@@ -73,6 +73,7 @@ class Door:
 
 @pytest.fixture
 def door(tmp_path):
+    reserve.refill()  # or the first hello would, and its descriptors would be counted
     one = Door(str(tmp_path / "hello.sock"), {os.geteuid()})
     yield one
     for client in one.clients:
