@@ -9,10 +9,13 @@ from __future__ import annotations
 import errno
 import re
 import socket
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from gevent.lock import BoundedSemaphore
+from gevent.event import Event
 from gevent.socket import socket as GeventSocket
+
+from .interrupts import is_server
 
 if TYPE_CHECKING:
     from .upgrade import Upgraded
@@ -24,6 +27,7 @@ HEAD = re.compile(rb"http/1\.[01] [1-5][0-9][0-9] ")
 
 # Looked up once: super() costs a third of what a small read does.
 _recv, _recv_into, _recvmsg = GeventSocket.recv, GeventSocket.recv_into, GeventSocket.recvmsg
+_sendmsg = GeventSocket.sendmsg
 _recvfrom, _recvfrom_into, _recvmsg_into = GeventSocket.recvfrom, GeventSocket.recvfrom_into, GeventSocket.recvmsg_into
 
 
@@ -74,11 +78,47 @@ class Frames:
             self.closing = self.closing or header[0] & 15 == 8
 
 
+class FifoLock:
+    """A lock that greenlets get in the order in which they ask for it.
+
+    With gevent's own locks a greenlet that releases one can take it again before the next greenlet is woken.
+    """
+
+    __slots__ = ("_held", "_queue")
+
+    def __init__(self) -> None:
+        self._held = False
+        self._queue: deque[Event] = deque()  # of the greenlets that wait
+
+    @is_server  # an exception in between would leave the lock held for ever
+    def __enter__(self) -> None:
+        if not self._held:
+            self._held = True
+            return
+        turn = Event()
+        self._queue.append(turn)
+        try:
+            turn.wait()
+        except BaseException:
+            if turn.is_set():  # the lock was handed over to this greenlet in the same turn of the loop
+                self.__exit__()
+            else:
+                self._queue.remove(turn)
+            raise
+
+    @is_server
+    def __exit__(self, *_: object) -> None:
+        if self._queue:
+            self._queue.popleft().set()  # it stays held
+        else:
+            self._held = False
+
+
 class UpgradeSocket(GeventSocket):
     """A gevent socket of which each `send` sends all, and nothing of another between: libraries make frames of it.
 
-    Each read and each write first checks the time slice of the calling greenlet, because gevent's own methods wait only
-    when the kernel has nothing, or no room.
+    Each read and each write checks the time slice of the calling greenlet, because gevent's own methods wait only when
+    the kernel has nothing, or no room. A write checks it behind its bytes: calls and bytes have the same order.
 
     Closing it ends the connection in an orderly way, which takes a little longer than the call.
     """
@@ -90,7 +130,7 @@ class UpgradeSocket(GeventSocket):
         self.settimeout(None)
         self._upgraded = upgraded
         self._check_slice = upgraded.engine.time_slice.check
-        self._lock = BoundedSemaphore(1)
+        self._lock = FifoLock()
         self._frames = Frames()
         self._goes_away = False  # the close frame is due, as soon as it may be sent
         self._said = False  # it was sent
@@ -142,22 +182,30 @@ class UpgradeSocket(GeventSocket):
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None) -> int:
         """As `send`. Ancillary data (descriptors) go to a local client only, and are no part of a frame."""
         if ancdata:
-            sent: int = super().sendmsg(buffers, ancdata, flags)
+            try:
+                with self._lock:
+                    sent: int = _sendmsg(self, buffers, ancdata, flags)
+            finally:
+                self._check_slice()
             return sent
         return self.send(b"".join(buffers), flags)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        self._check_slice()
-        with self._lock:
-            if self._muted:
-                if self._read_ended:
-                    raise BrokenPipeError(errno.EPIPE, "the server has closed the connection")
-                return
-            data = bytes(data)
-            self._send_all(data, flags)
-            self._frames.follow(data)
-            if self._goes_away:
-                self._say_going_away()
+        try:
+            with self._lock:
+                self._send_alone(bytes(data), flags)
+        finally:
+            self._check_slice()
+
+    def _send_alone(self, data: bytes, flags: int) -> None:
+        if self._muted:
+            if self._read_ended:
+                raise BrokenPipeError(errno.EPIPE, "the server has closed the connection")
+            return
+        self._send_all(data, flags)
+        self._frames.follow(data)
+        if self._goes_away:
+            self._say_going_away()
 
     def _send_all(self, data: bytes, flags: int = 0) -> None:
         try:
@@ -183,7 +231,7 @@ class UpgradeSocket(GeventSocket):
 
     def say_going_away(self) -> bool:
         """Send the close frame between two of the application's. False if the application has sent no whole frame."""
-        # The greenlet that has the lock sends it. It may take the lock again before this greenlet is woken.
+        # The greenlet that has the lock sends it, before the frames of those that wait for the lock already.
         self._goes_away = True
         with self._lock:
             return self._say_going_away()

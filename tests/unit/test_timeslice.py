@@ -434,3 +434,85 @@ def test_a_close_frame_is_sent_between_frames_that_follow_each_other_without_a_p
         client.read_all()
         assert client.received.endswith(big + GOING_AWAY)
     wait_for(lambda: harness.engine.connections == 0)
+
+
+# --- what one greenlet sends while others have their turn
+
+
+@pytest.fixture
+def no_slices(monkeypatch):
+    """Nobody's slice ends, so only a client that takes nothing makes a greenlet wait."""
+    monkeypatch.setattr(timeslice, "SECONDS", 1000.0)
+
+
+def sends_in_order(make, count, size, send):
+    """Whether the client gets the frames in the order in which two greenlets have called `send`."""
+
+    def application(environ, start_response):
+        sock = environ["gunicorn.socket"]
+        sock.send(SWITCHED)
+        called = bytearray()
+
+        def sends(first):
+            for number in range(count):
+                called.append(first + number)
+                send(sock, bytes([first + number]) * size)
+
+        gevent.joinall([gevent.spawn(sends, 0), gevent.spawn(sends, 100)], raise_error=True)
+        order.append(called)
+        return []
+
+    order: list[bytearray] = []
+    with make(application).connect() as client:
+        client.send(UPGRADE)
+        data = client.read_all()[len(SWITCHED) :]
+        client.finish()
+    assert len(data) == 2 * count * size
+    return data == b"".join(bytes([one]) * size for one in order[0])
+
+
+@pytest.mark.parametrize("send", [
+    lambda sock, data: sock.send(data),
+    lambda sock, data: sock.sendall(data),
+    lambda sock, data: sock.sendmsg([data[:1], data[1:]]),
+], ids=["send", "sendall", "sendmsg"])  # fmt: skip
+def test_frames_are_sent_in_the_order_of_the_calls(make, monkeypatch, send):
+    """A library compresses each frame with the context of the last one (RFC 7692 section 7.2.3.2)."""
+    calls = []
+
+    def check(one):
+        calls.append(one)
+        if len(calls) % 2:  # the slice of one greenlet is over, and that of the next is not
+            timeslice.let_others(gevent.get_hub())
+
+    monkeypatch.setattr(timeslice.TimeSlice, "check", check)
+    assert sends_in_order(make, COUNT, 10, send)
+
+
+def test_a_greenlet_that_waits_for_a_slow_client_is_not_overtaken(make, no_slices):
+    assert sends_in_order(make, 5, 1_000_000, lambda sock, data: sock.send(data))
+
+
+def test_a_greenlet_that_gives_up_waiting_for_its_turn_holds_up_nobody(make, no_slices):
+    def application(environ, start_response):
+        sock = environ["gunicorn.socket"]
+        sock.send(SWITCHED)
+        first = gevent.spawn(sock.send, b"1" * size)
+        gevent.sleep(0)
+        second, third = gevent.spawn(sock.send, b"2" * size), gevent.spawn(sock.send, b"3" * size)
+        gevent.sleep(0)
+        second.kill()
+        first.rawlink(lambda _: third.kill() if kills_next else None)
+        first.join()
+        sock.send(b"4" * size)
+        return []
+
+    size = 2_000_000
+    for kills_next in (False, True):
+        with make(application).connect() as client:
+            client.send(UPGRADE)
+            data = client.read_all()[len(SWITCHED) :]
+            client.finish()
+        assert data.startswith(b"1" * size)
+        assert data.endswith(b"4" * size)
+        assert b"2" not in data
