@@ -274,10 +274,13 @@ class TlsConnection(Connection):
     def send(self, data: bytes) -> None:
         sock = self._sock
         view = memoryview(data)
+        if self._waiting:
+            self._check_alone(self._writer)
         try:
             while True:
                 if len(view) > SLICE:
-                    self.engine.time_slice.check()
+                    # As for room, so that `request_done` and other writers see that a piece is under way.
+                    self.engine.time_slice.check(self._await_room)
                 try:
                     sent = sock.send(view)
                     self.board[BYTES_OUT] += sent
