@@ -7,8 +7,11 @@ the client's answer and ends as it would for any client.
 from __future__ import annotations
 
 import errno
+import fcntl
 import re
 import socket
+import sys
+import termios
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +126,7 @@ class UpgradeSocket(GeventSocket):
     Closing it ends the connection in an orderly way, which takes a little longer than the call.
     """
 
-    __slots__ = ("_check_slice", "_frames", "_goes_away", "_lock", "_muted", "_read_ended", "_said", "_upgraded")
+    __slots__ = ("_check_slice", "_frames", "_goes_away", "_lock", "_muted", "_read_ended", "_said", "_unread", "_upgraded")
 
     def __init__(self, upgraded: Upgraded, fd: int) -> None:
         super().__init__(fileno=fd)
@@ -136,6 +139,7 @@ class UpgradeSocket(GeventSocket):
         self._said = False  # it was sent
         self._muted = False  # everything was said: behind a close frame nothing may follow
         self._read_ended = False
+        self._unread = 0  # bytes that had come when reading ended, and are still to be read
 
     @property
     def status(self) -> int:
@@ -145,7 +149,7 @@ class UpgradeSocket(GeventSocket):
     def recv(self, *args: Any) -> Any:
         self._check_slice()
         if self._read_ended:
-            return b""
+            return self._recv_last(*args)
         while True:
             try:
                 return self._sock.recv(*args)
@@ -154,25 +158,47 @@ class UpgradeSocket(GeventSocket):
                     raise
             self._wait(self._read_event)
 
+    def _recv_last(self, *args: Any) -> Any:
+        return self._taken(_recv(self, *args), args[1:2]) if self._unread else b""
+
     def recv_into(self, *args: Any) -> Any:
         self._check_slice()
-        return 0 if self._read_ended else _recv_into(self, *args)
+        if not self._read_ended:
+            return _recv_into(self, *args)
+        return self._taken(_recv_into(self, *args), args[2:3]) if self._unread else 0
 
     def recvfrom(self, *args: Any) -> Any:
         self._check_slice()
-        return (b"", None) if self._read_ended else _recvfrom(self, *args)
+        if not self._read_ended:
+            return _recvfrom(self, *args)
+        return self._taken(_recvfrom(self, *args), args[1:2]) if self._unread else (b"", None)
 
     def recvfrom_into(self, *args: Any) -> Any:
         self._check_slice()
-        return (0, None) if self._read_ended else _recvfrom_into(self, *args)
+        if not self._read_ended:
+            return _recvfrom_into(self, *args)
+        return self._taken(_recvfrom_into(self, *args), args[2:3]) if self._unread else (0, None)
 
     def recvmsg(self, *args: Any) -> Any:
         self._check_slice()
-        return (b"", [], 0, None) if self._read_ended else _recvmsg(self, *args)
+        if not self._read_ended:
+            return _recvmsg(self, *args)
+        return self._taken(_recvmsg(self, *args), args[2:3]) if self._unread else (b"", [], 0, None)
 
     def recvmsg_into(self, *args: Any) -> Any:
         self._check_slice()
-        return (0, [], 0, None) if self._read_ended else _recvmsg_into(self, *args)
+        if not self._read_ended:
+            return _recvmsg_into(self, *args)
+        return self._taken(_recvmsg_into(self, *args), args[2:3]) if self._unread else (0, [], 0, None)
+
+    def _taken(self, result: Any, flags: tuple[int, ...]) -> Any:
+        """The result of a read behind `end_reading`, which counts unless its `flags` say that it only looks."""
+        if not (flags and flags[0] & socket.MSG_PEEK):
+            got = result[0] if type(result) is tuple else result
+            count = got if type(got) is int else len(got)
+            # 0 bytes: another greenlet has read them.
+            self._unread = max(self._unread - count, 0) if count else 0
+        return result
 
     def send(self, data: Any, flags: int = 0, timeout: Any = None) -> int:
         data = bytes(data)
@@ -244,7 +270,11 @@ class UpgradeSocket(GeventSocket):
         return self._said
 
     def end_reading(self) -> None:
-        """The application gets the end of the stream, even if the client goes on sending. Raises OSError."""
+        """The application gets what has come, and then the end of the stream, even if the client goes on sending.
+
+        Raises OSError.
+        """
+        self._unread = int.from_bytes(fcntl.ioctl(self._sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
         self._read_ended = True  # Linux goes on delivering to a TCP socket behind this shutdown
         self._sock.shutdown(socket.SHUT_RD)
 
