@@ -126,7 +126,9 @@ class UpgradeSocket(GeventSocket):
     Closing it ends the connection in an orderly way, which takes a little longer than the call.
     """
 
-    __slots__ = ("_check_slice", "_frames", "_goes_away", "_lock", "_muted", "_read_ended", "_said", "_unread", "_upgraded")
+    __slots__ = (
+        "_check_slice", "_frames", "_goes_away", "_lock", "_muted", "_read_ended", "_said", "_unread", "_upgraded",
+    )  # fmt: skip
 
     def __init__(self, upgraded: Upgraded, fd: int) -> None:
         super().__init__(fileno=fd)
