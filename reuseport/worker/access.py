@@ -224,7 +224,7 @@ class Recorded(Response):
                     self.sent += max(0, size - error.left)
             raise
         except ValueError:
-            if self.head_sent:  # what was too much for its Content-Length was not sent
+            if self.head_sent and not self.is_over:  # what was too much for its Content-Length was not sent
                 self.told = True
                 self.sent = self._length or 0
             raise

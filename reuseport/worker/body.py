@@ -105,15 +105,15 @@ class Body(io.RawIOBase):
 
     def readinto(self, view: memoryview) -> int:  # type: ignore[override]
         """Put the next bytes into `view`; 0 at the body's end. BodyError when there is no way to its end."""
-        if self.error is not None:
-            raise self.error
-        if self.complete or not len(view):
+        if self._has_ended() or not len(view):
+            return 0
+        self._stream.engine.time_slice.check()
+        if self._has_ended():  # meanwhile: another greenlet has read the rest, or the request is over
             return 0
         if self.expects_continue:
             self.expects_continue = False
             if not self._stream.unread:
                 self.ask()
-        self._stream.engine.time_slice.check()
         try:
             if not self._left and not self._next_chunk():
                 self.complete = True
@@ -133,6 +133,12 @@ class Body(io.RawIOBase):
         if not self._left and not self._chunked:
             self.complete = True
         return got
+
+    def _has_ended(self) -> bool:
+        """Whether nothing is left to read. BodyError when there is no way to the end."""
+        if self.error is not None:
+            raise self.error
+        return self.complete
 
     def lose(self) -> None:
         """What was read of it may have come to nobody: there is no way to its end any more."""

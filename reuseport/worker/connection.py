@@ -189,7 +189,7 @@ class Connection(Stream):
         self.unread = data if type(data) is bytearray else bytearray(data)
         if self.state is WAITING:
             self.state = HEAD
-            self._set_deadline(self.engine.header_timeout)
+            self._set_deadline(self.engine.head_time())
 
     def _resume_later(self) -> None:
         """Go on in the loop's next turn. Nothing is read before: the end of the stream must not overtake `unread`."""

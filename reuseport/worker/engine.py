@@ -26,7 +26,7 @@ from ..options.networks import Peers
 from .access import AccessLog, Recorded
 from .access import wrap as record
 from .admission import Admission
-from .connection import FIRST, Connection
+from .connection import FIRST, LAST_CALL, Connection
 from .forwarded import Forwarded
 from .pool import Pool
 from .proxy import Herald
@@ -249,6 +249,13 @@ class Engine:
         self._open.clear()
 
     # For connections and requests.
+
+    def head_time(self) -> float:
+        """Seconds from the first byte of a head, a handshake or a PROXY header to its last; 0 for no limit.
+
+        A drain waits for the rest, so in a drain there is always a limit.
+        """
+        return self.header_timeout or (LAST_CALL if self.draining else 0)
 
     def request_begins(self) -> None:
         """The application gets a request."""

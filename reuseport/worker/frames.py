@@ -7,12 +7,18 @@ the client's answer and ends as it would for any client.
 from __future__ import annotations
 
 import errno
+import fcntl
 import re
 import socket
+import sys
+import termios
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from gevent.lock import BoundedSemaphore
+from gevent.event import Event
 from gevent.socket import socket as GeventSocket
+
+from .interrupts import is_server
 
 if TYPE_CHECKING:
     from .upgrade import Upgraded
@@ -24,6 +30,7 @@ HEAD = re.compile(rb"http/1\.[01] [1-5][0-9][0-9] ")
 
 # Looked up once: super() costs a third of what a small read does.
 _recv, _recv_into, _recvmsg = GeventSocket.recv, GeventSocket.recv_into, GeventSocket.recvmsg
+_sendmsg = GeventSocket.sendmsg
 _recvfrom, _recvfrom_into, _recvmsg_into = GeventSocket.recvfrom, GeventSocket.recvfrom_into, GeventSocket.recvmsg_into
 
 
@@ -74,28 +81,67 @@ class Frames:
             self.closing = self.closing or header[0] & 15 == 8
 
 
+class FifoLock:
+    """A lock that greenlets get in the order in which they ask for it.
+
+    With gevent's own locks a greenlet that releases one can take it again before the next greenlet is woken.
+    """
+
+    __slots__ = ("_held", "_queue")
+
+    def __init__(self) -> None:
+        self._held = False
+        self._queue: deque[Event] = deque()  # of the greenlets that wait
+
+    @is_server  # an exception in between would leave the lock held for ever
+    def __enter__(self) -> None:
+        if not self._held:
+            self._held = True
+            return
+        turn = Event()
+        self._queue.append(turn)
+        try:
+            turn.wait()
+        except BaseException:
+            if turn.is_set():  # the lock was handed over to this greenlet in the same turn of the loop
+                self.__exit__()
+            else:
+                self._queue.remove(turn)
+            raise
+
+    @is_server
+    def __exit__(self, *_: object) -> None:
+        if self._queue:
+            self._queue.popleft().set()  # it stays held
+        else:
+            self._held = False
+
+
 class UpgradeSocket(GeventSocket):
     """A gevent socket of which each `send` sends all, and nothing of another between: libraries make frames of it.
 
-    Each read and each write first checks the time slice of the calling greenlet, because gevent's own methods wait only
-    when the kernel has nothing, or no room.
+    Each read and each write checks the time slice of the calling greenlet, because gevent's own methods wait only when
+    the kernel has nothing, or no room. A write checks it behind its bytes: calls and bytes have the same order.
 
     Closing it ends the connection in an orderly way, which takes a little longer than the call.
     """
 
-    __slots__ = ("_check_slice", "_frames", "_goes_away", "_lock", "_muted", "_read_ended", "_said", "_upgraded")
+    __slots__ = (
+        "_check_slice", "_frames", "_goes_away", "_lock", "_muted", "_read_ended", "_said", "_unread", "_upgraded",
+    )  # fmt: skip
 
     def __init__(self, upgraded: Upgraded, fd: int) -> None:
         super().__init__(fileno=fd)
         self.settimeout(None)
         self._upgraded = upgraded
         self._check_slice = upgraded.engine.time_slice.check
-        self._lock = BoundedSemaphore(1)
+        self._lock = FifoLock()
         self._frames = Frames()
         self._goes_away = False  # the close frame is due, as soon as it may be sent
         self._said = False  # it was sent
         self._muted = False  # everything was said: behind a close frame nothing may follow
         self._read_ended = False
+        self._unread = 0  # bytes that had come when reading ended, and are still to be read
 
     @property
     def status(self) -> int:
@@ -105,7 +151,7 @@ class UpgradeSocket(GeventSocket):
     def recv(self, *args: Any) -> Any:
         self._check_slice()
         if self._read_ended:
-            return b""
+            return self._recv_last(*args)
         while True:
             try:
                 return self._sock.recv(*args)
@@ -114,25 +160,47 @@ class UpgradeSocket(GeventSocket):
                     raise
             self._wait(self._read_event)
 
+    def _recv_last(self, *args: Any) -> Any:
+        return self._taken(_recv(self, *args), args[1:2]) if self._unread else b""
+
     def recv_into(self, *args: Any) -> Any:
         self._check_slice()
-        return 0 if self._read_ended else _recv_into(self, *args)
+        if not self._read_ended:
+            return _recv_into(self, *args)
+        return self._taken(_recv_into(self, *args), args[2:3]) if self._unread else 0
 
     def recvfrom(self, *args: Any) -> Any:
         self._check_slice()
-        return (b"", None) if self._read_ended else _recvfrom(self, *args)
+        if not self._read_ended:
+            return _recvfrom(self, *args)
+        return self._taken(_recvfrom(self, *args), args[1:2]) if self._unread else (b"", None)
 
     def recvfrom_into(self, *args: Any) -> Any:
         self._check_slice()
-        return (0, None) if self._read_ended else _recvfrom_into(self, *args)
+        if not self._read_ended:
+            return _recvfrom_into(self, *args)
+        return self._taken(_recvfrom_into(self, *args), args[2:3]) if self._unread else (0, None)
 
     def recvmsg(self, *args: Any) -> Any:
         self._check_slice()
-        return (b"", [], 0, None) if self._read_ended else _recvmsg(self, *args)
+        if not self._read_ended:
+            return _recvmsg(self, *args)
+        return self._taken(_recvmsg(self, *args), args[2:3]) if self._unread else (b"", [], 0, None)
 
     def recvmsg_into(self, *args: Any) -> Any:
         self._check_slice()
-        return (0, [], 0, None) if self._read_ended else _recvmsg_into(self, *args)
+        if not self._read_ended:
+            return _recvmsg_into(self, *args)
+        return self._taken(_recvmsg_into(self, *args), args[2:3]) if self._unread else (0, [], 0, None)
+
+    def _taken(self, result: Any, flags: tuple[int, ...]) -> Any:
+        """The result of a read behind `end_reading`, which counts unless its `flags` say that it only looks."""
+        if not (flags and flags[0] & socket.MSG_PEEK):
+            got = result[0] if type(result) is tuple else result
+            count = got if type(got) is int else len(got)
+            # 0 bytes: another greenlet has read them.
+            self._unread = max(self._unread - count, 0) if count else 0
+        return result
 
     def send(self, data: Any, flags: int = 0, timeout: Any = None) -> int:
         data = bytes(data)
@@ -142,22 +210,30 @@ class UpgradeSocket(GeventSocket):
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None) -> int:
         """As `send`. Ancillary data (descriptors) go to a local client only, and are no part of a frame."""
         if ancdata:
-            sent: int = super().sendmsg(buffers, ancdata, flags)
+            try:
+                with self._lock:
+                    sent: int = _sendmsg(self, buffers, ancdata, flags)
+            finally:
+                self._check_slice()
             return sent
         return self.send(b"".join(buffers), flags)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        self._check_slice()
-        with self._lock:
-            if self._muted:
-                if self._read_ended:
-                    raise BrokenPipeError(errno.EPIPE, "the server has closed the connection")
-                return
-            data = bytes(data)
-            self._send_all(data, flags)
-            self._frames.follow(data)
-            if self._goes_away:
-                self._say_going_away()
+        try:
+            with self._lock:
+                self._send_alone(bytes(data), flags)
+        finally:
+            self._check_slice()
+
+    def _send_alone(self, data: bytes, flags: int) -> None:
+        if self._muted:
+            if self._read_ended:
+                raise BrokenPipeError(errno.EPIPE, "the server has closed the connection")
+            return
+        self._send_all(data, flags)
+        self._frames.follow(data)
+        if self._goes_away:
+            self._say_going_away()
 
     def _send_all(self, data: bytes, flags: int = 0) -> None:
         try:
@@ -183,7 +259,7 @@ class UpgradeSocket(GeventSocket):
 
     def say_going_away(self) -> bool:
         """Send the close frame between two of the application's. False if the application has sent no whole frame."""
-        # The greenlet that has the lock sends it. It may take the lock again before this greenlet is woken.
+        # The greenlet that has the lock sends it, before the frames of those that wait for the lock already.
         self._goes_away = True
         with self._lock:
             return self._say_going_away()
@@ -196,7 +272,11 @@ class UpgradeSocket(GeventSocket):
         return self._said
 
     def end_reading(self) -> None:
-        """The application gets the end of the stream, even if the client goes on sending. Raises OSError."""
+        """The application gets what has come, and then the end of the stream, even if the client goes on sending.
+
+        Raises OSError.
+        """
+        self._unread = int.from_bytes(fcntl.ioctl(self._sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
         self._read_ended = True  # Linux goes on delivering to a TCP socket behind this shutdown
         self._sock.shutdown(socket.SHUT_RD)
 

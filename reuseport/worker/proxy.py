@@ -16,7 +16,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from .connection import LAST_CALL
+from .connection import FIRST, LAST_CALL
 from .wheel import NEVER, TICK
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Herald:
             self.close()
             return
         if not self._data:
-            self._set_deadline(self._engine.header_timeout)
+            self._set_deadline(self._engine.head_time())
         self._data += data
         self._reader.again()
         try:
@@ -201,13 +201,15 @@ class Herald:
             self._set_deadline(min(max(self.deadline - time.monotonic(), TICK), LAST_CALL))
 
     def close_if_idle(self) -> None:
-        """Close it, unless something of it has come."""
-        if not self._data:
-            try:
-                if self._sock.recv(1, socket.MSG_PEEK):
-                    return
-            except OSError:
-                pass
+        """Close it, unless something of it has come. Its client has `FIRST` to begin."""
+        if self._data:
+            return
+        try:
+            if not self._sock.recv(1, socket.MSG_PEEK):
+                self.close()
+        except BlockingIOError:
+            self._set_deadline(min(max(self.deadline - time.monotonic(), TICK), FIRST))
+        except OSError:
             self.close()
 
     def close(self) -> None:

@@ -175,6 +175,7 @@ class Response:
 
     def early_hints(self, headers: Iterable[tuple[str, str]], /) -> None:
         """environ["wsgi.early_hints"]: send a 103 response (RFC 8297) now. Nothing for HTTP/1.0, or after the head."""
+        self.let_others()
         if self._is_11 and not self.head_sent and self.environ is not None:
             lines = [line for line in (field_line(*field) for field in headers) if type(line) is bytes]
             self._send_whole(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % b"".join(lines))
@@ -185,13 +186,13 @@ class Response:
             self._send_whole(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _send_whole(self, data: bytes) -> None:
-        """Nothing may follow behind a part of it, see `write`."""
-        self.let_others()
+        """Nothing may follow behind a part of it."""
         try:
             self.connection.send(data)
         except Disconnected:
             raise
         except BaseException:
+            # A Timeout, or what a signal's handler raises. A part may be out, and the application may go on behind it.
             self.connection.abort()
             raise
 
@@ -204,10 +205,13 @@ class Response:
     def write(self, data: bytes, total: int | None = None) -> None:
         """Send a piece of the body, and the head before the first. `total`: the body's length, if this is all of it.
 
-        Disconnected if the client is gone; ValueError if it is more than the Content-Length allows.
+        Disconnected if the client is gone; ValueError if it is more than the Content-Length allows, or if the request
+        has ended meanwhile.
         """
         if not isinstance(data, bytes):
             raise TypeError(f"a body is made of bytes, not {type(data).__name__}")
+        if self.head_sent:
+            self._wait_between()
         lines = None
         if not self.head_sent:
             lines = self._head(total)
@@ -223,22 +227,29 @@ class Response:
                 data = data[:-excess]
         elif self._chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        try:
-            if lines is not None:
-                lines.append(data)
-                self.connection.send(b"".join(lines))
-            else:
-                self.connection.engine.time_slice.check()
-                if data:
-                    self.connection.send(data)
-        except Disconnected:
-            raise
-        except BaseException:
-            # A Timeout, or what a signal's handler raises. A part may be out, and the application may go on behind it.
-            self.connection.abort()
-            raise
+        if lines is not None:
+            lines.append(data)
+            data = b"".join(lines)
+        if data:
+            self._send_whole(data)
         if excess:
             raise ValueError("the body is longer than its Content-Length")
+
+    def _wait_between(self) -> None:
+        """As `let_others`, before a piece is framed: another greenlet may write, or end the response, meanwhile."""
+        try:
+            self.let_others()
+        except BaseException:
+            if not self.is_over:  # else the connection is the next request's
+                self.connection.abort()  # the application may go on behind the piece that is missing
+            raise
+        if self.is_over:
+            raise ValueError("the request is over")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing may be written any more."""
+        return self.complete or self.environ is None
 
     def write_file(self, fd: int, offset: int, size: int) -> None:
         """Send a regular file from `offset` on as the body: up to its Content-Length, or `size` bytes.

@@ -116,7 +116,12 @@ class Stream:
         return count > 0
 
     def send(self, data: bytes) -> None:
-        """Hand all of the data to the kernel, waiting while the client is slow. Disconnected if it is gone."""
+        """Hand all of the data to the kernel, waiting while the client is slow. Disconnected if it is gone.
+
+        BodyError while another greenlet sends.
+        """
+        if self._waiting:
+            self._check_alone(self._writer)
         try:
             sent = self._sock.send(data)
         except BlockingIOError:
@@ -181,8 +186,7 @@ class Stream:
 
     def _wait(self, watcher: Any, seconds: float, expired: Exception) -> None:
         """Wait until the watcher fires; raises `expired` when `seconds` have passed first."""
-        if any(other.watcher is watcher for other in self._waiting):
-            raise BodyError(400, "two greenlets read the body, or write the response, at once")
+        self._check_alone(watcher)
         waiter = Waiter(self.engine.hub)
         wait = _Wait(watcher, waiter, expired)
         self._waiting += (wait,)
@@ -196,6 +200,11 @@ class Stream:
             self._waiting = tuple(other for other in self._waiting if other is not wait)
             if not self._waiting:
                 self.deadline = NEVER
+
+    def _check_alone(self, watcher: Any) -> None:
+        """BodyError if another greenlet waits for the watcher, in the middle of what it reads or sends."""
+        if any(other.watcher is watcher for other in self._waiting):
+            raise BodyError(400, "two greenlets read the body, or write the response, at once")
 
     def _set_deadline(self, seconds: float) -> None:
         if not seconds:

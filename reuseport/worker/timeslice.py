@@ -10,6 +10,7 @@ takes a fraction of a millisecond. The time also includes what the application d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -39,21 +40,24 @@ class TimeSlice:
         self._began = 0.0  # monotonic seconds
         self._greenlet = 0  # the id of its greenlet: a reference would keep the greenlet from being pooled (see `pool`)
 
-    def check(self) -> None:
+    def check(self, wait: Callable[[], None] | None = None) -> None:
         """Let all other greenlets run, and the loop look for I/O, if the current greenlet has used its time slice.
 
         A slice begins at the earliest with the first call after the loop has turned. In the hub itself, and in other
-        threads, nothing ever waits here.
+        threads, nothing ever waits here. `wait` is called where the caller has its own way to wait for the loop.
         """
         if monotonic() - self._began > SECONDS:
-            self._next()
+            self._next(wait)
 
-    def _next(self) -> None:
+    def _next(self, wait: Callable[[], None] | None) -> None:
         hub, current, now = self._hub, getcurrent(), monotonic()
         if self._loop.iteration == self._iteration:  # else something has waited: the others had their turn
             is_over = id(current) == self._greenlet or now - self._turned > SLICES * SECONDS
             if is_over and current is not hub and get_hub_if_exists() is hub:
-                let_others(hub)
+                if wait is None:
+                    let_others(hub)
+                else:
+                    wait()
                 now = monotonic()
         self._greenlet = id(current)
         self._began = now

@@ -182,13 +182,13 @@ class TlsConnection(Connection):
         """A part of a record is a part of a head."""
         if self.state is WAITING and not self._parked and not self.unread and self._sock.in_record:
             self.state = HEAD
-            self._set_deadline(self.engine.header_timeout)
+            self._set_deadline(self.engine.head_time())
 
     def _begin_handshake(self) -> None:
         """Its first byte has come: from now on it has as long as a request's head."""
         if self._silent:
             self._silent = False
-            self._set_deadline(self.engine.header_timeout)
+            self._set_deadline(self.engine.head_time())
 
     def _receive_handshake(self) -> None:
         try:
@@ -274,10 +274,13 @@ class TlsConnection(Connection):
     def send(self, data: bytes) -> None:
         sock = self._sock
         view = memoryview(data)
+        if self._waiting:
+            self._check_alone(self._writer)
         try:
             while True:
                 if len(view) > SLICE:
-                    self.engine.time_slice.check()
+                    # As for room, so that `request_done` and other writers see that a piece is under way.
+                    self.engine.time_slice.check(self._await_room)
                 try:
                     sent = sock.send(view)
                     self.board[BYTES_OUT] += sent
@@ -320,6 +323,7 @@ class TlsConnection(Connection):
 
     def expire(self) -> None:
         if self.state is WAITING and self.engine.draining:
+            self._fresh = False  # its time is over
             self.close_if_idle()
             if self.state is WAITING:  # something has come
                 self._set_deadline(LAST_CALL)
@@ -342,7 +346,12 @@ class TlsConnection(Connection):
             data = self._sock.recv()
         except BlockingIOError:
             self._see_whether_begun()
-            if self.state is WAITING:
+            if self.state is not WAITING:
+                return
+            if self._fresh:
+                self._fresh = False
+                self._set_deadline(FIRST)
+            else:
                 self.close()
         except OSError:
             self.close()

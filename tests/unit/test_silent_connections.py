@@ -195,3 +195,40 @@ def test_a_stop_gives_who_has_just_connected_a_moment_for_the_first_byte(make):
             assert has(one, connection.FIRST)  # it waited in a queue that the stop has emptied
             after.send(b"\x16" if isinstance(one, TlsHarness) else REQUEST[:3])
             assert has(one, HEADER)
+
+
+@pytest.mark.parametrize("kind", ["request", "handshake", "request over tls", "proxy header"])
+def test_the_first_byte_does_not_take_the_deadline_of_a_drain_away(make, kind):
+    """With --header-timeout 0."""
+    harness = make(Harness, header_timeout=0, proxy_protocol="auto" if kind == "proxy header" else "off")
+    if kind == "request over tls":
+        tls = TlsClient(harness).__enter__()
+        client = tls.wire
+        tls.tls.write(REQUEST)
+        data = tls._out.read()[:3]
+    elif kind == "handshake":
+        client, data = TlsClient(harness).wire, b"\x16"
+    else:
+        client, data = (accept(harness), PROXY[:1]) if kind == "proxy header" else (harness.connect(), REQUEST[:3])
+    with client:
+        harness.engine.drain()
+        client.send(data)
+        wait_for(lambda: has(harness, connection.LAST_CALL))
+
+
+def test_a_stop_gives_who_has_just_shaken_hands_or_sent_no_proxy_header_a_moment(make):
+    one = make(proxy_protocol="auto")
+    with accept(one) as client:
+        one.engine.close_idle()
+        assert has(one, connection.FIRST)
+        client.send(PROXY)
+        assert has(one, connection.FIRST)
+    one = make(TlsHarness)
+    with TlsClient(one) as client:
+        wait_for(lambda: has(one, IDLE))
+        one.engine.close_idle()
+        assert has(one, connection.FIRST)
+        client.send(REQUEST)
+        wait_for(lambda: client.receive() or client.received.startswith(b"HTTP/1.1 200"))
+        one.engine.close_idle()
+        wait_for(lambda: not one.engine._open)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
 
 import gevent
+import gevent.event
 import pytest
-from greenlet import greenlet
-from http_harness import Harness, wait_for
+from greenlet import getcurrent, greenlet
+from http_harness import Harness, parse, wait_for
 from test_upgrade import SWITCHED, UPGRADE, frame
 from tls_harness import TlsClient, TlsHarness
 
@@ -374,7 +376,8 @@ def drained(harness, client):
     gevent.spawn(harness.engine.drain)
     wait_for(lambda: not harness.engine.upgraded and harness.engine.connections == 0)
     client.receive()
-    return not harness.errors()
+    assert not harness.errors()
+    return True
 
 
 @pytest.mark.parametrize("protocol", [SWITCHED, SWITCHED.replace(b"websocket", b"another")])
@@ -398,6 +401,40 @@ def test_a_client_that_goes_on_sending_does_not_hold_up_a_drain(make, soon, prot
         client.sock.send(UPGRADE)
         assert drained(harness, client)
         assert (GOING_AWAY in client.received) == (protocol == SWITCHED) or not answers
+
+
+@pytest.mark.parametrize("reads", [
+    lambda sock: sock.recv(10),
+    lambda sock: (sock.recv(10, socket.MSG_PEEK), sock.recv(10))[1],
+    lambda sock: bytes((buffer := bytearray(10))[: sock.recv_into(buffer)]),
+    lambda sock: sock.recvfrom(10)[0],
+    lambda sock: bytes((buffer := bytearray(10))[: sock.recvfrom_into(buffer)[0]]),
+    lambda sock: sock.recvmsg(10)[0],
+    lambda sock: bytes((buffer := bytearray(10))[: sock.recvmsg_into([buffer])[0]]),
+])  # fmt: skip
+def test_what_a_client_has_sent_before_the_end_is_read(make, soon, reads):
+    def application(environ, start_response):
+        sock = environ["gunicorn.socket"]
+        sock.send(SWITCHED)
+        client.sock.send(before)
+        (one,) = harness.engine.upgraded
+        wait_for(lambda: one.app._read_ended)
+        for _ in range(NEVER_REACHED):
+            client.sock.send(b"y" * 10)
+            if not (data := reads(sock)):
+                return []
+            seen.append(data)
+        raise AssertionError("the end never comes")
+
+    before = b"x" * 95
+    seen: list[bytes] = []
+    harness = make(application)
+    with harness.connect(tcp=True) as client:
+        client.sock.send(UPGRADE)
+        assert drained(harness, client)
+    data = b"".join(seen)
+    assert data.startswith(before)
+    assert len(data) < len(before) + 10
 
 
 def test_a_client_that_takes_everything_does_not_hold_up_a_drain(make, soon):
@@ -434,3 +471,257 @@ def test_a_close_frame_is_sent_between_frames_that_follow_each_other_without_a_p
         client.read_all()
         assert client.received.endswith(big + GOING_AWAY)
     wait_for(lambda: harness.engine.connections == 0)
+
+
+# --- what one greenlet sends while others have their turn
+
+
+@pytest.fixture
+def no_slices(monkeypatch):
+    """Nobody's slice ends, so only a client that takes nothing makes a greenlet wait."""
+    monkeypatch.setattr(timeslice, "SECONDS", 1000.0)
+
+
+def sends_in_order(make, count, size, send):
+    """Whether the client gets the frames in the order in which two greenlets have called `send`."""
+
+    def application(environ, start_response):
+        sock = environ["gunicorn.socket"]
+        sock.send(SWITCHED)
+        called = bytearray()
+
+        def sends(first):
+            for number in range(count):
+                called.append(first + number)
+                send(sock, bytes([first + number]) * size)
+
+        gevent.joinall([gevent.spawn(sends, 0), gevent.spawn(sends, 100)], raise_error=True)
+        order.append(called)
+        return []
+
+    order: list[bytearray] = []
+    with make(application).connect() as client:
+        client.send(UPGRADE)
+        data = client.read_all()[len(SWITCHED) :]
+        client.finish()
+    assert len(data) == 2 * count * size
+    return data == b"".join(bytes([one]) * size for one in order[0])
+
+
+@pytest.mark.parametrize("send", [
+    lambda sock, data: sock.send(data),
+    lambda sock, data: sock.sendall(data),
+    lambda sock, data: sock.sendmsg([data[:1], data[1:]]),
+], ids=["send", "sendall", "sendmsg"])  # fmt: skip
+def test_frames_are_sent_in_the_order_of_the_calls(make, monkeypatch, send):
+    """A library compresses each frame with the context of the last one (RFC 7692 section 7.2.3.2)."""
+    calls = []
+
+    def check(one):
+        calls.append(one)
+        if len(calls) % 2:  # the slice of one greenlet is over, and that of the next is not
+            timeslice.let_others(gevent.get_hub())
+
+    monkeypatch.setattr(timeslice.TimeSlice, "check", check)
+    assert sends_in_order(make, COUNT, 10, send)
+
+
+def test_a_greenlet_that_waits_for_a_slow_client_is_not_overtaken(make, no_slices):
+    assert sends_in_order(make, 5, 1_000_000, lambda sock, data: sock.send(data))
+
+
+@pytest.mark.parametrize("kills_next", [False, True])
+def test_a_greenlet_that_gives_up_waiting_for_its_turn_holds_up_nobody(make, no_slices, kills_next):
+    def application(environ, start_response):
+        sock = environ["gunicorn.socket"]
+        sock.send(SWITCHED)
+        first = gevent.spawn(sock.send, b"1" * size)
+        gevent.sleep(0)
+        second, third = gevent.spawn(sock.send, b"2" * size), gevent.spawn(sock.send, b"3" * size)
+        gevent.sleep(0)
+        second.kill()
+        first.rawlink(lambda _: third.kill() if kills_next else None)
+        first.join()
+        sock.send(b"4" * size)
+        return []
+
+    size = 2_000_000
+    with make(application).connect() as client:
+        client.send(UPGRADE)
+        data = client.read_all()[len(SWITCHED) :]
+        client.finish()
+    assert data.startswith(b"1" * size)
+    assert data.endswith(b"4" * size)
+    assert b"2" not in data
+
+
+# --- what has changed while a greenlet of a request lets others run
+
+
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Gate:
+    """Holds greenlets where they let others run, until it is opened."""
+
+    def __init__(self):
+        self.greenlets = set()
+        self.held = set()
+        self.open = gevent.event.Event()
+
+    def check(self, wait=None):
+        if getcurrent() in self.greenlets:
+            self.held.add(getcurrent())
+            self.open.wait()
+
+    def waiting(self, function, *args):
+        """A greenlet that has called the function, and is held there."""
+        one = gevent.Greenlet(function, *args)
+        self.greenlets.add(one)
+        one.start()
+        wait_for(lambda: one in self.held)
+        return one
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    gate = Gate()
+    monkeypatch.setattr(timeslice.TimeSlice, "check", lambda _, wait=None: gate.check(wait))
+    yield gate
+    gate.open.set()
+
+
+def chunked(start_response):
+    write = start_response("200 OK", [])
+    write(b"first")
+    return write
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_piece_does_not_come_behind_its_response(make, gate, killed):
+    def application(environ, start_response):
+        if not late:
+            late.append(gate.waiting(chunked(start_response), b"late"))
+            return []
+        if killed:
+            late[0].kill()
+        gate.open.set()
+        late[0].join()
+        start_response("200 OK", [("Content-Length", "6")])
+        return [b"second"]
+
+    late: list[gevent.Greenlet] = []
+    with make(application).connect() as client:
+        client.sock.send(get(last=False) + get())
+        answers = parse(client.read_all())
+    assert [answer.body for answer in answers] == [b"first", b"second"]
+    assert all(answer.whole for answer in answers)
+    assert isinstance(late[0].exception, ValueError) != killed
+
+
+def test_nothing_is_written_by_a_body_that_is_closed(make):
+    """PEP 3333 has close() called behind the last piece."""
+
+    class Body(list):
+        def close(self):
+            with pytest.raises(ValueError, match="the request is over"):
+                write(b"late")
+            closed.append(True)
+
+    def application(environ, start_response):
+        nonlocal write
+        write = start_response("200 OK", [])
+        return Body([b"a", b"b"])
+
+    write = None
+    closed: list[bool] = []
+    with make(application).connect() as client:
+        client.send(get())
+        assert parse(client.read_all())[0].body == b"ab"
+    assert closed
+
+
+@pytest.mark.parametrize("second", [b"", b"x"])
+def test_nothing_comes_into_the_middle_of_a_large_piece_over_tls(make, always, monkeypatch, second):
+    monkeypatch.setattr(tls, "SLICE", 100)
+
+    def application(environ, start_response):
+        gevent.spawn(chunked(start_response), bytes(1000))
+        gevent.sleep(0)
+        return [second] if second else []
+
+    with TlsClient(make(application, TlsHarness)) as client:
+        client.send(get(last=False))
+        body = client.read_all().partition(b"5\r\nfirst\r\n")[2]
+    assert (b"3e8\r\n" + bytes(1000) + b"\r\n0\r\n\r\n").startswith(body)
+
+
+def test_nothing_comes_into_the_middle_of_a_piece_that_a_slow_client_takes(make, no_slices):
+    def application(environ, start_response):
+        write = chunked(start_response)
+        one = gevent.spawn(write, bytes(size))
+        gevent.sleep(0)
+        client.sock.recv(100_000)  # the kernel has room again, before the loop tells the greenlet
+        with pytest.raises(OSError, match="two greenlets"):
+            write(b"x")
+        refused.append(True)
+        one.join()
+        return []
+
+    size = 2_000_000
+    refused: list[bool] = []
+    with make(application).connect() as client:
+        client.send(get(last=False))
+        assert b"\r\nx" not in client.read_all()
+    assert refused
+
+
+def test_a_body_is_not_read_behind_its_request(make, gate):
+    def application(environ, start_response):
+        late.append(gate.waiting(environ["wsgi.input"].read, 1))
+        start_response("200 OK", [("Content-Length", "0")])
+        return []
+
+    late: list[gevent.Greenlet] = []
+    with make(application).connect() as client:
+        client.sock.send(SIZED)
+        client.read_all()
+    gate.open.set()
+    wait_for(lambda: late[0].ready())
+    with pytest.raises(OSError, match="the request is over"):
+        late[0].get()
+
+
+def test_a_reader_that_is_interrupted_does_not_keep_the_client_waiting_for_100(make, gate):
+    def application(environ, start_response):
+        gate.waiting(environ["wsgi.input"].read1, 1).kill()
+        assert environ["wsgi.input"].read1(1) == b"x"
+        start_response("200 OK", [("Content-Length", "0")])
+        return []
+
+    with make(application).connect() as client:
+        client.send(POST)
+        assert client.read_until(CONTINUE) == CONTINUE
+        client.send(b"x")
+        client.read_until(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("informs", [
+    lambda environ: environ["wsgi.input"].read1(1),
+    lambda environ: environ["wsgi.early_hints"]([("Link", "</a>")]),
+])  # fmt: skip
+def test_no_informational_response_comes_into_the_middle_of_a_body(make, gate, informs):
+    def application(environ, start_response):
+        one = gate.waiting(informs, environ)
+        start_response("200 OK", [("Content-Length", "2")])(b"a")
+        gate.open.set()
+        one.join(0.01)  # it has returned, or waits for the body
+        one.kill()
+        yield b"b"
+
+    with make(application).connect() as client:
+        client.send(POST.replace(b"Host", b"Connection: close\r\nHost"))
+        data = client.read_all()
+    assert data.startswith(b"HTTP/1.1 200")
+    assert data.endswith(b"\r\n\r\nab")
