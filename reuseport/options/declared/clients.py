@@ -36,7 +36,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "header_timeout", kinds.SECONDS, 10.0, unit="seconds; 0: no limit", group=NETWORK,
         help="How long a request's head may take to arrive, counted from its first byte. So long may a TLS handshake "
-        "and a PROXY header take, too, each from its first byte. A connection that has sent nothing has --keep-alive.",
+        "and a PROXY header take, too, each from its first byte. A connection that has sent nothing has --keep-alive. "
+        "With 0, a worker that drains still limits each to 5 seconds.",
     ),
     Option(
         "body_timeout", kinds.SECONDS, 60.0, unit="seconds; 0: no limit", group=NETWORK,
