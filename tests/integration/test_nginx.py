@@ -17,7 +17,7 @@ from harness import PATIENCE, wait_for
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx (Debian: apt install nginx)")
 
-RELEASES = 20
+RELEASES = 10
 FRAME = """\
 {user}
 daemon off;

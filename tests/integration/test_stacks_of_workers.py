@@ -190,7 +190,7 @@ def test_a_process_that_could_not_bear_the_signal_does_not_get_it(serve):
 def test_being_asked_all_the_time_costs_no_request(serve):
     server = with_code(serve, workers=2)
     with server.load(one_shot=2, keep_alive=2) as load:
-        for _ in range(20):
+        for _ in range(8):
             assert len(stacks(server)) == 2
         load.more(20)
     assert load.failures == []

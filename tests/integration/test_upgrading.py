@@ -398,12 +398,12 @@ def test_a_server_that_stops_is_not_upgraded(installed):
     assert server.await_exit() == 0
 
 
-def test_twenty_upgrades_leave_nothing_behind(installed):
+def test_eight_upgrades_leave_nothing_behind(installed):
     server = installed.server
     installed.upgrade()
     before, opened = server.status(), descriptors(server)
     with server.load() as load:
-        for _ in range(20):
+        for _ in range(8):
             assert server.question(do="upgrade")["ok"]
         load.more(20)
     assert load.failures == []

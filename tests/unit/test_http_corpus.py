@@ -78,7 +78,7 @@ def test_split_at_every_byte(case, harness):
     case=st.sampled_from([parameter.values[0] for parameter in CASES]),
     cuts=st.sets(st.integers(1, 400), max_size=8),
 )
-@settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_pieces(case, cuts, harness):
     data = stream(case)
     edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]

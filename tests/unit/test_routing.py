@@ -594,5 +594,5 @@ def test_a_table_of_marks_that_is_full_loses_no_request(monkeypatch):
 
 TestStory = Story.TestCase
 TestStory.settings = settings(
-    max_examples=examples(100), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(60), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
