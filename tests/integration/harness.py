@@ -46,6 +46,12 @@ class NotReached(AssertionError):
     """A state that should have come did not."""
 
 
+def listens(path: Path | str) -> bool:
+    """Whether a server accepts connections at a unix socket: its file is there before it does (bind, then listen)."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 def wait_for(predicate: Callable[[], Any], what: str, within: float = PATIENCE) -> Any:
     """The predicate's value as soon as it is true."""
     deadline = time.monotonic() + within

@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 import websocket
-from harness import PATIENCE, wait_for
+from harness import PATIENCE, listens, wait_for
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx (Debian: apt install nginx)")
 
@@ -55,7 +55,7 @@ def in_front_of(server, tmp_path, change=lambda printed: printed):
     errors = tmp_path / "error.log"
     process = subprocess.Popen(["nginx", "-c", str(tmp_path / "nginx.conf"), "-p", str(tmp_path), "-e", str(errors)])
     try:
-        wait_for(lambda: path.exists() or process.poll() is not None, "nginx listens")
+        wait_for(lambda: listens(path) or process.poll() is not None, "nginx listens")
         assert process.poll() is None, errors.read_text()
         yield path, errors
     finally:

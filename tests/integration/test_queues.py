@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import CHECKOUT, Server, wait_for
+from harness import CHECKOUT, Server, listens, wait_for
 from test_companions import await_state, companion
 
 PAGE = (CHECKOUT / "docs/companions.md").read_text()
@@ -158,7 +158,7 @@ def redis(tmp_path: Path) -> Iterator[Path]:
     words = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(directory)]
     process = subprocess.Popen(["redis-server", *words], stdout=subprocess.DEVNULL)
     try:
-        wait_for(path.exists, "Redis")
+        wait_for(lambda: listens(path), "Redis")
         yield path
     finally:
         process.kill()
