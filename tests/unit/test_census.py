@@ -153,6 +153,19 @@ def test_odd_hellos_are_passed_over_and_the_message_stays_for_the_switchboard(ru
         assert message.number == 2 and fds == []
 
 
+def test_a_hello_that_another_process_sends_over_the_connection_is_not_heard(run_dir):
+    hellos = channels.listen(run_dir.hello)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(run_dir.hello)
+        child = os.fork()
+        if not child:
+            sock.send(json.dumps({"v": 1, "type": "hello", **WHOLE}).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        found = ask(run_dir, hellos, frozenset({os.geteuid()}))
+    assert found.heard == [] and len(found.channels) == 1
+
+
 def test_other_users_are_not_heard(run_dir):
     hellos = channels.listen(run_dir.hello)
     with say(run_dir, WHOLE):

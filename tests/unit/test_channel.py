@@ -30,6 +30,14 @@ def raw():
     theirs.close()
 
 
+def test_a_receiver_that_has_no_time_left_takes_one_message_and_leaves_the_others(raw):
+    channel, theirs = raw
+    for number in range(3):
+        theirs.send(json.dumps({"v": 1, "type": "job-ended", "number": number}).encode())
+    heard = [channel.receive(messages.FROM_WORKER, seconds=-1.0) for _ in range(4)]
+    assert [[one.message.number for one in some] for some in heard] == [[0], [1], [2], []]
+
+
 class FakeSocket:
     """Takes `room` messages, and notes each with the files that its descriptors are of at that moment."""
 

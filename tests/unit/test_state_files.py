@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -41,6 +42,20 @@ class Told(list):
 
 def write(path, content: bytes) -> None:
     path.write_bytes(content)
+
+
+def test_a_file_that_cannot_be_opened_now_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
+    told, path = Told(), tmp_path / HOLDS
+    write(path, b'{"holds": {"acme": 3}}')
+
+    def refuse(*args, **more):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "open", refuse)
+        assert files.read_json(str(path), _holds_of, told, "it is lost") is None
+    assert [level for level, _ in told] == ["error"]
+    assert files.read_json(str(path), _holds_of, told, "it is lost") == {"acme": 3}
 
 
 ODD_HOLDS = [b'{"holds": []}', b'{"holds": {"acme": "3"}}', b'{"holds": {"acme": 1.5}}', b'{"holds": {"acme": true}}']
