@@ -232,9 +232,11 @@ class Engine:
     def close_idle(self) -> None:
         """Close the connections that wait for a request: at a stop, where nobody will answer their next one.
 
-        New connections that come out of the queues later have as long as a connection that has just come.
+        New connections that come out of the queues later have as long as a connection that has just come, and so has a
+        client whose response ends later, if it was promised before the stop that the connection stays open.
         """
         self.silence = min(self.silence or FIRST, FIRST)
+        self.keep_alive = min(self.keep_alive, FIRST)
         for connection in list(self._open):
             connection.close_if_idle()
 

@@ -280,14 +280,27 @@ def test_a_number_that_is_no_pid_is_refused(pid):
 
 
 def test_a_process_that_a_zygote_has_not_forked_is_not_taken_for_its(process):
-    """The process in question is this one's child, as a worker is its master's, but it has a session of its own."""
-    with pytest.raises(NotOurs):
-        peers.forked_by(os.getpid(), process.pid, os.getuid())
-    with subprocess.Popen(["sleep", "60"]) as sibling:
+    """The processes in question are all this one's children, as a worker is its master's. Only those that have the
+    zygote's session are the zygote's. (This process has itself none, to /proc, where a container's host began it.)"""
+    zygote = process.pid
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
         with pytest.raises(NotOurs):
-            peers.forked_by(os.getpid(), sibling.pid, os.getuid() + 1)
-        os.close(peers.forked_by(os.getpid(), sibling.pid, os.getuid()))
-        sibling.kill()
+            peers.forked_by(zygote, stranger.pid, os.getuid())
+        stranger.kill()
+    with pytest.raises(NotOurs):
+        peers.forked_by(zygote, zygote, os.getuid())
+
+
+def test_a_process_that_a_zygote_has_forked_twice_is_its_as_one_user_only():
+    command = "(sleep 60 & echo $!; wait) & wait"
+    with subprocess.Popen(["sh", "-c", command], start_new_session=True, stdout=subprocess.PIPE, text=True) as zygote:
+        assert zygote.stdout is not None
+        pid = int(zygote.stdout.readline())
+        os.close(peers.forked_by(zygote.pid, pid, os.getuid()))
+        with pytest.raises(NotOurs):
+            peers.forked_by(zygote.pid, pid, os.getuid() + 1)
+        end_session(zygote.pid)
+        zygote.kill()
 
 
 def test_no_signal_goes_to_a_process_that_runs_as_another_user_by_now(process):

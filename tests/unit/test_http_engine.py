@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reuseport.ipc.scoreboard import ACTIVE, CONNECTIONS, ERRORS, REQUESTS
-from reuseport.worker import connection
+from reuseport.worker import connection, engine
 from reuseport.worker.engine import MANY_LATENCIES
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -351,6 +351,27 @@ def test_a_stop_does_not_wait_for_who_has_connected_and_says_nothing(make, monke
     with harness.connect() as client:
         harness.engine.close_idle()
         assert client.read_all() == b""
+
+
+def test_a_stop_does_not_wait_for_the_next_request_of_who_was_answered_meanwhile(make, monkeypatch):
+    """The head, which promises that the connection stays open, was sent before the stop."""
+    monkeypatch.setattr(engine, "FIRST", 0.1)
+    ends = Event()
+
+    def application(environ, start_response):
+        start_response("200 OK", [("Content-Length", "6")])
+        yield b"long,"
+        ends.wait()
+        yield b"."
+
+    harness = make(application, keep_alive=3600.0)
+    with harness.connect() as client:
+        client.send(GET)
+        client.read_until(b"long,")
+        harness.engine.close_idle()
+        harness.engine.drain()
+        ends.set()
+        assert client.read_all() == b"."
 
 
 def test_closed_from_within(make):
