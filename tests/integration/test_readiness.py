@@ -333,8 +333,8 @@ def test_the_next_master_hears_from_those_that_were_not_ready(serve):
         server.gate(f"{way}-1-imported").close()
         (server.gates / f"{way}-1-up").unlink(missing_ok=True)
         os.kill(await_event(server, what="begins", name=way)["pid"], signal.SIGKILL)
-        second = wait_for(lambda way=way: events(server, what="imports", name=way)[1:], "another one")[0]
-        again[way] = second["pid"]
+        another = wait_for(lambda way=way: events(server, what="imports", name=way)[1:], "another one")[0]
+        again[way] = another["pid"]
         assert companion(server, f"1.{way}")["ready"] is False
     server.process.kill()
     server.process.wait()
