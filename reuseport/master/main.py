@@ -167,6 +167,7 @@ class Master:
         self.switchboard.on_job = self.losses.has_come
         self.switchboard.on_lost = self.losses.never_begun
         self.switchboard.on_successor = self.succession.asked
+        self.switchboard.is_anothers = self.succession.boots
 
     def run(self) -> int:
         self.signals.listen()
