@@ -26,7 +26,8 @@ def fill() -> None:
             try:
                 null = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
             except OSError as error:
-                sys.exit(f"reuseport: descriptor {number} is closed, and {os.devnull} cannot be opened: {error.strerror}")
+                why = f"descriptor {number} is closed, and {os.devnull} cannot be opened"
+                sys.exit(f"reuseport: {why}: {error.strerror}")
             os.set_inheritable(null, True)
         if getattr(sys, name) is None:
             stream = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
