@@ -51,7 +51,7 @@ server {{
     # The names of the site. nginx takes the first server of an address for every other name.
     server_name {SITE};
 
-    # With a certificate: these lines in the place of `listen 80;`, and the server below, which redirects.
+    # With a certificate: these lines in the place of the line that listens, and the last server, which redirects.
     #     listen 443 ssl;
     #     http2 on;       # before nginx 1.25.1 (nginx -v): listen 443 ssl http2;
     #     ssl_certificate     /etc/letsencrypt/live/{SITE}/fullchain.pem;
@@ -88,7 +88,7 @@ server {{
 }}
 
 #server {{
-#    listen 80;
+#    listen *:80;
 #    server_name {SITE};
 #    return 308 https://$host$request_uri;
 #}}
