@@ -1,4 +1,4 @@
-"""What a container changes about the options: the addresses and the user of the machine are not the container's."""
+"""Options as a container needs them. The addresses and the users of the machine are not the container's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Account:
 
 
 def account(app: Described) -> Account:
-    """The user of --user and --group, whatever says them: a master that already is that user changes nothing.
+    """The user and group that the image makes: those of --user and --group.
+
+    A master that runs as these already changes to no other user, so the options can stay where they are.
 
     Raises OptionError for root, because such a container needs neither option.
     """
