@@ -469,6 +469,10 @@ class Zygote:
         """Before the import, and again after it: an application may set handlers, meant for another server."""
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
+        if os.isatty(0):
+            # A debugger gets EIO when the server is in the background by now, and no signal that stops every process.
+            signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with SIG_IGN there would be nobody to wait for
         # The master's own TERM often goes to the whole group; the master will say when it wants this process to go.
         signal.signal(signal.SIGTERM, self._on_term)

@@ -28,7 +28,7 @@ from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import RUN_DIR, STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.shortage import SHORTAGE
-from reuseport.master import lending, logfiles, peers, reserve
+from reuseport.master import lending, logfiles, peers, reserve, terminal
 from reuseport.master.bootlog import BootLog
 from reuseport.master.loop import Loop
 
@@ -99,8 +99,11 @@ def spawn_zygote(
         for fd in outputs:
             stack.callback(os.close, fd)
         output, errors = (_raised(fd, stack) for fd in outputs)
-        null = high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        stack.callback(os.close, null)
+        if terminal.is_for(recipe["settings"]["values"]):
+            stdin = _raised(terminal.STDIN, stack)
+        else:
+            stdin = high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            stack.callback(os.close, stdin)
         directory = high(run_dir.lend())
         stack.callback(os.close, directory)
         for path, number in logfiles.descriptors(recipe).items():
@@ -121,7 +124,7 @@ def spawn_zygote(
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, 1, STDOUT_COPY),
                 (os.POSIX_SPAWN_DUP2, 2, STDERR_COPY),
-                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, stdin, 0),
                 (os.POSIX_SPAWN_DUP2, output, 1),
                 (os.POSIX_SPAWN_DUP2, errors, 2),
                 (os.POSIX_SPAWN_DUP2, directory, RUN_DIR),
