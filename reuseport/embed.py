@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from reuseport import options, startup
+from reuseport.ipc import standard
 from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
 from reuseport.options import Settings
 
@@ -44,8 +45,9 @@ def serve(app: str | Callable[..., Any], **keywords: Any) -> NoReturn:
     extra: dict[str, Any] = {} if isinstance(app, str) else {"script": _script()}
     extra["flags"] = [f for f in subprocess._args_from_interpreter_flags() if f != "-P"]
     os.environ[VARIABLE] = json.dumps({"settings": settings.to_json(), "extra": extra})
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed when the script was started
+            stream.flush()
     # An exec resets handlers: a HUP that comes before the master's own stand would end it.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     os.execve(
@@ -113,6 +115,7 @@ def _script() -> dict[str, Any]:
 
 def main() -> int:
     """The master that `serve` has become."""
+    standard.fill()
     startup.begin_anew()
     if problem := startup.unfit_for_a_master():
         sys.stderr.write(f"reuseport: {problem}\n")

@@ -24,7 +24,7 @@ from reuseport.entry import EARLY_DESCRIPTORS
 from reuseport.ipc import packages
 from reuseport.options import Settings
 from reuseport.version import __version__
-from reuseport.worker import application, forksafety, ground, patching
+from reuseport.worker import application, forksafety, ground, logs, patching
 
 
 def main(born: dict[str, Any]) -> None:
@@ -53,12 +53,18 @@ def look(settings: Settings, directory: str, ids: tuple[int, int] | None) -> dic
     try:
         if ids:
             ground.become(ids, directory)
+    except application.LoadError as error:
+        # This user can import nothing more, not even of the standard library, so nothing more can be found out.
+        return {"error": str(error)}
+    try:
         if settings.umask is not None:
             os.umask(settings.umask)
         if settings.threads and startup.is_patched():
             raise application.LoadError(patching.PATCHED_ALREADY)
         application.enter(directory)
         application.prepare(directory, tuple(settings.pythonpath))
+        if settings.log_config:
+            logs.configure(settings.log_config)
         application.load(settings.app, settings.factory)
         application.settle(settings)
     except application.LoadError as error:

@@ -24,7 +24,7 @@ import ssl
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from posix import close  # gevent's os.close leaves it to its loop, which never runs here
 from typing import Any, NoReturn
 
@@ -33,8 +33,8 @@ from gevent import monkey
 from reuseport import entry, names, startup
 from reuseport.core.model import FIRST_JOB
 from reuseport.ipc import channel as channels
-from reuseport.ipc import messages, packages
-from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
+from reuseport.ipc import messages, packages, streams
+from reuseport.ipc.inherited import ZYGOTE_VARIABLE
 from reuseport.ipc.lifeline import Lifeline
 from reuseport.ipc.logfile import Passed
 from reuseport.ipc.rundir import RunDir
@@ -76,9 +76,10 @@ class Zygote:
         self.recipe: dict[str, Any] = {}
         self.settings: Settings | None = None
         self.name = ""
-        self.boot_output = 1
+        self.boot_output, self.boot_errors = 1, 2
+        self.copy_errors = -1  # standard error of the next copy, which came before its order
         self.queue = (-1, -1)
-        self.passed_logs = Passed()
+        self.passed_logs = Passed(born.get("logs", {}))
         self.shared = Held(born.get("shared"))
         self.door = Door()
         self.imports = Imports(False)
@@ -157,9 +158,8 @@ class Zygote:
         gc.collect()
         gc.freeze()
         ground.flush()
-        self.boot_output = os.dup(1)
-        os.dup2(STDOUT_COPY, 1)
-        os.dup2(STDERR_COPY, 2)
+        self.boot_output, self.boot_errors = os.dup(1), os.dup(2)
+        streams.end_boot(self.boot_output, self.boot_errors)
         self._take_signals()
         self._open_door()
         self.loaded = True
@@ -172,14 +172,14 @@ class Zygote:
             while self.orders:
                 order, fds = self.orders.pop(0)
                 if isinstance(order, messages.Copy):
-                    self._copy(order, fds[0])
+                    self._copy(order, fds)
                 elif (birth := self._fork(order)) is not None:
                     return birth
             self._listen()
 
     def _start_again(self) -> None:
         """A fresh interpreter, in this very process, that forks first and lets each worker import."""
-        born = {**self.born, "separate": True, "shared": self.shared.lent()}
+        born = {**self.born, "separate": True, "shared": self.shared.lent(), "logs": self.passed_logs.lent()}
         if self.pems is not None:
             born["pems"] = fd = os.memfd_create("certificates", 0)  # it may be nobody by now who could read the key
             with open(fd, "wb", closefd=False) as file:
@@ -261,6 +261,7 @@ class Zygote:
             self.settings,
             self.name,
             self.boot_output,
+            self.boot_errors,
             self.queue,
             self.listeners,
             self.passed_logs,
@@ -270,8 +271,11 @@ class Zygote:
             line,
         )
 
-    def _copy(self, order: messages.Copy, output: int) -> None:
-        """Fork a copy that becomes the zygote of another generation: of this very version, without loading anything."""
+    def _copy(self, order: messages.Copy, outputs: list[int]) -> None:
+        """Fork a copy that becomes the zygote of another generation: of this very version, without loading anything.
+
+        `outputs`: where its workers print to while they boot, and their standard error if that has another name.
+        """
         generation = order.generation
         try:
             # They would end with this zygote, under the workers of the copy.
@@ -280,19 +284,20 @@ class Zygote:
             why = f"its zygote cannot look for processes of the import: {error.strerror}"
         if why:
             self._unborn(generation, 0, why)
-            close(output)
+            _close_all(outputs)
             return
         self._tell_if_changed()
         if not self._fork_twice(
             lambda error: self._unborn(generation, 0, error),
             lambda pid: self.channel.send("forked", generation=generation, number=0, pid=pid),
         ):
-            close(output)
+            _close_all(outputs)
             return
         self.generation = generation
         os.environ["REUSEPORT_GENERATION"] = str(generation)
-        os.dup2(output, self.boot_output, inheritable=False)
-        close(output)
+        os.dup2(outputs[0], self.boot_output, inheritable=False)
+        os.dup2(outputs[-1], self.boot_errors, inheritable=False)
+        _close_all(outputs)
         self._close_queue()
         self._drop_orders()
         self.born = {**self.born, "generation": generation}
@@ -339,9 +344,14 @@ class Zygote:
 
     def _drop_orders(self) -> None:
         for _, fds in self.orders:
-            for fd in fds:
-                close(fd)
+            _close_all(fds)
         self.orders.clear()
+        self._drop_errors()
+
+    def _drop_errors(self) -> None:
+        if self.copy_errors != -1:
+            close(self.copy_errors)
+            self.copy_errors = -1
 
     def _release(self) -> None:
         """In a child that the application has forked while it was imported (`worker.forked`)."""
@@ -392,7 +402,13 @@ class Zygote:
                 self.look_at = None
                 self._close_queue()
                 self.door.close()
-            elif isinstance(message, messages.Fork | messages.Copy):
+            elif isinstance(message, messages.BootErrors):
+                self._drop_errors()
+                self.copy_errors = fds[0]
+            elif isinstance(message, messages.Copy):
+                errors, self.copy_errors = self.copy_errors, -1
+                self.orders.append((message, fds if errors == -1 else [*fds, errors]))
+            elif isinstance(message, messages.Fork):
                 self.orders.append((message, fds))
             elif isinstance(message, messages.LetGo):
                 self._close_listeners()
@@ -465,6 +481,10 @@ class Zygote:
         """Before the import, and again after it: an application may set handlers, meant for another server."""
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
+        if os.isatty(0):
+            # A debugger gets EIO when the server is in the background by now, and no signal that stops every process.
+            signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with SIG_IGN there would be nobody to wait for
         # The master's own TERM often goes to the whole group; the master will say when it wants this process to go.
         signal.signal(signal.SIGTERM, self._on_term)
@@ -535,6 +555,11 @@ def main(born: dict[str, Any]) -> None:
         ground.flush()
         quit_with(1)
     live(birth)
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        close(fd)
 
 
 def quit_with(status: int) -> NoReturn:

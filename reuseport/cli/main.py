@@ -16,6 +16,7 @@ from typing import Any
 from reuseport import startup
 from reuseport.cli import operator
 from reuseport.cli.failure import INTERRUPTED, USAGE, Failure
+from reuseport.ipc import standard
 from reuseport.options import OptionError
 from reuseport.options.arguments import did_you_mean, one_line
 from reuseport.version import __version__
@@ -52,6 +53,7 @@ COMMANDS = {name: about for commands in GROUPS.values() for name, about in comma
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 wrong usage, 3 no master there, 4 superseded."""
     if argv is None:
+        standard.fill()
         startup.begin_anew()
     operator.note_start(typed=argv is None)
     # File names and variables may hold bytes that are no text; they must not break the message about them.

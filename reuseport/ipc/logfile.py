@@ -15,10 +15,12 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from posix import close
 
-from reuseport.ipc.walk import steps
+from reuseport.ipc import streams
+from reuseport.ipc.walk import LINKS, steps
+from reuseport.options.logplace import DESCRIPTOR, objection, parse
 from reuseport.options.machine import name_of
 
 MODE = 0o640
@@ -34,11 +36,17 @@ def open_file(path: str, users: Collection[int] = (), owner: tuple[int, int] | N
     made is given to `owner`, a (uid, gid).
     """
     if os.geteuid() != 0:
-        return os.open(path, APPEND | os.O_CREAT, mode)
+        try:
+            return os.open(path, APPEND | os.O_CREAT, mode)
+        except OSError as error:
+            return _copied(path, error)
     with contextlib.ExitStack() as stack:
         directory, name, is_descriptor = _walk(path, stack)
         if is_descriptor:
-            return os.open(name, APPEND, dir_fd=directory)
+            try:
+                return os.open(name, APPEND, dir_fd=directory)
+            except OSError as error:
+                return _copied(path, error)
         while True:
             try:
                 fd = os.open(name, APPEND | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, mode, dir_fd=directory)
@@ -62,6 +70,31 @@ def open_file(path: str, users: Collection[int] = (), owner: tuple[int, int] | N
             os.close(fd)
             raise
         return fd
+
+
+def _copied(path: str, error: OSError) -> int:
+    """A copy of the descriptor of this process that the path leads to. A socket cannot be opened again (ENXIO).
+
+    Raises `error` for everything else.
+    """
+    number = _own_descriptor(path) if error.errno == errno.ENXIO else -1
+    if number == -1 or objection(number):
+        raise error
+    return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 5)
+
+
+def _own_descriptor(path: str) -> int:
+    """The number of this process's descriptor that a path leads to, through links as well; -1 if it leads elsewhere."""
+    for _ in range(LINKS):
+        directory = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+        name = os.path.basename(path)
+        if re.fullmatch(rf"/proc/{os.getpid()}(?:/task/\d+)?/fd", directory) and name.isdigit():
+            return int(name)
+        try:
+            path = os.path.join(directory, os.readlink(os.path.join(directory, name)))
+        except OSError:
+            return -1
+    return -1
 
 
 def write_file(path: str, text: str) -> None:
@@ -128,8 +161,16 @@ def _check(path: str, status: os.stat_result, directory: os.stat_result, users: 
 class Passed:
     """The log files that the master has passed to this process, by their paths. Any thread may `open` one."""
 
-    def __init__(self) -> None:
-        self._fds: dict[str, int] = {}
+    def __init__(self, fds: Mapping[str, int] | None = None) -> None:
+        self._fds = dict(fds or {})
+        for fd in self._fds.values():
+            os.set_inheritable(fd, False)
+
+    def lent(self) -> dict[str, int]:
+        """The descriptors for an exec of this process, which keeps them."""
+        for fd in self._fds.values():
+            os.set_inheritable(fd, True)
+        return dict(self._fds)
 
     @property
     def fds(self) -> Collection[int]:
@@ -138,7 +179,9 @@ class Passed:
     def take(self, paths: Sequence[str], fds: Sequence[int]) -> None:
         """Keep what a "logs" message brought, in the place of what came before."""
         for path, fd in zip(paths, fds, strict=True):
-            if path in self._fds:
+            if path in streams.PATHS:
+                streams.replace(path, fd)
+            elif path in self._fds:
                 os.dup2(fd, self._fds[path], inheritable=False)  # the number stays, for a thread that opens it just now
                 close(fd)
             else:
@@ -153,5 +196,8 @@ class Passed:
     def open(self, path: str) -> int:
         """A descriptor of its own for the caller: of the file that was passed, else of one opened by this process.
         OSError. A master of an earlier version passes none."""
-        fd = self._fds.get(path)
+        place = parse(path)
+        fd = streams.COPIES.get(place.number, self._fds.get(path))
+        if fd is None and place.kind == DESCRIPTOR:
+            raise OSError(errno.EBADF, f"the master was started without descriptor {place.number}", path)
         return open_file(path) if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 5)

@@ -331,6 +331,10 @@ class Copy(Message, kind="copy", fds=1):
     generation: int = fields.whole(0, _GENERATIONS)
 
 
+class BootErrors(Message, kind="boot_errors", fds=1):
+    """The standard error of the next copy, see `BootLog.open`. A zygote of an earlier version passes over it."""
+
+
 class Superseded(Message, kind="superseded"):
     pass
 
@@ -583,7 +587,7 @@ FROM_WORKER = _group(
     Ready, Accepting, LetGo, Failed, Retire, Slots, Job, JobEnded, JobsRepeated, JobLost, Stays, Imported
 )  # fmt: skip
 FROM_JOB = _group(Job, JobEnded, JobsRepeated, JobLost)
-TO_ZYGOTE = _group(Boot, Fork, Copy, Slots, Logs, Superseded, Standby, LetGo, Quit)
+TO_ZYGOTE = _group(Boot, Fork, Copy, BootErrors, Slots, Logs, Superseded, Standby, LetGo, Quit)
 TO_WORKER = _group(Slots, Logs, Heir, Routes, Accept, Attend, Drain, Reopen, Quit)
 TO_JOB = _group(Known, Logs, Drain, Reopen, Quit)
 FROM_SUCCESSOR = _group(Started, Launched, Said, Ended, Mine)

@@ -8,6 +8,8 @@ second time through /proc; a socket (journald) cannot be, but has MSG_DONTWAIT.
 from __future__ import annotations
 
 import _socket
+import contextlib
+import fcntl
 import os
 import select
 import socket
@@ -50,40 +52,45 @@ class Outlet:
         self._told = False
         self.on_blocked: Callable[[], None] | None = None
         self.error: OSError | None = None
+        self.is_file = False
         self.reopen()
-        self.is_file = stat.S_ISREG(os.fstat(self.fd).st_mode)
 
     def reopen(self) -> None:
-        """Open the file again, after logrotate has moved it away. OSError where that is not possible."""
+        """Open the file again, after logrotate has moved it away, or the stream, which may be another master's by now.
+        OSError where that is not possible."""
         if self.place.by_datagrams:
             self._post = self._post or Post(self.place)
             self.fd = self._post.fileno()
             return
         if self.place.kind in (logplace.STREAM, logplace.DESCRIPTOR):
-            if self.fd == -1:
-                self.fd = self._stream()
-            return
-        fd = self._opened(self.path)
+            self._write_to(self._stream())
+        else:
+            self._write_to(self._opened(self.path))
+
+    def _stream(self) -> int:
+        standard = self._standard
+        mode = os.fstat(standard).st_mode
+        # A file never blocks, and a second description would have an offset of its own. A socket cannot be opened.
+        if not stat.S_ISREG(mode) and not stat.S_ISSOCK(mode):
+            # OSError: another user's terminal (su), or no /proc. The stream itself blocks only if the terminal does.
+            with contextlib.suppress(OSError):
+                return os.open(f"/proc/self/fd/{standard}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
+        return fcntl.fcntl(standard, fcntl.F_DUPFD_CLOEXEC, 5)
+
+    def _write_to(self, fd: int) -> None:
         if self.fd == -1:
             self.fd = fd
         else:
             # The number stays: another thread may be about to write to it.
             os.dup2(fd, self.fd, inheritable=False)
             os.close(fd)
-
-    def _stream(self) -> int:
-        standard = self._standard
-        mode = os.fstat(standard).st_mode
-        if stat.S_ISREG(mode):
-            return standard  # a file never blocks, and a second description would have an offset of its own
+        mode = os.fstat(self.fd).st_mode
+        self.is_file = stat.S_ISREG(mode)
+        if self._socket is not None:
+            self._socket.detach()
+            self._socket = None
         if stat.S_ISSOCK(mode):
-            self._socket = _socket.socket(fileno=os.dup(standard))  # not gevent's, which would wait, even in the loop
-            return self._socket.fileno()
-        try:
-            return os.open(f"/proc/self/fd/{standard}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            # Another user's terminal (su), or no /proc: then the stream itself, which blocks only if that does.
-            return standard
+            self._socket = _socket.socket(fileno=self.fd)  # not gevent's, which would wait, even in the loop
 
     def raw(self, data: bytes) -> None:
         """Write bytes as they are, in turn with what was written before."""

@@ -89,13 +89,16 @@ def _copy_zygote(master: Master, command: ev.CopyZygote) -> None:
         master.events.append(ev.Started(key, error="the zygote is an earlier master's"))
         return
     try:
-        output = boot_log.open()
+        output, errors = boot_log.open()
     except OSError as error:
         master.events.append(ev.Started(key, error=f"its output cannot go to {boot_log.path}: {error.strerror}"))
         return
     master.processes.expect(key)
-    master.switchboard.send(Key(command.donor, ZYGOTE), "copy", (output,), generation=key.generation)
+    donor = Key(command.donor, ZYGOTE)
+    master.switchboard.send(donor, "boot_errors", (errors,))
+    master.switchboard.send(donor, "copy", (output,), generation=key.generation)
     os.close(output)
+    os.close(errors)
 
 
 def _fork(master: Master, command: ev.Fork) -> None:

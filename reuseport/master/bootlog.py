@@ -7,6 +7,7 @@ log while the boot lasts, and shows the end of it to whoever asked for a release
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from reuseport.master.loop import Loop
 
 FOLLOW = 0.1  # seconds between two looks at what a booting generation prints
 NEWS = 1 << 20  # bytes of it that are copied at once
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 TAIL = 65536  # bytes of it that an asker is shown
 
 
@@ -28,9 +30,28 @@ class BootLog:
         self.path = path
         self.offset = offset  # bytes that have been copied
 
-    def open(self) -> int:
-        """A descriptor to print to."""
-        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    def open(self) -> tuple[int, int]:
+        """Two descriptors to print to: standard output and error.
+
+        The second one is opened by another name of the file, which then is removed. So a process can tell through which
+        of the two its application has opened /dev/stdout or /dev/stderr (`ipc/streams.py`).
+        """
+        output = os.open(self.path, os.O_CREAT | _FLAGS, 0o600)
+        name = f"{self.path}.errors"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)  # a master died between the next two lines
+            try:
+                os.link(self.path, name)
+            except OSError:  # a file system without hard links
+                return output, fcntl.fcntl(output, fcntl.F_DUPFD_CLOEXEC, 5)
+            try:
+                return output, os.open(name, _FLAGS)
+            finally:
+                os.unlink(name)
+        except OSError:
+            os.close(output)
+            raise
 
     def news(self, rest: bool) -> bytes:
         """The lines that have been printed since the last call; with the `rest`, also one that has not ended yet.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -31,13 +32,18 @@ class LogFiles:
                 except OSError as error:
                     raise OptionError(f"{settings.where(name)}: cannot open {path}: {error.strerror}") from None
 
-    def of(self, recipe: Mapping[str, Any] | None, *, anew: bool) -> tuple[list[str], tuple[int, ...]]:
+    def of(
+        self, recipe: Mapping[str, Any] | None, *, anew: bool, another: bool = False
+    ) -> tuple[list[str], tuple[int, ...]]:
         """The paths of a generation, and their descriptors. A file that cannot be opened is logged and left out.
 
         `anew`: the files are opened again, because the paths may lead to other files when a generation boots.
+        `another`: the generation's zygote is another master's child, and has got that master's descriptors.
         """
         found: dict[str, int] = {}
         for name, path in _paths(Settings.from_json(recipe["settings"])) if recipe else ():
+            if another and logplace.parse(path).kind == logplace.DESCRIPTOR:
+                continue
             try:
                 if anew or path not in self._fds:
                     self._open(name, path)
@@ -66,6 +72,8 @@ class LogFiles:
         """In the place of the descriptor that there is, if that can be done."""
         place = logplace.parse(path)
         if place.kind == logplace.DESCRIPTOR:
+            if why := logplace.objection(place.number):
+                raise OSError(errno.EBADF, why)
             fd = fcntl.fcntl(place.number, fcntl.F_DUPFD_CLOEXEC, 5)
         else:
             # The master makes the log for itself, and an access log for the workers' user, as workers did.
@@ -76,8 +84,18 @@ class LogFiles:
         self._fds[path] = fd
 
 
+def descriptors(recipe: Mapping[str, Any]) -> dict[str, int]:
+    """The descriptors of this process that a recipe's logs name, by their paths, but standard output and error."""
+    places = [(path, logplace.parse(path)) for _, path in _paths(Settings.from_json(recipe["settings"]))]
+    return {
+        path: place.number
+        for path, place in places
+        if place.kind == logplace.DESCRIPTOR and not logplace.objection(place.number)
+    }
+
+
 def _paths(settings: Settings) -> list[tuple[str, str]]:
-    """The options that name a file, and the file. Workers have copies of standard output and error anyway."""
+    """The options that name a file or a descriptor, and its path. Standard output and error are always passed."""
     said = [(name, getattr(settings, name)) for name in ("log_file", "access_log")]
     places = [(name, path, logplace.parse(path)) for name, path in said if path]
     return [

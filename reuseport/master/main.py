@@ -60,6 +60,7 @@ from reuseport.master.switchboard import Switchboard
 from reuseport.master.tally import Tally
 from reuseport.master.telling import Telling
 from reuseport.master.tenants import Tenants
+from reuseport.master.terminal import Terminal
 from reuseport.master.touched import Touched
 from reuseport.master.watch import Watch
 from reuseport.options import OptionError, Settings
@@ -89,6 +90,7 @@ class Master:
         self.signals = Signals(self)
         reserve.refill()
         self.tally = Tally()
+        self.terminal = Terminal({"reload": settings.reload})
         self.ids = find_user(settings)
         self.log_files = LogFiles(self.ids, log.write)
         self.run_dir = RunDir(settings.run_dir)
@@ -167,6 +169,7 @@ class Master:
         self.switchboard.on_job = self.losses.has_come
         self.switchboard.on_lost = self.losses.never_begun
         self.switchboard.on_successor = self.succession.asked
+        self.switchboard.is_anothers = self.succession.boots
 
     def run(self) -> int:
         self.signals.listen()
@@ -356,7 +359,7 @@ class Master:
         self._notify(fully=True)
         self.progress.look(self.cluster, time.monotonic(), fully=True)
         self.releases.judge()
-        if timeout:
+        if timeout and not self.terminal:  # where a debugger may wait for a person
             self.watch.look(self.cluster, timeout)
 
     def _count(self) -> None:
@@ -424,6 +427,7 @@ class Master:
         """The last acts: whoever waits for the stop is told, and the files go."""
         self.boot_logs.copy_news()
         self.upgrade.cancel()
+        self.terminal.restore()
         self.log.write("info", "stopped")
         self.releases.note("stopped")
         for client in list(self.control.clients.values()):

@@ -28,7 +28,7 @@ from reuseport.ipc.channel import Channel
 from reuseport.ipc.inherited import RUN_DIR, STDERR_COPY, STDOUT_COPY, ZYGOTE_VARIABLE
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.shortage import SHORTAGE
-from reuseport.master import lending, peers, reserve
+from reuseport.master import lending, logfiles, peers, reserve, terminal
 from reuseport.master.bootlog import BootLog
 from reuseport.master.loop import Loop
 
@@ -78,14 +78,14 @@ class Process:
 
 
 def spawn_zygote(
-    generation: int, recipe: Mapping[str, Any], run_dir: RunDir, output: int, mask: Collection[int]
+    generation: int, recipe: Mapping[str, Any], run_dir: RunDir, outputs: tuple[int, int], mask: Collection[int]
 ) -> int:
     """Exec the release's interpreter; its pid. OSError where that is not possible.
 
-    It runs the package that its environment has, or this one (`reuseport/bootstrap.py`). `output` is what it prints to
-    until it has loaded, and is closed here; `mask` are the signals that it blocks.
+    It runs the package that its environment has, or this one (`reuseport/bootstrap.py`). `outputs` are its standard
+    output and error until it has loaded, and are closed here; `mask` are the signals that it blocks.
     """
-    variables = {
+    variables: dict[str, Any] = {
         "run_dir": run_dir.path,
         "hello": run_dir.named(run_dir.hello),
         "scoreboard": run_dir.named(run_dir.scoreboard),
@@ -93,22 +93,30 @@ def spawn_zygote(
         "owner": os.geteuid(),
         "generation": generation,
         "threads": recipe["settings"]["values"].get("threads", 0),  # it must know before it imports anything
-    }
-    environment = {
-        **os.environ,
-        **recipe["environment"],
-        "REUSEPORT_RUN_DIR": run_dir.path,
-        "REUSEPORT_GENERATION": str(generation),
-        ZYGOTE_VARIABLE: json.dumps(variables),
-        **lending.environment(),
+        "logs": {},
     }
     with contextlib.ExitStack() as stack:
-        output = high(output)
-        stack.callback(os.close, output)
-        null = high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        stack.callback(os.close, null)
+        for fd in outputs:
+            stack.callback(os.close, fd)
+        output, errors = (_raised(fd, stack) for fd in outputs)
+        if terminal.is_for(recipe["settings"]["values"]):
+            stdin = _raised(terminal.STDIN, stack)
+        else:
+            stdin = high(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            stack.callback(os.close, stdin)
         directory = high(run_dir.lend())
         stack.callback(os.close, directory)
+        for path, number in logfiles.descriptors(recipe).items():
+            variables["logs"][path] = copy = _raised(number, stack)
+            os.set_inheritable(copy, True)
+        environment = {
+            **os.environ,
+            **recipe["environment"],
+            "REUSEPORT_RUN_DIR": run_dir.path,
+            "REUSEPORT_GENERATION": str(generation),
+            ZYGOTE_VARIABLE: json.dumps(variables),
+            **lending.environment(),
+        }
         return os.posix_spawn(
             recipe["interpreter"],
             lending.command(recipe, "reuseport.zygote"),
@@ -116,9 +124,9 @@ def spawn_zygote(
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, 1, STDOUT_COPY),
                 (os.POSIX_SPAWN_DUP2, 2, STDERR_COPY),
-                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, stdin, 0),
                 (os.POSIX_SPAWN_DUP2, output, 1),
-                (os.POSIX_SPAWN_DUP2, output, 2),
+                (os.POSIX_SPAWN_DUP2, errors, 2),
                 (os.POSIX_SPAWN_DUP2, directory, RUN_DIR),
             ],
             # The master's terminal signals reach the whole group; a zygote must not die of them.
@@ -477,6 +485,13 @@ def _job(left: Mapping[str, Any]) -> dict[str, Any] | None:
         return vars(messages.Job.parse(left))
     except messages.Malformed:
         return None
+
+
+def _raised(fd: int, stack: contextlib.ExitStack) -> int:
+    """As `high`, but `fd` stays, and `stack` closes the other."""
+    raised = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)
+    stack.callback(os.close, raised)
+    return raised
 
 
 def high(fd: int) -> int:

@@ -195,6 +195,10 @@ class Succession:
         self._say("go", generation=command.key.generation, number=command.key.number)
         return True
 
+    def boots(self, generation: int) -> bool:
+        """Whether the generation is the successor's, which has started its zygote."""
+        return self._has_brought(Key(generation, ZYGOTE))
+
     def _has_brought(self, key: Key) -> bool:
         g = self._master.cluster.generations.get(key.generation)
         return self._channel is not None and g is not None and g.release.recipe is self._recipe

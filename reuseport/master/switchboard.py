@@ -28,6 +28,7 @@ from reuseport.ipc import messages
 from reuseport.ipc.channel import Channel
 from reuseport.ipc.messages import Heard, Hello, Malformed, Message, TakeOver
 from reuseport.ipc.shortage import SHORTAGE
+from reuseport.ipc.streams import PATHS
 from reuseport.master import reserve
 from reuseport.master.attached import attach, detach, part
 from reuseport.master.hellos import IMPOSTOR, MALFORMED, Hellos
@@ -102,6 +103,7 @@ class Switchboard:
         self.on_import: Callable[[str], None] = lambda directory: None
         # Another master wants to take over, by this question of its.
         self.on_successor: Callable[[Channel, Peer, TakeOver], None] = _turn_away
+        self.is_anothers: Callable[[int], bool] = lambda generation: False  # a master that takes over boots it
         self.on_lost: Callable[[Key, messages.JobLost], None] = lambda key, job: None  # no process has begun the job
         self.promised: set[tuple[str, int]] = set()  # slots that somebody has: they come behind the hello
         self._queues: dict[int, tuple[socket.socket, socket.socket]] = {}  # for the hand-over: receiving, sending
@@ -514,7 +516,10 @@ class Switchboard:
             channel.send("slots", tuple(slot.socket.fileno() for slot in some), slots=names)
 
     def _pass_logs(self, channel: Channel, generation: int, boots: bool = False) -> None:
-        paths, fds = self._log_files.of(self._recipe_of(generation), anew=boots)
+        another = self.is_anothers(generation)
+        paths, fds = self._log_files.of(self._recipe_of(generation), anew=boots, another=another)
+        if not another:  # a master that has died may have started it
+            paths, fds = [*PATHS, *paths], (*PATHS.values(), *fds)
         if paths:
             channel.send("logs", fds, paths=paths)
 

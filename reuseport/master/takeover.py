@@ -216,8 +216,8 @@ class _Candidate:
         run_dir.locate(message.hello, message.scoreboard)
         self._master.log.write("info", f"loading {recipe['directory']} as generation {self._generation}")
         try:
-            output = BootLog(run_dir.here(message.boot_log)).open()
-            pid = spawn_zygote(self._generation, recipe, run_dir, output, self._mask)
+            outputs = BootLog(run_dir.here(message.boot_log)).open()
+            pid = spawn_zygote(self._generation, recipe, run_dir, outputs, self._mask)
         except OSError as error:
             self._channel.send("started", error=f"cannot execute {recipe['interpreter']}: {error.strerror}")
             return

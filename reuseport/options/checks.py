@@ -6,7 +6,6 @@ elsewhere by then. Every message begins with what said the option's value.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +80,9 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
         if path and (name == "pid" or logplace.parse(path).kind == logplace.FILE):
             problems += _no_place_for(f"{settings.where(name)}: {path}", path)
         elif path:
-            problems += _not_open(f"{settings.where(name)}: {path}", logplace.parse(path).number)
+            place = logplace.parse(path)
+            why = logplace.objection(place.number) if place.kind == logplace.DESCRIPTOR else ""
+            problems += [f"{settings.where(name)}: {path}: {why}"] if why else []
     problems += _tenants_at_odds(settings)
     problems += _unfit_run_dir(settings)
     if settings.sources["state_dir"] != DEFAULT and not Path(settings.state_dir).is_dir():
@@ -118,16 +119,6 @@ def _unfit_run_dir(settings: Settings) -> list[str]:
         return [f"{begin} is not a directory; --run-dir takes another"]
     if owner != os.geteuid():
         return [f"{begin} {machine.whose(owner)}"]
-    return []
-
-
-def _not_open(begin: str, number: int) -> list[str]:
-    """What is wrong with a log that is one of the master's own descriptors; nothing with the number -1."""
-    try:
-        if number != -1 and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            return [f"{begin}: descriptor {number} is open for reading only"]
-    except OSError:
-        return [f"{begin}: the master was started without descriptor {number}"]
     return []
 
 

@@ -10,6 +10,8 @@ syslog://HOST[:PORT]      one that listens on UDP, port 514 unless another is na
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 from dataclasses import dataclass
 
@@ -18,6 +20,8 @@ from . import kinds
 STREAM, FILE, DESCRIPTOR, JOURNALD, SYSLOG, REMOTE = "stream", "file", "descriptor", "journald", "syslog", "remote"
 
 STANDARD = {"stdin": 0, "stdout": 1, "stderr": 2}
+
+_DESCRIPTOR = re.compile(r"/dev/(?:(stdin|stdout|stderr)|fd/(\d{1,6}))|/proc/(?:thread-)?self/fd/(\d{1,6})")
 
 SOCKETS = {JOURNALD: "/run/systemd/journal/socket", SYSLOG: "/dev/log"}
 SYSLOG_PORT = 514  # RFC 5426 section 3.3
@@ -47,13 +51,18 @@ class LogPlace:
         return self.kind in (JOURNALD, SYSLOG, REMOTE)
 
 
+def _plain(path: str) -> str:
+    """The path without repeated slashes and dots, which it is compared by."""
+    return re.sub("^//", "/", os.path.normpath(path))
+
+
 def parse(text: str) -> LogPlace:
     """ValueError, which says what is wrong, for a syslog: or journald: that is none."""
     kind, colon, rest = text.partition(":")
     if text == "-":
         return LogPlace(STREAM)
     if kind not in SOCKETS:
-        found = re.fullmatch(r"/dev/(?:(stdin|stdout|stderr)|fd/(\d{1,6}))|/proc/self/fd/(\d{1,6})", text)
+        found = _DESCRIPTOR.fullmatch(_plain(text))
         if found:
             number = STANDARD[found[1]] if found[1] else int(found[2] or found[3])
             return LogPlace(DESCRIPTOR, text, number=number)
@@ -69,6 +78,22 @@ def parse(text: str) -> LogPlace:
         return LogPlace(kind, rest)
     also = f", {kind}://HOST or {kind}://HOST:PORT" if kind == SYSLOG else ""
     raise ValueError(f"{text!r} is none of {kind}, {kind}:/PATH{also}")
+
+
+def objection(number: int) -> str:
+    """Why this process cannot log to the descriptor; "" if it can.
+
+    A descriptor that this process has opened itself has close-on-exec (PEP 446). Its parent's have not, or they would
+    not be here.
+    """
+    try:
+        if number > 2 and not os.get_inheritable(number):
+            return f"the master was started without descriptor {number}"
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            return f"descriptor {number} is open for reading only"
+    except OSError:
+        return f"the master was started without descriptor {number}"
+    return ""
 
 
 def check(text: str) -> None:

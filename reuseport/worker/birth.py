@@ -27,6 +27,7 @@ class Birth:
     settings: Settings
     name: str
     boot_output: int  # fd of the file that boot output goes to
+    boot_errors: int  # the same file by its other name, see `ipc/streams.py`
     queue: tuple[int, int]  # the ends of the generation's hand-over queue, to receive from and to send to
     listeners: dict[tuple[str, int], Listener]
     logs: Passed  # the log files that the master has opened

@@ -31,9 +31,11 @@ def become(ids: Sequence[int], directory: str) -> None:
     if os.geteuid() != 0:
         return
     uid, gid = ids
-    user.become(uid, gid)
     packages = [os.path.dirname(sys.modules[name].__file__ or "") for name in NAMES]
-    for place in (os.path.dirname(os.__file__), *packages, directory):
+    # Of the virtual environment: looked for by root, because for a user who cannot enter it nothing is there.
+    installed = [path for path in sys.path if path.startswith(f"{sys.prefix}{os.sep}") and os.path.isdir(path)]
+    user.become(uid, gid)
+    for place in dict.fromkeys((os.path.dirname(os.__file__), *packages, *installed, directory)):
         if not os.access(place, os.R_OK | os.X_OK):
             raise application.LoadError(f"--user: uid {uid} cannot read {place}, which it must import from")
 

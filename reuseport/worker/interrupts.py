@@ -12,6 +12,7 @@ Otherwise it is reported like any error in the loop, a moment later, and what wa
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from functools import wraps
 from types import CodeType, FrameType
@@ -81,6 +82,8 @@ def guard() -> None:
 
     @wraps(set_handler)
     def guarded(signalnum: Any, handler: Any) -> Any:
+        if signalnum == signal.SIGINT and _is_debuggers(handler):
+            return _bare(get_handler(signalnum))
         return _bare(set_handler(signalnum, Guarded(handler) if callable(handler) else handler))
 
     @wraps(get_handler)
@@ -88,6 +91,13 @@ def guard() -> None:
         return _bare(get_handler(signalnum))
 
     signal.signal, signal.getsignal = guarded, bare
+
+
+def _is_debuggers(handler: Any) -> bool:
+    """Whether it is pdb's, which that sets at `continue` (pdb.Pdb, `nosigint`). A Ctrl-C is meant for the master here,
+    and would stop in the server's own code instead."""
+    bdb = sys.modules.get("bdb")
+    return bdb is not None and isinstance(getattr(handler, "__self__", None), bdb.Bdb)
 
 
 def _bare(handler: Any) -> Any:

@@ -83,11 +83,21 @@ class FileSink:
         self, settings: Settings, who: str, loop: Any, log: Callable[[str, str], None], passed: Passed | None = None
     ) -> None:
         path = settings.access_log
-        passed = passed or Passed()
-        number = logplace.parse(path).number
+        self._passed = passed or Passed()
+        place = logplace.parse(path)
+        # What the outlet writes to, where that is a descriptor; of all but standard output and error a copy.
+        self._standard = STREAMS.get(place.number, -1)
+        self._copies = place.kind == logplace.DESCRIPTOR and place.number not in STREAMS
+        if self._copies:
+            try:
+                self._standard = self._passed.open(path)
+            except OSError as error:
+                # No release fails here, since the master has checked it. But another master may have adopted the
+                # generation, which must not lose its workers for that.
+                log("error", f"--access-log {path}: {error.strerror}; no request is logged")
+                self._standard = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            standard = passed.open(path) if number not in STREAMS else STREAMS[number]
-            self._outlet = Outlet(path, standard, opened=passed.open)
+            self._outlet = Outlet(path, self._standard, opened=self._passed.open)
         except OSError as error:
             raise LoadError(f"--access-log {path}: {error.strerror}") from None
         self._who = who
@@ -124,6 +134,10 @@ class FileSink:
     def reopen(self) -> None:
         self.flush()
         try:
+            if self._copies:
+                fd = self._passed.open(self._outlet.path)
+                os.dup2(fd, self._standard, inheritable=False)
+                os.close(fd)
             self._outlet.reopen()
         except OSError as error:
             self._log("error", f"--access-log {self._outlet.path} could not be opened again: {error.strerror}")

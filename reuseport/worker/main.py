@@ -23,10 +23,9 @@ import gevent.hub
 import gevent.monkey
 
 from reuseport import names
-from reuseport.ipc import begun, messages, scoreboard
+from reuseport.ipc import begun, messages, scoreboard, streams
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inflight import InFlight
-from reuseport.ipc.inherited import STDERR_COPY, STDOUT_COPY
 from reuseport.ipc.latencies import count, my_row
 from reuseport.ipc.messages import Message
 from reuseport.ipc.scoreboard import TAKEN, TURNED, settle
@@ -108,7 +107,7 @@ class Worker:
         birth = self.birth
         if birth.booting:
             os.dup2(birth.boot_output, 1)
-            os.dup2(birth.boot_output, 2)
+            os.dup2(birth.boot_errors, 2)
         else:
             speak_through(self.log)
         if not self.link.connect(FIRST_HELLO):
@@ -178,8 +177,7 @@ class Worker:
         if birth.booting:
             sys.stdout.flush()
             sys.stderr.flush()
-            os.dup2(STDOUT_COPY, 1)
-            os.dup2(STDERR_COPY, 2)
+            streams.end_boot(birth.boot_output, birth.boot_errors)
             speak_through(self.log)
         self._dump_stacks_on_signal()
         self._put_down()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,8 +17,13 @@ from harness import make_venv
 APP = "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'']\n"
 
 
-def examine(directory: Path, *argv: str, **environ: str) -> tuple[int, list[dict[str, Any]]]:
-    """The exit status and the findings that are not fine."""
+ABOUT = ("The configuration", "The application", "The running server")  # the machine is whose it is
+
+
+def examine(
+    directory: Path, *argv: str, about: tuple[str, ...] | None = ABOUT, **environ: str
+) -> tuple[int, list[dict[str, Any]]]:
+    """The exit status and the findings, those about the machine only with `about=None`."""
     command = [sys.executable, "-m", "reuseport", "doctor", "--json", *argv]
     with tempfile.TemporaryDirectory(prefix="ru-", dir="/tmp") as run:  # a test's own may be too long for a socket
         environ = {"PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": run, "PYTHONDONTWRITEBYTECODE": "1", **environ}
@@ -24,10 +31,7 @@ def examine(directory: Path, *argv: str, **environ: str) -> tuple[int, list[dict
             command, cwd=directory, env=environ, capture_output=True, text=True, timeout=120, check=False
         )
     assert done.stderr == ""
-    return done.returncode, [one for one in json.loads(done.stdout) if one["about"] in ABOUT]
-
-
-ABOUT = ("The configuration", "The application", "The running server")  # the machine is whose it is
+    return done.returncode, [one for one in json.loads(done.stdout) if about is None or one["about"] in about]
 
 
 def bad(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -146,3 +150,46 @@ def test_a_pool_of_the_import_is_told_with_the_remedy(tmp_path: Path):
     _, found = examine(tmp_path, "shop:app", "--boot-timeout", "5")
     [one] = bad(found)
     assert "stops all greenlets" in one["detail"] and "--threads" in one["detail"]
+
+
+def test_what_a_start_would_find_in_the_way(tmp_path: Path):
+    """An address, a log's daemon and a companion's program, of which nothing in the options tells."""
+    (tmp_path / "shop.py").write_text(APP)
+    (tmp_path / "reuseport.toml").write_text('[[companion]]\nname = "mail"\ncommand = "no-such-worker"\n')
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        name = f"127.0.0.1:{other.getsockname()[1]}"
+        words = ("shop:app", "-b", name, "--log-file", f"syslog:{tmp_path}/none", "--log-config", "none.json")
+        status, found = examine(tmp_path, *words, about=None)
+    assert status == 1
+    texts = [one["text"] for one in found if one["grade"] == "problem"]
+    assert any(f"--bind {name}: Address already in use (pid " in text for text in texts)
+    assert any("--log-file: syslog:" in text and "No such file or directory" in text for text in texts)
+    assert any("companion mail: there is no such program" in text for text in texts)
+    assert any("cannot be loaded: --log-config" in text and "none.json" in text for text in texts)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_the_workers_user_cannot_reach(tmp_path: Path):
+    """It is told as what it is, and not by a failure of the doctor's own or of an import that seems to be missing."""
+    with tempfile.TemporaryDirectory(prefix="ru-", dir="/tmp") as name:  # all of a test's own is root's alone
+        home = Path(name)
+        home.chmod(0o755)
+        (home / "shop.py").write_text(APP)
+        python = make_venv(home / "venv")
+        (home / "venv").chmod(0o700)
+        words = ("shop:app", "--user", "nobody", "--python", python)
+        status, found = examine(home, *words)
+        assert status == 1
+        [one] = bad(found)
+        assert "the application cannot be loaded: --user: uid 65534 cannot read" in one["text"]
+        assert one["detail"] == ""
+
+        (home / "reuseport.toml").write_text(f'[[companion]]\nname = "mail"\ncommand = "{python} -m tasks"\n')
+        (home / "private").mkdir(mode=0o700)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+            daemon.bind(str(home / "private/log"))
+            _, found = examine(home, *words, "--log-file", f"syslog:{home}/private/log", about=None)
+        who = "as the user of the workers (nobody)"
+        texts = [one["text"] for one in found if one["grade"] == "problem"]
+        assert any(f"private/log: {who}: Permission denied: the daemon gets nothing" in text for text in texts)
+        assert any(f"companion mail: {who}: there is no such file, or it cannot be seen" in text for text in texts)

@@ -90,6 +90,27 @@ ROWS = [
         "problem",
         "/srv/logs/log: 'log' is a symbolic link: a start is refused",
     ),
+    (
+        machine.logs,
+        facts("--log-file", "syslog", log_daemons={"log_file": ""}),
+        facts("--access-log", "journald", log_daemons={"access_log": "as the user of the workers (www): Denied"}),
+        "problem",
+        "--access-log: journald: as the user of the workers (www): Denied: the daemon gets nothing",
+    ),
+    (
+        machine.programs,
+        facts(),
+        facts(unreached={"mail": "there is no such program in its PATH"}),
+        "problem",
+        "companion mail: there is no such program in its PATH",
+    ),
+    (
+        machine.addresses,
+        facts(),
+        facts(refused_addresses={"127.0.0.1:80": "Address already in use (pid 7, nginx)"}),
+        "problem",
+        "--bind 127.0.0.1:80: Address already in use (pid 7, nginx)",
+    ),
     (machine.kernel, facts(kernel=(5, 10)), facts(kernel=(5, 3)), "problem", "5.3"),
     (
         machine.accept_queues,

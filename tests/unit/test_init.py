@@ -64,6 +64,61 @@ def test_a_linked_working_directory_stays_the_link(tmp_path: Path):
     assert not any(line.startswith("Environment=") for line in made("shop:app", cwd=str(tmp_path / "1")))
 
 
+def test_a_unit_works_in_the_applications_directory(tmp_path: Path):
+    """Not in the one in which somebody printed it, and what was relative there means what it meant."""
+    here, there = tmp_path / "here", tmp_path / "current"
+    here.mkdir(), there.mkdir()
+    (here / "reuseport.toml").write_text("workers = 3\n")
+    words = ("shop:app", "--chdir", "../current", "--log-file=log", "-e", "A=-b", "--no-reload", "--pid", "/run/x.pid")
+    lines = made(*words, cwd=str(here), REUSEPORT_CERTFILE="cert.pem")
+    assert value(lines, "WorkingDirectory") == str(here / "../current")
+    typed = value(lines, "ExecStart").split()[2:]
+    variables = dict(line.removeprefix("Environment=").split("=", 1) for line in lines if "=REUSEPORT_" in line)
+    read = load(typed, variables, value(lines, "WorkingDirectory"))
+    assert (read.workers, read.log_file, read.certfile) == (3, str(here / "log"), str(here / "cert.pem"))
+    assert (read.env, read.pid, read.chdir) == ({"A": "-b"}, "/run/x.pid", str(here / "../current"))
+
+
+def test_a_unit_whose_file_has_relative_paths_stays_where_they_begin(tmp_path: Path):
+    (tmp_path / "reuseport.toml").write_text('log_file = "logs/shop.log"\n')
+    lines = made("shop:app", "--chdir", "/srv/shop", cwd=str(tmp_path))
+    assert value(lines, "WorkingDirectory") == str(tmp_path)
+    assert "relative paths in the configuration begin there" in lines[lines.index(f"WorkingDirectory={tmp_path}") - 1]
+    lines = made("shop:app", cwd=str(tmp_path))
+    assert value(lines, "WorkingDirectory") == str(tmp_path)
+    assert "--chdir names another" in lines[lines.index(f"WorkingDirectory={tmp_path}") - 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "directories"),
+    [
+        ((), "reuseport/shop"),
+        (("--log-file", "/srv/shop/log"), "reuseport/shop"),
+        (("--log-file", "/var/log/shop/server.log"), "shop"),
+        (("--log-file", "/var/log/shop/a.log", "--access-log", "/var/log/web/shop/b.log"), "shop web/shop"),
+        (("--log-file", "journald", "--access-log", "/dev/stdout"), "reuseport/shop"),
+    ],
+)
+def test_a_unit_makes_the_directories_of_its_logs(words, directories):
+    assert value(made("shop:app", *words), "LogsDirectory") == directories
+
+
+def test_a_log_that_the_units_user_could_not_make():
+    assert any("Only root can make files in /var/log" in line for line in made("shop:app", "--log-file", "/var/log/x"))
+    assert not any("Only root" in line for line in made("shop:app", "--log-file", "/var/log/x", user="root"))
+
+
+@pytest.mark.skipif(not shutil.which("perl"), reason="needs perl")
+def test_needrestart_leaves_the_unit_alone():
+    """needrestart evaluates its configuration as Perl, and looks for a pattern that fits the unit's name."""
+    line = next(line for line in made("shop:app", "-n", "a.b") if "$nrconf" in line).removeprefix("#").strip()
+    ask = "our %nrconf = (override_rc => { qr(^dbus) => 0 }); eval <STDIN>; die $@ if $@;"
+    ask += 'for my $unit (@ARGV) { print grep({ $unit =~ /$_/ } keys %{$nrconf{override_rc}}) ? "off" : "on", "\\n" }'
+    words = ["perl", "-e", ask, "a.b.service", "axb.service", "a.b.service.d"]
+    done = subprocess.run(words, input=line, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["off", "on", "on"]
+
+
 def test_variables_that_said_something_are_said_again():
     lines = made("shop:app", REUSEPORT_WORKERS="3", WEB_CONCURRENCY="5", HOME="/root")
     assert [line for line in lines if line.startswith("Environment=")] == ["Environment=REUSEPORT_WORKERS=3"]
@@ -142,6 +197,49 @@ def test_nginx_gives_requests_the_id_that_the_server_takes():
     assert "$request_id" not in proxy()
 
 
+def test_nginx_sets_the_tenants_header():
+    """A client that could set it would be whichever tenant it likes."""
+    text = proxy("--tenant", "header:X-Org", "-n", "my-shop.2")
+    assert "\n        proxy_set_header X-Org $my_shop_2_tenant;\n" in text
+    assert "\nmap $host $my_shop_2_tenant {\n    default '';\n" in text
+    for rule in ("host", "cookie:org", "shop.tenants:of"):
+        assert "_tenant" not in proxy("--tenant", rule)
+
+
+def uncommented(text: str, *starts: str) -> str:
+    """The text with the comments that begin with these words as lines of their own."""
+    lines = text.splitlines()
+    for start in starts:
+        assert any(line.lstrip("# ").startswith(start) for line in lines), start
+    return "\n".join(line.lstrip("# ") if line.lstrip("# ").startswith(starts) else line for line in lines)
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
+@pytest.mark.parametrize("sample", [False, True], ids=["as it is", "with TLS and tenants"])
+def test_nginx_takes_what_is_printed(tmp_path: Path, sample: bool):
+    text = proxy("--tenant", "header:X-Tenant", "--request-id", "make")
+    if sample:
+        before, _, after = text.partition("#server {")
+        server, _, rest = after.partition("#}")
+        text = before + "server {" + server.replace("\n#", "\n") + "}" + rest
+        text = text.replace("\n    listen 80;", "", 1)
+        text = uncommented(text, "listen 443", "ssl_", "acme.", "~^")
+        found = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr
+        version = tuple(map(int, re.findall(r"\d+", found)[:3]))
+        text = uncommented(text, "http2 on") if version >= (1, 25, 1) else text.replace("443 ssl;", "443 ssl http2;")
+        key, certificate = tmp_path / "privkey.pem", tmp_path / "fullchain.pem"
+        make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        make += ["-subj", "/CN=shop.example", "-keyout", str(key), "-out", str(certificate)]
+        subprocess.run(make, capture_output=True, check=True)
+        text = text.replace("/etc/letsencrypt/live/shop.example", str(tmp_path))
+    text = re.sub(r"listen (80|443)", rf"listen unix:{tmp_path}/\1.sock", text.replace("*:80", "80"))
+    path = tmp_path / "nginx.conf"
+    logs = f"pid {tmp_path}/pid; error_log {tmp_path}/log;"
+    path.write_text(f"{logs} events {{}} http {{ access_log off; {text} }}")
+    done = subprocess.run(["nginx", "-t", "-q", "-p", str(tmp_path), "-c", str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # --- logrotate --------------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +288,7 @@ def test_an_image_runs_what_was_typed_without_a_shell():
     made = image("shop:app", "-e", 'A="$b"')
     assert json.loads(made["CMD"]) == ["reuseport", "serve", "shop:app", "-e", 'A="$b"', "-b", "0.0.0.0:8000"]
     assert made["STOPSIGNAL"] == "SIGTERM"
-    assert made["USER"] == "10001"
+    assert made["USER"] == "10001:10001"
     assert json.loads(made["HEALTHCHECK"].partition("CMD ")[2]) == ["reuseport", "status", "--check"]
     assert made["WORKDIR"] == "/srv/shop"
 
@@ -199,6 +297,84 @@ def test_an_image_listens_where_it_was_said():
     made = image("shop:app", "-b", ":80")
     assert json.loads(made["CMD"])[3:] == ["-b", ":80"]
     assert made["EXPOSE"] == "80"
+
+
+@pytest.mark.parametrize(
+    ("said", "listens", "published"),
+    [
+        (["127.0.0.1:8000"], ["0.0.0.0:8000"], "127.0.0.1:8000:8000"),
+        (["localhost:8000"], ["0.0.0.0:8000"], "127.0.0.1:8000:8000"),
+        (["127.1.2.3:80"], ["0.0.0.0:80"], "127.1.2.3:80:80"),
+        (["[::1]:8000"], ["[::]:8000"], "[::1]:8000:8000"),
+        (["10.0.0.1:8000"], ["0.0.0.0:8000"], "10.0.0.1:8000:8000"),
+        (["127.0.0.1:8000", "[::1]:8000"], ["0.0.0.0:8000"], "127.0.0.1:8000:8000"),
+        (["127.0.0.1:80", "unix:/run/shop.sock"], ["0.0.0.0:80", "unix:/run/shop.sock"], "127.0.0.1:80:80"),
+        (["shop.example:8000"], ["0.0.0.0:8000"], "8000:8000"),
+    ],
+)
+@pytest.mark.parametrize("source", ["flag", "variable", "file"])
+def test_a_container_listens_where_others_reach_it(tmp_path, said, listens, published, source):
+    """A container has a loopback interface of its own, and none of the machine's addresses."""
+    words, environ = ("shop:app", "-w", "3"), {}
+    if source == "flag":
+        words += tuple(word for one in said for word in ("--bind", one))
+    elif source == "variable":
+        environ = {"REUSEPORT_BIND": ",".join(said)}
+    else:
+        (tmp_path / "reuseport.toml").write_text(f"bind = {json.dumps(said)}\n")
+    how = {"cwd": str(tmp_path), **environ}
+    made = image(*words, **how)
+    port = published.rpartition(":")[2]
+    assert made["EXPOSE"] == port
+    command = json.loads(made["CMD"])[2:]
+    wanted = load([word for one in listens for word in ("-b", one)], {}, "/").bind
+    assert load(command, environ, str(tmp_path)).bind == wanted
+    assert command[:3] == ["shop:app", "-w", "3"]
+    service = yaml.safe_load(compose.text(described(words, **how)))["services"]["shop"]
+    assert service["ports"] == [published]
+    _, container = deployment(*words, **how)
+    assert container["ports"][0]["containerPort"] == int(port)
+    assert load(container["command"][2:], environ, str(tmp_path)).bind == wanted
+
+
+def test_a_container_of_which_nothing_but_a_socket_is_reached():
+    words = ("shop:app", "-b", "unix:/run/shop/shop.sock")
+    assert "EXPOSE" not in image(*words)
+    assert "ports" not in yaml.safe_load(compose.text(described(words)))["services"]["shop"]
+
+
+@pytest.mark.parametrize(
+    ("words", "account", "commands"),
+    [
+        (("--user", "shop"), (10001, 10001), ["groupadd 10001 shop", "useradd 10001 10001 shop"]),
+        (("--user", "shop", "--group", "crew"), (10001, 10001), ["groupadd 10001 crew", "useradd 10001 10001 shop"]),
+        (("--group", "shop"), (10001, 10001), ["groupadd 10001 shop", "useradd 10001 10001 app"]),
+        (("--user", "1000"), (1000, 1000), ["groupadd 1000 app", "useradd 1000 1000 app"]),
+        (("--user", "www-data"), (33, 33), []),
+        (("--user", "nobody"), (65534, 65534), []),
+        (("--user", "shop", "--group", "www-data"), (10001, 33), ["useradd 10001 33 shop"]),
+    ],
+)
+def test_a_container_has_the_user_that_the_options_name(tmp_path, words, account, commands):
+    """As that user the master changes to no other, so the same file serves with and without a container."""
+    uid, gid = account
+    names = {"--user": "user", "--group": "group"}
+    text = "".join(f"{names[flag]} = {json.dumps(name)}\n" for flag, name in zip(words[::2], words[1::2], strict=True))
+    (tmp_path / "reuseport.toml").write_text(text)
+    how = {"cwd": str(tmp_path)}
+    for made in (image("shop:app", *words), image("shop:app", **how)):
+        assert made["USER"] == f"{uid}:{gid}"
+    lines = docker.text(described(("shop:app",), **how)).replace("\\\n", "").splitlines()
+    (run,) = [line for line in lines if "install -d" in line]
+    *accounts, directory = run.removeprefix("RUN ").split(" && ")
+    options = re.compile(r" --(system|non-unique|no-create-home|gid|uid)")
+    assert [" ".join(options.sub("", one).split()) for one in accounts] == commands
+    assert directory.strip() == f"install -d -o {uid} -g {gid} /run/reuseport"
+    service = yaml.safe_load(compose.text(described(("shop:app",), **how)))["services"]["shop"]
+    assert f"/run/reuseport:uid={uid},gid={gid},mode=0755" in service["tmpfs"]
+    _, container = deployment("shop:app", **how)
+    context = container["securityContext"]
+    assert (context["runAsUser"], context["runAsGroup"]) == account
 
 
 def test_where_the_code_lies_in_an_image():
@@ -229,7 +405,7 @@ def test_a_stop_gets_as_long_as_it_may_take(words: tuple[str, ...], seconds: int
 def test_a_composed_container_can_write_where_it_must():
     service = yaml.safe_load(compose.text(described(("shop:app", "-b", ":80"))))["services"]["shop"]
     assert service["ports"] == ["80:80"]
-    assert "/run/reuseport:uid=10001,mode=0755" in service["tmpfs"]
+    assert "/run/reuseport:uid=10001,gid=10001,mode=0755" in service["tmpfs"]
 
 
 def test_a_pods_readiness_is_what_the_server_says():
@@ -270,8 +446,10 @@ def test_a_name_that_kubernetes_does_not_take():
         (["logrotate", "shop:app"], "there is nothing to rotate"),
         (["nginx", "shop:app", "-b", "127.0.0.1:0"], "nginx must know the port"),
         (["nginx", "shop:app", "--proxy-protocol", "v2"], "leave out --proxy-protocol"),
-        (["docker", "shop:app", "--user", "nobody"], "the image has a user of its own"),
-        (["kubernetes", "shop:app", "--group", "nobody"], "the image has a user of its own"),
+        (["docker", "shop:app", "--user", "root"], "--user: the image runs nothing as root"),
+        (["kubernetes", "shop:app", "--group", "0"], "--group: the image runs nothing as root"),
+        (["docker", "shop:app", "-b", ":0"], "-b: a container needs a port that others know"),
+        (["kubernetes", "shop:app", "-b", "unix:/run/shop.sock"], "-b: a Service needs a TCP port"),
         (["docker", "shop:app", "--run-dir", "/run/a\nb"], "a line break, which a Dockerfile cannot hold"),
         (["systemd"], "init: which application?"),
         (["systemd", "shop:app", "--workres", "3"], "did you mean --workers"),

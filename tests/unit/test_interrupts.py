@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import io
+import pdb
 import signal
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -367,3 +369,16 @@ def test_what_begins_and_ends_a_job_is_not_interrupted(handler, reported, monkey
     assert [type(error) for error in reported] == [TimeoutError, TimeoutError]
     with jobs.job("export"), pytest.raises(TimeoutError):
         signal.raise_signal(signal.SIGALRM)
+
+
+def test_a_debugger_does_not_get_the_interrupt(handler):
+    """pdb sets a handler at `continue`. A Ctrl-C is the master's, and must not stop a worker in the server's code."""
+    debugger = pdb.Pdb(stdin=io.StringIO(), stdout=io.StringIO())
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert signal.signal(signal.SIGINT, debugger.sigint_handler) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        signal.signal(signal.SIGALRM, debugger.sigint_handler)
+        assert signal.getsignal(signal.SIGALRM) == debugger.sigint_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

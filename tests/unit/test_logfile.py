@@ -11,7 +11,7 @@ import pytest
 
 from reuseport.ipc.logfile import Passed, check_file, open_file
 from reuseport.ipc.outlet import Outlet
-from reuseport.master.logfiles import LogFiles
+from reuseport.master.logfiles import LogFiles, descriptors
 from reuseport.options import OptionError, load, logplace
 from reuseport.options.checks import check
 from reuseport.worker.said import Said
@@ -318,9 +318,20 @@ def test_a_release_with_a_log_that_cannot_be_opened(files, directory):
 # --- the master's own descriptors
 
 
+def given_pipe() -> tuple[int, int]:
+    """A pipe whose ends this process could have been started with."""
+    ends = os.pipe()
+    for end in ends:
+        os.set_inheritable(end, True)
+    return ends
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("/dev/stdin", 0), ("/dev/stdout", 1), ("/dev/stderr", 2), ("/dev/fd/7", 7), ("/proc/self/fd/12", 12)],
+    [
+        *(("/dev/stdin", 0), ("/dev/stdout", 1), ("/dev/stderr", 2), ("/dev/fd/7", 7), ("/proc/self/fd/12", 12)),
+        *(("//dev/stdout", 1), ("/dev/./fd//7", 7), ("/proc/thread-self/fd/2", 2)),
+    ],
 )
 def test_each_name_of_a_descriptor(text, number):
     place = logplace.parse(text)
@@ -328,7 +339,7 @@ def test_each_name_of_a_descriptor(text, number):
 
 
 def test_a_descriptor_is_passed_as_it_is(files, directory):
-    reading, writing = os.pipe()
+    reading, writing = given_pipe()
     path = f"/dev/fd/{writing}"
     paths, (fd,) = files.of(recipe("--access-log", path), anew=True)
     os.write(fd, b"passed")
@@ -345,8 +356,72 @@ def test_a_descriptor_is_passed_as_it_is(files, directory):
 def test_a_descriptor_that_is_not_open(flag):
     said = check(settings(flag, "/dev/fd/987"))
     assert f"{flag}: /dev/fd/987: the master was started without descriptor 987" in said
-    reading, writing = os.pipe()
+    reading, writing = given_pipe()
     assert any("for reading only" in one for one in check(settings(flag, f"/dev/fd/{reading}")))
     assert not any("descriptor" in one for one in check(settings(flag, f"/dev/fd/{writing}")))
     os.close(reading)
     os.close(writing)
+
+
+def test_a_descriptor_of_the_servers_own_is_no_log(files):
+    """One that the server has opened itself, such as a listening socket or the roster, which a release could name."""
+    reading, writing = os.pipe()
+    path = f"/dev/fd/{writing}"
+    assert check(settings("--access-log", path)) == [
+        f"--access-log: {path}: the master was started without descriptor {writing}"
+    ]
+    with pytest.raises(OptionError, match=f"cannot open {path}: the master was started without descriptor"):
+        files.check(settings("--access-log", path))
+    assert files.of(recipe("--access-log", path), anew=True) == ([], ())
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_link_to_a_socket_of_this_process(files, directory):
+    """The stream of a service is a socket (systemd.exec(5), StandardOutput=journal), which open(2) refuses."""
+    ours, theirs = socket.socketpair()
+    os.set_inheritable(ours.fileno(), True)
+    link = directory / "access.log"
+    link.symlink_to(f"/proc/self/fd/{ours.fileno()}")
+    for path in (str(link), f"/proc/{os.getpid()}/fd/{ours.fileno()}"):
+        paths, (fd,) = files.of(recipe("--access-log", path), anew=True)
+        assert paths == [path]
+        outlet = Outlet(path, 1, opened=lambda path, fd=fd: os.dup(fd))
+        outlet.raw(b"line\n")
+        assert theirs.recv(100) == b"line\n"
+    os.set_inheritable(ours.fileno(), False)
+    with pytest.raises(OptionError, match="No such device or address"):
+        files.check(settings("--access-log", str(link)))
+    ours.close()
+    theirs.close()
+
+
+def test_another_masters_generation_gets_no_descriptor_of_this_one(files, directory):
+    _, writing = given_pipe()
+    path, log = f"/dev/fd/{writing}", str(directory / "log")
+    one = recipe("--access-log", path, "--log-file", log)
+    assert files.of(one, anew=True, another=True)[0] == [log]
+    assert files.of(one, anew=True)[0] == [log, path]
+    assert descriptors(one) == {path: writing}
+
+
+def test_a_stream_that_becomes_another(directory):
+    """As at an adoption. What could not be written to the old one goes to the new one."""
+    (reading, writing), (ours, theirs) = os.pipe(), socket.socketpair()
+    outlet = Outlet("-", writing)
+    outlet.raw(b"one\n")
+    assert os.read(reading, 100) == b"one\n"
+    os.dup2(ours.fileno(), writing)
+    outlet.reopen()
+    outlet.raw(b"two\n")
+    assert theirs.recv(100) == b"two\n"
+    with (directory / "file").open("wb") as file:
+        os.dup2(file.fileno(), writing)
+    outlet.reopen()
+    assert outlet.is_file
+    outlet.raw(b"three\n")
+    assert (directory / "file").read_bytes() == b"three\n"
+    for fd in (reading, writing):
+        os.close(fd)
+    ours.close()
+    theirs.close()

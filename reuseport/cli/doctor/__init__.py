@@ -27,7 +27,8 @@ STYLES = {"problem": "bad", "warning": "going", "fine": "good"}
 
 ABOUT = """\
 Looks at what could hurt a server with these options: the kernel and its limits, memory for two generations, the run \
-directory, the systemd unit, nginx's timeouts, how the application imports, which of its drivers block gevent, and the \
+directory, addresses that are taken, logs and companions that the workers' user cannot reach, the systemd unit, \
+nginx's timeouts, how the application imports, which of its drivers block gevent, and the \
 running server, if there is one. Each finding comes with its remedy. Nothing is changed or served: the application is \
 loaded in a process of its own, which ends.
 

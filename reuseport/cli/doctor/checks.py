@@ -10,11 +10,12 @@ from reuseport.cli.doctor.findings import Facts, Finding
 Check = Callable[[Facts], Iterable[Finding]]
 
 CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
-    ("The configuration", (machine.configuration, machine.companions, machine.readiness)),
+    ("The configuration", (machine.configuration, machine.programs, machine.companions, machine.readiness)),
     (
         "The machine",
         (
             machine.kernel,
+            machine.addresses,
             machine.workers,
             machine.memory,
             machine.out_of_memory,

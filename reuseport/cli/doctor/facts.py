@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from reuseport import startup
-from reuseport.cli.doctor import nginx
+from reuseport.cli.doctor import nginx, reach
 from reuseport.cli.doctor.findings import Facts, Place
 from reuseport.ipc.inherited import ZYGOTE_VARIABLE
 from reuseport.ipc.logfile import check_file
@@ -74,6 +74,9 @@ def gather(settings: Settings, refused: list[str], told: Mapping[str, Any] | str
         run_dir=replace(_place(run_dir), exchange=_exchange(run_dir)),
         state_dir=_place(settings.state_dir),
         logs=_logs(settings) if os.geteuid() == 0 and not refused else {},
+        log_daemons={} if refused else reach.log_daemons(settings),
+        unreached={} if refused else reach.companions(settings),
+        refused_addresses={} if refused or told or settings.beside else reach.refused_addresses(settings),
         session=_session(run_dir),
         unit=_unit(process, is_ours=bool(master)) if master or "INVOCATION_ID" in os.environ else None,
         proxies=nginx.locations(nginx.load(), [_as_nginx(address) for address in settings.bind]),
@@ -291,6 +294,6 @@ def _probe(settings: Settings) -> dict[str, Any]:
         except ValueError:
             found = {}
     if not error and "modules" not in found:
-        error = f"its process ended with status {process.returncode}"
-        error = lending.refusal(printed) or error
+        error = found.get("error") or lending.refusal(printed)
+        error = error or f"its process ended with status {process.returncode}"
     return {"error": error, "output": printed} if error else {**found, "output": printed}

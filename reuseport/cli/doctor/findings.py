@@ -58,7 +58,9 @@ class Facts:
     `sysctls`: by name, as text. `limits`: (soft, hard) by name, None for unlimited. `unit`: what systemd says of the
     unit, by property. `proxies`: the locations of nginx that lead here. `application`: what the probe found. `status`:
     the running master's; `silent`: why it told none. `queues`: (address, connections that wait). `logs`: why root would
-    refuse to open the file of an option, "" where it would not. Sizes are in bytes.
+    refuse to open the file of an option, "" where it would not. `log_daemons`: likewise of a log daemon. `unreached`:
+    why the program of a companion cannot be executed. `refused_addresses`: why one cannot be bound.
+    Sizes are in bytes.
     """
 
     settings: Settings
@@ -75,6 +77,9 @@ class Facts:
     run_dir: Place | None = None
     state_dir: Place | None = None
     logs: Mapping[str, str] = field(default_factory=dict)
+    log_daemons: Mapping[str, str] = field(default_factory=dict)
+    unreached: Mapping[str, str] = field(default_factory=dict)
+    refused_addresses: Mapping[str, str] = field(default_factory=dict)
     session: str = ""  # the user whose last session takes the run directory along
     unit: Mapping[str, str] | None = None
     proxies: Sequence[Mapping[str, Any]] = ()

@@ -49,6 +49,24 @@ def logs(facts: Facts) -> Iterator[Finding]:
             yield fine(f"{begin}: the master opens it as root, and passes it on to the processes of --user")
 
 
+    for name, why in facts.log_daemons.items():
+        begin = f"{facts.settings.where(name)}: {getattr(facts.settings, name)}"
+        if why:
+            yield problem(f"{begin}: {why}: the daemon gets nothing", "start the daemon, or log to a file or -")
+        else:
+            yield fine(f"{begin}: the daemon can be reached")
+
+
+def addresses(facts: Facts) -> Iterator[Finding]:
+    for address, why in facts.refused_addresses.items():
+        yield problem(f"--bind {address}: {why}", "a start would fail: free the address, or name another one")
+
+
+def programs(facts: Facts) -> Iterator[Finding]:
+    for name, why in facts.unreached.items():
+        yield problem(f"companion {name}: {why}", "correct its command: a release would fail, and change nothing")
+
+
 def companions(facts: Facts) -> Iterator[Finding]:
     for one in facts.settings.companion:
         program, *words = one["command"]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from reuseport.cli.init.container import account, published
 from reuseport.cli.init.described import Described, quoted
-from reuseport.cli.init.docker import RUN, UID, address
+from reuseport.cli.init.docker import RUN
+
+UNREACHED = """\
+    # Only unix sockets are bound. Mount a volume at their directory, here and in the proxy's container.
+"""
 
 
 def text(app: Described) -> str:
     grace, why = app.grace()
-    port = address(app).port
+    port, who = published(app), account(app)
+    ports = f"    ports:\n      - {quoted(port)}\n" if port else UNREACHED
     return f"""\
 services:
   {quoted(app.name)}:
     build: .
-    ports:
-      - {quoted(f"{port}:{port}")}
-
+{ports}
     # How long a stop may take until it becomes a kill, which a job does not survive; Docker's own 10 s are hardly ever
     # enough. This is {why}.
     stop_grace_period: {grace}s
@@ -26,7 +30,7 @@ services:
     # Nothing is written but here.
     read_only: true
     tmpfs:
-      - {quoted(f"{RUN}:uid={UID},mode=0755")}
+      - {quoted(f"{RUN}:uid={who.uid},gid={who.gid},mode=0755")}
       - /tmp
     cap_drop: [ALL]
     security_opt: ["no-new-privileges:true"]

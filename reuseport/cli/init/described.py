@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from reuseport.options import OptionError, Settings, parse_address
+from reuseport.options import OPTIONS, OptionError, Settings, parse_address
 from reuseport.options.address import Address
+from reuseport.options.arguments import scan
+from reuseport.options.option import Option
 from reuseport.options.settings import DEFAULT
-from reuseport.options.table import BY_NAME
+from reuseport.options.table import BY_NAME, FOREIGN
+
+Rewritten = Callable[[Option, str], str | None]
 
 MARGIN = 30  # seconds that others wait longer than the server itself
 LONGEST = 3600  # seconds that a stop gets where nothing limits it, and whoever asks for it wants a number
@@ -66,6 +70,28 @@ class Described:
 
 def _whole(seconds: float) -> int:
     return int(seconds + MARGIN)
+
+
+def words_without(words: Sequence[str], name: str) -> tuple[str, ...]:
+    """The words of a command line but those that say the option."""
+    return rewritten(words, lambda option, text: None if option.name == name else text)
+
+
+def rewritten(words: Sequence[str], change: Rewritten) -> tuple[str, ...]:
+    """The words of a command line with other values. `change(option, text)` gives None to leave the option out."""
+    made: list[str] = []
+    for entry, flag, text in scan(words, OPTIONS, FOREIGN):
+        if not isinstance(entry, Option):
+            made += [flag] if text is None else [flag, text]
+        elif entry.positional:
+            if (value := change(entry, flag)) is not None:
+                made.append(value)
+        elif text is None or entry.is_switch:
+            if change(entry, "") is not None:
+                made.append(flag)
+        elif (value := change(entry, text)) is not None:
+            made += [f"{flag}={value}"] if flag.startswith("--") and value.startswith("-") else [flag, value]
+    return tuple(made)
 
 
 def one_line_only(text: str, what: str) -> str:

@@ -8,25 +8,28 @@ import os
 import sys
 from urllib.parse import unquote, urlsplit
 
+from reuseport.cli.init.container import account, address, remark, words
 from reuseport.cli.init.described import MARGIN, Described, one_line_only, quoted, sequence
-from reuseport.options import OptionError
-from reuseport.options.address import Address
 from reuseport.version import __version__
 
-UID = 10001  # of the application's user: a number that no distribution gives out
 RUN = "/run/reuseport"  # what holds the run directory
-PORT = 8000
-OUTSIDE = Address("inet", "0.0.0.0", PORT, "")
+
+
+UNREACHED = """\
+# Only unix sockets are bound: no port is exposed. Their directory must be a volume that the proxy mounts as well."""
 
 
 def text(app: Described) -> str:
     variables = {"REUSEPORT_RUN_DIR": run_dir(app), **dict(app.variables())}
     environment = "\n".join(f"ENV {name}={_value(value)}" for name, value in variables.items())
+    who, outside = account(app), address(app)
+    port = f"EXPOSE {outside.port}" if outside else UNREACHED
+    made = " \\\n    && ".join([*who.made(), f"install -d -o {who.uid} -g {who.gid} {RUN}"])
     return f"""\
 FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim
 
 # The application's own user. Nothing here needs root, and the number is what `runAsNonRoot` looks at.
-RUN useradd --system --uid {UID} --no-create-home app && install -d -o app {RUN}
+RUN {made}
 
 {_install()}
 
@@ -40,8 +43,8 @@ RUN python -m compileall -q .
 # The log goes to standard error; what the application prints must not wait in a buffer, either.
 ENV PYTHONUNBUFFERED=1
 
-USER {UID}
-EXPOSE {address(app).port}
+USER {who.uid}:{who.gid}
+{port}
 
 # `docker stop` drains: requests and jobs are finished first. Docker kills after 10 s unless it is given more time
 # (docker run --stop-timeout, stop_grace_period in compose.yaml).
@@ -51,7 +54,7 @@ HEALTHCHECK --interval=10s --timeout=10s --start-period={int(app.settings.boot_t
 
 # As an array: with a shell in between, the signal would go to the shell. The master is process 1, and buries every
 # orphan in the container: no `--init` is needed.
-CMD {sequence(command(app))}
+{remark(app)}CMD {sequence(command(app))}
 
 # A release is a new image, and so a new container. The other way is a directory of releases from outside:
 #     docker run -v /srv/shop:/srv/shop -e REUSEPORT_CHDIR=/srv/shop/current ...
@@ -61,17 +64,8 @@ CMD {sequence(command(app))}
 
 
 def command(app: Described, *more: str) -> tuple[str, ...]:
-    """What the container runs. 127.0.0.1, the default, would be the container's own. OptionError for --user."""
-    if app.settings.user or app.settings.group:
-        raise OptionError("init: leave out --user and --group: the image has a user of its own")
-    bind = () if app.says("bind") else ("-b", f"{OUTSIDE.host}:{OUTSIDE.port}")
-    return ("reuseport", "serve", *app.words, *bind, *more)
-
-
-def address(app: Described) -> Address:
-    """Where the container is reached from outside; a unix socket is not."""
-    given = app.addresses if app.says("bind") else []
-    return next((one for one in given if one.port), OUTSIDE)
+    """What the container runs."""
+    return ("reuseport", "serve", *words(app), *more)
 
 
 def run_dir(app: Described) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 
+from reuseport.cli.init.container import account, address, remark
 from reuseport.cli.init.described import Described, quoted, sequence
-from reuseport.cli.init.docker import RUN, UID, address, command, run_dir
+from reuseport.cli.init.docker import RUN, command, run_dir
+from reuseport.options import OptionError
 
 HEALTH = "/healthz"
 DELAY = 10  # seconds: until every node's proxy has heard that a pod leaves
@@ -25,6 +27,10 @@ RESOURCES = """
 def text(app: Described) -> str:
     settings = app.settings
     name = _label(app.name)
+    outside, who = address(app), account(app)
+    if outside is None:
+        raise OptionError(f"init: {settings.where('bind')}: a Service needs a TCP port, not a unix socket")
+    reason = remark(app).replace("# ", " " * 10 + "# ").replace("`ports:` or `docker run -p`", "the Service")
     health = settings.health_path or HEALTH
     more = [] if app.says("health_path") else ["--health-path", health]
     more += [] if app.says("stop_delay") else ["--stop-delay", str(DELAY)]
@@ -65,12 +71,12 @@ spec:
       containers:
         - name: {name}
           image: {name}:latest
-          command: {sequence(map(_plain, command(app, *more)))}
+{reason}          command: {sequence(map(_plain, command(app, *more)))}
           env:
 {variables}
           ports:
             - name: http
-              containerPort: {address(app).port}
+              containerPort: {outside.port}
 
           # Answered by a worker, so it also shows that requests get through. It is 503 from the moment of the TERM,
           # while the server still accepts for --stop-delay: that a pod leaves is not known everywhere at once. So there
@@ -96,7 +102,8 @@ spec:
 {"" if app.says("workers") else RESOURCES}
           securityContext:
             runAsNonRoot: true
-            runAsUser: {UID}
+            runAsUser: {who.uid}
+            runAsGroup: {who.gid}
             readOnlyRootFilesystem: true
             allowPrivilegeEscalation: false
             capabilities:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from reuseport.cli.init.described import Described, one_line_only
 from reuseport.options import OptionError
 from reuseport.options.address import Address
+from reuseport.options.kinds import parse_tenant
 
 # What a release does to TLS connections, in the comment on proxy_next_upstream.
 CLOSES = """ But it closes idle TLS connections: a request that nginx sends at that moment is answered 502. An address
         # without TLS has no such moment."""
+SITE = "shop.example"  # stands for the site's own name
 KEPT = 32  # idle connections to reuseport that each nginx worker keeps
 IDLE = 60  # seconds at most that nginx keeps one
 
@@ -26,6 +29,8 @@ def text(app: Described) -> str:
     typed = one_line_only(shlex.join(app.words), "a comment")
     number = settings.request_id != "off"
     closes = CLOSES if scheme == "https" else ""
+    variable = "$" + re.sub(r"[^a-z0-9]", "_", app.name.lower()) + "_tenant"
+    header = _tenant_header(settings.tenant)
     return f"""\
 # nginx in front of reuseport, inside http {{ }}. Printed by: reuseport init nginx {typed}
 
@@ -40,9 +45,18 @@ map $http_upgrade $connection_upgrade {{
     default upgrade;
     ''      '';
 }}
-
+{_tenant_map(variable, header) if header else ""}
 server {{
     listen 80;
+    # The names of the site. nginx takes the first server of an address for every other name.
+    server_name {SITE};
+
+    # With a certificate: these lines in the place of the line that listens, and the last server, which redirects.
+    #     listen 443 ssl;
+    #     http2 on;       # before nginx 1.25.1 (nginx -v): listen 443 ssl http2;
+    #     ssl_certificate     /etc/letsencrypt/live/{SITE}/fullchain.pem;
+    #     ssl_certificate_key /etc/letsencrypt/live/{SITE}/privkey.pem;
+    #     ssl_protocols       TLSv1.2 TLSv1.3;
 
     # As --limit-request-body; 0 is no limit. nginx's own, 1 MiB, would refuse uploads.
     client_max_body_size {settings.limit_request_body};
@@ -62,7 +76,7 @@ server {{
         proxy_set_header X-Forwarded-Protocol "";
         proxy_set_header X-Forwarded-Ssl "";
         proxy_set_header Forwarded "";
-{_request_id(settings.request_id_header) if number else ""}
+{_request_id(settings.request_id_header) if number else ""}{_sets_tenant(variable, header) if header else ""}
         # nginx's default sends a GET, PUT or DELETE again when its worker dies: once over each kept connection, and
         # once more. proxy_next_upstream_tries does not bound that. A release breaks no connection, so nothing needs
         # it.{closes}
@@ -72,6 +86,37 @@ server {{
         proxy_read_timeout 1h;
     }}
 }}
+
+#server {{
+#    listen *:80;
+#    server_name {SITE};
+#    return 308 https://$host$request_uri;
+#}}
+"""
+
+
+def _tenant_header(rule: str) -> str:
+    """The header that names the tenant; "" where it is no header."""
+    kind, argument = parse_tenant(rule) if rule else ("", "")
+    return argument if kind == "header" else ""
+
+
+def _tenant_map(variable: str, header: str) -> str:
+    return f"""
+# Whose a request is (--tenant header:{header}), here by the name of the site. Write your own rule: a line for each
+# tenant, or a pattern. An empty value is no tenant.
+map $host {variable} {{
+    default '';
+    # acme.{SITE} acme;
+    # ~^(?<tenant_of_host>[a-z0-9-]+)\\.shop\\.example$ $tenant_of_host;
+}}
+"""
+
+
+def _sets_tenant(variable: str, header: str) -> str:
+    return f"""
+        # In the place of what the client says: with a {header} of its own it would choose the tenant that it is.
+        proxy_set_header {header} {variable};
 """
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 
-from reuseport.cli.init.described import MARGIN, Described, one_line_only
+from reuseport.cli.init.described import MARGIN, Described, one_line_only, rewritten
+from reuseport.options import OPTIONS, load, logplace
+from reuseport.options.option import Option
+from reuseport.options.settings import DEFAULT
 
+LOGS = "/var/log"
+CONFIG = "REUSEPORT_CONFIG"
 SLOTS = 512  # descriptors that may be kept over a restart
 
 
 def text(app: Described) -> str:
     settings = app.settings
     place = f"reuseport/{app.name}"
-    cwd = settings.origin.cwd
+    app, cwd, why = _moved(app)
     lines = [
         "[Unit]",
         f"Description={_plain(app.name)} (reuseport)",
@@ -27,6 +34,7 @@ def text(app: Described) -> str:
         f"ExecStart={_command([*app.program, 'serve', *app.words])}",
         "# A release whose failure `systemctl reload` reports. (Type=notify-reload works, too, but cannot say that.)",
         f"ExecReload={_command([*app.program, 'release', '--wait', 'ready', '--run-dir', app.run_dir])}",
+        *why,
         f"WorkingDirectory={_plain(cwd)}",
     ]
     if os.path.realpath(cwd) != cwd:
@@ -42,6 +50,10 @@ def text(app: Described) -> str:
         "",
         "# A stop waits for requests and jobs, however long they take; `systemctl kill` with a second TERM, or",
         "# `reuseport stop --now`, ends it. Give a time here if a reboot must not wait for a job.",
+        "# So `systemctl restart` serves nobody until the longest job has ended, and needrestart (Debian, Ubuntu)",
+        "# restarts units by itself when packages change. `systemctl reload` releases, `reuseport upgrade` replaces",
+        "# the master, and neither interrupts anything. In /etc/needrestart/conf.d/reuseport.conf:",
+        f"#     {needrestart(app.name)}",
         "TimeoutStopSec=infinity",
         f"TimeoutStartSec={int(settings.boot_timeout + settings.probation + MARGIN)}",
         "# Only the master is signalled: it ends the others when their work is done. If it dies itself its workers",
@@ -72,6 +84,7 @@ def text(app: Described) -> str:
             ]
     if not app.says("state_dir"):
         lines += ["# The history of releases, for `reuseport rollback`.", f"StateDirectory={place}"]
+    lines += _logs(app)
     lines += ["# Every client is a descriptor.", "LimitNOFILE=524288"]
     if any(not address.path for address in app.addresses):
         lines += [
@@ -80,6 +93,57 @@ def text(app: Described) -> str:
             f"FileDescriptorStoreMax={SLOTS}",
         ]
     return "\n".join([*lines, "", "[Install]", "WantedBy=multi-user.target", ""])
+
+
+def needrestart(name: str) -> str:
+    """The line of needrestart's configuration, which is Perl, that keeps it from restarting the unit."""
+    return f"$nrconf{{override_rc}}{{qr(^{re.escape(name)}\\.service$)}} = 0;"
+
+
+def _moved(app: Described) -> tuple[Described, str, list[str]]:
+    """The application as it is described from its --chdir, that directory, and comments on it.
+
+    Nobody knows later in which directory this file was printed. So relative paths become absolute where that changes
+    nothing that the options mean.
+    """
+    settings = app.settings
+    here = settings.origin.cwd
+    if not app.says("chdir"):
+        comment = "# Where this file was printed: the application is imported from there. --chdir names another."
+        return app, here, [comment]
+
+    def absolute(option: Option, text: str) -> str:
+        if option.kind.anchor is None or not text or option.repeatable:
+            return text
+        return str(option.kind.anchor(option.kind.parse(text), here))
+
+    words = rewritten(app.words, absolute)
+    variables = dict(settings.origin.environ)
+    for name, option in ((option.variable, option) for option in OPTIONS if option.variable in variables):
+        variables[name] = absolute(option, variables[name])
+    if settings.config and settings.sources["config"] == DEFAULT and CONFIG not in variables:
+        words = (*words, "-c", settings.config)
+    moved = load(words, variables, settings.chdir)
+    if all(getattr(moved, option.name) == getattr(settings, option.name) for option in OPTIONS):
+        return replace(app, settings=moved, words=words), settings.chdir, []
+    return app, here, ["# Where this file was printed: relative paths in the configuration begin there."]
+
+
+def _logs(app: Described) -> list[str]:
+    """The directories of log files that systemd makes for the unit."""
+    said = [path for path in (app.settings.log_file, app.settings.access_log) if path]
+    files = [os.path.normpath(path) for path in said if logplace.parse(path).kind == logplace.FILE]
+    within = [os.path.dirname(path).removeprefix(f"{LOGS}/") for path in files if path.startswith(f"{LOGS}/")]
+    names = list(dict.fromkeys(name for name in within if name != LOGS))
+    lines = []
+    if LOGS in within and not app.as_root:
+        lines.append(f"# Only root can make files in {LOGS}. Put the log into a directory there, which systemd makes.")
+    if names:
+        lines.append("# For --log-file and --access-log.")
+    else:
+        names = [f"reuseport/{app.name}"]
+        lines.append(f"# {LOGS}/{names[0]}, for --log-file and --access-log. Without them the log goes to the journal.")
+    return [*lines, f"LogsDirectory={' '.join(map(_quoted, names))}"]
 
 
 def _account(app: Described) -> list[str]:

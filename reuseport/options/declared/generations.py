@@ -171,7 +171,7 @@ OPTIONS: tuple[Option, ...] = (
         "reload", kinds.SWITCH, False, group=RELEASES, effect="start",
         help="For development: saving a Python file that the application has imported, or that lies beside one, "
         "releases, as HUP does. With a mistake in it the version before serves on, until the next save. Installed "
-        "packages do not count.",
+        "packages do not count. At a terminal breakpoint() works.",
     ),
     Option(
         "reload_extra_file", kinds.LATE_PATH, (), metavar="FILE", repeatable=True, group=RELEASES, effect="always",
