@@ -16,7 +16,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -77,13 +77,11 @@ class Process:
     measured_in_boot: bool = False
 
 
-def spawn_zygote(
-    generation: int, recipe: Mapping[str, Any], run_dir: RunDir, output: int, mask: Collection[int]
-) -> int:
+def spawn_zygote(generation: int, recipe: Mapping[str, Any], run_dir: RunDir, output: int, nofile: int | None) -> int:
     """Exec the release's interpreter; its pid. OSError where that is not possible.
 
     It runs the package that its environment has, or this one (`reuseport/bootstrap.py`). `output` is what it prints to
-    until it has loaded, and is closed here; `mask` are the signals that it blocks.
+    until it has loaded, and is closed here; `nofile`: see `Processes`.
     """
     variables = {
         "run_dir": run_dir.path,
@@ -93,6 +91,7 @@ def spawn_zygote(
         "owner": os.geteuid(),
         "generation": generation,
         "threads": recipe["settings"]["values"].get("threads", 0),  # it must know before it imports anything
+        "nofile": nofile,
     }
     environment = {
         **os.environ,
@@ -121,9 +120,8 @@ def spawn_zygote(
                 (os.POSIX_SPAWN_DUP2, output, 2),
                 (os.POSIX_SPAWN_DUP2, directory, RUN_DIR),
             ],
-            # The master's terminal signals reach the whole group; a zygote must not die of them.
-            setsigmask=mask,
-            setsigdef=[signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1, signal.SIGABRT],
+            setsigmask=(),
+            setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
         )
 
 
@@ -216,6 +214,9 @@ def in_words(info: Any) -> str:
 
 
 class Processes:
+    """`nofile` is the soft limit of open files that the server was started with, which programs of the application's
+    get; None where a master of an earlier version did not tell it (`ipc.nofile`)."""
+
     def __init__(
         self,
         loop: Loop,
@@ -228,7 +229,7 @@ class Processes:
         self._by_key: dict[Key, Process] = {}
         self._resting = False
         self._exits: dict[int, str] = {}  # how children ended that were reaped before anybody knew of them
-        self.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        self.nofile: int | None = None
 
     def get(self, key: Key) -> Process | None:
         return self._by_key.get(key)
@@ -243,7 +244,7 @@ class Processes:
 
     def start_zygote(self, key: Key, recipe: Mapping[str, Any], run_dir: RunDir, boot_log: BootLog) -> Process:
         """See `spawn_zygote`."""
-        pid = spawn_zygote(key.generation, recipe, run_dir, boot_log.open(), self.original_mask)
+        pid = spawn_zygote(key.generation, recipe, run_dir, boot_log.open(), self.nofile)
         process = self.expect(key)
         self.is_running(process, pid)
         return process
@@ -343,6 +344,7 @@ class Processes:
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
         return {
+            "nofile": self.nofile,
             "exits": self._exits,
             "processes": [
                 {
@@ -362,6 +364,7 @@ class Processes:
         }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
+        self.nofile = left.get("nofile")
         self._exits = {int(pid): how for pid, how in left["exits"].items()}
         for one in left["processes"]:
             process = self.expect(Key(*one["key"]), one["row"])

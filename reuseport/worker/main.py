@@ -220,8 +220,7 @@ class Worker:
 
     def _accept_signals(self) -> None:
         """After the import: the application may have set handlers of its own, meant for another server."""
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)
+        forked.ignore(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
         for number, callback in ((signal.SIGTERM, self._on_term), (signal.SIGUSR1, self._reopen)):
             watcher = self.loop.signal(number)
             watcher.start(callback)
