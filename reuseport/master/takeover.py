@@ -214,7 +214,7 @@ class _Candidate:
         self._master.log.write("info", f"loading {recipe['directory']} as generation {self._generation}")
         try:
             output = BootLog(run_dir.here(message.boot_log)).open()
-            pid = spawn_zygote(self._generation, recipe, run_dir, output, self._mask)
+            pid = spawn_zygote(self._generation, recipe, run_dir, output, self._master.processes.nofile)
         except OSError as error:
             self._channel.send("started", error=f"cannot execute {recipe['interpreter']}: {error.strerror}")
             return

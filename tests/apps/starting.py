@@ -120,7 +120,8 @@ WAYS = {
     for name, function in list(globals().items())
     if name.startswith("by_") and name != "by_multiprocessing"
 }
-ALL = WAYS | {f"multiprocessing, {m}": functools.partial(by_multiprocessing, m) for m in ("fork", "spawn", "forkserver")}
+METHODS = ("fork", "spawn", "forkserver")
+ALL = WAYS | {f"multiprocessing, {method}": functools.partial(by_multiprocessing, method) for method in METHODS}
 
 
 
