@@ -52,7 +52,7 @@ def look(settings: Settings, directory: str, ids: tuple[int, int] | None) -> dic
     began = time.monotonic()
     try:
         if ids:
-            ground.become(ids, directory)
+            ground.become(ids, directory, settings.env)
         if settings.umask is not None:
             os.umask(settings.umask)
         if settings.threads and startup.is_patched():

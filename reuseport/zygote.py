@@ -510,7 +510,8 @@ class Zygote:
 
     def _become_user(self) -> None:
         if ids := self.recipe.get("ids"):
-            ground.become(ids, self.recipe["directory"])
+            ground.become(ids, self.recipe["directory"], self.recipe["environment"])
+            self.environment = dict(os.environ)
 
 
 def main(born: dict[str, Any]) -> None:

@@ -51,6 +51,8 @@ def surroundings(
         "REUSEPORT_COMPANION_NUMBER": str(copy),
     }
     ids = recipe.get("ids") if os.geteuid() == 0 else None
+    if ids and ids[0] != 0:
+        user.rename(environment, ids[0], {*recipe["environment"], *declared["env"]})
     return Surroundings(recipe["directory"], environment, tuple(ids) if ids else None)
 
 
