@@ -510,7 +510,8 @@ class Zygote:
 
     def _become_user(self) -> None:
         if ids := self.recipe.get("ids"):
-            ground.become(ids, self.recipe["directory"], self.recipe["environment"])
+            said = {**self.recipe["environment"], **self.recipe.get("from_files", {})}
+            ground.become(ids, self.recipe["directory"], said)
             self.environment = dict(os.environ)
 
 

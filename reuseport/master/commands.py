@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from reuseport.ipc import nofile, user
+from reuseport.master.recipe import application_variables
 
 WORDS = 4096  # bytes that a fork may say of why it could not execute its command
 NOT_EXECUTED = 127  # its exit status then, as a shell's
@@ -35,7 +36,7 @@ def surroundings(
     recipe: Mapping[str, Any], declared: Mapping[str, Any], run_dir: str, generation: int, copy: int
 ) -> Surroundings:
     """Of a companion's commands: the environment of a shell in which the generation's virtual environment is active."""
-    environment = {"PYTHONUNBUFFERED": "1", **os.environ, **recipe["environment"], **declared["env"]}
+    environment = {"PYTHONUNBUFFERED": "1", **os.environ, **application_variables(recipe), **declared["env"]}
     head = os.path.dirname(recipe["interpreter"])
     environment["PATH"] = f"{head}:{environment.get('PATH', os.defpath)}"
     environment.pop("VIRTUAL_ENV", None)
@@ -52,7 +53,7 @@ def surroundings(
     }
     ids = recipe.get("ids") if os.geteuid() == 0 else None
     if ids and ids[0] != 0:
-        user.rename(environment, ids[0], {*recipe["environment"], *declared["env"]})
+        user.rename(environment, ids[0], {*application_variables(recipe), *declared["env"]})
     return Surroundings(recipe["directory"], environment, tuple(ids) if ids else None)
 
 

@@ -389,7 +389,8 @@ class Master:
 
     def _extra_files(self) -> list[str]:
         settings = self.releases.settings
-        return [os.path.join(settings.chdir, path) for path in settings.reload_extra_file]
+        files = (*settings.reload_extra_file, *(path.removeprefix("-") for path in settings.env_file))
+        return [os.path.join(settings.chdir, path) for path in files]
 
     def _release_by(self, path: str) -> None:
         self.log.write("info", f"{path} was touched: releasing")

@@ -31,6 +31,7 @@ from reuseport.ipc.shortage import SHORTAGE
 from reuseport.master import lending, peers, reserve
 from reuseport.master.bootlog import BootLog
 from reuseport.master.loop import Loop
+from reuseport.master.recipe import application_variables
 
 PR_SET_CHILD_SUBREAPER = 36
 ASK_AGAIN = 20  # times, a hundredth of a second apart, for the exit status of somebody who is dead
@@ -95,7 +96,7 @@ def spawn_zygote(generation: int, recipe: Mapping[str, Any], run_dir: RunDir, ou
     }
     environment = {
         **os.environ,
-        **recipe["environment"],
+        **application_variables(recipe),
         "REUSEPORT_RUN_DIR": run_dir.path,
         "REUSEPORT_GENERATION": str(generation),
         ZYGOTE_VARIABLE: json.dumps(variables),
