@@ -65,8 +65,7 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
 def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     """A fresh start, an adoption or a takeover. Raises what `run` reports."""
     supervision = passed.take(os.environ, os.getpid())
-    become_subreaper()
-    limit = nofile.raise_limit()
+    limit = _prepare_process()
     master = Master(settings, extra, supervision, estate.open_log(settings))
     master.processes.nofile = limit
     master.log_files.check(settings)
@@ -135,8 +134,7 @@ def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
 def go_on(left: estate.Estate) -> Master:
     """Behind the exec of an upgrade: nothing is found out or asked for anew, and what fails ends the master. So a trial
     has done the same before it (`rehearsal.py`)."""
-    become_subreaper()
-    nofile.raise_limit()
+    _prepare_process()
     master = Master(left.first, left.extra, left.supervision, estate.open_log(left.first, left.post))
     master.left, master.started = left, left.started
     master.lock, master.cluster = left.lock, left.cluster
@@ -159,6 +157,12 @@ def resume() -> int:
     for fd in left.fds:
         os.set_inheritable(fd, False)
     return go_on(left).run()
+
+
+def _prepare_process() -> int:
+    """Make orphans below this process its children, and raise the limit of open files. Returns the limit before."""
+    become_subreaper()
+    return nofile.raise_limit()
 
 
 def _own(master: Master) -> Remains | None:

@@ -34,6 +34,7 @@ from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.companions import Companions
 from reuseport.master.control import Client, Control
+from reuseport.master.exits import Exits
 from reuseport.master.history import History
 from reuseport.master.log import Log
 from reuseport.master.logfiles import LogFiles
@@ -148,6 +149,7 @@ class Master:
         if not adopting:
             self.shared.look()
         self.tenants.tell = tell
+        self.exits = Exits(self.switchboard)
         self.control = Control(questions, self.loop, self.on_question)
         self.progress = Progress(
             lambda: list(self.control.clients.values()), lambda g: status.work_of(g, self.processes, self.board)
@@ -225,6 +227,7 @@ class Master:
         self.quarantine.of(process, how)
         self.numbers.is_dead(process)
         self.tally.worker_ends(self.cluster, process.key)
+        self.exits.add(process.pid)
         for file in (self.run_dir.stacks, self.run_dir.snapshot, self.run_dir.lines):
             # The workers' user owns the directory, and may have put a directory of its own there.
             with contextlib.suppress(FileNotFoundError, IsADirectoryError):
@@ -275,6 +278,7 @@ class Master:
         if self.exit_status is None:
             self.write_roster()
         self._notify()
+        self.exits.look(self.cluster)
         self.progress.look(self.cluster, time.monotonic())
         self.succession.look()
 
