@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from reuseport.deadlines import JobCancelled as JobCancelled
     from reuseport.deadlines import JobTimeout as JobTimeout
     from reuseport.embed import serve as serve
+    from reuseport.hooks import on_child_exit as on_child_exit
     from reuseport.hooks import on_drain as on_drain
     from reuseport.hooks import on_start as on_start
     from reuseport.jobs import Job as Job
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "draining",
     "job",
+    "on_child_exit",
     "on_drain",
     "on_start",
     "progress",
@@ -43,6 +45,7 @@ __all__ = [
 _HOMES = {
     "serve": "reuseport.embed",
     "on_start": "reuseport.hooks",
+    "on_child_exit": "reuseport.hooks",
     "on_drain": "reuseport.hooks",
     "Job": "reuseport.jobs",
     "JobCancelled": "reuseport.deadlines",

@@ -126,7 +126,8 @@ def main() -> int:
         return resume()
     said = json.loads(os.environ.pop(VARIABLE))
     settings = Settings.from_json(said["settings"])
-    for line in (*settings.remarks, *(problems := options.check(settings, needs_app="script" not in said["extra"]))):
+    problems = options.check(settings, needs_app="script" not in said["extra"])
+    for line in (*settings.remarks, *options.overlooked(settings), *problems):
         sys.stderr.write(f"reuseport: {line}\n")
     if problems:
         return 1

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 from reuseport import values
 
 F = TypeVar("F", bound=Callable[[], Any])
+G = TypeVar("G", bound=Callable[[int], Any])
 
 start_hooks: list[Callable[[], Any]] = []
 drain_hooks: list[Callable[[], Any]] = []
+exit_hooks: list[Callable[[int], Any]] = []
 # This worker accepts nothing new, and leaves when its requests and jobs have ended. In a job's process: its generation
 # does.
 draining = False
@@ -41,4 +43,17 @@ def on_drain(function: F) -> F:
     """
     values.function(function, "what reuseport.on_drain registers")
     drain_hooks.append(function)
+    return function
+
+
+def on_child_exit(function: G) -> G:
+    """Decorator: call the function with the pid of each process of the application that has ended: a worker, a job's
+    process or a zygote, of any generation, and however it ended.
+
+    One worker that serves calls it, in a greenlet of its own, soon after the exit. The pid may be another process's by
+    then. A call is lost if that worker ends before it, or if the master dies; so clear up at a start, too. An
+    exception is logged. TypeError for what cannot be called.
+    """
+    values.function(function, "what reuseport.on_child_exit registers")
+    exit_hooks.append(function)
     return function

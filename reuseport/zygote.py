@@ -42,7 +42,18 @@ from reuseport.ipc.shared import MAPPED, PINNING, Held
 from reuseport.ipc.shortage import SHORTAGE
 from reuseport.ipc.title import set_title
 from reuseport.options import Settings, certificates
-from reuseport.worker import application, children, forked, forksafety, ground, interrupts, logs, patching, said
+from reuseport.worker import (
+    application,
+    children,
+    forked,
+    forksafety,
+    ground,
+    interrupts,
+    logs,
+    patching,
+    programs,
+    said,
+)
 from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
 from reuseport.worker.door import Door
@@ -94,7 +105,7 @@ class Zygote:
         self.masterless = True
         self.orphaned = 0.0  # when the last master went, monotonic seconds
         # It upgrades a master, and `systemctl kill -s USR2` reaches everybody. The application may have it for itself.
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        forked.ignore(signal.SIGUSR2)
         self._take_signals()
         set_title(f"reuseport: zygote {self.generation}")
         self.channel = self._say_hello()
@@ -479,10 +490,10 @@ class Zygote:
 
     def _take_signals(self) -> None:
         """Before the import, and again after it: an application may set handlers, meant for another server."""
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
+        forked.ignore(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
         if os.isatty(0):
             # A debugger gets EIO when the server is in the background by now, and no signal that stops every process.
+            # Not `forked.ignore`: after a handler has run, the read would be tried again for ever.
             signal.signal(signal.SIGTTIN, signal.SIG_IGN)
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with SIG_IGN there would be nobody to wait for
@@ -532,12 +543,15 @@ class Zygote:
 
     def _become_user(self) -> None:
         if ids := self.recipe.get("ids"):
-            ground.become(ids, self.recipe["directory"])
+            said = {**self.recipe["environment"], **self.recipe.get("from_files", {})}
+            ground.become(ids, self.recipe["directory"], said)
+            self.environment = dict(os.environ)
 
 
 def main(born: dict[str, Any]) -> None:
     """Be a zygote, and then in each forked child a worker. `born` is what the master put into ZYGOTE_VARIABLE."""
     interrupts.guard()
+    programs.guard(born.get("nofile"))
     zygote = Zygote.current = Zygote(born)
     ground.tell_stack_on_signal()
     try:

@@ -42,7 +42,7 @@ GROUPS = {
         "doctor": "say what on this machine, or in this configuration, will hurt",
     },
     "Set up": {
-        "init": "print a file for systemd, nginx, logrotate, docker, compose or kubernetes",
+        "init": "print a file for systemd, nginx, docker, kubernetes, prometheus, and more",
         "translate": "print a gunicorn.conf.py as a reuseport.toml, with remarks",
         "completion": "print a shell's completion: reuseport completion bash|zsh|fish",
     },

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from reuseport import startup
 from reuseport.cli.failure import FAILED
 from reuseport.ipc.inherited import SIGNALS, UPGRADE_VARIABLE
-from reuseport.options import OPTIONS, OptionError, check, load, working_directory
+from reuseport.options import OPTIONS, OptionError, Settings, check, load, overlooked, working_directory
 from reuseport.options.arguments import one_line
+from reuseport.options.checks import find_directory, find_user
 from reuseport.options.manual import manual, print_config
 
 ABOUT = """\
@@ -60,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
         # comes early would wait in vain, and then kill. What is blocked waits for the master's handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     settings = load(argv, os.environ, working_directory(os.environ))
-    for remark in settings.remarks:
+    for remark in (*settings.remarks, *overlooked(settings)):
         print(f"reuseport: {one_line(str(remark))}", file=sys.stderr)
     if settings.print_config:
         sys.stdout.write(print_config(settings))
@@ -69,6 +70,8 @@ def run(argv: Sequence[str]) -> int:
     if settings.app is None and not settings.check_config:
         raise OptionError("serve: which application? name it, as in: reuseport serve MODULE:APP")
     problems = check(settings)
+    if settings.check_config and not problems:
+        problems = _unreadable(settings)
     for problem in problems:
         print(f"reuseport: {one_line(str(problem))}", file=sys.stderr)
     if problems:
@@ -80,3 +83,14 @@ def run(argv: Sequence[str]) -> int:
 
     sys.stderr.flush()
     return run_master(settings)
+
+
+def _unreadable(settings: Settings) -> list[str]:
+    """What a start refuses in files that only a release reads."""
+    from reuseport.master import envfiles
+
+    try:
+        envfiles.read(settings, find_directory(settings), find_user(settings))
+    except OptionError as error:
+        return [str(error)]
+    return []

@@ -39,6 +39,7 @@ from reuseport.ipc import fields
 from reuseport.ipc.fields import REQUIRED, Field
 
 JOBS = 1000  # of one process that the master is told of at a time
+EXITS = 1000  # processes that have ended of which one message tells
 
 _GENERATIONS = 1 << 31
 _PIDS = 1 << 22  # PID_MAX_LIMIT (linux/threads.h)
@@ -356,6 +357,12 @@ class Reopen(Message, kind="reopen"):
     pass
 
 
+class Exited(Message, kind="exited"):
+    """These processes of the application's have ended."""
+
+    pids: tuple[int, ...] = fields.several(fields.whole(1, _PIDS), EXITS)
+
+
 class Heir(Message, kind="heir", fds=(0, 1), sockets=True):
     """The sending end of the queue of the generation that gets this worker's connections, and its number of workers."""
 
@@ -588,7 +595,7 @@ FROM_WORKER = _group(
 )  # fmt: skip
 FROM_JOB = _group(Job, JobEnded, JobsRepeated, JobLost)
 TO_ZYGOTE = _group(Boot, Fork, Copy, BootErrors, Slots, Logs, Superseded, Standby, LetGo, Quit)
-TO_WORKER = _group(Slots, Logs, Heir, Routes, Accept, Attend, Drain, Reopen, Quit)
+TO_WORKER = _group(Slots, Logs, Heir, Routes, Accept, Attend, Drain, Reopen, Exited, Quit)
 TO_JOB = _group(Known, Logs, Drain, Reopen, Quit)
 FROM_SUCCESSOR = _group(Started, Launched, Said, Ended, Mine)
 TO_SUCCESSOR = _group(Accepted, Start, Launch, Go, Slots, Queue, Lock, Metrics, Yours, Refused, Quit)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from reuseport.ipc import user
-from reuseport.ipc.inherited import SIGNALS
+from reuseport.ipc import nofile, user
+from reuseport.master.recipe import application_variables
 
 WORDS = 4096  # bytes that a fork may say of why it could not execute its command
 NOT_EXECUTED = 127  # its exit status then, as a shell's
@@ -36,7 +36,7 @@ def surroundings(
     recipe: Mapping[str, Any], declared: Mapping[str, Any], run_dir: str, generation: int, copy: int
 ) -> Surroundings:
     """Of a companion's commands: the environment of a shell in which the generation's virtual environment is active."""
-    environment = {"PYTHONUNBUFFERED": "1", **os.environ, **recipe["environment"], **declared["env"]}
+    environment = {"PYTHONUNBUFFERED": "1", **os.environ, **application_variables(recipe), **declared["env"]}
     head = os.path.dirname(recipe["interpreter"])
     environment["PATH"] = f"{head}:{environment.get('PATH', os.defpath)}"
     environment.pop("VIRTUAL_ENV", None)
@@ -52,6 +52,8 @@ def surroundings(
         "REUSEPORT_COMPANION_NUMBER": str(copy),
     }
     ids = recipe.get("ids") if os.geteuid() == 0 else None
+    if ids and ids[0] != 0:
+        user.rename(environment, ids[0], {*application_variables(recipe), *declared["env"]})
     return Surroundings(recipe["directory"], environment, tuple(ids) if ids else None)
 
 
@@ -59,7 +61,7 @@ def become(
     command: Sequence[str],
     around: Surroundings,
     output: int,
-    mask: Iterable[int],
+    limit: int | None,
     *,
     complain: int,
     kept: Iterable[int] = (),
@@ -71,16 +73,16 @@ def become(
 
     `output` becomes standard output and error. If the command cannot be executed, the reason is written to `complain`.
     `prepare` is called when only `output`, `complain`, `inherited` and `kept` are open. `inherited` stays open in the
-    command. `mask` are the signals that are blocked there. `bound_to`: the pid of the parent, with which the command
-    dies; 0 where it outlives the parent.
+    command. `limit` is the command's soft limit of open files; None: the master's. `bound_to`: the pid of the parent,
+    with which the command dies; 0 where it outlives the parent.
     """
     doing = "could not be prepared"
     try:
-        for number in (*SIGNALS, signal.SIGPIPE, signal.SIGXFSZ):
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
         _close_all_but(output, complain, inherited, *kept)
         os.setsid()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         prepare()
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         for fd, standard in ((null, 0), (output, 1), (output, 2)):
@@ -92,6 +94,8 @@ def become(
             user.become(*around.ids)
         if bound_to:
             _die_with(bound_to)
+        if limit is not None:
+            nofile.set_limit(limit)
         doing = f"cannot enter {around.directory}"
         os.chdir(around.directory)
         doing = f"cannot execute {command[0]!r}"

@@ -88,7 +88,7 @@ class Companions:
                     declared["command"],
                     around,
                     output,
-                    self._processes.original_mask,
+                    self._processes.nofile,
                     complain=its.fileno(),
                     inherited=lock,
                     prepare=lambda: _await_go(its),

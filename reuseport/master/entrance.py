@@ -14,14 +14,13 @@ import contextlib
 import errno
 import json
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from reuseport.core import events as ev
 from reuseport.core.model import Cluster, Release
-from reuseport.ipc import files
+from reuseport.ipc import files, nofile
 from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.ipc.logline import printable
 from reuseport.ipc.rundir import RunDirError
@@ -66,8 +65,9 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
 def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     """A fresh start, an adoption or a takeover. Raises what `run` reports."""
     supervision = passed.take(os.environ, os.getpid())
-    _prepare_process()
+    limit = _prepare_process()
     master = Master(settings, extra, supervision, estate.open_log(settings))
+    master.processes.nofile = limit
     master.log_files.check(settings)
     release = complete(release_of(settings), extra)
     bequest = take_over(master, release) if settings.takeover != "no" else None
@@ -159,13 +159,10 @@ def resume() -> int:
     return go_on(left).run()
 
 
-def _prepare_process() -> None:
-    """Orphans below it become its children; and every client is a descriptor in some worker, for which the usual soft
-    limit of 1024, meant for select(2), is not enough."""
+def _prepare_process() -> int:
+    """Make orphans below this process its children, and raise the limit of open files. Returns the limit before."""
     become_subreaper()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return nofile.raise_limit()
 
 
 def _own(master: Master) -> Remains | None:

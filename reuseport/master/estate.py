@@ -200,6 +200,7 @@ def _parts(master: Master) -> Iterator[tuple[str, Heritable]]:
         "tenants": master.tenants,
         "boot_logs": master.boot_logs,
         "companions": master.companions,
+        "exits": master.exits,
         "notifier": master.notifier,
         "control": master.control,
         "release_file": release_file,

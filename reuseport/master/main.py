@@ -34,6 +34,7 @@ from reuseport.master.acts import ACTS
 from reuseport.master.bootlog import BootLogs
 from reuseport.master.companions import Companions
 from reuseport.master.control import Client, Control
+from reuseport.master.exits import Exits
 from reuseport.master.history import History
 from reuseport.master.log import Log
 from reuseport.master.logfiles import LogFiles
@@ -150,6 +151,7 @@ class Master:
         if not adopting:
             self.shared.look()
         self.tenants.tell = tell
+        self.exits = Exits(self.switchboard)
         self.control = Control(questions, self.loop, self.on_question)
         self.progress = Progress(
             lambda: list(self.control.clients.values()), lambda g: status.work_of(g, self.processes, self.board)
@@ -228,6 +230,7 @@ class Master:
         self.quarantine.of(process, how)
         self.numbers.is_dead(process)
         self.tally.worker_ends(self.cluster, process.key)
+        self.exits.add(process.pid)
         for file in (self.run_dir.stacks, self.run_dir.snapshot, self.run_dir.lines):
             # The workers' user owns the directory, and may have put a directory of its own there.
             with contextlib.suppress(FileNotFoundError, IsADirectoryError):
@@ -278,6 +281,7 @@ class Master:
         if self.exit_status is None:
             self.write_roster()
         self._notify()
+        self.exits.look(self.cluster)
         self.progress.look(self.cluster, time.monotonic())
         self.succession.look()
 
@@ -392,7 +396,8 @@ class Master:
 
     def _extra_files(self) -> list[str]:
         settings = self.releases.settings
-        return [os.path.join(settings.chdir, path) for path in settings.reload_extra_file]
+        files = (*settings.reload_extra_file, *(path.removeprefix("-") for path in settings.env_file))
+        return [os.path.join(settings.chdir, path) for path in files]
 
     def _release_by(self, path: str) -> None:
         self.log.write("info", f"{path} was touched: releasing")

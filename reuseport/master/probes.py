@@ -80,13 +80,13 @@ class Probe:
     def _run(self) -> None:
         pipe, its = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(its, True)
-        master, mask = os.getpid(), self._processes.original_mask
+        master, nofile = os.getpid(), self._processes.nofile
         pid = pidfd = -1
         try:
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)  # it is the master's loop that this would wake
-                become(self._command, self._around, its, mask, complain=its, bound_to=master)
+                become(self._command, self._around, its, nofile, complain=its, bound_to=master)
             pidfd = os.pidfd_open(pid)
         finally:
             os.close(its)

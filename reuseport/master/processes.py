@@ -16,7 +16,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from reuseport.ipc.shortage import SHORTAGE
 from reuseport.master import lending, logfiles, peers, reserve, terminal
 from reuseport.master.bootlog import BootLog
 from reuseport.master.loop import Loop
+from reuseport.master.recipe import application_variables
 
 PR_SET_CHILD_SUBREAPER = 36
 ASK_AGAIN = 20  # times, a hundredth of a second apart, for the exit status of somebody who is dead
@@ -78,12 +79,12 @@ class Process:
 
 
 def spawn_zygote(
-    generation: int, recipe: Mapping[str, Any], run_dir: RunDir, outputs: tuple[int, int], mask: Collection[int]
+    generation: int, recipe: Mapping[str, Any], run_dir: RunDir, outputs: tuple[int, int], nofile: int | None
 ) -> int:
     """Exec the release's interpreter; its pid. OSError where that is not possible.
 
     It runs the package that its environment has, or this one (`reuseport/bootstrap.py`). `outputs` are its standard
-    output and error until it has loaded, and are closed here; `mask` are the signals that it blocks.
+    output and error until it has loaded, and are closed here; `nofile`: see `Processes`.
     """
     variables: dict[str, Any] = {
         "run_dir": run_dir.path,
@@ -94,6 +95,7 @@ def spawn_zygote(
         "generation": generation,
         "threads": recipe["settings"]["values"].get("threads", 0),  # it must know before it imports anything
         "logs": {},
+        "nofile": nofile,
     }
     with contextlib.ExitStack() as stack:
         for fd in outputs:
@@ -111,7 +113,7 @@ def spawn_zygote(
             os.set_inheritable(copy, True)
         environment = {
             **os.environ,
-            **recipe["environment"],
+            **application_variables(recipe),
             "REUSEPORT_RUN_DIR": run_dir.path,
             "REUSEPORT_GENERATION": str(generation),
             ZYGOTE_VARIABLE: json.dumps(variables),
@@ -129,9 +131,8 @@ def spawn_zygote(
                 (os.POSIX_SPAWN_DUP2, errors, 2),
                 (os.POSIX_SPAWN_DUP2, directory, RUN_DIR),
             ],
-            # The master's terminal signals reach the whole group; a zygote must not die of them.
-            setsigmask=mask,
-            setsigdef=[signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1, signal.SIGABRT],
+            setsigmask=(),
+            setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
         )
 
 
@@ -224,6 +225,9 @@ def in_words(info: Any) -> str:
 
 
 class Processes:
+    """`nofile` is the soft limit of open files that the server was started with, which programs of the application's
+    get; None where a master of an earlier version did not tell it (`ipc.nofile`)."""
+
     def __init__(
         self,
         loop: Loop,
@@ -236,7 +240,7 @@ class Processes:
         self._by_key: dict[Key, Process] = {}
         self._resting = False
         self._exits: dict[int, str] = {}  # how children ended that were reaped before anybody knew of them
-        self.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        self.nofile: int | None = None
 
     def get(self, key: Key) -> Process | None:
         return self._by_key.get(key)
@@ -251,7 +255,7 @@ class Processes:
 
     def start_zygote(self, key: Key, recipe: Mapping[str, Any], run_dir: RunDir, boot_log: BootLog) -> Process:
         """See `spawn_zygote`."""
-        pid = spawn_zygote(key.generation, recipe, run_dir, boot_log.open(), self.original_mask)
+        pid = spawn_zygote(key.generation, recipe, run_dir, boot_log.open(), self.nofile)
         process = self.expect(key)
         self.is_running(process, pid)
         return process
@@ -351,6 +355,7 @@ class Processes:
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec; `lend(fd)` lets a descriptor live through it."""
         return {
+            "nofile": self.nofile,
             "exits": self._exits,
             "processes": [
                 {
@@ -370,6 +375,7 @@ class Processes:
         }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
+        self.nofile = left.get("nofile")
         self._exits = {int(pid): how for pid, how in left["exits"].items()}
         for one in left["processes"]:
             process = self.expect(Key(*one["key"]), one["row"])

@@ -23,7 +23,7 @@ from reuseport.master import room
 from reuseport.master.control import Client
 from reuseport.master.history import History
 from reuseport.master.processes import Process, Processes
-from reuseport.master.recipe import release_of, resolve_script
+from reuseport.master.recipe import for_history, from_history, release_of, resolve_script
 from reuseport.master.status import jobs_of, told
 from reuseport.master.tally import Tally
 from reuseport.master.tenants import ROOM
@@ -313,7 +313,7 @@ class Releases:
             label=release.recipe.get("label", ""),
             directory=release.recipe.get("directory", ""),
             by=release.by,
-            **({"release": asdict(release)} if serves else {}),
+            **({"release": asdict(replace(release, recipe=for_history(release.recipe)))} if serves else {}),
         )
 
     def drained(self, command: ev.Drained) -> None:
@@ -401,7 +401,7 @@ def recorded(line: Mapping[str, Any]) -> Release:
         why = f"{type(error).__name__}: {error}"
     if why:
         raise OptionError(f"the history does not tell what generation {line['number']} was: {why}")
-    return release
+    return replace(release, recipe=from_history(release.recipe))
 
 
 def compare(before: tuple[int, int], after: tuple[int, int], allowed: float) -> str:

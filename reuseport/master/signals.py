@@ -44,7 +44,6 @@ class Signals:
         for number in SIGNALS:
             signal.signal(number, lambda received, _: self._take(received))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        self._master.processes.original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
     def _take(self, number: int) -> None:
         if number in COUNTED or number not in self._come:

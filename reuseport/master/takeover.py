@@ -20,7 +20,6 @@ from reuseport.core import events as ev
 from reuseport.core.model import Key, Release
 from reuseport.ipc import files, messages
 from reuseport.ipc.channel import Channel
-from reuseport.ipc.inherited import SIGNALS
 from reuseport.ipc.messages import Message
 from reuseport.ipc.rundir import RunDir, RunDirError, not_this
 from reuseport.master.bequest import Bequest, TakeoverError
@@ -100,14 +99,12 @@ class _Candidate:
         self._heard = False
         self._pids: dict[Key, int] = {}  # of the companions that were started last
         self._bequest = Bequest(channel)
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, []) - set(SIGNALS)
         channel.be_patient()
 
     def wait(self) -> Bequest:
         master = self._master
         with contextlib.suppress(files.Damaged):  # the other master writes it anew
             master.roster.read()  # RunDirError, better now than when it is needed
-        master.processes.original_mask = self._mask
         with contextlib.ExitStack() as stack:
             other = self._pidfd_of_master()
             stack.callback(os.close, other)
@@ -217,7 +214,7 @@ class _Candidate:
         self._master.log.write("info", f"loading {recipe['directory']} as generation {self._generation}")
         try:
             outputs = BootLog(run_dir.here(message.boot_log)).open()
-            pid = spawn_zygote(self._generation, recipe, run_dir, outputs, self._mask)
+            pid = spawn_zygote(self._generation, recipe, run_dir, outputs, self._master.processes.nofile)
         except OSError as error:
             self._channel.send("started", error=f"cannot execute {recipe['interpreter']}: {error.strerror}")
             return

@@ -237,7 +237,7 @@ class Trial:
                     (os.POSIX_SPAWN_DUP2, self._output, 1),
                     (os.POSIX_SPAWN_DUP2, self._output, 2),
                 ],
-                setsigmask=processes.original_mask,
+                setsigmask=(),
                 setsigdef=[signal.SIGPIPE],
             )
             try:

@@ -5,7 +5,7 @@ Standard library only: the master imports this, and must never load what belongs
 
 from reuseport.options.address import Address, parse_address
 from reuseport.options.arguments import OptionError
-from reuseport.options.checks import check
+from reuseport.options.checks import check, overlooked
 from reuseport.options.machine import default_run_dir, usable_cores
 from reuseport.options.reading import from_keywords, load, reload, working_directory
 from reuseport.options.settings import Settings, changed_at_start_only
@@ -24,6 +24,7 @@ __all__ = [
     "default_run_dir",
     "from_keywords",
     "load",
+    "overlooked",
     "parse_address",
     "parse_app",
     "reload",

@@ -90,6 +90,14 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
     return problems
 
 
+def overlooked(settings: Settings) -> list[str]:
+    """One line for each file that users expect to count, and that does not."""
+    path = os.path.join(settings.chdir, ".env")
+    if settings.env_file or not os.path.isfile(path):
+        return []
+    return [f"{path} is not read. --env-file .env reads it at each release; an application can also read it itself"]
+
+
 def _tenants_at_odds(settings: Settings) -> list[str]:
     problems = []
     if settings.tenant_isolation == "strict" and not settings.tenant:

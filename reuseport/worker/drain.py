@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import _thread
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from reuseport import hooks, jobs
 from reuseport.ipc.messages import Heir
 from reuseport.ipc.scoreboard import JOBS
-from reuseport.worker import application
+from reuseport.worker import callbacks
 
 if TYPE_CHECKING:
     from reuseport.worker.main import Worker
@@ -46,9 +44,7 @@ class Drain:
         worker.link.say("let-go")
         worker.vitals.retitle(draining=True)
         hooks.draining = True
-        for function in hooks.drain_hooks:
-            # A greenlet, where threads are patched.
-            _thread.start_new_thread(self._call_hook, (function,))
+        callbacks.call(hooks.drain_hooks, "a drain hook", worker.log)
         if last:
             worker.engine.drain()
         elif worker.sender.has_heir:
@@ -56,13 +52,6 @@ class Drain:
         else:
             worker.engine.drain()
         self.leave_if_done()
-
-    def _call_hook(self, function: Callable[[], Any]) -> None:
-        try:
-            function()
-        except Exception as error:  # noqa: BLE001
-            self._worker.log("error", f"a drain hook failed: {type(error).__name__}: {error}")
-            application.print_traceback(error)
 
     def set_heir(self, message: Heir, fds: list[int]) -> None:
         """The generation that gets this worker's connections; news for as long as this worker lives."""

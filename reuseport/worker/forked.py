@@ -9,6 +9,8 @@ such a child, whichever process forked it:
    in the parent. Otherwise the child would finish requests that the parent finishes, too: an INSERT would happen twice.
 3. When the code that forked returns to the server, the child exits.
 4. A child of an import gets SIGTERM when the process that imported ends.
+5. The signals that the server handles have their defaults in it, and the soft limit of open files is the one that the
+   server was started with. The same holds in programs that the application executes (`ignore`, `worker.programs`).
 
 gevent keeps its hub, its loop and all watchers over a fork, which is against rule 2. So the child gets a new hub with a
 new loop. The old hub is never run again. The objects of the application that know it (locks, queues, sockets) go on to
@@ -39,6 +41,7 @@ from gevent._hub_local import get_hub_class, get_hub_if_exists, set_hub
 from reuseport import deadlines, jobs, spawned
 from reuseport.ipc.stacks import LINES_SIGNAL, SNAPSHOT_SIGNAL, STACK_SIGNAL
 
+from . import programs
 from .said import end_lines
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -157,6 +160,7 @@ def _before() -> None:
 
 def _after_in_child() -> None:
     """In the child, before the fork returns to the application. Nothing may be raised from here: Python ignores it."""
+    programs.renew()
     if State.own:
         return
     try:
@@ -170,6 +174,7 @@ def _after_in_child() -> None:
                 _end_with(State.forker)
             State.import_ends = False
         _leave_hub()
+        programs.give_back()
     except BaseException:  # noqa: BLE001 - a child that is half a server would lose requests
         traceback.print_exc()
         os._exit(DEFECT)
@@ -202,15 +207,31 @@ def note_handler(number: int, handler: Callable[[int, FrameType | None], Any]) -
     State.handlers[number] = handler
 
 
+def ignore(*numbers: int) -> None:
+    """Let these signals do nothing in this process, and have their defaults in programs that it executes.
+
+    execve(2) passes SIG_IGN on and resets a handler, in whichever way a library starts the program. A shell's trap
+    cannot reset an ignored signal (POSIX, trap). System calls are restarted after such a signal where Linux does that
+    (signal(7)).
+    """
+    for number in numbers:
+        signal.signal(number, _ignored)
+        signal.siginterrupt(number, False)
+        note_handler(number, _ignored)
+
+
+def _ignored(number: int, frame: FrameType | None) -> None:
+    pass
+
+
 def _default_signals() -> None:
-    """An exec resets a handler, but not an ignored signal, and a shell's trap cannot (POSIX, trap)."""
     for number in (STACK_SIGNAL, LINES_SIGNAL):
         faulthandler.unregister(number)
     for number in (STACK_SIGNAL, SNAPSHOT_SIGNAL):
         signal.signal(number, signal.SIG_DFL)
     for number, default in _DEFAULTS.items():
         handler = signal.getsignal(number)
-        if handler == signal.SIG_IGN or handler == State.handlers.get(number):
+        if handler == State.handlers.get(number):
             signal.signal(number, default)
         elif handler == signal.SIG_DFL:
             signal.signal(number, signal.SIG_DFL)  # libev's handler is none of Python's

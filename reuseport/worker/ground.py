@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import greenlet
@@ -23,8 +23,11 @@ from reuseport.ipc.stacks import STACK_SIGNAL
 from . import application, remedies
 
 
-def become(ids: Sequence[int], directory: str) -> None:
+def become(ids: Sequence[int], directory: str, said: Container[str]) -> None:
     """Be another user, (uid, gid), if this is root. LoadError where that one could not import what it needs.
+
+    The variables that name the user follow, but those in `said` (`user.variables`). Not before: as root, Python would
+    run files of that user's home directory (site.USER_SITE).
 
     What cannot be read is told here, because a module that is imported later would only seem to be missing.
     """
@@ -35,6 +38,8 @@ def become(ids: Sequence[int], directory: str) -> None:
     # Of the virtual environment: looked for by root, because for a user who cannot enter it nothing is there.
     installed = [path for path in sys.path if path.startswith(f"{sys.prefix}{os.sep}") and os.path.isdir(path)]
     user.become(uid, gid)
+    if uid != 0:
+        user.rename(os.environ, uid, said)
     for place in dict.fromkeys((os.path.dirname(os.__file__), *packages, *installed, directory)):
         if not os.access(place, os.R_OK | os.X_OK):
             raise application.LoadError(f"--user: uid {uid} cannot read {place}, which it must import from")

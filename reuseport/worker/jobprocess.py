@@ -200,8 +200,7 @@ class JobProcess:
             self.job.limit.end(JobCancelled(f"job {self.job.name!r} was cancelled{why}"))
 
     def _take_signals(self) -> None:
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
+        forked.ignore(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
         # The master's own TERM often goes to the whole group; the master will say when it wants this process to go.
         signal.signal(signal.SIGTERM, self._on_term)
         forked.note_handler(signal.SIGTERM, self._on_term)

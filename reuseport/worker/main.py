@@ -22,7 +22,7 @@ import gevent.event
 import gevent.hub
 import gevent.monkey
 
-from reuseport import names
+from reuseport import hooks, names
 from reuseport.ipc import begun, messages, scoreboard, streams
 from reuseport.ipc import channel as channels
 from reuseport.ipc.inflight import InFlight
@@ -30,7 +30,19 @@ from reuseport.ipc.latencies import count, my_row
 from reuseport.ipc.messages import Message
 from reuseport.ipc.scoreboard import TAKEN, TURNED, settle
 from reuseport.ipc.stacks import STACK_SIGNAL
-from reuseport.worker import application, forked, ground, health, jobprocess, logs, remedies, running, tenancy, warmup
+from reuseport.worker import (
+    application,
+    callbacks,
+    forked,
+    ground,
+    health,
+    jobprocess,
+    logs,
+    remedies,
+    running,
+    tenancy,
+    warmup,
+)
 from reuseport.worker.access import AccessLog
 from reuseport.worker.admission import Admission
 from reuseport.worker.birth import Birth
@@ -218,8 +230,7 @@ class Worker:
 
     def _accept_signals(self) -> None:
         """After the import: the application may have set handlers of its own, meant for another server."""
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)
+        forked.ignore(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
         for number, callback in ((signal.SIGTERM, self._on_term), (signal.SIGUSR1, self._reopen)):
             watcher = self.loop.signal(number)
             watcher.start(callback)
@@ -319,6 +330,9 @@ class Worker:
                 self.drain.begin(last=True)
         elif isinstance(message, messages.Quit):
             self.exit()
+        elif isinstance(message, messages.Exited):
+            for pid in message.pids:
+                callbacks.call(hooks.exit_hooks, "an exit hook", self.log, pid)
         elif isinstance(message, messages.Reopen):
             self.birth.logs.forget()
             self._reopen()

@@ -112,16 +112,18 @@ def test_what_it_prints_is_in_the_log_with_its_generation_and_name(accompanied):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_it_runs_as_the_user_that_workers_run_as(serve, interpreter_for_all):
-    server = serve("--user", "nobody", python=interpreter_for_all)
+    server = serve("--user", "nobody", python=interpreter_for_all, env={"HOME": "/root", "USER": "root"})
     script = server.root / "who.py"
-    script.write_text("import os, time\nprint('I am', os.getuid(), os.getgroups(), flush=True)\ntime.sleep(3600)\n")
+    told = "os.getuid(), os.getgroups(), os.environ['USER'], os.environ['HOME']"
+    script.write_text(f"import os, time\nprint('I am', {told}, flush=True)\ntime.sleep(3600)\n")
     declare(server, mail=f"command = 'python {script}'")
     server.write("one")
     server.start()
     import pwd
 
     nobody = pwd.getpwnam("nobody")
-    wait_for(lambda: f"[1.mail] [output] I am {nobody.pw_uid} [{nobody.pw_gid}]" in server.log.read_text(), "its user")
+    line = f"[1.mail] [output] I am {nobody.pw_uid} [{nobody.pw_gid}] nobody {nobody.pw_dir}"
+    wait_for(lambda: line in server.log.read_text(), "its user")
 
 
 # --- a release --------------------------------------------------------------------------------------------------------

@@ -118,17 +118,23 @@ def test_the_umask(serve):
 @needs_root
 def test_the_application_runs_as_another_user(serve, interpreter_for_all):
     nobody = pwd.getpwnam("nobody")
-    server = serve("--user", "nobody", "--python", interpreter_for_all, "--max-requests", "20").start()
+    options = ("--user", "nobody", "--python", interpreter_for_all, "--max-requests", "20", "--env", "LOGNAME=shop")
+    root = {"HOME": "/root", "USER": "root", "LOGNAME": "root", "SHELL": pwd.getpwuid(0).pw_shell}
+    server = serve(*options, env=root).start()
     facts = server.get("/facts").json["facts"]
     assert (facts["uid"], facts["gid"]) == (nobody.pw_uid, nobody.pw_gid)
+    names = {name: facts["environment"].get(name) for name in root}
+    assert names == {"HOME": nobody.pw_dir, "USER": "nobody", "LOGNAME": "shop", "SHELL": None}
     assert 0 not in facts["groups"]
     assert os.stat(f"/proc/{server.pid}").st_uid == 0
     assert mode(server.run_dir) == 0o711
     assert (os.stat(server.run_dir).st_uid, os.stat(server.run_dir / "work").st_uid) == (0, nobody.pw_uid)
     # All that a worker says to its master still works: a release, and to be replaced.
-    server.write("two")
+    server.write("two", code="import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n")
     server.renew()
     assert server.get().version == "two"
+    facts = server.get("/facts").json["facts"]
+    assert {name: facts["environment"].get(name) for name in root} == names, "where each worker imports, too"
     first = server.settle(2).pids()
     with server.load() as load:
         server.wait(lambda s: s.pids() and not s.pids() & first)

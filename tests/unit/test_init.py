@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from reuseport.cli.init import compose, docker, kubernetes, logrotate, nginx, systemd
+from reuseport.cli.init import compose, docker, grafana, kubernetes, logrotate, nginx, prometheus, systemd
 from reuseport.cli.init.described import Described
-from reuseport.cli.main import main
+from reuseport.cli.main import COMMANDS, main
+from reuseport.master.metrics import HISTOGRAM, INFO, METRICS
 from reuseport.options import load
 from reuseport.version import __version__
 
@@ -489,3 +490,71 @@ def test_the_image_gets_the_server_from_where_this_one_came(monkeypatch, capsys,
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: recorded)
     assert main(["init", "docker", "shop:app"]) == 0
     assert installs in capsys.readouterr().out
+
+
+# --- Prometheus and Grafana -------------------------------------------------------------------------------------------
+
+
+def rules(*words: str) -> dict[str, Any]:
+    return yaml.safe_load(prometheus.text(described(("shop:app", *words))))
+
+
+def metric_names(expressions: str) -> set[str]:
+    return set(re.findall(r"\breuseport_\w+", expressions))
+
+
+KNOWN = {metric.name + ("_info" if metric.kind == INFO else "") for metric in METRICS}
+KNOWN |= {f"{metric.name}_bucket" for metric in METRICS if metric.kind == HISTOGRAM}
+
+
+def test_alerts_are_about_metrics_that_exist_and_say_what_to_do():
+    [group] = rules()["groups"]
+    assert metric_names(json.dumps([one["expr"] for one in group["rules"]])) <= KNOWN
+    alerts = [one for one in group["rules"] if "alert" in one]
+    assert len({one["alert"] for one in alerts}) == len(alerts) >= 12
+    for one in alerts:
+        assert 'job="shop"' in one["expr"], one
+        assert one["labels"]["severity"] in ("critical", "warning", "info")
+        assert one["annotations"]["summary"].endswith(".")
+        commands = re.findall(r"`reuseport (\w+)", one["annotations"]["description"])
+        assert set(commands) <= set(COMMANDS), one
+
+
+def test_what_is_scraped_is_where_the_metrics_are():
+    for said, target, remark in (
+        ("10.0.0.1:9100", "10.0.0.1:9100", ""),
+        ("[fd00::1]:9100", "[fd00::1]:9100", ""),
+        (":9100", "localhost:9100", "another machine"),
+        ("unix:/run/metrics.sock", "127.0.0.1:9100", "needs --metrics 127.0.0.1:9100"),
+        ("", "127.0.0.1:9100", "needs --metrics 127.0.0.1:9100"),
+    ):
+        text = prometheus.text(described(("shop:app", *(["--metrics", said] if said else []))))
+        assert f'targets: ["{target}"]' in text, text[:600]
+        assert remark in text[: text.index("groups:")]
+
+
+def test_limits_of_alerts_follow_from_the_options():
+    def of(alert: str, *words: str) -> dict[str, Any]:
+        return next(one for one in rules(*words)["groups"][0]["rules"] if one.get("alert") == alert)
+
+    assert of("ReuseportDrainTakesLong")["expr"].endswith("> 14400")
+    assert of("ReuseportDrainTakesLong", "--job-timeout", "1h", "--job-grace", "30")["expr"].endswith("> 3630")
+    assert of("ReuseportReleaseTakesLong", "--boot-timeout", "10m")["for"] == "660s"
+
+
+def test_a_dashboard_shows_metrics_that_exist_in_panels_that_do_not_overlap():
+    board = json.loads(grafana.text(described(("shop:app", "--name", "shop.eu"))))
+    assert board["title"] == "reuseport: shop.eu"
+    assert board["templating"]["list"][1]["current"]["value"] == "shop.eu"
+    panels = board["panels"]
+    assert len({one["id"] for one in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for one in panels:
+        place = one["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken
+        assert all(x < 24 for x, _ in cells)
+        taken |= cells
+        for target in one["targets"]:
+            assert metric_names(target["expr"]) <= KNOWN
+            assert 'job="$job",instance=~"$instance"' in target["expr"]

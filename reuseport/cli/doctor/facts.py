@@ -27,7 +27,7 @@ from reuseport.ipc.logfile import check_file
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.ipc.walk import Trust, Untrusted, steps
 from reuseport.master import lending
-from reuseport.master.recipe import release_of
+from reuseport.master.recipe import application_variables, release_of
 from reuseport.master.room import free_memory
 from reuseport.options import OptionError, Settings, check, logplace, parse_address, usable_cores
 from reuseport.options.checks import find_user
@@ -252,9 +252,10 @@ def _probe(settings: Settings) -> dict[str, Any]:
         recipe = release_of(settings).recipe
     except OptionError as error:
         return {"error": str(error), "output": ""}
+    said = application_variables(recipe)
     environment = {
         **os.environ,
-        **recipe["environment"],
+        **said,
         "REUSEPORT_RUN_DIR": settings.run_dir,
         "REUSEPORT_GENERATION": "0",
         ZYGOTE_VARIABLE: json.dumps({"threads": settings.threads}),
@@ -262,7 +263,7 @@ def _probe(settings: Settings) -> dict[str, Any]:
     }
     with tempfile.TemporaryFile("w+") as report, tempfile.TemporaryFile("w+", errors="replace") as output:
         order = {"settings": settings.to_json(), "directory": recipe["directory"], "ids": recipe["ids"]}
-        json.dump(order, report)
+        json.dump({**order, "said": list(said)}, report)
         report.flush()
         report.seek(0)
         command = lending.command(recipe, "reuseport.probe", str(report.fileno()))

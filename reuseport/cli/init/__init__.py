@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from reuseport.cli.init import compose, docker, kubernetes, logrotate, nginx, systemd
+from reuseport.cli.init import compose, docker, grafana, kubernetes, logrotate, nginx, prometheus, systemd
 from reuseport.cli.init.described import Described
 from reuseport.options import OPTIONS, OptionError, load, working_directory
 from reuseport.options.arguments import did_you_mean, one_line
@@ -25,6 +25,8 @@ TARGETS: Mapping[str, tuple[Callable[[Described], str], str]] = {
     "docker": (docker.text, "an image, for Dockerfile"),
     "compose": (compose.text, "a container of that image, for compose.yaml"),
     "kubernetes": (kubernetes.text, "a deployment and a service of that image, for kubectl apply -f"),
+    "prometheus": (prometheus.text, "alerts, for /etc/prometheus/rules/NAME.yml"),
+    "grafana": (grafana.text, "a dashboard, to be imported there"),
 }
 
 ABOUT = """\

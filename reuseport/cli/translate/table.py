@@ -268,7 +268,7 @@ SETTINGS: Mapping[str, Row] = {
     "pre_exec": none(f"{_MASTER}"),
     "pre_request": none("has another form: a WSGI middleware"),
     "post_request": none("has another form: a WSGI middleware, or access_log with its format"),
-    "child_exit": none(f"{_MASTER}; the log says how each worker ended"),
+    "child_exit": none("has another form: a function in the application that is @reuseport.on_child_exit"),
     "worker_exit": none("has another form: atexit, or a function that is @reuseport.on_drain"),
     "nworkers_changed": none(f"{_MASTER}"),
     "on_exit": none(f"{_MASTER}; a unit has ExecStopPost="),

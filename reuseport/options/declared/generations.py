@@ -46,6 +46,12 @@ OPTIONS: tuple[Option, ...] = (
         "the table [env]; REUSEPORT_ENV holds words as a shell would read them.",
     ),
     Option(
+        "env_file", kinds.LATE_PATH, (), repeatable=True, metavar="FILE", group=APPLICATION, default_text="none",
+        help="A file with variables for the application's environment, NAME=VALUE in each line, read by the master at "
+        "each release; repeatable. A later file wins, and --env wins over all. With - in front of the path the file "
+        "may be missing. A relative path lies in --chdir.",
+    ),
+    Option(
         "warmup", kinds.WEB_PATH, (), repeatable=True, group=APPLICATION, default_text="none",
         help="A path that each worker requests from itself (GET) before it is ready; repeatable. An answer of 500 or "
         "above fails the release. With //HOST/PATH the Host is that one, and not localhost.",

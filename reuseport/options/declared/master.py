@@ -49,7 +49,8 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "user", kinds.ACCOUNT, "", flags=("-u",), metavar="USER", group=PLACE, effect="start", default_text="unchanged",
-        help="The user, by name or number, that the application runs as. The master must have been started as root.",
+        help="The user, by name or number, that the application runs as, with all its groups. HOME, LOGNAME, USER and "
+        "SHELL follow; --env sets others. The master must have been started as root.",
     ),
     Option(
         "group", kinds.ACCOUNT, "", flags=("-g",), metavar="GROUP", group=PLACE, effect="start",

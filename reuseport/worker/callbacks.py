@@ -1,0 +1,24 @@
+"""Functions that the application has registered, called while the worker serves: each in a greenlet or thread."""
+
+from __future__ import annotations
+
+import _thread
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from . import application
+
+
+def call(functions: Iterable[Callable[..., Any]], what: str, log: Callable[[str, str], None], *arguments: Any) -> None:
+    """Call each function in a greenlet of its own, or with --threads in a thread. An exception is logged: `what` says
+    which kind of function has failed."""
+
+    def run(function: Callable[..., Any]) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever the application raises
+            log("error", f"{what} failed: {type(error).__name__}: {error}")
+            application.print_traceback(error)
+
+    for function in functions:
+        _thread.start_new_thread(run, (function,))  # gevent's, where threads are patched
