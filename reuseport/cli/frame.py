@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reuseport.cli import place
 from reuseport.cli.failure import Failure
+from reuseport.cli.words import a_list
 from reuseport.options import Option, kinds
+from reuseport.options.arguments import one_line
 from reuseport.options.manual import manual
 from reuseport.options.reading import Words
 from reuseport.options.table import FLAG
@@ -59,6 +62,13 @@ def show(server: place.Server, as_json: bool) -> None:
     """Say on which server a command acts, before it does."""
     if not as_json:
         print(server, flush=True)
+
+
+def warn(done: Mapping[str, Any]) -> None:
+    """Say on standard error what an answer warns of. It changes no exit status."""
+    sys.stdout.flush()
+    for text in a_list(done, "warnings"):
+        sys.stderr.write(f"reuseport: warning: {one_line(str(text))}\n")
 
 
 def with_server(done: dict[str, Any], server: place.Server) -> dict[str, Any]:

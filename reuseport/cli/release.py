@@ -102,12 +102,16 @@ def follow(words: Words, question: dict[str, Any], what: str, as_json: bool) -> 
         # The last stage is often the outcome itself.
         if not as_json and shown.last != text:
             print(text)
+        if not as_json:
+            frame.warn(done)
         return 0
     sys.stdout.flush()
     error = one_line(str(done.get("error") or "the master gave no reason"))
     output = str(done.get("output") or "")
     if output:
         print(printable(output.rstrip("\n")), file=sys.stderr)
+    if not as_json:
+        frame.warn(done)
     if done.get("outcome"):
         # The release has not failed: an operator, or a newer release, has ended it.
         print(f"reuseport: {error}", file=sys.stderr)

@@ -203,6 +203,9 @@ def _answer(master: Master, command: ev.Answer) -> None:
     client = master.control.clients.get(command.asker.name)
     if client is None:
         return
+    if client.goes_back if command.ok else master.cluster.booting is None:
+        # A rollback, an abort and a failed release leave the newer version on disk.
+        client.warn(master.releases.differs_on_disk())
     number = command.generation or None
     facts = {"aborted": command.aborted} if command.aborted else {}
     if command.ok:

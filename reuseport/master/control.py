@@ -41,6 +41,8 @@ class Client:
         self.asked = False  # its question has been read
         self.watching = False  # whether it is told the stages of the release under way
         self.told: Any = None  # the progress that it has heard of last
+        self.goes_back = False  # it has asked for a rollback, or for the end of a release
+        self.warnings: list[str] = []  # what its answer tells it beside the outcome
 
     def say(self, encoded: Mapping[str, bytes] = MappingProxyType({}), /, **fields: Any) -> None:
         """`encoded`: more fields, whose values are JSON already."""
@@ -55,7 +57,14 @@ class Client:
     def done(self, ok: bool, encoded: Mapping[str, bytes] = MappingProxyType({}), /, **fields: Any) -> None:
         """The last answer; the connection closes behind it."""
         self._last = True
+        if self.warnings:
+            fields["warnings"] = self.warnings
         self.say(encoded, event="done", ok=ok, **fields)
+
+    def warn(self, text: str) -> None:
+        """Have the answer tell this beside the outcome, "" for nothing."""
+        if text and text not in self.warnings:
+            self.warnings.append(text)
 
     def readable(self) -> None:
         try:
@@ -116,12 +125,15 @@ class Client:
             "last": self._last,
             "asked": self.asked,
             "watching": self.watching,
+            "goes_back": self.goes_back,
+            "warnings": self.warnings,
         }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
         self._in, self._out = left["in"].encode("latin-1"), left["out"].encode("latin-1")
         self._last, self.watching = left["last"], left["watching"]
         self.asked = left.get("asked", True)
+        self.goes_back, self.warnings = left.get("goes_back", False), left.get("warnings", [])
         self.flush()
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from reuseport.master import room
 from reuseport.master.control import Client
 from reuseport.master.history import History
 from reuseport.master.processes import Process, Processes
-from reuseport.master.recipe import release_of, resolve_script
+from reuseport.master.recipe import differs_on_disk, release_of, resolve_script
 from reuseport.master.status import jobs_of, told
 from reuseport.master.tally import Tally
 from reuseport.master.tenants import ROOM
@@ -138,6 +138,7 @@ class Releases:
         It is never refused for want of room: who goes back has a reason.
         """
         self.asked += 1
+        client.goes_back = True
         release, refusal = None, ""
         try:
             release = replace(self._earlier(number), by=operator.by, session=operator.session)
@@ -164,6 +165,7 @@ class Releases:
 
     def abort(self, client: Client, wait: str = "ready", operator: Operator = UNKNOWN) -> None:
         """End every release that has not begun to accept."""
+        client.goes_back = True
         self._tell(ev.AbortAsked(self._asker(client, wait), *operator))
 
     def begin_for_another(self, release: Release, asker: Asker, objection: str, by: str) -> str:
@@ -283,6 +285,19 @@ class Releases:
         line = self.history.served().get(number or 0)
         return int(line["source"] or line["number"]) if line else 0
 
+    def differs_on_disk(self) -> str:
+        """A warning where the next release would load another version than the one that serves, or is being brought
+        back; see recipe.differs_on_disk."""
+        cluster = self._cluster()
+        g, change, ended, left = cluster.serving, cluster.change, cluster.ended, None
+        if (booting := cluster.booting) is not None and booting.release.source:
+            g, left = booting, g
+        elif g is not None and ended is not None and ended.at > g.since:
+            left = cluster.generations.get(ended.number)
+        elif g is not None and change is not None and g.release.source:
+            left = cluster.generations.get(change.came_from)
+        return differs_on_disk(self.settings, g.release, left and left.release) if g else ""
+
     # --- what became of them ----------------------------------------------------------------------------------------
 
     def begins(self, generation: int, release: Release) -> None:
@@ -303,6 +318,8 @@ class Releases:
         if serves:
             older = [g for n, g in self._cluster().generations.items() if n < command.generation and g.workers]
             self._before = self._answers(older[-1]) if older else (0, 0)
+            if release.source and (differs := self.differs_on_disk()):
+                self._log("warning", differs)
         self._add(
             "release",
             number=command.generation or None,

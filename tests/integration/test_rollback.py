@@ -41,6 +41,8 @@ def test_a_rollback_forks_from_the_zygote_that_stands_by_and_loads_nothing(serve
         outcome = server.cli("rollback")
         assert outcome.exit == 0, outcome.err
         assert "from the zygote of generation 1" in outcome.out and "generation 3 serves" in outcome.out
+        one, two = server.releases / "one", server.releases / "two"
+        assert f"warning: {server.current} still leads to {two}, and what serves was loaded from {one}" in outcome.err
         answer = server.get()
         assert (answer.version, answer.json["import_pid"]) == ("one", import_pid)
         load.more(20)
@@ -77,12 +79,14 @@ def test_going_back_again_goes_further_back(server):
     release(server, "two")
     release(server, "three")
     for version in ("two", "one"):
-        assert server.cli("rollback").exit == 0
-        assert server.get().version == version
+        outcome = server.cli("rollback", "--json")
+        assert outcome.exit == 0 and server.get().version == version
+        [warning] = outcome.json["warnings"]
+        assert f"still leads to {server.releases / 'three'}" in warning and str(server.releases / version) in warning
     outcome = server.cli("rollback")
     assert outcome.exit == 1 and "no version before" in outcome.err
-    assert server.cli("rollback", "3").exit == 0
-    assert server.get().version == "three"
+    outcome = server.cli("rollback", "3")
+    assert (outcome.exit, outcome.err) == (0, "") and server.get().version == "three"
 
 
 def test_what_cannot_be_brought_back_is_said_and_nothing_changes(serve):
