@@ -294,6 +294,13 @@ class Stays(Message, kind="stays"):
     seconds: float = fields.real(0, 1e9)
 
 
+class Seen(Message, kind="seen"):
+    """Tenants whose requests a worker has had, each once. `more`: it had requests of others, too."""
+
+    tenants: tuple[str, ...] = fields.several(fields.name(), _MEMBERS)
+    more: bool = fields.flag(False)
+
+
 class Imported(Message, kind="imported"):
     """The application was imported from there (--reload)."""
 
@@ -580,7 +587,7 @@ class AskMove(Question, kind="move"):
 HELLOS = _group(Hello, TakeOver)
 FROM_ZYGOTE = _group(Loaded, Failed, Forked, Unborn, Noted, Slots, Imported)
 FROM_WORKER = _group(
-    Ready, Accepting, LetGo, Failed, Retire, Slots, Job, JobEnded, JobsRepeated, JobLost, Stays, Imported
+    Ready, Accepting, LetGo, Failed, Retire, Slots, Job, JobEnded, JobsRepeated, JobLost, Stays, Seen, Imported
 )  # fmt: skip
 FROM_JOB = _group(Job, JobEnded, JobsRepeated, JobLost)
 TO_ZYGOTE = _group(Boot, Fork, Copy, Slots, Logs, Superseded, Standby, LetGo, Quit)

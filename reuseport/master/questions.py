@@ -45,6 +45,8 @@ def _status(master: Master, client: Client, question: AskStatus) -> None:
 
 
 def _release(master: Master, client: Client, question: AskRelease) -> None:
+    for hint in master.tenants.hints(question.canary["tenants"], master.cluster) if question.canary else ():
+        client.warn(hint)
     master.releases.ask(client, question.wait, question.label, question.canary, _operator(question))
 
 

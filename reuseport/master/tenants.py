@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.shared import SharedFile
 from reuseport.master import reserve
 from reuseport.master.processes import Processes
+from reuseport.master.seen import SeenTenants
 from reuseport.master.switchboard import Switchboard
 from reuseport.options import Settings
 
@@ -62,6 +63,7 @@ class Tenants:
         self._workers = 1
         self._queues: frozenset[int] = frozenset()  # generations whose ways everybody has been told
         self._holds: dict[str, int] = {}
+        self.seen = SeenTenants()
         self._stays: dict[str, tuple[int, float]] = {}  # tenant -> generation, until when (CLOCK_MONOTONIC)
         self._pinned: frozenset[int] = frozenset()
         self._quiet_until = time.monotonic() + REJOINING if adopting else 0.0
@@ -80,13 +82,16 @@ class Tenants:
             self._wipe()
         switchboard.on_hello = self._welcome
         switchboard.on_stay = self._note_stay
+        switchboard.on_seen = self.seen.told
+        switchboard.on_tenant = lambda tenant: self.seen.note((tenant,))
 
     def estate(self, lend: Callable[[int], int]) -> dict[str, Any]:
         """What the master goes on with behind an exec; the rest is in files, or is told to everybody again."""
-        return {"stays": self._stays}
+        return {"stays": self._stays, "seen": self.seen.estate()}
 
     def inherit(self, left: Mapping[str, Any]) -> None:
         self._stays = {tenant: (generation, until) for tenant, (generation, until) in left["stays"].items()}
+        self.seen.inherit(left.get("seen", {}))
         self._quiet_until = 0.0  # everybody's jobs are known
 
     # --- what routers are told --------------------------------------------------------------------------------------
@@ -182,6 +187,7 @@ class Tenants:
         if not 0 < len(tenant) <= names.LONGEST:
             return False, {"error": f"a tenant's name has 1 to {names.LONGEST} characters"}
         tenant = names.name(tenant)
+        hints = [] if tenant in self._holds else self.hints((tenant,), cluster)
         if do == "move":
             text = f"{tenant} is not held; it moves when nothing else keeps it"
             if tenant in self._holds:
@@ -201,7 +207,15 @@ class Tenants:
             text = f"{tenant} is held in generation {g}"
         self.publish(cluster, settings)
         self.look(cluster)
-        return True, {"text": text, "generation": self._where(tenant).generation}
+        said: dict[str, Any] = {"warnings": hints} if hints else {}
+        return True, {"text": text, "generation": self._where(tenant).generation, **said}
+
+    def hints(self, tenants: Iterable[str], cluster: Cluster) -> list[str]:
+        """What to say of tenants that an operator names, and that no worker has seen; see `SeenTenants.hints`."""
+        if not self.on:
+            return []
+        self.seen.forget_workers([process.key for process in self._processes.all()])
+        return self.seen.hints(tenants, cluster)
 
     def _where(self, tenant: str) -> Any:
         """Where the tenant is, as far as the master has heard of its jobs."""

@@ -54,7 +54,9 @@ def test_a_promotion_that_nobody_waits_for(server):
 
 def test_the_command_line_tells_who_tries_it_out(server):
     Customer(server, "acme").get()
-    try_out(server, "two", "acme,globex")
+    server.write("two", code=TENANTED)
+    outcome = server.cli("release", "--canary", "acme,globex")
+    assert outcome.exit == 0 and "no job of tenant globex has been seen" in outcome.err and "acme" not in outcome.err
     outcome = server.cli("tenants")
     assert outcome.exit == 0, outcome.err
     rows = [line.split() for line in outcome.out.splitlines()[1:3]]
