@@ -223,7 +223,8 @@ def _end_for_rollback(
         t.change(pending_askers=t.state.pending_askers + patient(askers))
         t.answer_now(askers, f"generation {booting.number} is to be taken back already{asked_by(pending.by)}")
         return
-    release = replace(serving.release, source=serving.origin, probation=0.0, by=event.by, session=event.session)
+    release = replace(serving.release, source=serving.origin, probation=0.0, afresh=False)
+    release = replace(release, by=event.by, session=event.session)
     t.note("info", f"generation {booting.number} accepts already: it is taken back as soon as it serves")
     _wait(t, release, askers, booting)
 

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from reuseport import options
 from reuseport.core import events as ev
 from reuseport.core import machine
 from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key
@@ -28,6 +29,7 @@ from reuseport.ipc.logfile import write_file
 from reuseport.ipc.messages import OtherQuestion, Question
 from reuseport.ipc.rundir import RunDir, not_this
 from reuseport.ipc.scoreboard import Scoreboard
+from reuseport.ipc.shared import SharedFile
 from reuseport.ipc.title import set_title
 from reuseport.master import estate, reserve, status, upgrade
 from reuseport.master.acts import ACTS
@@ -64,6 +66,7 @@ from reuseport.master.touched import Touched
 from reuseport.master.watch import Watch
 from reuseport.options import OptionError, Settings
 from reuseport.options.checks import find_user
+from reuseport.options.table import BY_NAME
 from reuseport.version import __version__
 
 # What the next master must know of, should this one die over it. Whoever may have begun to accept must not be taken for
@@ -144,6 +147,7 @@ class Master:
         self.releases.check_logs = self.log_files.check
         self.switchboard.on_zygote = self.shared.look
         self.tenants = Tenants(settings, self.run_dir, adopting, self.processes, self.switchboard, log)
+        self.tenants.share = self._share
         self.shared.files += self.tenants.files
         if not adopting:
             self.shared.look()
@@ -409,8 +413,24 @@ class Master:
     def _tell_of_upgrade(self, left: estate.Estate) -> None:
         text = f"upgraded from {left.before} to {estate.this_version()}"
         self.log.write("info", text)
+        warnings = []
+        if left.changed:
+            flags = ", ".join(BY_NAME[name].flag for name in left.changed)
+            warnings.append(f"{flags}: the next release brings the new value. Living generations keep theirs")
+        with contextlib.suppress(OptionError, OSError):  # the next release tells of it
+            now = options.reload(self.releases.settings)
+            warnings += options.ways_to_change(options.changed_at_start_only(self.first, now))
+        for warning in warnings:
+            self.log.write("warning", warning)
         if client := self.control.clients.get(left.asker):
+            for warning in warnings:
+                client.warn(warning)
             client.done(True, text=text)
+
+    def _share(self, files: list[SharedFile]) -> None:
+        """Workers of a generation that begins map these files, too."""
+        self.shared.files += files
+        self.shared.look()
 
     def write_pid_file(self) -> None:
         if not self.first.pid:

@@ -51,6 +51,16 @@ def release_of(settings: Settings, label: str = "") -> Release:
     )
 
 
+def tenancy(settings: Settings) -> tuple[str, str]:
+    """How workers with these settings know tenants: --tenant and --tenant-isolation; ("", "") where they do not."""
+    return (settings.tenant, settings.tenant_isolation) if settings.tenant else ("", "")
+
+
+def rule_of(release: Release) -> tuple[str, str]:
+    """The `tenancy` of a generation that this release begins."""
+    return tenancy(Settings.from_json(release.recipe["settings"]))
+
+
 def differs_on_disk(settings: Settings, release: Release, left: Release | None = None) -> str:
     """A warning where the next release, and a restart, would load another version than `release`, because these
     settings lead to another directory or interpreter than that was loaded from; "" where they do not.

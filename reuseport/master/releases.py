@@ -23,7 +23,7 @@ from reuseport.master import room
 from reuseport.master.control import Client
 from reuseport.master.history import History
 from reuseport.master.processes import Process, Processes
-from reuseport.master.recipe import differs_on_disk, release_of, resolve_script
+from reuseport.master.recipe import differs_on_disk, release_of, resolve_script, rule_of, tenancy
 from reuseport.master.status import jobs_of, told
 from reuseport.master.tally import Tally
 from reuseport.master.tenants import ROOM
@@ -123,9 +123,10 @@ class Releases:
         except OSError as error:
             self._refuse(client, f"{error.filename or 'the configuration'}: {error.strerror}", log=True)
             return
-        if late:
-            names = ", ".join("--" + name.replace("_", "-") for name in late)
-            self._log("warning", f"{names} changed, which only a new start of the master brings about")
+        for text in options.ways_to_change(late):
+            self._log("warning", text)
+            if client:
+                client.warn(text)
         self.settings = settings
         self._begin(client, wait, release)
 
@@ -200,8 +201,14 @@ class Releases:
     def _check_canary(self, canary: Mapping[str, Any]) -> None:
         if not self._first.tenant:
             raise OptionError("--canary goes by tenants, and this server knows none: --tenant says whose a request is")
-        if self._cluster().serving is None:
+        serving = self._cluster().serving
+        if serving is None:
             raise OptionError("--canary tries out a release beside a generation that serves, and none does yet")
+        if rule_of(serving.release) != tenancy(self._first):
+            raise OptionError(
+                f"--canary: generation {serving.number} serves with another --tenant or --tenant-isolation than a new "
+                "generation gets. Release to everybody first"
+            )
         if not canary.get("tenants") and not canary.get("percent"):
             raise OptionError("--canary: nobody would try it out")
         if (size := len(json.dumps(canary))) > ROOM:
@@ -263,11 +270,14 @@ class Releases:
         source = release.source or number
         if source == now.origin and cluster.canary is None:
             raise OptionError(f"the version of generation {number} is what serves now, as generation {now.number}")
-        if not any(g.origin == source and g.zygote for g in cluster.generations.values()):
+        zygotes = [g for g in cluster.generations.values() if g.origin == source and g.zygote]
+        afresh = any(rule_of(g.release) != rule_of(release) for g in zygotes)
+        if afresh or not zygotes:
             for what, path in (("directory", "directory"), ("interpreter", "interpreter")):
                 if not os.path.exists(release.recipe[path]):
                     raise OptionError(f"the {what} of generation {number} has gone: {release.recipe[path]}")
-        return replace(release, source=source, probation=0.0, canary=None, standby=self.settings.standby)
+        release = replace(release, source=source, probation=0.0, canary=None, standby=self.settings.standby)
+        return replace(release, afresh=afresh)
 
     def _keeping(self, release: Release, now: Generation) -> Release:
         """An earlier version, with what only a start of the master can change as it is now: an earlier master may have

@@ -82,14 +82,15 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
             problems += _no_place_for(f"{settings.where(name)}: {path}", path)
         elif path:
             problems += _not_open(f"{settings.where(name)}: {path}", logplace.parse(path).number)
-    problems += _tenants_at_odds(settings)
+    problems += tenants_at_odds(settings)
     problems += _unfit_run_dir(settings)
     if settings.sources["state_dir"] != DEFAULT and not Path(settings.state_dir).is_dir():
         problems.append(f"{settings.where('state_dir')}: there is no directory {settings.state_dir}")
     return problems
 
 
-def _tenants_at_odds(settings: Settings) -> list[str]:
+def tenants_at_odds(settings: Settings) -> list[str]:
+    """Why these settings cannot have their --tenant, in sentences."""
     problems = []
     if settings.tenant_isolation == "strict" and not settings.tenant:
         problems.append(f"{settings.where('tenant_isolation')}: strict needs --tenant, which says whose a request is")
