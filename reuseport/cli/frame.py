@@ -37,6 +37,17 @@ def help_of(usage: str, about: str, takes: Sequence[Option]) -> str:
     return manual(takes, whole, about, shutil.get_terminal_size().columns)
 
 
+BY = option(
+    "by",
+    kinds.TEXT,
+    "",
+    "On whose behalf this is done, for the history and the log: a person, a CI job. The user, SUDO_USER and the host "
+    "are kept in any case.",
+    metavar="TEXT",
+    default_text="the user",
+)
+
+
 def from_option(what: str) -> Option:
     """The generation that must serve, for a command that goes from it to another."""
     return option(

@@ -277,6 +277,8 @@ def _last_release(release: Mapping[str, Any], now: float, width: int | None, ink
     number = release.get("number")
     which = "" if number is None else f"generation {number}, "
     lines = [f"last release: {which}{ink.state(words.text(release.get('outcome', 'ended')))}{when}{took}"]
+    if release.get("by"):
+        lines[0] += f", by {words.text(release['by'])}"
     if release.get("error"):
         error = words.text(release["error"])
         lines += textwrap.wrap(error, (width or sys.maxsize) - 2, break_on_hyphens=False)

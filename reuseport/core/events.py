@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from reuseport.core.model import Asker, Key, Release
 
@@ -34,6 +35,7 @@ class PromoteAsked:
     session: str = ""
     came_from: int = 0
     seen_at: float | None = None
+    operator: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class RollbackAsked:
     by: str = ""
     session: str = ""
     seen_at: float | None = None
+    operator: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

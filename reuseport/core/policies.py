@@ -325,7 +325,7 @@ def _judge(t: Turn) -> None:
     t.put(replace(g, verdict="", release=replace(g.release, probation=0.0)))
     if old is not None:
         release = replace(
-            old.release, source=old.origin, probation=0.0, standby=g.release.standby, afresh=False
+            old.release, source=old.origin, probation=0.0, standby=g.release.standby, afresh=False, operator={}
         )
         t.begin(replace(release, by=f"the probation of generation {g.number}", session="probation"), ())
 

@@ -499,11 +499,15 @@ class Mine(Message, kind="mine"):
 
 class Question(Message):
     """`server`: the name of the server that is meant. `by`, `session`: the operator. `started`: when the command was
-    started, in seconds of CLOCK_BOOTTIME."""
+    started, in seconds of CLOCK_BOOTTIME. `user`, `sudo_user`, `host` and `on_behalf` (--by) are for the history."""
 
     server: str | None = fields.maybe(fields.text(_TEXT), None)
     by: str = fields.line(names.LONGEST, "")
     session: str = fields.line(names.LONGEST, "")
+    user: str = fields.line(names.LONGEST, "")
+    sudo_user: str = fields.line(names.LONGEST, "")
+    host: str = fields.line(names.LONGEST, "")
+    on_behalf: str = fields.line(names.LONGEST, "")
     started: float | None = fields.maybe(fields.real(0, LATEST), None)
 
 

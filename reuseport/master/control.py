@@ -41,6 +41,7 @@ class Client:
         self.asked = False  # its question has been read
         self.watching = False  # whether it is told the stages of the release under way
         self.told: Any = None  # the progress that it has heard of last
+        self.uid: int | None = None  # of the process that asks; None where an earlier version has accepted it
         self.goes_back = False  # it has asked for a rollback, or for the end of a release
         self.warnings: list[str] = []  # what its answer tells it beside the outcome
 
@@ -125,6 +126,7 @@ class Client:
             "last": self._last,
             "asked": self.asked,
             "watching": self.watching,
+            "uid": self.uid,
             "goes_back": self.goes_back,
             "warnings": self.warnings,
         }
@@ -133,6 +135,7 @@ class Client:
         self._in, self._out = left["in"].encode("latin-1"), left["out"].encode("latin-1")
         self._last, self.watching = left["last"], left["watching"]
         self.asked = left.get("asked", True)
+        self.uid = left.get("uid")
         self.goes_back, self.warnings = left.get("goes_back", False), left.get("warnings", [])
         self.flush()
 
@@ -222,7 +225,7 @@ class Control:
             sock.close()
             return
         self._named += 1
-        self._add(f"client {self._named}", sock)
+        self._add(f"client {self._named}", sock).uid = uid
 
     def _add(self, name: str, sock: socket.socket) -> Client:
         client = self.clients[name] = Client(name, sock, self)

@@ -20,7 +20,7 @@ from typing import Any
 from reuseport import options
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key
+from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Generation, Key
 from reuseport.ipc import channel as channels
 from reuseport.ipc.begun import Begun
 from reuseport.ipc.inflight import InFlight
@@ -63,6 +63,7 @@ from reuseport.master.tally import Tally
 from reuseport.master.telling import Telling
 from reuseport.master.tenants import Tenants
 from reuseport.master.touched import Touched
+from reuseport.master.waits import Waits
 from reuseport.master.watch import Watch
 from reuseport.options import OptionError, Settings
 from reuseport.options.checks import find_user
@@ -142,8 +143,9 @@ class Master:
             self.tally,
         )
         self.releases = Releases(
-            settings, self.extra, history, self.processes, self.board, lambda: self.cluster, tell, log, self.tally
-        )
+            settings, self.extra, history, self.processes, self.board, lambda: self.cluster, tell, log, self.tally,
+            Waits(self._works_on),
+        )  # fmt: skip
         self.releases.check_logs = self.log_files.check
         self.switchboard.on_zygote = self.shared.look
         self.tenants = Tenants(settings, self.run_dir, adopting, self.processes, self.switchboard, log)
@@ -280,6 +282,7 @@ class Master:
             self.write_roster()
         self._notify()
         self.progress.look(self.cluster, time.monotonic())
+        self.releases.waits.look(self.cluster, time.monotonic(), begun=True)
         self.succession.look()
 
     def _act(self, command: ev.Command) -> None:
@@ -360,8 +363,18 @@ class Master:
         self._notify(fully=True)
         self.progress.look(self.cluster, time.monotonic(), fully=True)
         self.releases.judge()
+        self.releases.waits.look(self.cluster, time.monotonic())
         if timeout:
             self.watch.look(self.cluster, timeout)
+
+    def _works_on(self, g: Generation) -> dict[str, set[str]]:
+        """The requests and companions of a generation, by the names that the history has for them."""
+        requests = set()
+        for number, worker in g.workers.items():
+            process = None if worker.is_job else self.processes.get(Key(g.number, number))
+            if process is not None and status.figures(process, self.board)["requests_active"]:
+                requests |= self.quarantine.running(process.row) or {"request"}
+        return {"requests": requests, "companions": {f"{g.number}.{c.label}" for c in g.company.values()}}
 
     def _count(self) -> None:
         if not self.succession.heir:

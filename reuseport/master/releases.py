@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from reuseport import options
@@ -27,15 +28,17 @@ from reuseport.master.recipe import differs_on_disk, release_of, resolve_script,
 from reuseport.master.status import jobs_of, told
 from reuseport.master.tally import Tally
 from reuseport.master.tenants import ROOM
+from reuseport.master.waits import Waits
 from reuseport.options import OptionError, Settings
 
 
 class Operator(NamedTuple):
-    """Who asks, as in core.events.RollbackAsked."""
+    """Who asks, as in core.events.RollbackAsked. `facts` is what the history keeps of that."""
 
     by: str = ""
     session: str = ""
     seen_at: float | None = None
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 UNKNOWN = Operator()
@@ -58,6 +61,7 @@ class Releases:
         tell: Callable[[ev.Event], None],
         log: Callable[[str, str], None],
         tally: Tally,
+        waits: Waits,
     ) -> None:
         self.settings = settings
         self.asked = 0  # how many releases were asked for, refused ones included
@@ -70,6 +74,7 @@ class Releases:
         self._tell = tell
         self._log = log
         self._tally = tally
+        self.waits = waits
         self.check_logs: Callable[[Settings], None] = lambda settings: None  # OptionError where one cannot be opened
         self._begun: dict[int, Release] = {}
         self._jobs: dict[tuple[int, bool], list[dict[str, Any]]] = {}  # ended: by generation, whether in its drain
@@ -83,6 +88,7 @@ class Releases:
             "begun": {number: asdict(release) for number, release in self._begun.items()},
             "jobs": self.ended_jobs(),
             "before": self._before,
+            "waits": self.waits.estate(),
         }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
@@ -90,6 +96,7 @@ class Releases:
         self.asked = left["asked"]
         self._begun = {int(number): record.release_of(release) for number, release in left["begun"].items()}
         self.know_of(left["jobs"])
+        self.waits.inherit(left.get("waits", {}))
         answers, errors = left["before"]
         self._before = answers, errors
 
@@ -114,14 +121,14 @@ class Releases:
             late = options.changed_at_start_only(self._first, settings)
             settings = settings.keeping(self._first, late)
             release = replace(complete(release_of(settings, label), self._extra), canary=canary)
-            release = replace(release, by=operator.by, session=operator.session)
+            release = _asked_for_by(operator, release)
             self._check_room(settings)
             self.check_logs(settings)
         except OptionError as error:
-            self._refuse(client, str(error), log=True)
+            self._refuse(client, str(error), operator)
             return
         except OSError as error:
-            self._refuse(client, f"{error.filename or 'the configuration'}: {error.strerror}", log=True)
+            self._refuse(client, f"{error.filename or 'the configuration'}: {error.strerror}", operator)
             return
         for text in options.ways_to_change(late):
             self._log("warning", text)
@@ -142,7 +149,7 @@ class Releases:
         client.goes_back = True
         release, refusal = None, ""
         try:
-            release = replace(self._earlier(number), by=operator.by, session=operator.session)
+            release = _asked_for_by(operator, self._earlier(number))
         except OptionError as error:
             refusal = str(error)
         serving = self._cluster().serving
@@ -155,19 +162,22 @@ class Releases:
                 number or 0,
                 self._version_of(number),
                 came_from,
-                *operator,
+                operator.by,
+                operator.session,
+                operator.seen_at,
+                dict(operator.facts),
             )
         )
 
     def promote(self, client: Client, wait: str = "ready", operator: Operator = UNKNOWN, came_from: int = 0) -> None:
         """Release the canary to everybody."""
-        by, session, seen_at = operator
-        self._tell(ev.PromoteAsked(self._asker(client, wait), by, session, came_from, seen_at))
+        by, session, seen_at, facts = operator
+        self._tell(ev.PromoteAsked(self._asker(client, wait), by, session, came_from, seen_at, dict(facts)))
 
     def abort(self, client: Client, wait: str = "ready", operator: Operator = UNKNOWN) -> None:
         """End every release that has not begun to accept."""
         client.goes_back = True
-        self._tell(ev.AbortAsked(self._asker(client, wait), *operator))
+        self._tell(ev.AbortAsked(self._asker(client, wait), operator.by, operator.session, operator.seen_at))
 
     def begin_for_another(self, release: Release, asker: Asker, objection: str, by: str) -> str:
         """Release what a master brings along that takes over from this one. Why not, or ""."""
@@ -177,7 +187,7 @@ class Releases:
                 raise OptionError(objection)
             self._check_room(self.settings)
         except OptionError as error:
-            self._refuse(None, str(error), log=True)
+            self._refuse(None, str(error), Operator(by))
             return str(error)
         self._tell(ev.ReleaseAsked(replace(release, by=by), asker))
         return ""
@@ -191,10 +201,10 @@ class Releases:
             client.watching = wait != "none"
         return Asker(client.name, wait) if client else None
 
-    def _refuse(self, client: Client | None, error: str, log: bool) -> None:
-        if log:
-            self._log("error", f"the release was not begun, and nothing has changed: {error}")
-            self._add("release", number=None, outcome="failed", error=error, seconds=0.0)
+    def _refuse(self, client: Client | None, error: str, operator: Operator) -> None:
+        self._log("error", f"the release was not begun, and nothing has changed: {error}")
+        who = {"by": operator.by, "operator": dict(operator.facts)}
+        self._add("release", number=None, outcome="failed", error=error, seconds=0.0, **who)
         if client:
             client.done(False, generation=None, error=error, output="")
 
@@ -340,6 +350,7 @@ class Releases:
             label=release.recipe.get("label", ""),
             directory=release.recipe.get("directory", ""),
             by=release.by,
+            operator=dict(release.operator),
             **({"release": asdict(release)} if serves else {}),
         )
 
@@ -353,8 +364,10 @@ class Releases:
             seconds=round(command.seconds, 3),
             jobs=_longest(self._jobs.pop((command.generation, True), [])),
             jobs_before=_longest(self._jobs.pop((command.generation, False), [])),
+            **self.waits.ended(command.generation, command.seconds),
         )
         living = self._cluster().generations
+        self.waits.forget_all_but(living)
         self._jobs = {key: jobs for key, jobs in self._jobs.items() if key[0] in living}
 
     def job_ended(self, key: Key, job: Mapping[str, Any], lost: bool = False) -> None:
@@ -403,6 +416,10 @@ class Releases:
     def _answers(self, g: Generation) -> tuple[int, int]:
         rows = [self._board.row(process.row) for process in self._workers(g)]
         return sum(row[REQUESTS] for row in rows), sum(row[ERRORS] for row in rows)
+
+
+def _asked_for_by(operator: Operator, release: Release) -> Release:
+    return replace(release, by=operator.by, session=operator.session, operator=dict(operator.facts))
 
 
 def _resident(pid: int) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from datetime import datetime
 from pathlib import Path
 
 from harness import Background, wait_for
@@ -166,6 +167,36 @@ def test_the_history_tells_what_a_drain_waited_for(server):
     history = json.loads(server.cli("history", "--json").out)
     drained = next(line for line in history if line["event"] == "drained" and line["number"] == 2)
     assert [(job["name"], job["tenant"], job["lost"]) for job in drained["jobs"]] == [("export", "acme", False)]
+
+
+def test_the_history_names_the_requests_that_a_drain_waited_for_and_who_released(server):
+    gate = server.gate("slow")
+    slow = server.get_later("/gate?name=slow")
+    gate.await_entered()
+    server.write("two")
+    server.env["SUDO_USER"] = "sam"
+    assert server.cli("release", "--by", "CI job 4711").exit == 0
+    # What a drain waits for less than 0.1 s is not named.
+    server.wait(lambda s: s.generation(1)["since"] > 0.2, "the drain to last")
+    gate.open()
+    assert slow.result().version == "one"
+    server.settle(2)
+    lines = json.loads(server.cli("history", "--json").out)
+    drained = next(line for line in lines if line["event"] == "drained")
+    [request] = drained["requests"]
+    assert request["name"] == "GET /gate" and 0.1 < request["seconds"] <= drained["seconds"]
+    release = next(line for line in lines if line["event"] == "release" and line["number"] == 2)
+    who = release["operator"]
+    assert (who["uid"], who["sudo_user"], who["by"]) == (os.geteuid(), "sam", "CI job 4711")
+    assert who["host"] == os.uname().nodename and who["user"]
+    assert release["by"].startswith("reuseport release (CI job 4711, sam as ")
+    assert abs(datetime.fromisoformat(release["time"]).timestamp() - release["at"]) < 0.002
+    table = server.cli("history").out
+    assert "request GET /gate (0s)" in table and "CI job 4711" in table
+    assert "by reuseport release (CI job 4711" in server.cli("status").out
+    server.hup()
+    server.settle(3)
+    assert "by SIGHUP" in server.cli("status").out
 
 
 def test_a_release_that_answers_with_errors_is_taken_back(serve):
