@@ -156,7 +156,8 @@ class Master:
         self.tenants.tell = tell
         self.control = Control(questions, self.loop, self.on_question)
         self.progress = Progress(
-            lambda: list(self.control.clients.values()), lambda g: status.work_of(g, self.processes, self.board)
+            lambda: list(self.control.clients.values()),
+            lambda g: {**status.work_of(g, self.processes, self.board), "held": self.tenants.held_in(g.number)},
         )
         self.touched = (
             Touched(lambda: self._in_directory("release_file"), self._release_by, log),
@@ -367,6 +368,10 @@ class Master:
         if timeout:
             self.watch.look(self.cluster, timeout)
 
+    def _waits_for(self, number: int) -> tuple[int, list[str]]:
+        held = self.tenants.held_in(number)
+        return status.waits_for(self.cluster, number, self.processes, self.board, held)
+
     def _works_on(self, g: Generation) -> dict[str, set[str]]:
         """The requests and companions of a generation, by the names that the history has for them."""
         requests = set()
@@ -394,7 +399,7 @@ class Master:
         self.notifier.look(
             self.cluster,
             self.releases.asked,
-            lambda: status_line(self.cluster, lambda n: status.waits_for(self.cluster, n, self.processes, self.board)),
+            lambda: status_line(self.cluster, self._waits_for),
             time.monotonic(),
             fully=fully,
         )

@@ -34,6 +34,7 @@ from reuseport.master import status
 from reuseport.master.control import Client
 from reuseport.master.history import rfc3339
 from reuseport.master.releases import Operator
+from reuseport.master.tenants import SHOWN, trial_of
 from reuseport.version import __version__
 
 if TYPE_CHECKING:
@@ -145,6 +146,9 @@ def whole_status(master: Master) -> dict[str, Any]:
     for g in whole["generations"]:
         g["numbers"] = master.numbers.shown(g["number"])
         g["quarantined"] = quarantined[g["number"]]
+        held = master.tenants.held_in(g["number"])
+        g["waits_for"] |= {"held": held[:SHOWN], "more_held": max(0, len(held) - SHOWN)}
+        g["canary"] = trial_of(master.cluster.generations[g["number"]]) if g["state"] == "canary" else None
     whole |= {"numbers": master.numbers.shown(), "slots": master.slots.shown()}
     whole |= {"quarantine": master.quarantine.shown()}
     return {**whole, "releases": master.releases.shown(), "lost": master.losses.shown()}

@@ -32,6 +32,7 @@ from reuseport.master.switchboard import Switchboard
 from reuseport.options import Settings
 
 HOLDS = "holds.json"  # in the state directory
+SHOWN = 20  # tenants that `status` names for each generation
 STAYS = 10_000  # tenants whose stay is shown
 ROOM = (PACKET - 8192) // 2  # bytes of those who are held, and of a canary's tenants: a table must fit into a message
 AHEAD = 366 * 86400 * 1_000_000  # microseconds by which an earlier master's clock can have been ahead
@@ -245,7 +246,9 @@ class Tenants:
         if not self._rule[0]:
             return False, {"error": "this server knows no tenants: --tenant says whose a request is"}
         if do == "tenants":
-            return True, {"tenants": self._everybody(), "serving": cluster.serving and cluster.serving.number}
+            trial = cluster.canary and {"generation": cluster.canary.number, **(trial_of(cluster.canary) or {})}
+            serving = cluster.serving and cluster.serving.number
+            return True, {"tenants": self._everybody(), "serving": serving, "canary": trial}
         if not 0 < len(tenant) <= names.LONGEST:
             return False, {"error": f"a tenant's name has 1 to {names.LONGEST} characters"}
         tenant = names.name(tenant)
@@ -278,6 +281,10 @@ class Tenants:
             return []
         self.seen.forget_workers([process.key for process in self._processes.all()])
         return self.seen.hints(tenants, cluster)
+
+    def held_in(self, generation: int) -> list[str]:
+        """The tenants that an operator holds there."""
+        return sorted(tenant for tenant, g in self._holds.items() if g == generation)
 
     def _where(self, tenant: str) -> Any:
         """Where the tenant is, as far as the master has heard of its jobs."""
@@ -349,6 +356,16 @@ def _holds_of(data: Any) -> dict[str, int]:
             raise ValueError(f"tenant {tenant!r} is held in {generation!r}")
         found[names.name(str(tenant))] = generation
     return found
+
+
+def trial_of(g: Generation) -> dict[str, Any] | None:
+    """Who tries the generation out: `tenants`, at most SHOWN of them and how many `more`, and a `percent` of all
+    others. None for one that is not on trial."""
+    who = g.release.canary
+    if not who:
+        return None
+    names = sorted(who["tenants"])
+    return {"tenants": names[:SHOWN], "more": max(0, len(names) - SHOWN), "percent": who["percent"]}
 
 
 def _canary_of(g: Generation | None) -> Canary | None:

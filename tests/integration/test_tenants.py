@@ -187,6 +187,10 @@ def test_hold_keeps_a_tenant_across_releases_and_move_lets_it_go(make):
         lambda s: s.numbers == [1, 3] and [w["state"] for w in s.generation(1)["workers"]] == ["attending"] * 2,
         "two workers to attend",
     )
+    assert server.status().generation(1)["waits_for"]["held"] == ["acme"]
+    shown = server.cli("status").out
+    assert "tenant acme, which is held here, draining" in shown and "attending: 1." in shown
+    assert "is held here" in server.cli("tenants").out
     # A worker that attends and dies is forked again, and the version stays what it was.
     os.kill(server.status().generation(1)["workers"][0]["pid"], signal.SIGKILL)
     acme = Customer(server, "acme")  # the connection may have been the killed one's
