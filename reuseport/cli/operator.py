@@ -29,6 +29,7 @@ def words(on_behalf: str = "") -> dict[str, Any]:
     uid = os.getuid()
     name, sudo = _name(uid), os.environ.get("SUDO_USER", "")
     by = f"{sudo} as {name}" if sudo and sudo != name else name
+    by = f"{on_behalf}, {by}" if on_behalf else by
     started = time.clock_gettime(time.CLOCK_BOOTTIME) if _started is None else _started
     session = f"{uid} {os.environ.get('SUDO_UID', '')} {os.getsid(0)}"
     facts = {"user": name, "sudo_user": sudo, "host": os.uname().nodename, "on_behalf": on_behalf}

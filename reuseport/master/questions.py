@@ -112,8 +112,7 @@ def _operator(client: Client, question: Question) -> Operator:
     if question.started is not None:
         ago = time.clock_gettime(time.CLOCK_BOOTTIME) - question.started
         seen_at = time.monotonic() - max(0.0, ago)
-    who = ", ".join(filter(None, (question.on_behalf, question.by)))
-    by = f"reuseport {question.kind}" + (f" ({who})" if who else "")
+    by = f"reuseport {question.kind}" + (f" ({question.by})" if question.by else "")
     facts = {
         "uid": client.uid,
         "user": question.user or None,

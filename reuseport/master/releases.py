@@ -312,7 +312,7 @@ class Releases:
         g, change, ended, left = cluster.serving, cluster.change, cluster.ended, None
         if (booting := cluster.booting) is not None and booting.release.source:
             g, left = booting, g
-        elif g is not None and ended is not None and ended.at > g.since:
+        elif g is not None and ended is not None and ended.what and ended.at > g.since:
             left = cluster.generations.get(ended.number)
         elif g is not None and change is not None and g.release.source:
             left = cluster.generations.get(change.came_from)

@@ -71,6 +71,7 @@ def _generation(
         "since": round(now - g.since, 3),
         "failure": f"{g.ended_as} {g.failure}" if g.ended_as else g.failure,
         "by": g.release.by,
+        "operator": dict(g.release.operator),
         "wanted": g.wanted,
         "memory": sum(w["memory"]["pss"] or w["memory"]["rss"] for w in workers)
         + (of_zygote["pss"] if of_zygote else 0),  # and not its resident memory, which is the workers', too
