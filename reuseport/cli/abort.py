@@ -25,16 +25,17 @@ OPTIONS = (
         "ready: return when the processes of the release have ended. none: when they have been told to.",
         metavar="UNTIL",
     ),
+    frame.BY,
     frame.json_option("the outcome as one JSON object, and no stages"),
 )
 TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    return frame.help_of("abort [--wait UNTIL] [--json]", ABOUT, TAKES)
+    return frame.help_of("abort [--wait UNTIL] [--by TEXT] [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:
     """Abort and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
-    return follow(words, {"do": "abort", "wait": values["wait"]}, "abort", values["json"])
+    return follow(words, {"do": "abort", "wait": values["wait"], "on_behalf": values["by"]}, "abort", values["json"])

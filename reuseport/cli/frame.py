@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reuseport.cli import place
 from reuseport.cli.failure import Failure
+from reuseport.cli.words import a_list
 from reuseport.options import Option, kinds
+from reuseport.options.arguments import one_line
 from reuseport.options.manual import manual
 from reuseport.options.reading import Words
 from reuseport.options.table import FLAG
@@ -32,6 +35,17 @@ def help_of(usage: str, about: str, takes: Sequence[Option]) -> str:
     """The help of a command that finds its master as all of them do."""
     whole = f"reuseport {usage} [-n NAME | --run-dir DIR | -c FILE]"
     return manual(takes, whole, about, shutil.get_terminal_size().columns)
+
+
+BY = option(
+    "by",
+    kinds.TEXT,
+    "",
+    "On whose behalf this is done, for the history and the log: a person, a CI job. The user, SUDO_USER and the host "
+    "are kept in any case.",
+    metavar="TEXT",
+    default_text="the user",
+)
 
 
 def from_option(what: str) -> Option:
@@ -59,6 +73,13 @@ def show(server: place.Server, as_json: bool) -> None:
     """Say on which server a command acts, before it does."""
     if not as_json:
         print(server, flush=True)
+
+
+def warn(done: Mapping[str, Any]) -> None:
+    """Say on standard error what an answer warns of. It changes no exit status."""
+    sys.stdout.flush()
+    for text in a_list(done, "warnings"):
+        sys.stderr.write(f"reuseport: warning: {one_line(str(text))}\n")
 
 
 def with_server(done: dict[str, Any], server: place.Server) -> dict[str, Any]:

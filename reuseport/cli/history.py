@@ -29,8 +29,8 @@ IN_TABLE, IN_PICTURE = 20, 100  # releases that are shown
 
 ABOUT = """\
 Shows the releases, newest first: when they were, what they brought, how they ended, how long the old generation took \
-to drain, and the longest job that it waited for. With --html or --svg it draws them instead: each generation from its \
-boot to its last job, and what the server did meanwhile.
+to drain, what it waited for longest (a job, a request or a companion), and who asked for the release. With --html or \
+--svg it draws them instead: each generation from its boot to its last job, and what the server did meanwhile.
 
 Where no master lives the history is read from the state directory.
 
@@ -56,7 +56,7 @@ OPTIONS = (
 _COLUMNS = (
     Column("GENERATION"), Column("WHEN", left=True, spare=1), Column("VERSION", left=True),
     Column("OUTCOME", left=True), Column("TOOK", spare=2), Column("DRAINED IN", spare=3),
-    Column("WAITED FOR", left=True, spare=4),
+    Column("WAITED FOR", left=True, spare=4), Column("BY", left=True, spare=5, usual=False),
 )  # fmt: skip
 _ERRORS = (60, 40, 24)  # letters of an error that are shown, as there is room
 
@@ -194,18 +194,27 @@ def _row(
         outcome,
         f"{line['seconds']:.1f}s",
         duration(drain["seconds"]) if drain else "-",
-        _waited(drain.get("jobs", [])) if drain else "-",
+        _waited(drain) if drain else "-",
+        text(line.get("by")),
     )
 
 
-def _waited(jobs: Sequence[Mapping[str, Any]]) -> str:
-    if not jobs:
+def _waited(drain: Mapping[str, Any]) -> str:
+    """What the drain waited for: the longest of it, and how many others. A job counts as long as it ran."""
+    jobs, requests, companions = (objects(drain, kind) for kind in ("jobs", "requests", "companions"))
+    found = [(job["seconds"], _job(job)) for job in jobs]
+    found += [(one["seconds"], f"request {text(one['name'])} ({duration(one['seconds'])})") for one in requests]
+    found += [(one["seconds"], f"companion {text(one['name'])} ({duration(one['seconds'])})") for one in companions]
+    if not found:
         return "-"
-    longest = max(jobs, key=lambda job: job["seconds"])
-    whose = f" of {text(longest['tenant'])}" if longest.get("tenant") else ""
-    more = f", {len(jobs) - 1} more" if len(jobs) > 1 else ""
-    lost = ", lost" if longest.get("lost") else ""
-    return f"{text(longest['name'])}{whose} ({duration(longest['seconds'])}{lost}){more}"
+    more = f", {len(found) - 1} more" if len(found) > 1 else ""
+    return max(found)[1] + more
+
+
+def _job(job: Mapping[str, Any]) -> str:
+    whose = f" of {text(job['tenant'])}" if job.get("tenant") else ""
+    lost = ", lost" if job.get("lost") else ""
+    return f"{text(job['name'])}{whose} ({duration(job['seconds'])}{lost})"
 
 
 def _short(error: str, length: int | None) -> str:

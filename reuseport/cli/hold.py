@@ -21,8 +21,8 @@ TENANT = frame.option(
 OPTIONS = (TENANT, frame.JSON)
 
 ABOUT = """\
-Keeps a tenant in the generation that serves it now, whatever is released, until `reuseport move TENANT`. One that \
-nobody has heard of yet is kept in the generation that serves now.
+Keeps a tenant in the generation that serves it now, whatever is released, until `reuseport move TENANT`. A tenant \
+that no worker has seen is held in the generation that serves the others, and a warning on standard error says so.
 
 Exit status: 0 it is held; 1 it is not; 2 wrong usage; 3 no master there."""
 
@@ -47,4 +47,6 @@ def ask(do: str, argv: Sequence[str]) -> int:
     frame.show(server, values["json"])
     done = frame.checked(master.ask({"do": do, "tenant": values["tenant"]}, timeout=frame.ANSWER_SECONDS), do)
     print(json.dumps(frame.with_server(done, server)) if values["json"] else one_line(str(done.get("text", ""))))
+    if not values["json"]:
+        frame.warn(done)
     return 0

@@ -23,15 +23,17 @@ def note_start(*, typed: bool) -> None:
     _started = began if now - began < YOUNG else now
 
 
-def words() -> dict[str, Any]:
-    """What goes with a question that changes something. `started` is in seconds of CLOCK_BOOTTIME (clock_gettime(2)),
-    which all processes of a machine share."""
+def words(on_behalf: str = "") -> dict[str, Any]:
+    """What goes with a question that changes something. `on_behalf` is what --by says. `started` is in seconds of
+    CLOCK_BOOTTIME (clock_gettime(2)), which all processes of a machine share."""
     uid = os.getuid()
     name, sudo = _name(uid), os.environ.get("SUDO_USER", "")
     by = f"{sudo} as {name}" if sudo and sudo != name else name
+    by = f"{on_behalf}, {by}" if on_behalf else by
     started = time.clock_gettime(time.CLOCK_BOOTTIME) if _started is None else _started
     session = f"{uid} {os.environ.get('SUDO_UID', '')} {os.getsid(0)}"
-    return {"by": by, "session": session, "started": started}
+    facts = {"user": name, "sudo_user": sudo, "host": os.uname().nodename, "on_behalf": on_behalf}
+    return {"by": by, "session": session, "started": started, **facts}
 
 
 def _name(uid: int) -> str:

@@ -149,6 +149,8 @@ def _generations(generations: Sequence[Mapping[str, Any]], width: int | None, in
     if len(set(interpreters.values())) > 1:
         lines += [f"generation {number} runs {words.text(path)}" for number, path in interpreters.items()]
     for one in generations:
+        if trial := a_dict(one, "canary"):
+            lines.append(f"generation {one.get('number')} is on trial: {words.trial(trial)}")
         if is_lent(packages := a_dict(one, "packages")):
             lines.append(f"generation {one.get('number')} runs on {words.text(in_words(packages))}")
     return lines
@@ -209,8 +211,11 @@ def _waits_for(generation: Mapping[str, Any], width: int | None, ink: Ink) -> li
     waits = a_dict(generation, "waits_for")
     jobs = a_list(waits, "jobs")
     number, drains = generation.get("number"), generation.get("state") in ("draining", "ending")
+    held = [f"  {line}" for line in words.held(waits)]
+    if attending := [words.text(one.get("id")) for one in objects(generation, "workers") if _attends(one)]:
+        held.append(f"  attending: {', '.join(attending)}; they serve the tenants that are kept here, and nothing else")
     if not drains and not jobs:
-        return []
+        return [f"generation {number}", *held] if held else []
     if drains:
         since = generation.get("since")
         lasts = f", draining for {duration(since)}" if since is not None else ""
@@ -220,7 +225,12 @@ def _waits_for(generation: Mapping[str, Any], width: int | None, ink: Ink) -> li
         jobs, more = jobs[:SHOWN], len(jobs) - SHOWN
     lines = [begin, *job_table(jobs, width, ink)]
     lines += [f"  companion {words.text(one)}" for one in a_list(waits, "companions") if drains]
+    lines += held
     return lines if drains or more <= 0 else [*lines, f"  and {more} more"]
+
+
+def _attends(worker: Mapping[str, Any]) -> bool:
+    return worker.get("state") == "attending"
 
 
 _JOB = (
@@ -277,6 +287,8 @@ def _last_release(release: Mapping[str, Any], now: float, width: int | None, ink
     number = release.get("number")
     which = "" if number is None else f"generation {number}, "
     lines = [f"last release: {which}{ink.state(words.text(release.get('outcome', 'ended')))}{when}{took}"]
+    if release.get("by"):
+        lines[0] += f", by {words.text(release['by'])}"
     if release.get("error"):
         error = words.text(release["error"])
         lines += textwrap.wrap(error, (width or sys.maxsize) - 2, break_on_hyphens=False)

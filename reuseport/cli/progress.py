@@ -68,7 +68,7 @@ class Steps:
         return "; ".join(
             f"generation {one.get('number')} waits for {words.waiting_for(one, objects(one, 'jobs'))}"
             for one in objects(list(self._facts.values())[-1], "generations")
-            if one.get("requests") or one.get("jobs") or one.get("companions")
+            if one.get("requests") or one.get("jobs") or one.get("companions") or one.get("held")
         )
 
     def lines(self, now: float, width: int | None = None, ink: Ink = PLAIN) -> list[str]:
@@ -115,6 +115,7 @@ class Steps:
             lines += ["    " + line for line in job_table(jobs, None if width is None else width - 4, ink)]
             if one.get("more"):
                 lines.append(f"      and {one['more']} more")
+            lines += [f"      {line}" for line in words.held(one)]
         return lines
 
 

@@ -21,11 +21,11 @@ TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    return frame.help_of("promote [--from N] [--wait UNTIL] [--json]", ABOUT, TAKES)
+    return frame.help_of("promote [--from N] [--wait UNTIL] [--by TEXT] [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:
     """Promote and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
-    question = {"do": "promote", "wait": values["wait"], "from": values["from"]}
+    question = {"do": "promote", "wait": values["wait"], "from": values["from"], "on_behalf": values["by"]}
     return follow(words, question, "promotion", values["json"])

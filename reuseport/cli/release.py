@@ -41,6 +41,7 @@ FOLLOWING = (
         "release has begun.",
         metavar="UNTIL",
     ),
+    frame.BY,
     frame.json_option("the outcome as one JSON object, and no stages"),
 )
 CANARY = frame.option(
@@ -57,13 +58,14 @@ TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    return frame.help_of("release [--wait UNTIL] [--label TEXT] [--canary WHO] [--json]", ABOUT, TAKES)
+    return frame.help_of("release [--wait UNTIL] [--label TEXT] [--canary WHO] [--by TEXT] [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:
     """Release and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
     question: dict[str, Any] = {"do": "release", "wait": values["wait"], "label": values["label"]}
+    question["on_behalf"] = values["by"]
     if values["canary"]:
         question["canary"] = _canary(values["canary"])
     return follow(words, question, "release", values["json"])
@@ -88,7 +90,7 @@ def follow(words: Words, question: dict[str, Any], what: str, as_json: bool) -> 
     server = master.server()
     frame.check_from(server, question.get("from"))
     frame.show(server, as_json)
-    question = {**question, **operator.words()}
+    question = {**question, **operator.words(question.get("on_behalf", ""))}
     try:
         with progress.shown(as_json) as shown:
             done = master.ask(question, on_event=shown.hear, tick=(progress.TICK, shown.tick))
@@ -102,12 +104,16 @@ def follow(words: Words, question: dict[str, Any], what: str, as_json: bool) -> 
         # The last stage is often the outcome itself.
         if not as_json and shown.last != text:
             print(text)
+        if not as_json:
+            frame.warn(done)
         return 0
     sys.stdout.flush()
     error = one_line(str(done.get("error") or "the master gave no reason"))
     output = str(done.get("output") or "")
     if output:
         print(printable(output.rstrip("\n")), file=sys.stderr)
+    if not as_json:
+        frame.warn(done)
     if done.get("outcome"):
         # The release has not failed: an operator, or a newer release, has ended it.
         print(f"reuseport: {error}", file=sys.stderr)

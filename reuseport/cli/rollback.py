@@ -41,11 +41,12 @@ TAKES = (*OPTIONS, *place.WHERE)
 
 
 def help_text() -> str:
-    return frame.help_of("rollback [N] [--from N] [--wait UNTIL] [--json]", ABOUT, TAKES)
+    return frame.help_of("rollback [N] [--from N] [--wait UNTIL] [--by TEXT] [--json]", ABOUT, TAKES)
 
 
 def run(argv: Sequence[str]) -> int:
     """Roll back and return the exit status. Raises OptionError and Failure."""
     values, words = place.read(argv, OPTIONS)
     question = {"do": "rollback", "wait": values["wait"], "generation": values["generation"], "from": values["from"]}
+    question["on_behalf"] = values["by"]
     return follow(words, question, "rollback", values["json"])

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from reuseport.cli import frame, place
+from reuseport.cli import frame, place, words
 from reuseport.cli.ink import Column, ink_for, table
-from reuseport.cli.words import duration, text
+from reuseport.cli.words import a_dict, duration, text
 
 ABOUT = """\
 Shows the tenants that have jobs or are held: the generation that serves each, and what keeps it there. All others are \
@@ -28,14 +28,17 @@ def help_text() -> str:
 
 def run(argv: Sequence[str]) -> int:
     """Print who is where and return the exit status. Raises OptionError and Failure."""
-    values, words = place.read(argv, OPTIONS)
-    done = frame.ask(words, {"do": "tenants"})
+    values, typed = place.read(argv, OPTIONS)
+    done = frame.ask(typed, {"do": "tenants"})
     if values["json"]:
-        print(json.dumps({"serving": done.get("serving"), "tenants": done.get("tenants", [])}))
+        facts = {name: done.get(name) for name in ("serving", "canary")}
+        print(json.dumps({**facts, "tenants": done.get("tenants", [])}))
         return 0
     rows = [(text(one["tenant"]), str(one["generation"]), _why(one)) for one in done.get("tenants", [])]
     if rows:
         print("\n".join(table(_HEAD, rows, ink=ink_for(sys.stdout))))
+    if trial := a_dict(done, "canary"):
+        print(f"canary: generation {trial.get('generation')}: {words.trial(trial)}")
     others = "all others" if rows else "all tenants"
     print(f"{others}: generation {done.get('serving') or 'none yet'}")
     return 0
@@ -44,7 +47,8 @@ def run(argv: Sequence[str]) -> int:
 def _why(one: dict[str, Any]) -> str:
     reasons = []
     if one.get("held") is not None:
-        reasons.append("held" if one["held"] == one["generation"] else f"held in generation {one['held']}")
+        here = one["held"] == one["generation"]
+        reasons.append("is held here" if here else f"is held in generation {one['held']}")
     if one.get("next_attempt") is not None:
         reasons.append(f"its requests did not end in time; next attempt in {duration(one['next_attempt'])}")
     for job in one.get("jobs", []):

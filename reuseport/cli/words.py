@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -100,5 +101,33 @@ def waiting_for(waits: Mapping[str, Any], jobs: Sequence[Any]) -> str:
         count(waits.get("connections"), "connection"),
         count(len(jobs) + (waits.get("more") or 0), "job"),
         count(len(a_list(waits, "companions")), "companion"),
+        _held(a_list(waits, "held"), waits.get("more_held") or 0),
     ]
     return ", ".join(part for part in parts if part) or "its processes to end"
+
+
+def _held(tenants: Sequence[Any], more: int) -> str:
+    one = len(tenants) == 1 and not more
+    return f"tenant {text(tenants[0])}, which is held here" if one else count(len(tenants) + more, "held tenant")
+
+
+def held(waits: Mapping[str, Any]) -> list[str]:
+    """A line for each tenant that is held in a generation, with what lets go of it."""
+    lines = []
+    for one in a_list(waits, "held"):
+        tenant = text(one)
+        lines.append(f"tenant {tenant} is held here (reuseport move {shlex.quote(tenant)} lets go of it)")
+    more = waits.get("more_held")
+    return [*lines, f"and {count(more, 'other tenant')}"] if more else lines
+
+
+def trial(canary: Mapping[str, Any]) -> str:
+    """Who tries a generation out: "tenants acme, globex, and 10 % of the others"."""
+    tenants = [text(one) for one in a_list(canary, "tenants")]
+    if more := canary.get("more"):
+        tenants.append(f"{more} more")
+    percent = canary.get("percent")
+    parts = [f"tenant{'s' if len(tenants) > 1 else ''} {', '.join(tenants)}"] if tenants else []
+    if isinstance(percent, int | float) and percent:
+        parts.append(f"{percent:g} % of {'the others' if tenants else 'all tenants'}")
+    return ", and ".join(parts) or ABSENT

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
+from typing import Any
 
 from reuseport.core.immutable import immutable
 from reuseport.core.model import Asker, Key, Release
@@ -35,6 +36,7 @@ class PromoteAsked:
     session: str = ""
     came_from: int = 0
     seen_at: float | None = None
+    operator: Mapping[str, Any] = field(default_factory=dict)
 
 
 @immutable
@@ -57,6 +59,7 @@ class RollbackAsked:
     by: str = ""
     session: str = ""
     seen_at: float | None = None
+    operator: Mapping[str, Any] = field(default_factory=dict)
 
 
 @immutable

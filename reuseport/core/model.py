@@ -187,7 +187,9 @@ class Release:
     is for how many seconds after its success its predecessor's zygote is kept, `probation` for how many it is watched
     itself. `source`: the generation whose version a rollback brings back; 0 for what is on disk. `canary`: opaque here;
     who is to be served by it while it is on trial; None if it is to serve everybody. `by` says in words who asked for
-    it, and `session` names that operator's login session; both are "" where the master does not know.
+    it, and `session` names that operator's login session; both are "" where the master does not know. `operator` is
+    opaque here: the facts about who asked. `afresh`: a rollback loads the version, because the zygote that stands by
+    has another rule for tenants.
     """
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -201,6 +203,8 @@ class Release:
     companions: tuple[Terms, ...] = ()
     by: str = ""
     session: str = ""
+    afresh: bool = False
+    operator: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # What a roster or a history tells of is JSON.

@@ -74,7 +74,8 @@ def promote_asked(t: Turn, event: ev.PromoteAsked) -> None:
         # A boot whose workers have all died has failed; this one still has its tenants, and new workers on their way.
         t.answer(askers, False, 0, f"generation {g.number} has no worker that serves just now; nothing has changed")
     else:
-        release, promote_by = replace(g.release, by=event.by, session=event.session), t.now + g.release.boot_timeout
+        release = replace(g.release, by=event.by, session=event.session, operator=event.operator)
+        promote_by = t.now + g.release.boot_timeout
         t.put(replace(g, askers=g.askers + patient(askers), success="", promote_by=promote_by, release=release))
         t.note("info", f"promoting generation {g.number}: it takes over from {_name(t.state.serving)}")
         t.answer_now(askers, f"generation {g.number} is being promoted")
@@ -223,7 +224,8 @@ def _end_for_rollback(
         t.change(pending_askers=t.state.pending_askers + patient(askers))
         t.answer_now(askers, f"generation {booting.number} is to be taken back already{asked_by(pending.by)}")
         return
-    release = replace(serving.release, source=serving.origin, probation=0.0, by=event.by, session=event.session)
+    release = replace(serving.release, source=serving.origin, probation=0.0, afresh=False)
+    release = replace(release, by=event.by, session=event.session, operator=event.operator)
     t.note("info", f"generation {booting.number} accepts already: it is taken back as soon as it serves")
     _wait(t, release, askers, booting)
 

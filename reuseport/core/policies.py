@@ -324,7 +324,9 @@ def _judge(t: Turn) -> None:
     # Once is enough: from here on it is a generation like any other, until the rollback serves.
     t.put(replace(g, verdict="", release=replace(g.release, probation=0.0)))
     if old is not None:
-        release = replace(old.release, source=old.origin, probation=0.0, standby=g.release.standby)
+        release = replace(
+            old.release, source=old.origin, probation=0.0, standby=g.release.standby, afresh=False, operator={}
+        )
         t.begin(replace(release, by=f"the probation of generation {g.number}", session="probation"), ())
 
 

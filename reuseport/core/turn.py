@@ -151,7 +151,7 @@ class Turn:
         self.change(last=number)
         self.answer_now(askers, f"generation {number} has begun")
         self.need_slots(release.workers)
-        donor = self._donor(release.source)
+        donor = 0 if release.afresh else self._donor(release.source)
         self.put(
             Generation(
                 number,

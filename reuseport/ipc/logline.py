@@ -39,7 +39,7 @@ def plain(who: str, level: str, text: str) -> list[bytes]:
 
 
 def as_json(who: str, level: str, text: str) -> list[bytes]:
-    """One object of strings, whatever the text holds: a traceback stays together. `time` is ISO 8601."""
+    """One object of strings, whatever the text holds: a traceback stays together. `time` is RFC 3339."""
     entry = {"time": iso_time(time.time()), "process": who, "level": level, "message": text.rstrip("\n")}
     if number := generation_of(who):
         entry["generation"] = number
@@ -79,7 +79,7 @@ def _syslog(name: str, facility: int, words: Form, *, remote: bool) -> Form:
         pid = os.getpid()
         if remote:
             stamp = iso_time(time.time())
-            head = f"<{priority}>1 {stamp[:-2]}:{stamp[-2:]} {host} {name} {pid} - - "  # RFC 3339's offset
+            head = f"<{priority}>1 {stamp} {host} {name} {pid} - - "
         else:
             # Not strftime, whose %b is the locale's.
             now = time.localtime()
@@ -121,6 +121,8 @@ def generation_of(who: str) -> str:
 
 
 def iso_time(seconds: float) -> str:
-    """Unix time with milliseconds and the local offset: 2026-01-31T12:00:00.000+0100."""
+    """Unix time with milliseconds and the local offset, as RFC 3339 has it: 2026-01-31T12:00:00.000+01:00."""
     local = time.localtime(seconds)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", local) + f".{int(seconds % 1 * 1000):03d}" + time.strftime("%z", local)
+    offset = time.strftime("%z", local)  # without the colon that RFC 3339 demands
+    fraction = f"{int(seconds % 1 * 1000):03d}"
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', local)}.{fraction}{offset[:3]}:{offset[3:]}"

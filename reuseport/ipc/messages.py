@@ -295,6 +295,13 @@ class Stays(Message, kind="stays"):
     seconds: float = fields.real(0, 1e9)
 
 
+class Seen(Message, kind="seen"):
+    """Tenants whose requests a worker has had, each once. `more`: it had requests of others, too."""
+
+    tenants: tuple[str, ...] = fields.several(fields.name(), _MEMBERS)
+    more: bool = fields.flag(False)
+
+
 class Imported(Message, kind="imported"):
     """The application was imported from there (--reload)."""
 
@@ -503,11 +510,15 @@ class Mine(Message, kind="mine"):
 
 class Question(Message):
     """`server`: the name of the server that is meant. `by`, `session`: the operator. `started`: when the command was
-    started, in seconds of CLOCK_BOOTTIME."""
+    started, in seconds of CLOCK_BOOTTIME. `user`, `sudo_user`, `host` and `on_behalf` (--by) are for the history."""
 
     server: str | None = fields.maybe(fields.text(_TEXT), None)
     by: str = fields.line(names.LONGEST, "")
     session: str = fields.line(names.LONGEST, "")
+    user: str = fields.line(names.LONGEST, "")
+    sudo_user: str = fields.line(names.LONGEST, "")
+    host: str = fields.line(names.LONGEST, "")
+    on_behalf: str = fields.line(names.LONGEST, "")
     started: float | None = fields.maybe(fields.real(0, LATEST), None)
 
 
@@ -591,7 +602,7 @@ class AskMove(Question, kind="move"):
 HELLOS = _group(Hello, TakeOver)
 FROM_ZYGOTE = _group(Loaded, Failed, Forked, Unborn, Noted, Slots, Imported)
 FROM_WORKER = _group(
-    Ready, Accepting, LetGo, Failed, Retire, Slots, Job, JobEnded, JobsRepeated, JobLost, Stays, Imported
+    Ready, Accepting, LetGo, Failed, Retire, Slots, Job, JobEnded, JobsRepeated, JobLost, Stays, Seen, Imported
 )  # fmt: skip
 FROM_JOB = _group(Job, JobEnded, JobsRepeated, JobLost)
 TO_ZYGOTE = _group(Boot, Fork, Copy, BootErrors, Slots, Logs, Superseded, Standby, LetGo, Quit)

@@ -206,6 +206,10 @@ def _answer(master: Master, command: ev.Answer) -> None:
     client = master.control.clients.get(command.asker.name)
     if client is None:
         return
+    booting = master.cluster.booting
+    if client.goes_back if command.ok else command.generation and (booting is None or booting.release.source):
+        # A rollback, an abort and a failed release leave the newer version on disk.
+        client.warn(master.releases.differs_on_disk())
     number = command.generation or None
     facts = {"aborted": command.aborted} if command.aborted else {}
     if command.ok:

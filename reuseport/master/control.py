@@ -41,6 +41,9 @@ class Client:
         self.asked = False  # its question has been read
         self.watching = False  # whether it is told the stages of the release under way
         self.told: Any = None  # the progress that it has heard of last
+        self.uid: int | None = None  # of the process that asks; None where an earlier version has accepted it
+        self.goes_back = False  # it has asked for a rollback, or for the end of a release
+        self.warnings: list[str] = []  # what its answer tells it beside the outcome
 
     def say(self, encoded: Mapping[str, bytes] = MappingProxyType({}), /, **fields: Any) -> None:
         """`encoded`: more fields, whose values are JSON already."""
@@ -55,7 +58,14 @@ class Client:
     def done(self, ok: bool, encoded: Mapping[str, bytes] = MappingProxyType({}), /, **fields: Any) -> None:
         """The last answer; the connection closes behind it."""
         self._last = True
+        if self.warnings:
+            fields["warnings"] = self.warnings
         self.say(encoded, event="done", ok=ok, **fields)
+
+    def warn(self, text: str) -> None:
+        """Have the answer tell this beside the outcome, "" for nothing."""
+        if text and text not in self.warnings:
+            self.warnings.append(text)
 
     def readable(self) -> None:
         try:
@@ -116,12 +126,17 @@ class Client:
             "last": self._last,
             "asked": self.asked,
             "watching": self.watching,
+            "uid": self.uid,
+            "goes_back": self.goes_back,
+            "warnings": self.warnings,
         }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
         self._in, self._out = left["in"].encode("latin-1"), left["out"].encode("latin-1")
         self._last, self.watching = left["last"], left["watching"]
         self.asked = left.get("asked", True)
+        self.uid = left.get("uid")
+        self.goes_back, self.warnings = left.get("goes_back", False), left.get("warnings", [])
         self.flush()
 
     def close(self) -> None:
@@ -210,7 +225,7 @@ class Control:
             sock.close()
             return
         self._named += 1
-        self._add(f"client {self._named}", sock)
+        self._add(f"client {self._named}", sock).uid = uid
 
     def _add(self, name: str, sock: socket.socket) -> Client:
         client = self.clients[name] = Client(name, sock, self)

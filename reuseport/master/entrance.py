@@ -135,6 +135,8 @@ def go_on(left: estate.Estate) -> Master:
     """Behind the exec of an upgrade: nothing is found out or asked for anew, and what fails ends the master. So a trial
     has done the same before it (`rehearsal.py`)."""
     _prepare_process()
+    with contextlib.suppress(OptionError, OSError):  # the trial has told of it, if it was so then
+        left = left.renewed()
     master = Master(left.first, left.extra, left.supervision, estate.open_log(left.first, left.post))
     master.left, master.started = left, left.started
     master.lock, master.cluster = left.lock, left.cluster

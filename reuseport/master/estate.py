@@ -17,9 +17,10 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from reuseport import options
 from reuseport.core import record
 from reuseport.core.model import Cluster
 from reuseport.ipc import channel as channels
@@ -29,6 +30,8 @@ from reuseport.master.log import Log
 from reuseport.master.passed import Supervision
 from reuseport.master.samples import Samples
 from reuseport.options import OptionError, Settings
+from reuseport.options.checks import tenants_at_odds
+from reuseport.options.settings import BY_UPGRADE
 from reuseport.version import __version__
 
 if TYPE_CHECKING:
@@ -53,7 +56,8 @@ class EstateError(Exception):
 
 @dataclass(frozen=True)
 class Estate:
-    """`fds` are all descriptors that came along; `before` is the version that left it; `asker` is a client's name."""
+    """`fds` are all descriptors that came along; `before` is the version that left it; `asker` is a client's name.
+    `changed` are options of `first` that differ from what the earlier master had."""
 
     before: str
     asker: str
@@ -65,6 +69,17 @@ class Estate:
     run_dir: int
     fds: tuple[int, ...]
     parts: Mapping[str, Mapping[str, Any]]
+    changed: tuple[str, ...] = ()
+
+    def renewed(self) -> Estate:
+        """The same, with what the configuration says now of the options that an upgrade brings (BY_UPGRADE).
+        OptionError, OSError."""
+        newest = options.reload(Settings.from_json(self.parts["releases"]["settings"]))
+        changed = [name for name in options.changed_at_start_only(self.first, newest) if name in BY_UPGRADE]
+        first = self.first.keeping(newest, changed)
+        if changed and (problems := tenants_at_odds(newest)):
+            raise OptionError(problems[0])
+        return replace(self, first=first, changed=tuple(changed))
 
     @property
     def supervision(self) -> Supervision:

@@ -7,10 +7,11 @@ Lines are added. When there are KEPT of them, or LARGEST bytes, the file is repl
 reader that has the old one open reads that to its end.
 
 Five kinds of lines, told apart by `event`: "release" (a release ended: `outcome` serving, canary, failed, superseded
-or aborted; `seconds` since it was begun, `by` who asked for it), "drained" (an old generation's last worker has left:
-`seconds` since its drain began, `jobs` it waited for, `jobs_before` those that had ended by then, the longest of each),
-"taken back" (it failed its probation), and of the master itself "started" (`adopted`: the generations that an earlier
-one left to it) and "stopped". `at` is Unix time in seconds.
+or aborted; `seconds` since it was begun, `by` who asked for it, `operator` the facts about that: `uid`, `user`,
+`sudo_user`, `host`, `by` (--by)), "drained" (an old generation's last worker has left: `seconds` since its drain began,
+`jobs` it waited for, `jobs_before` those that had ended by then, the longest of each; `requests` and `companions`, each
+with the `seconds` for which the drain waited for it), "taken back" (it failed its probation), and of the master itself
+"started" (`adopted`: the generations that an earlier one left to it) and "stopped". `at` is Unix time in seconds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from reuseport.ipc import files
@@ -113,8 +115,16 @@ class History:
 
 
 def shown(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """All of it, but for the recipes, which nobody wants to read."""
-    return [{name: value for name, value in line.items() if name != "release"} for line in lines]
+    """All of it, but for the recipes, which no reader wants. `time` is `at` as RFC 3339 has it, in UTC."""
+    return [
+        {**{name: value for name, value in line.items() if name != "release"}, "time": rfc3339(line.get("at", 0.0))}
+        for line in lines
+    ]
+
+
+def rfc3339(at: float) -> str:
+    """Unix time in UTC, with milliseconds: 2026-01-31T12:00:00.000+00:00."""
+    return datetime.fromtimestamp(max(0.0, at), UTC).isoformat(timespec="milliseconds")
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -168,6 +178,14 @@ def _are_jobs(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(_is_job(one) for one in value))
 
 
+def _are_waits(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(_is_wait(one) for one in value))
+
+
+def _is_wait(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("name"), str) and _is_amount(value.get("seconds"))
+
+
 def _is_job(value: Any) -> bool:
     return (
         isinstance(value, dict)
@@ -189,6 +207,10 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "label": lambda value: isinstance(value, str | None),
     "jobs": _are_jobs,
     "jobs_before": _are_jobs,
+    "requests": _are_waits,
+    "companions": _are_waits,
+    "by": lambda value: isinstance(value, str | None),
+    "operator": lambda value: isinstance(value, dict | None),
 }
 OF_A_RELEASE: Mapping[str, Callable[[Any], bool]] = {
     "outcome": lambda value: isinstance(value, str),

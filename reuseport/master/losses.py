@@ -16,6 +16,7 @@ from reuseport.ipc.begun import Begun, Entry
 from reuseport.ipc.messages import JobLost
 from reuseport.ipc.scoreboard import JOBS, Scoreboard
 from reuseport.master import status
+from reuseport.master.history import rfc3339
 from reuseport.master.processes import Process
 
 KEPT = 100  # jobs
@@ -189,4 +190,5 @@ class Losses:
     def shown(self) -> dict[str, Any]:
         """How many there have been since the master began, and those of the last hour, oldest first."""
         now = time.time()
-        return {"count": self._count, "jobs": [job for job in self._jobs if now - job["at"] < SHOWN_FOR]}
+        jobs = [{**job, "time": rfc3339(job["at"])} for job in self._jobs if now - job["at"] < SHOWN_FOR]
+        return {"count": self._count, "jobs": jobs}

@@ -17,9 +17,10 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from reuseport import options
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Key
+from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Generation, Key
 from reuseport.ipc import channel as channels
 from reuseport.ipc.begun import Begun
 from reuseport.ipc.inflight import InFlight
@@ -28,6 +29,7 @@ from reuseport.ipc.logfile import write_file
 from reuseport.ipc.messages import OtherQuestion, Question
 from reuseport.ipc.rundir import RunDir, not_this
 from reuseport.ipc.scoreboard import Scoreboard
+from reuseport.ipc.shared import SharedFile
 from reuseport.ipc.title import set_title
 from reuseport.master import estate, reserve, status, upgrade
 from reuseport.master.acts import ACTS
@@ -63,9 +65,11 @@ from reuseport.master.telling import Telling
 from reuseport.master.tenants import Tenants
 from reuseport.master.terminal import Terminal
 from reuseport.master.touched import Touched
+from reuseport.master.waits import Waits
 from reuseport.master.watch import Watch
 from reuseport.options import OptionError, Settings
 from reuseport.options.checks import find_user
+from reuseport.options.table import BY_NAME
 from reuseport.version import __version__
 
 # What the next master must know of, should this one die over it. Whoever may have begun to accept must not be taken for
@@ -142,11 +146,13 @@ class Master:
             self.tally,
         )
         self.releases = Releases(
-            settings, self.extra, history, self.processes, self.board, lambda: self.cluster, tell, log, self.tally
-        )
+            settings, self.extra, history, self.processes, self.board, lambda: self.cluster, tell, log, self.tally,
+            Waits(self._works_on),
+        )  # fmt: skip
         self.releases.check_logs = self.log_files.check
         self.switchboard.on_zygote = self.shared.look
         self.tenants = Tenants(settings, self.run_dir, adopting, self.processes, self.switchboard, log)
+        self.tenants.share = self._share
         self.shared.files += self.tenants.files
         if not adopting:
             self.shared.look()
@@ -154,7 +160,8 @@ class Master:
         self.exits = Exits(self.switchboard)
         self.control = Control(questions, self.loop, self.on_question)
         self.progress = Progress(
-            lambda: list(self.control.clients.values()), lambda g: status.work_of(g, self.processes, self.board)
+            lambda: list(self.control.clients.values()),
+            lambda g: {**status.work_of(g, self.processes, self.board), "held": self.tenants.held_in(g.number)},
         )
         self.touched = (
             Touched(lambda: self._in_directory("release_file"), self._release_by, log),
@@ -283,6 +290,7 @@ class Master:
         self._notify()
         self.exits.look(self.cluster)
         self.progress.look(self.cluster, time.monotonic())
+        self.releases.waits.look(self.cluster, time.monotonic(), begun=True)
         self.succession.look()
 
     def _act(self, command: ev.Command) -> None:
@@ -363,8 +371,22 @@ class Master:
         self._notify(fully=True)
         self.progress.look(self.cluster, time.monotonic(), fully=True)
         self.releases.judge()
+        self.releases.waits.look(self.cluster, time.monotonic())
         if timeout and not self.terminal:  # where a debugger may wait for a person
             self.watch.look(self.cluster, timeout)
+
+    def _waits_for(self, number: int) -> tuple[int, list[str]]:
+        held = self.tenants.held_in(number)
+        return status.waits_for(self.cluster, number, self.processes, self.board, held)
+
+    def _works_on(self, g: Generation) -> dict[str, set[str]]:
+        """The requests and companions of a generation, by the names that the history has for them."""
+        requests = set()
+        for number, worker in g.workers.items():
+            process = None if worker.is_job else self.processes.get(Key(g.number, number))
+            if process is not None and status.figures(process, self.board)["requests_active"]:
+                requests |= self.quarantine.running(process.row) or {"request"}
+        return {"requests": requests, "companions": {f"{g.number}.{c.label}" for c in g.company.values()}}
 
     def _count(self) -> None:
         if not self.succession.heir:
@@ -384,7 +406,7 @@ class Master:
         self.notifier.look(
             self.cluster,
             self.releases.asked,
-            lambda: status_line(self.cluster, lambda n: status.waits_for(self.cluster, n, self.processes, self.board)),
+            lambda: status_line(self.cluster, self._waits_for),
             time.monotonic(),
             fully=fully,
         )
@@ -417,8 +439,24 @@ class Master:
     def _tell_of_upgrade(self, left: estate.Estate) -> None:
         text = f"upgraded from {left.before} to {estate.this_version()}"
         self.log.write("info", text)
+        warnings = []
+        if left.changed:
+            flags = ", ".join(BY_NAME[name].flag for name in left.changed)
+            warnings.append(f"{flags}: the next release brings the new value. Living generations keep theirs")
+        with contextlib.suppress(OptionError, OSError):  # the next release tells of it
+            now = options.reload(self.releases.settings)
+            warnings += options.ways_to_change(options.changed_at_start_only(self.first, now))
+        for warning in warnings:
+            self.log.write("warning", warning)
         if client := self.control.clients.get(left.asker):
+            for warning in warnings:
+                client.warn(warning)
             client.done(True, text=text)
+
+    def _share(self, files: list[SharedFile]) -> None:
+        """Workers of a generation that begins map these files, too."""
+        self.shared.files += files
+        self.shared.look()
 
     def write_pid_file(self) -> None:
         if not self.first.pid:

@@ -75,7 +75,9 @@ def _all_waits(generations: Iterable[Generation], waits: Waits) -> list[dict[str
 
 
 def _bounded(facts: dict[str, Any]) -> dict[str, Any]:
-    return {**facts, "jobs": facts["jobs"][:SHOWN], "more": max(0, len(facts["jobs"]) - SHOWN)}
+    held = facts.get("held", [])
+    more = {"more": max(0, len(facts["jobs"]) - SHOWN), "more_held": max(0, len(held) - SHOWN)}
+    return {**facts, "jobs": facts["jobs"][:SHOWN], "held": held[:SHOWN], **more}
 
 
 class Progress:

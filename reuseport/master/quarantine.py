@@ -149,6 +149,15 @@ class Quarantine:
                 if before[kind].until and not (kind in self._book and self._book[kind].until):
                     self._log("info", f"quarantine: {in_words(kind[1])} is served again in generation {kind[0]}")
 
+    def running(self, row: int) -> set[str]:
+        """The requests that a worker has now, as "GET /path of acme". A query is left out: it can hold secrets."""
+        found = set()
+        for name in names_of(self._shared, [row], *BEGUN):
+            facts = described(name)
+            whose = f" of {facts['tenant']}" if facts["tenant"] else ""
+            found.add(facts["request"].partition("?")[0] + whose)
+        return found
+
     def clear(self) -> int:
         """Forget everything, as an operator wants it; how many requests were in quarantine."""
         count = sum(1 for suspect in self._book.values() if suspect.until)

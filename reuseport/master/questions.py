@@ -32,7 +32,9 @@ from reuseport.ipc.messages import (
 )
 from reuseport.master import status
 from reuseport.master.control import Client
+from reuseport.master.history import rfc3339
 from reuseport.master.releases import Operator
+from reuseport.master.tenants import SHOWN, trial_of
 from reuseport.version import __version__
 
 if TYPE_CHECKING:
@@ -45,20 +47,22 @@ def _status(master: Master, client: Client, question: AskStatus) -> None:
 
 
 def _release(master: Master, client: Client, question: AskRelease) -> None:
-    master.releases.ask(client, question.wait, question.label, question.canary, _operator(question))
+    for hint in master.tenants.hints(question.canary["tenants"], master.cluster) if question.canary else ():
+        client.warn(hint)
+    master.releases.ask(client, question.wait, question.label, question.canary, _operator(client, question))
 
 
 def _promote(master: Master, client: Client, question: AskPromote) -> None:
-    master.releases.promote(client, question.wait, _operator(question), question.came_from or 0)
+    master.releases.promote(client, question.wait, _operator(client, question), question.came_from or 0)
 
 
 def _rollback(master: Master, client: Client, question: AskRollback) -> None:
-    operator = _operator(question)
+    operator = _operator(client, question)
     master.releases.back(client, question.generation, question.wait, operator, question.came_from or 0)
 
 
 def _abort(master: Master, client: Client, question: AskAbort) -> None:
-    master.releases.abort(client, question.wait, _operator(question))
+    master.releases.abort(client, question.wait, _operator(client, question))
 
 
 def _who(master: Master, client: Client, question: AskWho) -> None:
@@ -102,14 +106,21 @@ def _quarantine(master: Master, client: Client, question: AskQuarantine) -> None
     client.done(True, cleared=count, text=f"{count} request{'s' * (count != 1)} cleared")
 
 
-def _operator(question: Question) -> Operator:
+def _operator(client: Client, question: Question) -> Operator:
     """Who asks."""
     seen_at = None
     if question.started is not None:
         ago = time.clock_gettime(time.CLOCK_BOOTTIME) - question.started
         seen_at = time.monotonic() - max(0.0, ago)
     by = f"reuseport {question.kind}" + (f" ({question.by})" if question.by else "")
-    return Operator(by, question.session, seen_at)
+    facts = {
+        "uid": client.uid,
+        "user": question.user or None,
+        "sudo_user": question.sudo_user or None,
+        "host": question.host or None,
+        "by": question.on_behalf or None,
+    }
+    return Operator(by, question.session, seen_at, facts)
 
 
 def whole_status(master: Master) -> dict[str, Any]:
@@ -120,6 +131,7 @@ def whole_status(master: Master) -> dict[str, Any]:
         "version": __version__,
         "python": sys.version.split()[0],
         "started": master.started,
+        "started_at": rfc3339(master.started),
         "uptime": round(time.time() - master.started, 3),
         "run_dir": master.run_dir.path,
         "addresses": master.slots.addresses,
@@ -133,6 +145,9 @@ def whole_status(master: Master) -> dict[str, Any]:
     for g in whole["generations"]:
         g["numbers"] = master.numbers.shown(g["number"])
         g["quarantined"] = quarantined[g["number"]]
+        held = master.tenants.held_in(g["number"])
+        g["waits_for"] |= {"held": held[:SHOWN], "more_held": max(0, len(held) - SHOWN)}
+        g["canary"] = trial_of(master.cluster.generations[g["number"]]) if g["state"] == "canary" else None
     whole |= {"numbers": master.numbers.shown(), "slots": master.slots.shown()}
     whole |= {"quarantine": master.quarantine.shown()}
     return {**whole, "releases": master.releases.shown(), "lost": master.losses.shown()}

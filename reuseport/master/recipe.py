@@ -6,8 +6,10 @@ same one: whatever `current` points at by then, an old generation stays what it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -66,6 +68,46 @@ def from_history(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe that `for_history` has made, with the values that the files have now. OptionError."""
     settings = Settings.from_json(recipe["settings"])
     return {**recipe, FROM_FILES: envfiles.read(settings, recipe["directory"], recipe.get("ids"))}
+
+
+def tenancy(settings: Settings) -> tuple[str, str]:
+    """How workers with these settings know tenants: --tenant and --tenant-isolation; ("", "") where they do not."""
+    return (settings.tenant, settings.tenant_isolation) if settings.tenant else ("", "")
+
+
+def rule_of(release: Release) -> tuple[str, str]:
+    """The `tenancy` of a generation that this release begins."""
+    return tenancy(Settings.from_json(release.recipe["settings"]))
+
+
+def differs_on_disk(settings: Settings, release: Release, left: Release | None = None) -> str:
+    """A warning where the next release, and a restart, would load another version than `release`, because these
+    settings lead to another directory or interpreter than that was loaded from; "" where they do not.
+
+    `left` is the version that has been left for this one. Where both have the same directory, its files can be those
+    of either.
+    """
+    chdir, directory, interpreter = settings.chdir, release.recipe["directory"], release.recipe["interpreter"]
+    later = "The next release, and a restart of the server, load"
+    leads = os.path.realpath(chdir)
+    if leads != directory:
+        if leads == os.path.abspath(chdir):
+            return f"--chdir is {chdir}, and what serves was loaded from {directory}. {later} the version in {chdir}"
+        text = f"{chdir} still leads to {leads}, and what serves was loaded from {directory}"
+        text = f"{text}. {later} the version in {leads}"
+        return f"{text}. To change that: {_flip(chdir, directory)}" if os.path.islink(chdir) else text
+    if left is not None and left.recipe["directory"] == directory:
+        return f"the files in {directory} are as they were. {later} the version that they contain now"
+    with contextlib.suppress(OptionError):
+        if (found := find_interpreter(settings, directory)) != interpreter:
+            return f"--python leads to {found}, and what serves runs on {interpreter}. {later} the version on {found}"
+    return ""
+
+
+def _flip(link: str, target: str) -> str:
+    """The command that replaces a link in one step (rename(2)); ln(1) by itself needs two."""
+    new = shlex.quote(f"{link}.new")
+    return f"ln -sT {shlex.quote(target)} {new} && mv -T {new} {shlex.quote(link)}"
 
 
 def resolve_script(extra: Mapping[str, Any]) -> dict[str, Any]:

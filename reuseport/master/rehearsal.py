@@ -16,13 +16,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from reuseport import options
 from reuseport.core import events as ev
 from reuseport.core import machine
 from reuseport.ipc.rundir import RunDirError
 from reuseport.master import estate
 from reuseport.master.estate import Estate, EstateError
-from reuseport.options import OptionError, Settings
+from reuseport.options import OptionError
 from reuseport.options.checks import find_user
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def rehearse(state: int, make: Make) -> str:
         left = estate.estate_of(data)
         _stand_in(left.fds)
         find_user(left.first)
-        options.reload(Settings.from_json(left.parts["releases"]["settings"]))
+        left.renewed()
         estate.open_log(left.first)
         master = make(estate.estate_of(_unheard(data)))
     except (EstateError, OptionError, RunDirError) as error:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from reuseport import options
@@ -23,19 +24,29 @@ from reuseport.master import room
 from reuseport.master.control import Client
 from reuseport.master.history import History
 from reuseport.master.processes import Process, Processes
-from reuseport.master.recipe import for_history, from_history, release_of, resolve_script
+from reuseport.master.recipe import (
+    differs_on_disk,
+    for_history,
+    from_history,
+    release_of,
+    resolve_script,
+    rule_of,
+    tenancy,
+)
 from reuseport.master.status import jobs_of, told
 from reuseport.master.tally import Tally
 from reuseport.master.tenants import ROOM
+from reuseport.master.waits import Waits
 from reuseport.options import OptionError, Settings
 
 
 class Operator(NamedTuple):
-    """Who asks, as in core.events.RollbackAsked."""
+    """Who asks, as in core.events.RollbackAsked. `facts` is what the history keeps of that."""
 
     by: str = ""
     session: str = ""
     seen_at: float | None = None
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 UNKNOWN = Operator()
@@ -58,6 +69,7 @@ class Releases:
         tell: Callable[[ev.Event], None],
         log: Callable[[str, str], None],
         tally: Tally,
+        waits: Waits,
     ) -> None:
         self.settings = settings
         self.asked = 0  # how many releases were asked for, refused ones included
@@ -70,6 +82,7 @@ class Releases:
         self._tell = tell
         self._log = log
         self._tally = tally
+        self.waits = waits
         self.check_logs: Callable[[Settings], None] = lambda settings: None  # OptionError where one cannot be opened
         self._begun: dict[int, Release] = {}
         self._jobs: dict[tuple[int, bool], list[dict[str, Any]]] = {}  # ended: by generation, whether in its drain
@@ -83,6 +96,7 @@ class Releases:
             "begun": {number: asdict(release) for number, release in self._begun.items()},
             "jobs": self.ended_jobs(),
             "before": self._before,
+            "waits": self.waits.estate(),
         }
 
     def inherit(self, left: Mapping[str, Any]) -> None:
@@ -90,6 +104,7 @@ class Releases:
         self.asked = left["asked"]
         self._begun = {int(number): record.release_of(release) for number, release in left["begun"].items()}
         self.know_of(left["jobs"])
+        self.waits.inherit(left.get("waits", {}))
         answers, errors = left["before"]
         self._before = answers, errors
 
@@ -114,18 +129,19 @@ class Releases:
             late = options.changed_at_start_only(self._first, settings)
             settings = settings.keeping(self._first, late)
             release = replace(complete(release_of(settings, label), self._extra), canary=canary)
-            release = replace(release, by=operator.by, session=operator.session)
+            release = _asked_for_by(operator, release)
             self._check_room(settings)
             self.check_logs(settings)
         except OptionError as error:
-            self._refuse(client, str(error), log=True)
+            self._refuse(client, str(error), operator)
             return
         except OSError as error:
-            self._refuse(client, f"{error.filename or 'the configuration'}: {error.strerror}", log=True)
+            self._refuse(client, f"{error.filename or 'the configuration'}: {error.strerror}", operator)
             return
-        if late:
-            names = ", ".join("--" + name.replace("_", "-") for name in late)
-            self._log("warning", f"{names} changed, which only a new start of the master brings about")
+        for text in options.ways_to_change(late):
+            self._log("warning", text)
+            if client:
+                client.warn(text)
         self.settings = settings
         self._begin(client, wait, release)
 
@@ -138,9 +154,10 @@ class Releases:
         It is never refused for want of room: who goes back has a reason.
         """
         self.asked += 1
+        client.goes_back = True
         release, refusal = None, ""
         try:
-            release = replace(self._earlier(number), by=operator.by, session=operator.session)
+            release = _asked_for_by(operator, self._earlier(number))
         except OptionError as error:
             refusal = str(error)
         serving = self._cluster().serving
@@ -153,18 +170,22 @@ class Releases:
                 number or 0,
                 self._version_of(number),
                 came_from,
-                *operator,
+                operator.by,
+                operator.session,
+                operator.seen_at,
+                dict(operator.facts),
             )
         )
 
     def promote(self, client: Client, wait: str = "ready", operator: Operator = UNKNOWN, came_from: int = 0) -> None:
         """Release the canary to everybody."""
-        by, session, seen_at = operator
-        self._tell(ev.PromoteAsked(self._asker(client, wait), by, session, came_from, seen_at))
+        by, session, seen_at, facts = operator
+        self._tell(ev.PromoteAsked(self._asker(client, wait), by, session, came_from, seen_at, dict(facts)))
 
     def abort(self, client: Client, wait: str = "ready", operator: Operator = UNKNOWN) -> None:
         """End every release that has not begun to accept."""
-        self._tell(ev.AbortAsked(self._asker(client, wait), *operator))
+        client.goes_back = True
+        self._tell(ev.AbortAsked(self._asker(client, wait), operator.by, operator.session, operator.seen_at))
 
     def begin_for_another(self, release: Release, asker: Asker, objection: str, by: str) -> str:
         """Release what a master brings along that takes over from this one. Why not, or ""."""
@@ -174,7 +195,7 @@ class Releases:
                 raise OptionError(objection)
             self._check_room(self.settings)
         except OptionError as error:
-            self._refuse(None, str(error), log=True)
+            self._refuse(None, str(error), Operator(by))
             return str(error)
         self._tell(ev.ReleaseAsked(replace(release, by=by), asker))
         return ""
@@ -188,18 +209,24 @@ class Releases:
             client.watching = wait != "none"
         return Asker(client.name, wait) if client else None
 
-    def _refuse(self, client: Client | None, error: str, log: bool) -> None:
-        if log:
-            self._log("error", f"the release was not begun, and nothing has changed: {error}")
-            self._add("release", number=None, outcome="failed", error=error, seconds=0.0)
+    def _refuse(self, client: Client | None, error: str, operator: Operator) -> None:
+        self._log("error", f"the release was not begun, and nothing has changed: {error}")
+        who = {"by": operator.by, "operator": dict(operator.facts)}
+        self._add("release", number=None, outcome="failed", error=error, seconds=0.0, **who)
         if client:
             client.done(False, generation=None, error=error, output="")
 
     def _check_canary(self, canary: Mapping[str, Any]) -> None:
         if not self._first.tenant:
             raise OptionError("--canary goes by tenants, and this server knows none: --tenant says whose a request is")
-        if self._cluster().serving is None:
+        serving = self._cluster().serving
+        if serving is None:
             raise OptionError("--canary tries out a release beside a generation that serves, and none does yet")
+        if rule_of(serving.release) != tenancy(self._first):
+            raise OptionError(
+                f"--canary: generation {serving.number} serves with another --tenant or --tenant-isolation than a new "
+                "generation gets. Release to everybody first"
+            )
         if not canary.get("tenants") and not canary.get("percent"):
             raise OptionError("--canary: nobody would try it out")
         if (size := len(json.dumps(canary))) > ROOM:
@@ -261,11 +288,14 @@ class Releases:
         source = release.source or number
         if source == now.origin and cluster.canary is None:
             raise OptionError(f"the version of generation {number} is what serves now, as generation {now.number}")
-        if not any(g.origin == source and g.zygote for g in cluster.generations.values()):
+        zygotes = [g for g in cluster.generations.values() if g.origin == source and g.zygote]
+        afresh = any(rule_of(g.release) != rule_of(release) for g in zygotes)
+        if afresh or not zygotes:
             for what, path in (("directory", "directory"), ("interpreter", "interpreter")):
                 if not os.path.exists(release.recipe[path]):
                     raise OptionError(f"the {what} of generation {number} has gone: {release.recipe[path]}")
-        return replace(release, source=source, probation=0.0, canary=None, standby=self.settings.standby)
+        release = replace(release, source=source, probation=0.0, canary=None, standby=self.settings.standby)
+        return replace(release, afresh=afresh)
 
     def _keeping(self, release: Release, now: Generation) -> Release:
         """An earlier version, with what only a start of the master can change as it is now: an earlier master may have
@@ -282,6 +312,19 @@ class Releases:
             return living.origin
         line = self.history.served().get(number or 0)
         return int(line["source"] or line["number"]) if line else 0
+
+    def differs_on_disk(self) -> str:
+        """A warning where the next release would load another version than the one that serves, or is being brought
+        back; see recipe.differs_on_disk."""
+        cluster = self._cluster()
+        g, change, ended, left = cluster.serving, cluster.change, cluster.ended, None
+        if (booting := cluster.booting) is not None and booting.release.source:
+            g, left = booting, g
+        elif g is not None and ended is not None and ended.what and ended.at > g.since:
+            left = cluster.generations.get(ended.number)
+        elif g is not None and change is not None and g.release.source:
+            left = cluster.generations.get(change.came_from)
+        return differs_on_disk(self.settings, g.release, left and left.release) if g else ""
 
     # --- what became of them ----------------------------------------------------------------------------------------
 
@@ -303,6 +346,8 @@ class Releases:
         if serves:
             older = [g for n, g in self._cluster().generations.items() if n < command.generation and g.workers]
             self._before = self._answers(older[-1]) if older else (0, 0)
+            if release.source and (differs := self.differs_on_disk()):
+                self._log("warning", differs)
         self._add(
             "release",
             number=command.generation or None,
@@ -313,6 +358,7 @@ class Releases:
             label=release.recipe.get("label", ""),
             directory=release.recipe.get("directory", ""),
             by=release.by,
+            operator=dict(release.operator),
             **({"release": asdict(replace(release, recipe=for_history(release.recipe)))} if serves else {}),
         )
 
@@ -326,8 +372,10 @@ class Releases:
             seconds=round(command.seconds, 3),
             jobs=_longest(self._jobs.pop((command.generation, True), [])),
             jobs_before=_longest(self._jobs.pop((command.generation, False), [])),
+            **self.waits.ended(command.generation, command.seconds),
         )
         living = self._cluster().generations
+        self.waits.forget_all_but(living)
         self._jobs = {key: jobs for key, jobs in self._jobs.items() if key[0] in living}
 
     def job_ended(self, key: Key, job: Mapping[str, Any], lost: bool = False) -> None:
@@ -376,6 +424,10 @@ class Releases:
     def _answers(self, g: Generation) -> tuple[int, int]:
         rows = [self._board.row(process.row) for process in self._workers(g)]
         return sum(row[REQUESTS] for row in rows), sum(row[ERRORS] for row in rows)
+
+
+def _asked_for_by(operator: Operator, release: Release) -> Release:
+    return replace(release, by=operator.by, session=operator.session, operator=dict(operator.facts))
 
 
 def _resident(pid: int) -> int:

@@ -44,7 +44,6 @@ from reuseport.options import Settings
 from reuseport.options.identity import is_stranger
 
 VERSION = 1
-TENANCY = ("tenant", "tenant_isolation")  # what workers of one run directory must have in common
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,15 @@ class Remains:
     def at_odds(self, settings: Settings, ids: tuple[int, int] | None) -> str:
         """Why a master with these settings cannot have those who survive; "" if it can. `ids` are the workers' own.
 
-        They know tenants as they were told to, and would break what this master promises; and nobody can be told to
-        become another user.
+        No process can be told to become another user.
         """
         if is_stranger(settings, self.name):
             return f"{settings.where('run_dir')}: {not_this(settings.run_dir, self.name, settings.name)}"
         for one in self.adopted.survivors:
             recipe = one.release.recipe
             theirs = Settings.from_json(recipe["settings"])
-            names = [name for name in TENANCY if getattr(theirs, name) != getattr(settings, name)]
             if tuple(recipe.get("ids") or ()) != (ids or ()):
-                names.append("group" if theirs.user == settings.user and settings.group else "user")
-            for name in names:
+                name = "group" if theirs.user == settings.user and settings.group else "user"
                 was, now = (getattr(these, name) or "nothing" for these in (theirs, settings))
                 return (
                     f"{settings.where(name)}: generation {one.key.generation}, which an earlier master left in "

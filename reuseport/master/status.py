@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reuseport.core.companions import failing
@@ -71,6 +71,7 @@ def _generation(
         "since": round(now - g.since, 3),
         "failure": f"{g.ended_as} {g.failure}" if g.ended_as else g.failure,
         "by": g.release.by,
+        "operator": dict(g.release.operator),
         "wanted": g.wanted,
         "memory": sum(w["memory"]["pss"] or w["memory"]["rss"] for w in workers)
         + (of_zygote["pss"] if of_zygote else 0),  # and not its resident memory, which is the workers', too
@@ -145,13 +146,14 @@ def _companion(g: Generation, c: Companion, now: float) -> dict[str, Any]:
 
 
 def waits_for(
-    cluster: Cluster, number: int, processes: Processes, board: scoreboard.Scoreboard
+    cluster: Cluster, number: int, processes: Processes, board: scoreboard.Scoreboard, held: Sequence[str] = ()
 ) -> tuple[int, list[str]]:
-    """How many requests, and which jobs and companions, a drain waits for, in words that do not change while nothing
-    ends."""
+    """How many requests, and which jobs, companions and `held` tenants, a drain waits for, in words that do not change
+    while nothing ends."""
     work = work_of(cluster.generations[number], processes, board)
     jobs = [f"job {job['name']!r}" + (f" of {job['tenant']}" if job["tenant"] else "") for job in work["jobs"]]
-    return work["requests"], jobs + [f"companion {name}" for name in work["companions"]]
+    jobs += [f"companion {name}" for name in work["companions"]]
+    return work["requests"], jobs + [f"tenant {tenant} is held here" for tenant in held]
 
 
 def work_of(g: Generation, processes: Processes, board: scoreboard.Scoreboard) -> dict[str, Any]:

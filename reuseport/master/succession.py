@@ -43,9 +43,6 @@ SUCCESSOR = "successor"  # as an asker's name
 PROMPT = 10.0  # seconds for the successor to do what needs no more than a fork
 OUTPUT = PACKET // 2  # bytes of what a generation printed, as JSON
 
-# What spans both versions: tenants are promised something, and workers are trusted, by all that live.
-SHARED = ("tenant", "tenant_isolation")
-
 
 class Succession:
     """`paused`: the master decides nothing, since another one may own the run directory by now. `heir`: the pid of the
@@ -142,10 +139,6 @@ class Succession:
             return not_this(self._master.run_dir.path, mine.name, theirs.name)
         if question.addresses is not None and (why := self._master.slots.differ_from(list(question.addresses))):
             return f"--bind: {why}: other addresses need a new start"
-        for name in SHARED:
-            if getattr(theirs, name) != getattr(mine, name):
-                flag = "--" + name.replace("_", "-")
-                return f"{flag} is {getattr(mine, name)!r} in the running master, and {getattr(theirs, name)!r} in this"
         if os.path.realpath(theirs.state_dir) != os.path.realpath(mine.state_dir):
             return f"--state-dir is {mine.state_dir} in the running master: history and holds must be the same"
         ids = release.recipe["ids"]

@@ -97,6 +97,8 @@ class Switchboard:
         self._job_ended = job_ended
         self._log_files = log_files
         self.on_stay: Callable[[str, int, float], None] = lambda tenant, generation, seconds: None
+        self.on_seen: Callable[[Key, tuple[str, ...], bool], None] = lambda key, tenants, more: None
+        self.on_tenant: Callable[[str], None] = lambda tenant: None  # a job of it runs
         self.on_hello: Callable[[Key], None] = lambda key: None  # a worker can be spoken to from now on
         self.on_zygote: Callable[[], None] = lambda: None  # it has said hello
         self.on_job: Callable[[Key, dict[str, Any]], None] = lambda key, job: None  # a process of its own has it
@@ -447,6 +449,8 @@ class Switchboard:
             self.on_lost(key, message)
         elif isinstance(message, messages.Stays):
             self.on_stay(message.tenant, message.at, message.seconds)
+        elif isinstance(message, messages.Seen):
+            self.on_seen(key, message.tenants, message.more)
         elif isinstance(message, messages.Imported):
             self.on_import(message.directory)
         elif isinstance(message, messages.Noted):
@@ -462,6 +466,8 @@ class Switchboard:
             return
         process.jobs[job.number] = vars(job)
         process.unconfirmed.discard(job.number)
+        if job.tenant:
+            self.on_tenant(job.tenant)
         if process.key.is_job:
             self.on_job(process.key, vars(job))
 

@@ -8,7 +8,7 @@ from reuseport.options.arguments import OptionError
 from reuseport.options.checks import check, overlooked
 from reuseport.options.machine import default_run_dir, usable_cores
 from reuseport.options.reading import from_keywords, load, reload, working_directory
-from reuseport.options.settings import Settings, changed_at_start_only
+from reuseport.options.settings import Settings, changed_at_start_only, ways_to_change
 from reuseport.options.spec import AppSpec, parse_app
 from reuseport.options.table import OPTIONS, Option
 
@@ -29,5 +29,6 @@ __all__ = [
     "parse_app",
     "reload",
     "usable_cores",
+    "ways_to_change",
     "working_directory",
 ]

@@ -83,7 +83,7 @@ def check(settings: Settings, *, needs_app: bool = True) -> list[str]:
             place = logplace.parse(path)
             why = logplace.objection(place.number) if place.kind == logplace.DESCRIPTOR else ""
             problems += [f"{settings.where(name)}: {path}: {why}"] if why else []
-    problems += _tenants_at_odds(settings)
+    problems += tenants_at_odds(settings)
     problems += _unfit_run_dir(settings)
     if settings.sources["state_dir"] != DEFAULT and not Path(settings.state_dir).is_dir():
         problems.append(f"{settings.where('state_dir')}: there is no directory {settings.state_dir}")
@@ -98,7 +98,8 @@ def overlooked(settings: Settings) -> list[str]:
     return [f"{path} is not read. --env-file .env reads it at each release; an application can also read it itself"]
 
 
-def _tenants_at_odds(settings: Settings) -> list[str]:
+def tenants_at_odds(settings: Settings) -> list[str]:
+    """Why these settings cannot have their --tenant, in sentences."""
     problems = []
     if settings.tenant_isolation == "strict" and not settings.tenant:
         problems.append(f"{settings.where('tenant_isolation')}: strict needs --tenant, which says whose a request is")

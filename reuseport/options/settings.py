@@ -148,6 +148,33 @@ def changed_at_start_only(old: Settings, new: Settings) -> list[str]:
     ]
 
 
+# Options that an upgrade in place brings, of those that only a start brings otherwise.
+BY_UPGRADE = ("tenant", "tenant_isolation")
+# Options in which a master that takes over cannot differ from the running one.
+NOT_BY_TAKEOVER = frozenset({"name", "run_dir", "state_dir", "user", "group", "bind", "beside", "backlog"})
+
+
+def ways_to_change(names: Sequence[str]) -> list[str]:
+    """For an operator who has changed options that take effect at a start: a sentence for each way to get that."""
+    ways: dict[str, list[str]] = {}
+    for name in names:
+        if name == "takeover":
+            continue  # it only says how a master starts
+        if name in BY_UPGRADE:
+            way = "run `reuseport upgrade` and release again, take over (`reuseport serve --takeover`), "
+            way += "or stop the server and start it anew"
+        elif name in NOT_BY_TAKEOVER:
+            way = "stop the server and start it anew"
+        else:
+            way = "take over (`reuseport serve --takeover`), or stop the server and start it anew"
+        ways.setdefault(way, []).append(BY_NAME[name].flag)
+    return [
+        f"{', '.join(flags)} changed in the configuration, and the running server keeps its "
+        f"value{'s' if len(flags) > 1 else ''}. To change that: {way}"
+        for way, flags in ways.items()
+    ]
+
+
 def make_origin(
     argv: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,

@@ -224,7 +224,9 @@ class Worker:
     def _make_router(self) -> None:
         assert self.engine is not None
         way = partial(Sender, self.loop, self.loop_set)
-        self.router = make_router(self.birth, self.engine, way, self.link.hear, self.link.say, self.log)
+        link = self.link
+        self.router = make_router(self.birth, self.engine, way, link.hear, link.say, link.has_room, self.log)
+        self.router.seen.again()
         if self.routes is not None:
             self._set_routes(*self.routes)
 
@@ -275,6 +277,8 @@ class Worker:
             pass_slots(channel, listeners)
             assert self.reporter is not None
             self.reporter.again()
+            if self.router is not None:
+                self.router.seen.again()
             self.replacement.repeat()
 
     def _take(self, message: Message, fds: list[int]) -> None:
@@ -407,8 +411,9 @@ class Worker:
             self.replacement.ask(TERM)
 
     def _report(self) -> bool:
-        """Tell the master of the jobs. Whether that was all: a worker that has not got so far has none."""
-        return self.reporter is None or self.reporter.report()
+        """Tell the master of the jobs and the tenants. Whether that was all: a worker that starts has none."""
+        told = self.router is None or self.router.seen.tell()
+        return (self.reporter is None or self.reporter.report()) and told
 
     def _jobs_changed(self) -> None:
         self.replacement.look_at_jobs()

@@ -41,6 +41,7 @@ from reuseport.worker.handover import MOST_UNREAD, Sender
 from reuseport.worker.pool import Pool
 from reuseport.worker.request import CACHED_LINES, RequestError
 from reuseport.worker.response import Response
+from reuseport.worker.seen import SeenTenants
 from reuseport.worker.tenancy import Finder, finder, pinner, valid
 from reuseport.worker.upgrade import OFFER
 
@@ -68,7 +69,8 @@ class Router:
 
     `tenant_of` gives a request's tenant; `may_block`: it is the application's, and runs in the request's greenlet.
     `requests`: locks for requests too, where isolation is strict. `hear()` reads what the master has said meanwhile;
-    `say(kind, **fields)` speaks to it. `make_sender(on_refused)` makes the way to one other generation.
+    `say(kind, **fields)` speaks to it, at once if `has_room()`. `make_sender(on_refused)` makes the way to one other
+    generation.
     """
 
     def __init__(
@@ -84,8 +86,11 @@ class Router:
         hear: Callable[[], None],
         say: Callable[..., None],
         log: Callable[[str, str], None],
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         self.table = Table()
+        self.seen = SeenTenants(engine.loop, say, has_room)
+        self._seen = self.seen.names
         self._engine = engine
         self._loop = engine.loop
         self._here = generation
@@ -165,6 +170,8 @@ class Router:
             tenant = names.name(tenant)
         response.connection.tenant = tenant
         if tenant is not None:
+            if tenant not in self._seen:
+                self.seen.note(tenant)
             response.connection.name = self._named(response.connection.name, tenant)
         version = self._words[VERSION]
         free = self._requests is None or tenant is None  # no lock of its own
@@ -423,6 +430,7 @@ class Router:
     def abandon(self) -> None:
         """In a child that the application has forked: the queues are its parent's."""
         self._again.stop()
+        self.seen.abandon()
         for sender in self._senders.values():
             sender.abandon()
 
@@ -433,6 +441,7 @@ def make_router(
     make_sender: Callable[[Callable[[list[Connection]], None]], Sender],
     hear: Callable[[], None],
     say: Callable[..., None],
+    has_room: Callable[[], bool],
     log: Callable[[str, str], None],
 ) -> Router:
     """The router that a worker's settings ask for. LoadError where the application has no such function."""
@@ -442,4 +451,5 @@ def make_router(
     locks = birth.shared["pins"]
     requests = Pins(locks, REQUESTS, generation, lock()) if settings.tenant_isolation == "strict" else None
     jobs, marks = Pins(locks, JOBS, generation, lock()), Marks.of(birth.shared["marks"], lock())
-    return Router(engine, generation, tenant_of, may_block, marks, jobs, requests, make_sender, hear, say, log)
+    ways = make_sender, hear, say, log, has_room
+    return Router(engine, generation, tenant_of, may_block, marks, jobs, requests, *ways)

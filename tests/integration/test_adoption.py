@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -24,6 +25,8 @@ def listening(address: str) -> set[str]:
 def sockets_of(pid: int) -> set[str]:
     links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
     return {link.removeprefix("socket:[").rstrip("]") for link in links if link.startswith("socket:")}
+
+TENANTED = "import tenanted\napplication = tenanted.make(VERSION)\n"
 
 
 def lose_master(server) -> None:
@@ -203,13 +206,10 @@ def test_an_address_that_cannot_be_had_costs_the_orphans_nothing(serve, tmp_path
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ((), ("--tenant", "host"), "--tenant: generation 1"),
-        (("--tenant", "host"), (), "--tenant: generation 1"),
-        (("--tenant", "host"), ("--tenant", "host", "--tenant-isolation", "strict"), "--tenant-isolation: gen"),
         ((), ("--user", "nobody"), "--user: generation 1"),
     ],
 )
-def test_who_was_begun_for_other_tenants_or_as_another_user_is_not_adopted(serve, before, after, says):
+def test_who_was_begun_as_another_user_is_not_adopted(serve, before, after, says):
     if "--user" in after and os.geteuid() != 0:
         pytest.skip("only root can become another user")
     server = serve(*before).start()
@@ -262,6 +262,32 @@ def test_a_job_is_adopted_although_nobody_is_left_who_has_a_slot(serve):
     wait_for(lambda: is_gone(pid), "the job's own end")
     assert server.gate("job-ended").entered() == [pid]
     server.settle(2)
+
+
+def test_another_rule_for_tenants_comes_with_the_release_after_an_adoption(serve):
+    """What was begun goes on by its own rule."""
+    server = serve("--tenant", "header:X-A")
+    server.write("one", TENANTED)
+    server.start()
+    address = server.address
+
+    def tenant(header: str) -> str | None:
+        with contextlib.closing(server.client(address)) as connection:
+            connection.request("GET", "/", headers={header: "acme"})
+            return json.loads(connection.getresponse().read())["tenant"]
+
+    assert server.cli("hold", "acme").exit == 0
+    lose_master(server)
+    server.options = ("--tenant", "header:X-B")
+    server.launch()
+    server.wait(lambda s: s.is_settled(), "the next master")
+    assert (tenant("X-A"), tenant("X-B")) == ("acme", None)
+    assert [row["held"] for row in server.question(do="tenants")["tenants"]] == [1]
+    server.write("two", TENANTED)
+    assert "Release to everybody first" in server.release("--canary", "acme").err
+    assert server.renew() == 2  # nothing keeps the old version
+    assert (tenant("X-A"), tenant("X-B")) == (None, "acme")
+    assert server.question(do="tenants")["tenants"] == []
 
 
 def test_a_canary_whose_promotion_nobody_has_heard_is_still_a_canary(serve):

@@ -54,9 +54,15 @@ def test_a_promotion_that_nobody_waits_for(server):
 
 def test_the_command_line_tells_who_tries_it_out(server):
     Customer(server, "acme").get()
-    try_out(server, "two", "acme,globex")
+    server.write("two", code=TENANTED)
+    outcome = server.cli("release", "--canary", "acme,globex")
+    assert outcome.exit == 0 and "no job of tenant globex has been seen" in outcome.err and "acme" not in outcome.err
     outcome = server.cli("tenants")
     assert outcome.exit == 0, outcome.err
+    trial = {"generation": 2, "tenants": ["acme", "globex"], "more": 0, "percent": 0}
+    assert server.question(do="tenants")["canary"] == trial
+    assert "canary: generation 2: tenants acme, globex" in outcome.out
+    assert "generation 2 is on trial: tenants acme, globex" in server.cli("status").out
     rows = [line.split() for line in outcome.out.splitlines()[1:3]]
     assert rows == [["acme", "2", "canary"], ["globex", "2", "canary"]]
 

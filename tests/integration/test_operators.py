@@ -52,10 +52,12 @@ def test_a_rollback_while_a_release_boots_ends_it_and_changes_nothing_else(serve
     assert load.failures == [] and set(load.versions) == {"two"}
     assert outcome.exit == 0, outcome.err
     assert "generation 3 was booting, and was aborted; generation 2 serves on" in outcome.out
+    left = f"{server.current} still leads to {server.releases / 'three'}"
+    assert left in outcome.err and f"loaded from {server.releases / 'two'}" in outcome.err
     waited = server.end(release)
     assert waited.exit == 4
     assert (waited.json["outcome"], waited.json["ok"], waited.json["generation"]) == ("aborted", False, 3)
-    assert f"generation 3 was aborted by reuseport {command} (" in waited.err
+    assert f"generation 3 was aborted by reuseport {command} (" in waited.err and left in waited.json["warnings"][0]
     assert server.settle(2) and outcomes(server) == {1: "serving", 2: "serving", 3: "aborted"}
     lines = json.loads(server.cli("history", "--json").out)
     [aborted] = [line for line in lines if line.get("number") == 3]

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from datetime import datetime
 from pathlib import Path
 
 from harness import Background, wait_for
@@ -41,6 +42,8 @@ def test_a_rollback_forks_from_the_zygote_that_stands_by_and_loads_nothing(serve
         outcome = server.cli("rollback")
         assert outcome.exit == 0, outcome.err
         assert "from the zygote of generation 1" in outcome.out and "generation 3 serves" in outcome.out
+        one, two = server.releases / "one", server.releases / "two"
+        assert f"warning: {server.current} still leads to {two}, and what serves was loaded from {one}" in outcome.err
         answer = server.get()
         assert (answer.version, answer.json["import_pid"]) == ("one", import_pid)
         load.more(20)
@@ -77,12 +80,14 @@ def test_going_back_again_goes_further_back(server):
     release(server, "two")
     release(server, "three")
     for version in ("two", "one"):
-        assert server.cli("rollback").exit == 0
-        assert server.get().version == version
+        outcome = server.cli("rollback", "--json")
+        assert outcome.exit == 0 and server.get().version == version
+        [warning] = outcome.json["warnings"]
+        assert f"still leads to {server.releases / 'three'}" in warning and str(server.releases / version) in warning
     outcome = server.cli("rollback")
     assert outcome.exit == 1 and "no version before" in outcome.err
-    assert server.cli("rollback", "3").exit == 0
-    assert server.get().version == "three"
+    outcome = server.cli("rollback", "3")
+    assert (outcome.exit, outcome.err) == (0, "") and server.get().version == "three"
 
 
 def test_what_cannot_be_brought_back_is_said_and_nothing_changes(serve):
@@ -162,6 +167,36 @@ def test_the_history_tells_what_a_drain_waited_for(server):
     history = json.loads(server.cli("history", "--json").out)
     drained = next(line for line in history if line["event"] == "drained" and line["number"] == 2)
     assert [(job["name"], job["tenant"], job["lost"]) for job in drained["jobs"]] == [("export", "acme", False)]
+
+
+def test_the_history_names_the_requests_that_a_drain_waited_for_and_who_released(server):
+    gate = server.gate("slow")
+    slow = server.get_later("/gate?name=slow")
+    gate.await_entered()
+    server.write("two")
+    server.env["SUDO_USER"] = "sam"
+    assert server.cli("release", "--by", "CI job 4711").exit == 0
+    # What a drain waits for less than 0.1 s is not named.
+    server.wait(lambda s: s.generation(1)["since"] > 0.2, "the drain to last")
+    gate.open()
+    assert slow.result().version == "one"
+    server.settle(2)
+    lines = json.loads(server.cli("history", "--json").out)
+    drained = next(line for line in lines if line["event"] == "drained")
+    [request] = drained["requests"]
+    assert request["name"] == "GET /gate" and 0.1 < request["seconds"] <= drained["seconds"]
+    release = next(line for line in lines if line["event"] == "release" and line["number"] == 2)
+    who = release["operator"]
+    assert (who["uid"], who["sudo_user"], who["by"]) == (os.geteuid(), "sam", "CI job 4711")
+    assert who["host"] == os.uname().nodename and who["user"]
+    assert release["by"].startswith("reuseport release (CI job 4711, sam as ")
+    assert abs(datetime.fromisoformat(release["time"]).timestamp() - release["at"]) < 0.002
+    table = server.cli("history").out
+    assert "request GET /gate (0s)" in table and "CI job 4711" in table
+    assert "by reuseport release (CI job 4711" in server.cli("status").out
+    server.hup()
+    server.settle(3)
+    assert "by SIGHUP" in server.cli("status").out
 
 
 def test_a_release_that_answers_with_errors_is_taken_back(serve):

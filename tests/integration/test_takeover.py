@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -220,6 +221,50 @@ def test_a_tenant_stays_where_its_job_runs_and_moves_when_it_ends(serve, second)
     two.settle(3)
 
 
+def test_a_takeover_changes_whose_a_request_is(serve, second):
+    """No rule, one by a header, one by another header, and none: each generation goes by its own."""
+    one = serve()
+    one.write("one", TENANTED)
+    one.start()
+    address = one.address
+
+    def version(header: str = "X-None", path: str = "/") -> str:
+        with contextlib.closing(one.client(address)) as connection:
+            connection.request("GET", path, headers={header: "acme"})
+            return json.loads(connection.getresponse().read())["version"]
+
+    two = take_over(second(one, "--tenant", "header:X-A", code=TENANTED), 2)
+    assert one.await_exit() == 0
+    assert version("X-A", "/job?name=first") == "two"
+    two.gate("first").await_entered()
+    assert two.cli("hold", "globex").exit == 0
+    two.write("three", TENANTED)
+    assert two.release().exit == 0
+    assert (version("X-A"), version("X-B")) == ("two", "three")  # acme is kept, as always with one rule
+
+    three = take_over(second(one, "--tenant", "header:X-B", version="four", code=TENANTED), 4)
+    # The job goes on where it is. It keeps no tenant, and neither does the hold.
+    for header in ("X-A", "X-B", "X-None"):
+        assert [version(header) for _ in range(10)] == ["four"] * 10
+    assert [job["name"] for job in three.status().generation(2)["waits_for"]["jobs"]] == ["export"]
+    assert three.question(do="tenants")["tenants"] == []
+    assert version("X-B", "/job?name=second") == "four"
+    three.gate("second").await_entered()
+    three.write("five", TENANTED)
+    assert three.release().exit == 0
+    assert (version("X-A"), version("X-B")) == ("five", "four")
+    two.gate("first").open()
+    three.wait(lambda s: 2 not in s.numbers, "the first job's generation to end")
+    assert two.await_exit() == 0
+
+    four = take_over(second(one, version="six", code=TENANTED), 6)
+    assert {version("X-A"), version("X-B"), version()} == {"six"}
+    assert not four.question(do="tenants")["ok"]
+    three.gate("second").open()
+    assert three.await_exit() == 0
+    assert four.settle(6)
+
+
 def test_a_takeover_of_a_takeover(server, second):
     gate = server.gate("slow")
     slow = server.get_later("/gate?name=slow")
@@ -421,7 +466,6 @@ def test_one_that_does_not_even_start_its_zygote_is_given_up(server, second, tmp
     ("options", "why"),
     [
         (("-b", "127.0.0.1:1"), "--bind: 127.0.0.1:1 is none of"),
-        (("--tenant", "host"), "--tenant is '' in the running master, and 'host' in this"),
         (("--run-dir", "{tmp}"), "no master owns"),
         (("--state-dir", "{tmp}"), "--state-dir is"),
     ],

@@ -205,7 +205,7 @@ def test_a_master_that_gets_everything_back_goes_on_with_companions_and_metrics(
     await_log(one, "[2.mail] [output] mail begins")
     one.settle(2)
     lines = [json.loads(line) for line in (one.run_dir / "history.jsonl").read_text().splitlines()]
-    assert lines[-1] == {**one.question(do="history")["history"][-1], **{k: lines[-1][k] for k in lines[-1]}}
+    assert lines[-1].items() <= one.question(do="history")["history"][-1].items()
     assert {"event": "drained", "number": 1}.items() <= lines[-1].items(), "it is written where it is read"
 
 

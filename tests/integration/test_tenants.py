@@ -173,7 +173,11 @@ def test_hold_keeps_a_tenant_across_releases_and_move_lets_it_go(make):
     acme, globex = Customer(server, "acme"), Customer(server, "globex")
     assert acme.version() == "one"
     outcome = server.cli("hold", "acme")
-    assert outcome.exit == 0 and "generation 1" in outcome.out, outcome
+    assert outcome.exit == 0 and "generation 1" in outcome.out and outcome.err == "", outcome
+    for command in ("move", "hold"):
+        outcome = server.cli(command, "acne")
+        assert outcome.exit == 0 and "tenant acne has been seen so far; similar names: acme" in outcome.err, outcome
+    assert "warnings" not in server.question(do="move", tenant="acne")  # it is held, so it is known
     release(server, "two")
     release(server, "three")
     for _ in range(5):
@@ -183,6 +187,10 @@ def test_hold_keeps_a_tenant_across_releases_and_move_lets_it_go(make):
         lambda s: s.numbers == [1, 3] and [w["state"] for w in s.generation(1)["workers"]] == ["attending"] * 2,
         "two workers to attend",
     )
+    assert server.status().generation(1)["waits_for"]["held"] == ["acme"]
+    shown = server.cli("status").out
+    assert "tenant acme, which is held here, draining" in shown and "attending: 1." in shown
+    assert "is held here" in server.cli("tenants").out
     # A worker that attends and dies is forked again, and the version stays what it was.
     os.kill(server.status().generation(1)["workers"][0]["pid"], signal.SIGKILL)
     acme = Customer(server, "acme")  # the connection may have been the killed one's
@@ -206,6 +214,9 @@ def test_the_next_master_knows_who_is_held(make):
     assert acme.version() == "one" and Customer(server, "globex", keep=False).version() == "two"
     server.launch()
     server.wait(lambda s: s.serving == 2, "the next master")
+    # Workers tell the next master which tenants they have seen, as soon as it knows them.
+    hints = wait_for(lambda: server.question(do="move", tenant="globes").get("warnings"), "a hint")
+    assert "similar names: globex" in hints[0]
     assert acme.version() == "one" and Customer(server, "globex", keep=False).version() == "two"
     assert server.cli("move", "acme").exit == 0
     wait_for(lambda: acme.version() == "two", "the tenant to move")

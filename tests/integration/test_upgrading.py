@@ -5,6 +5,7 @@ What is "installed" is a copy of the package behind a link, which PYTHONPATH nam
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -30,6 +31,8 @@ JOBBING = "import jobbing\napplication = jobbing.make({version!r})\n"
 
 INOTIFY = "self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)"
 WITHOUT_INOTIFY = (INOTIFY, "[ctypes.set_errno(24), -1][1]")
+
+TENANTED = "import tenanted\napplication = tenanted.make(VERSION)\n"
 
 
 class Installed:
@@ -443,6 +446,48 @@ def test_a_canary_holds_and_losses_are_what_they_were(serve):
     assert server.cli("move", "initech").exit == 0
     assert server.cli("promote", "--wait", "drained").exit == 0
     assert server.get().version == "three"
+
+
+def test_it_brings_another_rule_for_tenants_and_says_what_it_does_not_bring(serve):
+    server = serve("-c", "conf.toml")
+    config = server.root / "conf.toml"
+    config.write_text("")
+    server.write("one", TENANTED)
+    server.start()
+
+    def tenant() -> str | None:
+        with contextlib.closing(server.client()) as connection:
+            connection.request("GET", "/", headers={"X-A": "acme"})
+            return json.loads(connection.getresponse().read())["tenant"]
+
+    config.write_text('tenant = "header:X-A"\nbacklog = 99\nlog-json = true\n')
+    server.write("two", TENANTED)
+    outcome = server.release("--wait", "drained")
+    assert outcome.exit == 0 and tenant() is None
+    lines = {line.split()[2]: line for line in outcome.err.splitlines()}
+    assert set(lines) == {"--backlog", "--log-json", "--tenant"}
+    assert "`reuseport upgrade`" in lines["--tenant"] and "start it anew" in lines["--backlog"]
+    assert "--takeover" in lines["--log-json"] and "--takeover" not in lines["--backlog"]
+    assert not server.question(do="tenants")["ok"]
+
+    outcome = server.cli("upgrade")
+    assert outcome.exit == 0 and "--tenant: the next release brings the new value" in outcome.err
+    assert "--log-json changed" in outcome.err
+    assert tenant() is None and not server.question(do="tenants")["ok"]
+    assert "Release to everybody first" in server.release("--canary", "acme").err
+    server.write("three", TENANTED)
+    outcome = server.release("--json")
+    assert not any("--tenant" in warning for warning in outcome.json["warnings"])
+    assert tenant() == "acme" and server.question(do="tenants")["ok"]
+    server.settle(3)
+    # The zygotes that stand by do not know tenants, so a rollback loads its version.
+    assert server.cli("rollback").exit == 0
+    assert tenant() == "acme" and server.get().version == "two"
+
+    config.write_text('tenant = "header:X-A"\ntenant-isolation = "strict"\npin-max = "1h"\n')
+    outcome = server.cli("upgrade")
+    assert outcome.exit == 1 and "strict isolation forbids" in outcome.err
+    assert tenant() == "acme"
 
 
 def test_a_rollback_after_it_loads_nothing(installed):

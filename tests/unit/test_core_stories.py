@@ -740,6 +740,18 @@ def test_a_rollback_without_a_zygote_loads_again(released):
     assert [c.generation for c in only(commands, ev.StartZygote)] == [3]
 
 
+def test_a_rollback_that_must_load_copies_no_zygote(released):
+    """As where the zygote that stands by knows tenants in another way."""
+    release = replace(released[1].release, source=1, afresh=True)
+    commands = released.tell(ev.RollbackAsked(release, 2, source=1))
+    assert [c.generation for c in only(commands, ev.StartZygote)] == [3] and not only(commands, ev.CopyZygote)
+    released.serve(3)
+    released.release(probation=10.0)
+    released.serve(4)
+    commands = released.tell(ev.Judged(4, "errors"))
+    assert only(commands, ev.CopyZygote) == [ev.CopyZygote(5, 3)], "its own zygote has its own rule"
+
+
 def test_a_donor_that_dies_first_is_replaced_by_loading_again(released):
     roll_back(released, 1)
     assert [c.generation for c in only(released.exit((1, 0)), ev.StartZygote)] == [3]

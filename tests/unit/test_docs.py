@@ -67,6 +67,15 @@ def test_every_option_and_command_that_is_named_exists(page):
         assert flag in known | own | others or group, f"{page.name} names {flag}"
 
 
+def test_links_are_flipped_in_one_step():
+    """`ln -sf` removes the old link before it makes the new one, so a release between the two finds none."""
+    places = [path for part in ("reuseport", "scripts", "findings") for path in (ROOT / part).rglob("*")]
+    for path in [*PAGES, *(path for path in places if path.suffix in ("", ".py", ".sh") and path.is_file())]:
+        for line in path.read_text(errors="replace").splitlines():
+            if re.search(r"\bln (-\w+ )*-\w*s", line):
+                assert "mv -T" in line, f"{path.name}: {line}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):

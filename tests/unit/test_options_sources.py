@@ -365,6 +365,19 @@ def test_a_release_reads_the_file_again(cwd: str) -> None:
         reload(old)
 
 
+def test_what_only_a_start_changes_is_told_with_each_way_to_get_it() -> None:
+    starts = [option.name for option in OPTIONS if option.effect == "start"]
+    for name in starts:
+        told = options.ways_to_change([name])
+        assert len(told) == (name != "takeover") and all(BY_NAME[name].flag in text for text in told)
+    [both] = options.ways_to_change(["log_json", "capture_output"])
+    assert "--log-json, --capture-output changed" in both and "--takeover" in both and "upgrade" not in both
+    by_upgrade, by_start = options.ways_to_change(["tenant", "tenant_isolation", "bind", "user"])
+    assert "--tenant, --tenant-isolation changed" in by_upgrade and "`reuseport upgrade`" in by_upgrade
+    assert "--bind, --user changed" in by_start and "--takeover" not in by_start and "start it anew" in by_start
+    assert options.ways_to_change([]) == []
+
+
 def test_settings_do_not_change(cwd: str) -> None:
     read = load(["-e", "A=1"], {}, cwd)
     with pytest.raises(AttributeError):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from reuseport.core.model import Release
 from reuseport.master.history import FILE, KEPT, History
+from reuseport.master.recipe import differs_on_disk
 from reuseport.master.releases import ENOUGH, compare
 from reuseport.master.room import free_memory, refusal
+from reuseport.options import Settings, load
+from reuseport.options.checks import find_interpreter
 
 GIB = 1 << 30
 
@@ -116,3 +122,68 @@ def test_more_errors_than_before_are_a_verdict(before, after, worse):
 
 def test_a_verdict_says_both_shares():
     assert "12.0% of its 100 answers" in compare((1000, 1), (100, 12), 0.05)
+
+
+def of(directory, python: str = "", source: int = 0) -> Release:
+    interpreter = find_interpreter(load(["shop:app", "--python", python or sys.executable], {}, "/"), str(directory))
+    return Release({"directory": str(directory), "interpreter": interpreter}, source=source)
+
+
+@pytest.fixture
+def current(tmp_path):
+    for version in ("1", "2"):
+        (tmp_path / version / "src").mkdir(parents=True)
+    (tmp_path / "current").symlink_to("2")
+    return tmp_path / "current"
+
+
+def configured(chdir, *more: str) -> Settings:
+    return load(["shop:app", "--chdir", str(chdir), "--python", sys.executable, *more], {}, "/")
+
+
+def test_what_is_on_disk_may_be_the_version_that_serves(current):
+    one, two = current.parent / "1", current.parent / "2"
+    assert differs_on_disk(configured(current), of(two)) == ""
+    assert differs_on_disk(configured(current), of(two), of(one)) == ""
+    assert differs_on_disk(configured(two), of(two), of(one)) == ""
+
+
+def test_a_link_that_still_leads_to_another_version_is_told_with_what_flips_it(current):
+    one, two = current.parent / "1", current.parent / "2"
+    text = differs_on_disk(configured(current), of(one))
+    assert f"{current} still leads to {two}" in text and f"loaded from {one}" in text
+    subprocess.run(["sh", "-ec", text.partition("To change that: ")[2]], check=True)
+    assert current.resolve() == one and sorted(path.name for path in current.parent.iterdir()) == ["1", "2", "current"]
+
+
+def test_a_link_within_the_path_is_told_without_a_command(current):
+    text = differs_on_disk(configured(current / "src"), of(current.parent / "1" / "src"))
+    assert f"{current / 'src'} still leads to {current.parent / '2' / 'src'}" in text and "ln -s" not in text
+
+
+def test_another_directory_in_the_configuration_is_told(current):
+    one, two = current.parent / "1", current.parent / "2"
+    text = differs_on_disk(configured(two), of(one))
+    assert text.startswith(f"--chdir is {two}") and str(one) in text
+
+
+def test_versions_in_one_directory_are_told(current):
+    text = differs_on_disk(configured(current), of(current.parent / "2"), of(current.parent / "2"))
+    assert f"the files in {current.parent / '2'} are as they were" in text
+
+
+def test_a_link_to_another_environment_is_told(current):
+    """As --python /srv/venv/bin/python."""
+    for name in ("a", "b"):
+        (current.parent / name).mkdir()
+        (current.parent / name / "python").symlink_to(sys.executable)
+    venv = current.parent / "venv"
+    venv.symlink_to("a")
+    served = of(current.parent / "2", str(venv / "python"))
+    settings = configured(current, "--python", str(venv / "python"))
+    assert differs_on_disk(settings, served) == ""
+    venv.unlink()
+    venv.symlink_to("b")
+    text = differs_on_disk(settings, served)
+    assert f"--python leads to {current.parent / 'b' / 'python'}" in text
+    assert f"runs on {current.parent / 'a' / 'python'}" in text

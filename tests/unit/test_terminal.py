@@ -164,6 +164,38 @@ def test_what_a_drain_waits_for() -> None:
     assert "has passed" in next(line for line in lines if "late" in line)
 
 
+def test_a_held_tenant_is_what_its_generation_waits_for() -> None:
+    waits = {"requests": 0, "connections": 0, "jobs": [], "held": ["acme"]}
+    workers = [{"id": f"6.{n}", "state": "attending"} for n in (1, 2)]
+    shown = render({"generations": [generation(6, waits_for=waits, workers=workers)]}, 0, None)
+    assert "generation 6 waits for tenant acme, which is held here, draining for" in shown
+    assert "tenant acme is held here (reuseport move acme lets go of it)" in shown
+    assert "attending: 6.1, 6.2; they serve the tenants that are kept here" in shown
+    waits |= {"held": ["a b", "acme"], "more_held": 3, "requests": 1}
+    shown = render({"generations": [generation(6, waits_for=waits)]}, 0, None)
+    assert "waits for 1 request, 5 held tenants" in shown and "and 3 other tenants" in shown and "move 'a b'" in shown
+    # Before a release, too.
+    shown = render({"generations": [generation(6, "serving", waits_for=waits)]}, 0, None)
+    assert "tenant acme is held here" in shown
+    steps = Steps()
+    steps.hear({"stage": "draining", "generation": 7, "generations": [{"number": 6, "held": ["acme"], "jobs": []}]}, 0)
+    assert steps.waits() == "generation 6 waits for tenant acme, which is held here"
+    assert any("tenant acme is held here" in line for line in steps.lines(0))
+
+
+@pytest.mark.parametrize(
+    ("canary", "said"),
+    [
+        ({"tenants": ["acme"], "percent": 0}, "tenant acme"),
+        ({"tenants": ["acme", "b"], "more": 7, "percent": 2.5}, "tenants acme, b, 7 more, and 2.5 % of the others"),
+        ({"tenants": [], "percent": 10.0}, "10 % of all tenants"),
+    ],
+)
+def test_who_tries_a_canary_out_is_shown(canary: dict[str, Any], said: str) -> None:
+    generations = [generation(6, "serving"), generation(7, "canary", canary=canary)]
+    assert f"generation 7 is on trial: {said}\n" in render({"generations": generations}, 0, None) + "\n"
+
+
 def test_companions_and_what_is_lost_are_shown() -> None:
     companions = [
         {"id": "3.huey", "name": "huey", "pid": 9, "state": "running", "age": 5, "restarts": 2},

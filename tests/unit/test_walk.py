@@ -124,6 +124,21 @@ def test_what_is_missing_is_made_for_this_user_alone(tmp_path):
     assert [stat.S_IMODE(one.stat().st_mode) for one in (path.parent, path)] == [0o755, 0o700]
 
 
+def test_another_master_may_make_the_same_directories_at_the_same_time(tmp_path, monkeypatch):
+    """Two servers that start at once where /tmp/reuseport-UID does not exist yet."""
+    made, mkdir = [], os.mkdir
+
+    def mkdir_too_late(path, *how, **more):
+        made.append(path)
+        mkdir(path, *how, **more)  # by the other one
+        mkdir(path, *how, **more)
+
+    monkeypatch.setattr(os, "mkdir", mkdir_too_late)
+    run_dir = RunDir(str(tmp_path / "reuseport-0" / "shop"))
+    os.close(run_dir.own())
+    assert [os.path.basename(path) for path in made] == ["reuseport-0", "shop", "work"]
+
+
 @root_only
 def test_in_a_container_of_one_user_there_is_no_other(above, monkeypatch):
     """An emptyDir of Kubernetes has the mode 0777. Process 1 has the container's user, where that is not root."""

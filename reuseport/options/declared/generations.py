@@ -201,12 +201,13 @@ OPTIONS: tuple[Option, ...] = (
         "tenant", kinds.TENANT, "", group=TENANTS, effect="start", default_text="none",
         help="Whose a request is: header:NAME, host, host:LABEL and path:N (counted from the left, from 1), "
         "cookie:NAME, or MODULE:CALLABLE, which gets environ without the body. While a tenant has a job on an older "
-        "generation its requests go there; when the last one ends it moves on.",
+        "generation its requests go there; when the last one ends it moves on. A takeover and an upgrade change it, "
+        "too.",
     ),
     Option(
         "tenant_isolation", kinds.choice("shared", "strict"), "shared", group=TENANTS, effect="start",
         help="strict: two versions never work for one tenant at the same time. Its requests wait a moment when it "
-        "moves.",
+        "moves. A takeover and an upgrade change it, too.",
     ),
     Option(
         "strict_wait", kinds.SECONDS, 1.0, unit="seconds", group=TENANTS, check=positive, effect="always",
