@@ -109,6 +109,7 @@ class Worker:
         if birth.booting:
             os.dup2(birth.boot_output, 1)
             os.dup2(birth.boot_output, 2)
+            self.log.boot_output = birth.boot_output
         else:
             speak_through(self.log)
         if not self.link.connect(FIRST_HELLO):
@@ -157,7 +158,6 @@ class Worker:
             admission=self._admission(),
         )
         self.engine.on_change = self.drain.leave_if_done
-        self.engine.count_latencies = partial(count, self.latencies, self.engine.latencies)
         self.sender = Sender(self.loop, self.loop_set, self.drain.keep_connections)
         self.receiver = Receiver(self.loop, birth.queue[0], self.engine.adopt, self._inherit, self.log)
         if self.replacement.after:
@@ -170,6 +170,7 @@ class Worker:
             if status >= 300:
                 hint = "what is behind it was not warmed up; //HOST/PATH asks for a host that the application knows"
                 self.log("warning", f"--warmup {path}: answered with {status}: {hint}")
+        self.engine.count_latencies = partial(count, self.latencies, self.engine.latencies)
         application.settle(self.settings)  # of what this process has imported itself, at the warm-up at the latest
         if self.settings.tenant:
             self._make_router()
@@ -180,6 +181,7 @@ class Worker:
             sys.stderr.flush()
             os.dup2(STDOUT_COPY, 1)
             os.dup2(STDERR_COPY, 2)
+            self.log.boot_output = None
             speak_through(self.log)
         self._dump_stacks_on_signal()
         self._put_down()
