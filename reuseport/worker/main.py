@@ -419,6 +419,7 @@ class Worker:
             close(fd)
         self.birth.logs.forget()
         self.birth.run_dir.forget()
+        self.birth.family.forget()
         for part in (self.acceptor, self.receiver, self.sender, self.engine, self.router, self.loop_set):
             if part is not None:
                 part.abandon()
