@@ -100,6 +100,7 @@ class Zygote:
         self.imports = Imports(False)
         self.application: Any = None
         self.family: Family | None = None
+        self.copied = False  # of a zygote whose workers have served
         self.pems: certificates.Pems | None = None
         self.tls: ssl.SSLContext | None = None
         self.separate = bool(born.get("separate"))
@@ -289,6 +290,7 @@ class Zygote:
             self.shared,
             self.application,
             self.family,
+            self.copied and self.application is not None,
             self.tls,
             line,
         )
@@ -312,7 +314,7 @@ class Zygote:
         ):
             close(output)
             return
-        self.generation = generation
+        self.generation, self.copied = generation, True
         os.environ["REUSEPORT_GENERATION"] = str(generation)
         os.dup2(output, self.boot_output, inheritable=False)
         close(output)

@@ -34,5 +34,6 @@ class Birth:
     shared: Held  # what the worker maps
     application: Any  # None: the worker loads it itself
     family: Family  # the processes that share the zygote's import
+    copied: bool = False  # the application was imported by a zygote whose workers have served
     tls: ssl.SSLContext | None = None
     line: _socket.socket | None = None  # to whoever asked for a job: then this is no worker, but the job's process

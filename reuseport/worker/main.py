@@ -165,7 +165,8 @@ class Worker:
         self._beat()
         warmup.call_start_hooks()
         forked.end_if_child()
-        for path in self.settings.warmup:
+        # A rollback to what stands by does not wait: its first requests warm it up.
+        for path in () if birth.booting and birth.copied else self.settings.warmup:
             status = warmup.request(self.engine, path)
             if status >= 300:
                 hint = "what is behind it was not warmed up; //HOST/PATH asks for a host that the application knows"
