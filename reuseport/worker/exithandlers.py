@@ -77,7 +77,8 @@ def removes_files(handler: Any, *, own: bool = False) -> bool:
         return False  # it runs those finalizers that have not been dropped
     if any(handler is one for one in _REMOVERS):
         return True
-    if isinstance(handler, types.MethodType) and isinstance(handler.__self__, _HOLDERS):
+    # By the type: a lazy object of the application's would be woken by isinstance, which asks for its __class__.
+    if type(handler) is types.MethodType and issubclass(type(handler.__self__), _HOLDERS):
         return handler.__name__ in _METHODS
     function = getattr(handler, "__func__", handler)
     if not isinstance(function, types.FunctionType):
@@ -87,7 +88,8 @@ def removes_files(handler: Any, *, own: bool = False) -> bool:
         return False
     if names & _NAMES or names >= {"os", "remove"}:
         return True
-    return "cleanup" in names and any(isinstance(one, tempfile.TemporaryDirectory) for one in _used_by(function, names))
+    used = _used_by(function, names) if "cleanup" in names else ()
+    return any(issubclass(type(one), tempfile.TemporaryDirectory) for one in used)
 
 
 def _names_in(code: types.CodeType) -> set[str]:
@@ -114,6 +116,9 @@ class _Matching:
         self._test = test
 
     def __eq__(self, handler: object) -> bool:
-        return self._test(handler)
+        try:
+            return self._test(handler)
+        except Exception:  # noqa: BLE001 - an object of the application's that cannot be looked at
+            return False
 
     __hash__ = None

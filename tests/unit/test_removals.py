@@ -104,6 +104,27 @@ def test_a_matching_object_is_equal_to_what_it_matches():
     assert (print == _Matching(removes_files)) is False
 
 
+def test_no_object_of_the_application_is_woken_or_ends_the_process(monkeypatch):
+    class Lazy:
+        @property
+        def __class__(self):
+            raise RuntimeError("woken")
+
+        def cleanup(self):
+            raise RuntimeError("called")
+
+        def __eq__(self, other):
+            raise RuntimeError("compared")
+
+        __hash__ = None
+
+    monkeypatch.setitem(globals(), "TEMPORARY", Lazy())
+    assert not removes_files(cleans_a_temporary_directory)
+    assert not removes_files(Lazy().cleanup)
+    assert (Lazy().cleanup == _Matching(removes_files)) is False
+    assert _Matching(removes_files) != Lazy()
+
+
 def others(family: Family, count: int) -> list[Family]:
     """The same family, as processes that were forked from this one have it."""
     made = []
