@@ -370,7 +370,7 @@ def test_an_interpreters_environment_is_named_after_its_version(tmp_path, monkey
     for name in ("VENV", "PYTHON", "STAMP", "BASE", "CONSTRAINTS"):
         monkeypatch.setattr(bootstrap, name, getattr(bootstrap, name))
     path = tmp_path / "python"
-    path.write_text("#!/bin/sh\necho 3 15\n")
+    path.write_text("#!/bin/sh\necho 9 99\n")
     path.chmod(0o755)
     made: list[dict] = []
     became: list[Path] = []
@@ -378,5 +378,5 @@ def test_an_interpreters_environment_is_named_after_its_version(tmp_path, monkey
     monkeypatch.setattr(bootstrap, "become", became.append)
     bootstrap.use_python(str(path))
     bootstrap.ensure([])
-    assert became == [bootstrap.CHECKOUT / ".venv-3.15" / "bin" / "python"]
+    assert became == [bootstrap.CHECKOUT / ".venv-9.99" / "bin" / "python"]
     assert [stamp["python"] for stamp in made] == [str(path)]
