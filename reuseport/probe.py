@@ -24,7 +24,7 @@ from reuseport.entry import EARLY_DESCRIPTORS
 from reuseport.ipc import packages
 from reuseport.options import Settings
 from reuseport.version import __version__
-from reuseport.worker import application, forksafety, ground, logs, patching
+from reuseport.worker import application, children, exithandlers, forksafety, ground, logs, patching
 
 
 def main(born: dict[str, Any]) -> None:
@@ -39,6 +39,8 @@ def main(born: dict[str, Any]) -> None:
         file.seek(0)
         file.truncate()
         json.dump(found, file)
+    children.end()
+    exithandlers.run_removals()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # the application's threads must not hold it

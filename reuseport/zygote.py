@@ -16,6 +16,8 @@ if __name__ == "__main__":
     entry.run("reuseport.zygote")
 
 import _socket
+import contextlib
+import faulthandler
 import gc
 import json
 import os
@@ -35,7 +37,7 @@ from reuseport.core.model import FIRST_JOB
 from reuseport.ipc import channel as channels
 from reuseport.ipc import messages, packages, streams
 from reuseport.ipc.inherited import ZYGOTE_VARIABLE
-from reuseport.ipc.lifeline import Lifeline
+from reuseport.ipc.lifeline import Family, Lifeline
 from reuseport.ipc.logfile import Passed
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.shared import MAPPED, PINNING, Held
@@ -45,6 +47,7 @@ from reuseport.options import Settings, certificates
 from reuseport.worker import (
     application,
     children,
+    exithandlers,
     forked,
     forksafety,
     ground,
@@ -56,6 +59,7 @@ from reuseport.worker import (
 )
 from reuseport.worker import main as worker_main
 from reuseport.worker.birth import Birth
+from reuseport.worker.departure import leave
 from reuseport.worker.door import Door
 from reuseport.worker.imports import Imports
 from reuseport.worker.listeners import Listener, pass_slots
@@ -64,6 +68,8 @@ RETRY = 0.5  # seconds between two attempts to reach a master
 UNBOOTED = 60.0  # seconds without a master until a zygote ends that no master has told what to load
 # Seconds until a generation that was superseded, and still drains, looks for changed files; and between two looks.
 STILL_THERE, LOOK_AGAIN = 5.0, 60.0
+# Seconds for its children and exit handlers: the master kills a zygote that takes 2 s to leave (core, QUIT_GRACE).
+LEAVING = 1.8
 
 fork = monkey.get_original("os", "fork")
 waitpid = monkey.get_original("os", "waitpid")
@@ -95,6 +101,8 @@ class Zygote:
         self.door = Door()
         self.imports = Imports(False)
         self.application: Any = None
+        self.family: Family | None = None
+        self.copied = False  # of a zygote whose workers have served
         self.pems: certificates.Pems | None = None
         self.tls: ssl.SSLContext | None = None
         self.separate = bool(born.get("separate"))
@@ -165,7 +173,7 @@ class Zygote:
             )
             self._start_again()
         self.witness = forksafety.Witness(*self._roots())
-        self.lifeline = Lifeline()
+        self.lifeline, self.family = Lifeline(), Family()
         gc.collect()
         gc.freeze()
         ground.flush()
@@ -195,7 +203,9 @@ class Zygote:
             born["pems"] = fd = os.memfd_create("certificates", 0)  # it may be nobody by now who could read the key
             with open(fd, "wb", closefd=False) as file:
                 file.write(json.dumps({name: pem.decode("latin-1") for name, pem in self.pems.items()}).encode())
-        children.end()  # each worker's import starts its own
+        # Each worker's import starts its own, and creates its own files.
+        children.end()
+        exithandlers.run_removals()
         ground.flush()
         self.channel.close()
         if self.run_dir.is_held():
@@ -260,8 +270,11 @@ class Zygote:
 
     def _birth(self, number: int, row: int, booting: bool, line: _socket.socket | None = None) -> Birth:
         assert self.settings is not None
+        assert self.family is not None
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         Zygote.current = None
+        if self.application is not None:
+            exithandlers.drop_removals()  # they are the zygote's
         return Birth(
             self.generation,
             number,
@@ -278,6 +291,8 @@ class Zygote:
             self.passed_logs,
             self.shared,
             self.application,
+            self.family,
+            self.copied and self.application is not None,
             self.tls,
             line,
         )
@@ -304,7 +319,7 @@ class Zygote:
         ):
             _close_all(outputs)
             return
-        self.generation = generation
+        self.generation, self.copied = generation, True
         os.environ["REUSEPORT_GENERATION"] = str(generation)
         os.dup2(outputs[0], self.boot_output, inheritable=False)
         os.dup2(outputs[-1], self.boot_errors, inheritable=False)
@@ -577,7 +592,11 @@ def _close_all(fds: Iterable[int]) -> None:
 
 
 def quit_with(status: int) -> NoReturn:
-    """End this zygote, and the processes that its import has started."""
+    """End this zygote, and the processes that its import has started. Run the import's exit handlers: those that
+    remove files only if no other process shares the import."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a handler of it may be what has called this
+    with contextlib.suppress(RuntimeError):  # no thread can be started
+        faulthandler.dump_traceback_later(LEAVING, exit=True, file=2)
     try:
         children.end()
     except OSError as error:
@@ -585,7 +604,12 @@ def quit_with(status: int) -> NoReturn:
             raise
         os.closerange(3, 256)  # it needs none of them any more, and /proc cannot be read without one
         children.end()
-    os._exit(status)
+    family = Zygote.current.family if Zygote.current is not None else None
+    if family is None or family.leave():
+        gc.unfreeze()  # what the import has left is this process's to remove
+    else:
+        exithandlers.drop_removals()
+    leave(status)
 
 
 def live(birth: Birth | None) -> None:

@@ -6,7 +6,8 @@ only when it has. In between it is started again when it ends by itself, as far 
 
 The switch waits until each companion is ready: until its process has shown that (`Terms.ready`), or, for a timer, has
 run for a while. A companion that ends before, or is not ready in time, fails the release. After the switch a process
-that is late is not ended, because it may have begun tasks. It is `failing`.
+that is late is not ended, because it may have begun tasks. It is `failing`. A rollback to a version that stands by does
+not wait: its companions begin with the switch.
 
 An exclusive one begins later: when its generation serves, and the last of its name has ended. A canary has none until
 it is promoted: what they take from a queue would be everybody's.
@@ -69,7 +70,9 @@ def settled(g: Generation) -> bool:
 
 
 def awaited(g: Generation) -> list[Companion]:
-    """The companions that hold up the release."""
+    """The companions that hold up the release. A rollback to a version that stands by waits for none."""
+    if g.copied:
+        return []
     return [c for c in g.companions.values() if not c.terms.exclusive and c.state not in (RUNNING, ENDED)]
 
 

@@ -60,7 +60,7 @@ def _started(t: Turn, event: ev.Started) -> None:
             t.do(ev.Kill(event.key))
         return
     if not event.error:
-        t.put(replace(g, zygote=replace(g.zygote, pid=event.pid), donor=0))
+        t.put(replace(g, zygote=replace(g.zygote, pid=event.pid), donor=0, copied=g.copied or g.donor > 0))
         return
     if g.donor and g.state == LOADING:
         t.load_instead(g)
@@ -76,7 +76,8 @@ def _loaded(t: Turn, event: ev.Loaded) -> None:
     g = t.generation(event.key.generation)
     if g is None or g.zygote is None or g.zygote.leaving:
         return
-    g = t.put(replace(g, zygote=replace(g.zygote, loaded=True, since=t.now), donor=0))
+    zygote = replace(g.zygote, loaded=True, since=t.now)
+    g = t.put(replace(g, zygote=zygote, donor=0, copied=g.copied or g.donor > 0))
     if g.state == LOADING:
         if event.workers is not None and event.workers != g.wanted:
             g = t.put(replace(g, wanted=event.workers, release=replace(g.release, workers=event.workers)))

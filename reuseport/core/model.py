@@ -307,6 +307,7 @@ class Generation:
     reported: bool = False  # its failure, or its verdict, has been recorded, and told to its askers
     success: str = ""  # what its askers will be told
     donor: int = 0  # the generation whose zygote its own is a copy of, until that has begun
+    copied: bool = False  # its zygote began as a copy: this version has run before
     crashes: int = 0  # workers and companions that crashed while it was on probation
     verdict: str = ""  # why it is to be taken back, or was
     promote_by: float | None = None  # a canary is being promoted: by then its companions have to have begun

@@ -20,7 +20,7 @@ FIELDS = 32
 ROW_BYTES = FIELDS * 8
 
 TURNED = 0  # gauge: CLOCK_MONOTONIC in nanoseconds when the worker's loop last turned; 0 before its loop runs
-REQUESTS = 1  # requests answered or failed, whatever the outcome
+REQUESTS = 1  # requests of clients that were answered or failed, whatever the outcome
 ACTIVE = 2  # gauge: requests the application is working on now
 CONNECTIONS = 3  # gauge: open client connections
 ACCEPTED = 4  # connections accepted from the worker's own slots
@@ -40,7 +40,9 @@ CLIENT_ERRORS = 17  # responses with a 4xx status
 SERVER_ERRORS = 18  # responses with a 5xx status
 SUCCESSES = 19  # responses with a 2xx status, as of the last `settle`
 QUARANTINED = 20  # requests refused because their like has ended workers
-# Fields 21 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
+WARMUPS = 21  # warm-up requests that have ended (--warmup); no other field counts them
+WARMUP_ERRORS = 22  # those among them that were answered 5xx or ended in an exception
+# Fields 23 to 31 are free. The order is an ABI between a master and the zygotes of other versions: append only.
 
 NAMES = {
     "requests_total": REQUESTS,
@@ -63,6 +65,8 @@ NAMES = {
     "server_errors": SERVER_ERRORS,
     "successes": SUCCESSES,
     "quarantined": QUARANTINED,
+    "warmups": WARMUPS,
+    "warmup_errors": WARMUP_ERRORS,
 }
 GAUGES = frozenset({TURNED, ACTIVE, CONNECTIONS, RSS, PSS, JOBS, WAITING})
 # By a status's first digit. Successes, the most, are not counted: they are what is left of the requests.

@@ -162,8 +162,10 @@ def _quit(master: Master, command: ev.Quit) -> None:
     _dismiss(master, command.key)
     g = master.cluster.generations.get(command.key.generation)
     if command.key.number == ZYGOTE and not (g and g.zygote and g.zygote.loaded):
-        # It imports, and so hears nothing; nobody depends on it.
-        master.processes.signal(command.key, signal.SIGKILL)
+        process = master.processes.get(command.key)
+        if process is None or not process.failed:
+            # It imports, and so hears nothing; nobody depends on it.
+            master.processes.signal(command.key, signal.SIGKILL)
     elif not master.switchboard.send(command.key, "quit"):
         master.processes.signal(command.key, signal.SIGTERM)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reuseport.core.model import BOOTING, ENDING, Cluster
+from reuseport.ipc.logline import LOGGED
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.shortage import SHORTAGE
 from reuseport.master import lending, reserve
@@ -54,7 +55,7 @@ class BootLog:
             raise
 
     def news(self, rest: bool) -> bytes:
-        """The lines that have been printed since the last call; with the `rest`, also one that has not ended yet.
+        """The lines since the last call that are not in the log yet; with the `rest`, also one that has not ended yet.
 
         Without a descriptor to read them by they come with a later call.
         """
@@ -62,11 +63,13 @@ class BootLog:
         if not rest and len(data) < NEWS:
             data = data[: data.rfind(b"\n") + 1]
         self.offset += len(data)
+        if LOGGED in data:
+            data = b"".join(line for line in data.splitlines(True) if not line.startswith(LOGGED))
         return data
 
     def tail(self) -> str:
         """The end of what has been printed."""
-        return _read(self.path, TAIL, -TAIL).decode(errors="replace")
+        return _read(self.path, TAIL, -TAIL).replace(LOGGED, b"").decode(errors="replace")
 
     def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -209,12 +209,21 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "reuseport_requests_total", COUNTER, ("generation", "code"),
-        "Requests that have ended, by the class of their status; none: the client went before there was one. An "
-        "upgraded connection counts when it ends, as 1xx.", _requests,
+        "Requests of clients that have ended, by the class of their status; none: the client went before there was one."
+        " An upgraded connection counts when it ends, as 1xx.", _requests,
     ),
     Metric(
         "reuseport_errors_total", COUNTER, ("generation",),
         "Requests among them that were answered 5xx or ended in an exception.", _counter(scoreboard.ERRORS),
+    ),
+    Metric(
+        "reuseport_warmup_requests_total", COUNTER, ("generation",),
+        "Warm-up requests that have ended (--warmup). No other metric counts them.", _counter(scoreboard.WARMUPS),
+    ),
+    Metric(
+        "reuseport_warmup_errors_total", COUNTER, ("generation",),
+        "Warm-up requests among them that were answered 5xx or ended in an exception.",
+        _counter(scoreboard.WARMUP_ERRORS),
     ),
     Metric(
         "reuseport_server_requests_total", COUNTER, ("code",),

@@ -66,6 +66,7 @@ class Process:
     takes_logs: bool = False  # it wants the log files from the master; one of an earlier version opens them itself
     ended: bool = False  # its exit has been noticed: the pid may be another process's by now
     dismissed: bool = False  # the master has told it to end, or ended it
+    failed: bool = False  # a zygote has told that it could not load; it leaves by itself
     malformed: bool = False  # it was ended because of a malformed message
     has_more_jobs: bool = False  # than are in `jobs`
     told: bool = False  # it is another master's child, which tells of its end

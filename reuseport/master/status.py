@@ -116,6 +116,7 @@ def _worker(
         "stolen": counters["stolen"],
         "taken": counters["taken"],
         "errors": counters["errors"],
+        "warmups": {"total": counters["warmups"], "errors": counters["warmup_errors"]},
         "memory": (
             looks.at(process) if process and process.key.is_job else {"rss": counters["rss"], "pss": counters["pss"]}
         ),

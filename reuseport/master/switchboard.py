@@ -425,6 +425,7 @@ class Switchboard:
     def _on_message(self, process: Process, message: Message) -> None:
         key = process.key
         if type(message) in EVENTS:
+            process.failed = process.failed or isinstance(message, messages.Failed)
             self._tell(EVENTS[type(message)](key, message))
         elif isinstance(message, messages.Forked):
             if child := self._asked_for(key, message):

@@ -7,6 +7,7 @@ import ssl
 from dataclasses import dataclass
 from typing import Any
 
+from reuseport.ipc.lifeline import Family
 from reuseport.ipc.logfile import Passed
 from reuseport.ipc.rundir import RunDir
 from reuseport.ipc.shared import Held
@@ -33,5 +34,7 @@ class Birth:
     logs: Passed  # the log files that the master has opened
     shared: Held  # what the worker maps
     application: Any  # None: the worker loads it itself
+    family: Family  # the processes that share the zygote's import
+    copied: bool = False  # the application was imported by a zygote whose workers have served
     tls: ssl.SSLContext | None = None
     line: _socket.socket | None = None  # to whoever asked for a job: then this is no worker, but the job's process

@@ -214,6 +214,7 @@ class JobProcess:
         self.talker.abandon()
         self.birth.logs.forget()
         self.birth.run_dir.forget()
+        self.birth.family.forget()
 
     def _retitle(self) -> None:
         whose = f" tenant {self.job.tenant}" if self.job.tenant else ""

@@ -120,6 +120,7 @@ class Worker:
         if birth.booting:
             os.dup2(birth.boot_output, 1)
             os.dup2(birth.boot_errors, 2)
+            self.log.boot_output = birth.boot_output
         else:
             speak_through(self.log)
         if not self.link.connect(FIRST_HELLO):
@@ -168,7 +169,6 @@ class Worker:
             admission=self._admission(),
         )
         self.engine.on_change = self.drain.leave_if_done
-        self.engine.count_latencies = partial(count, self.latencies, self.engine.latencies)
         self.sender = Sender(self.loop, self.loop_set, self.drain.keep_connections)
         self.receiver = Receiver(self.loop, birth.queue[0], self.engine.adopt, self._inherit, self.log)
         if self.replacement.after:
@@ -176,11 +176,13 @@ class Worker:
         self._beat()
         warmup.call_start_hooks()
         forked.end_if_child()
-        for path in self.settings.warmup:
+        # A rollback to what stands by does not wait: its first requests warm it up.
+        for path in () if birth.booting and birth.copied else self.settings.warmup:
             status = warmup.request(self.engine, path)
             if status >= 300:
                 hint = "what is behind it was not warmed up; //HOST/PATH asks for a host that the application knows"
                 self.log("warning", f"--warmup {path}: answered with {status}: {hint}")
+        self.engine.count_latencies = partial(count, self.latencies, self.engine.latencies)
         application.settle(self.settings)  # of what this process has imported itself, at the warm-up at the latest
         if self.settings.tenant:
             self._make_router()
@@ -190,6 +192,7 @@ class Worker:
             sys.stdout.flush()
             sys.stderr.flush()
             streams.end_boot(birth.boot_output, birth.boot_errors)
+            self.log.boot_output = None
             speak_through(self.log)
         self._dump_stacks_on_signal()
         self._put_down()
@@ -434,6 +437,7 @@ class Worker:
             close(fd)
         self.birth.logs.forget()
         self.birth.run_dir.forget()
+        self.birth.family.forget()
         for part in (self.acceptor, self.receiver, self.sender, self.engine, self.router, self.loop_set):
             if part is not None:
                 part.abandon()

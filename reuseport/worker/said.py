@@ -15,7 +15,7 @@ from typing import Any
 
 from reuseport.ipc.inherited import STDOUT_COPY
 from reuseport.ipc.logfile import Passed
-from reuseport.ipc.logline import LEVELS, form_of
+from reuseport.ipc.logline import LEVELS, LOGGED, form_of, plain
 from reuseport.ipc.post import Post
 from reuseport.options import Settings, logplace
 
@@ -23,7 +23,8 @@ from reuseport.options import Settings, logplace
 class Said:
     """Any thread may call it: `said(level, text)`. `who` is the process's id. Whoever has a logger sets `logger`.
 
-    `passed` has the files that the master has opened.
+    `passed` has the files that the master has opened. `boot_output`: while the generation boots, the descriptor of its
+    boot log, whose end the asker of the release sees if the release fails.
     """
 
     def __init__(self, settings: Settings, who: str, passed: Passed | None = None) -> None:
@@ -37,9 +38,13 @@ class Said:
         self._owns_fd = False
         self._post: Post | None = None
         self.logger: Callable[[str, str], None] | None = None
+        self.boot_output: int | None = None
         self.reopen()
 
     def __call__(self, level: str, text: str) -> None:
+        if self.boot_output is not None and LEVELS[level] >= LEVELS["warning"] and not self._prints:
+            with contextlib.suppress(OSError):  # a full disk: the log may have room
+                _write_all(self.boot_output, b"".join(LOGGED + line for line in plain(self._who, level, text)))
         if self.logger is not None:
             self.logger(level, text)
         elif LEVELS[level] >= self._threshold:
@@ -57,6 +62,11 @@ class Said:
                     os.write(self._fd, entry)
                 else:
                     self._post.send(entry)
+
+    @property
+    def _prints(self) -> bool:
+        """Whether the log goes to a descriptor that is the boot log's while the generation boots."""
+        return self.logger is None and self._post is None and self._fd == 2
 
     def reopen(self) -> None:
         """As after a rotation."""

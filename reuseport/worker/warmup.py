@@ -1,16 +1,22 @@
 """Warm-up: what a worker does before it is ready, so that no client meets it cold.
 
-The functions registered with `reuseport.on_start` run first, then each `--warmup` path is requested, through the very
-engine that will serve clients, over a socket pair.
+The functions registered with `reuseport.on_start` run first, then the worker requests each `--warmup` path through the
+engine that will serve clients, over a socket pair. These requests are no traffic: `counted_apart` keeps them out of
+what metrics and the judgement of a release count.
 """
 
 from __future__ import annotations
 
+import contextlib
+from array import array
+from collections.abc import Iterator
 from typing import Any
 
 from gevent import socket
 
 from reuseport import hooks
+from reuseport.ipc.scoreboard import ERRORS, FIELDS, REQUESTS, WARMUP_ERRORS, WARMUPS
+from reuseport.worker.unheard import Unheard
 
 
 class WarmupError(Exception):
@@ -24,7 +30,39 @@ def call_start_hooks() -> None:
 
 
 def request(engine: Any, path: str) -> int:
-    """GET the path, or //HOST/PATH, from this worker itself; the status. WarmupError for 500 or above, or no answer."""
+    """GET the path, or //HOST/PATH, from this worker itself; the status. WarmupError for 500 or above, or no answer.
+
+    The tracebacks that the application logged for a failed request go to the engine's log, unless a handler of the
+    application's has printed them.
+    """
+    with counted_apart(engine), Unheard() as unheard:
+        status = _get(engine, path)
+    if status is None or status >= 500:
+        for text in unheard.tracebacks:
+            engine.log("error", f"--warmup {path}: the application logged this error:\n{text}")
+    if status is None:
+        raise WarmupError(f"--warmup {path}: no answer")
+    if status >= 500:
+        raise WarmupError(f"--warmup {path}: answered with {status}; the log has what the worker said")
+    return status
+
+
+@contextlib.contextmanager
+def counted_apart(engine: Any) -> Iterator[None]:
+    """The engine counts the requests inside as warm-ups only (WARMUPS, WARMUP_ERRORS)."""
+    board = engine.board
+    apart = engine.board = array("Q", bytes(8 * FIELDS))
+    try:
+        yield
+    finally:
+        engine.board = board
+        engine.latencies.clear()
+        board[WARMUPS] += apart[REQUESTS]
+        board[WARMUP_ERRORS] += apart[ERRORS]
+
+
+def _get(engine: Any, path: str) -> int | None:
+    """The status of the answer; None without one."""
     host, target = "localhost", path
     if path.startswith("//"):
         host, slash, rest = path[2:].partition("/")
@@ -38,9 +76,5 @@ def request(engine: Any, path: str) -> int:
         answer = b""
         while piece := ours.recv(65536):
             answer = (answer + piece)[:100]
-        status = answer.split(b" ", 2)[1:2]
-        if not status or not status[0].isdigit():
-            raise WarmupError(f"--warmup {path}: no answer")
-        if int(status[0]) >= 500:
-            raise WarmupError(f"--warmup {path}: answered with {status[0].decode()}; the log has what the worker said")
-        return int(status[0])
+    status = answer.split(b" ", 2)[1:2]
+    return int(status[0]) if status and status[0].isdigit() else None

@@ -11,6 +11,32 @@ import pytest
 from harness import APPS
 
 FRAME = "import frames\napplication = frames.{frame}_app({version!r})\n"
+# Its mistake lies behind the first request, as in a urls.py. Django in production prints no exception.
+COLD = {
+    "django": """
+import django.conf, django.urls, django.core.wsgi, types
+def view(request):
+    return {}["stock"]
+urls = types.ModuleType("urls")
+urls.urlpatterns = [django.urls.path("", view)]
+django.conf.settings.configure(DEBUG=False, ALLOWED_HOSTS=["*"], ROOT_URLCONF=urls, SECRET_KEY="-")
+application = django.core.wsgi.get_wsgi_application()
+""",
+    "flask": """
+import flask
+application = flask.Flask("cold")
+@application.get("/")
+def view():
+    return {}["stock"]
+""",
+    "bottle": """
+import bottle
+application = bottle.Bottle()
+@application.get("/")
+def view():
+    return {}["stock"]
+""",
+}
 ADMIN = "import admin\napplication = admin.make({version!r})\n"
 
 
@@ -37,6 +63,18 @@ def test_a_framework_through_a_release(serve, frame):
                 server.write("two", whole=FRAME.format(frame=frame, version="two"))
                 server.renew()
         assert pool.num_connections == 1  # kept through all of it, the release included
+
+
+def test_the_asker_of_a_release_gets_the_traceback_of_a_failed_warm_up(serve, tmp_path):
+    """Of whichever framework, and wherever the log goes."""
+    server = serve("--warmup", "/", "--log-file", str(tmp_path / "log"), workers=1).start()
+    for frame, code in COLD.items():
+        pytest.importorskip(frame)
+        server.write(frame, whole=code)
+        outcome = server.release()
+        assert outcome.exit == 1
+        assert outcome.err.count("KeyError: 'stock'") == 1, (frame, outcome.err)
+        assert re.search(r'app.py", line \d+, in view', outcome.err)
 
 
 def token(text: str) -> str:

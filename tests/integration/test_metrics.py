@@ -249,13 +249,50 @@ def test_status_has_rates_quantiles_and_queues(serve, options):
     assert waits.result().status == 200
 
 
-def test_a_warm_up_is_no_latency(serve):
-    server = serve("--metrics", ANYWHERE, "--warmup", "/", workers=1).start()
+# Its framework logs the exception of a view, and no handler of the framework's logging prints it.
+BREAKS = """
+import logging, sys
+logger = logging.getLogger("framework")
+logger.addHandler(logging.NullHandler())
+logger.propagate = False
+whole = application
+def broken(environ, start_response):
+    try:
+        {}["stock"]
+    except KeyError:
+        logger.exception("Internal Server Error")
+    start_response("500 Internal Server Error", [("Content-Length", "0")])
+    return [b""]
+application = broken
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--threads", "2")], ids=["greenlets", "threads"])
+def test_a_warm_up_is_no_traffic(serve, tmp_path, options):
+    """Neither one that succeeds nor one that fails a release; the asker of that release gets its traceback."""
+    log = tmp_path / "log"
+    server = serve(
+        "--metrics", ANYWHERE, "--warmup", "/", "--warmup", "/?again", "--max-requests", "2", "--log-file", str(log),
+        *options, workers=1,
+    ).start()  # fmt: skip
     server.get()
     found = wait_for(
         lambda: found if (found := scrape(server))[COUNT] else None, "the latency of the one request that a client made"
     )
-    assert (found[COUNT], requests(found)) == (1, 2)
+    assert (found[COUNT], requests(found)) == (1, 1)
+    warm_ups, failed = "reuseport_warmup_requests_total", "reuseport_warmup_errors_total"
+    assert (found[warm_ups, ("generation", "1")], found[failed, ("generation", "1")]) == (2, 0)
+    server.write("broken", BREAKS)
+    outcome = server.release()
+    assert outcome.exit == 1 and "--warmup /: answered with 500" in outcome.err
+    assert 'app.py", line' in outcome.err and outcome.err.count("KeyError: 'stock'") == 1
+    assert log.read_text().count("KeyError: 'stock'") == 1
+    found = scrape(server)
+    assert (found[warm_ups, ("generation", "2")], found[failed, ("generation", "2")]) == (1, 1)
+    assert (requests(found), requests(found, "reuseport_server_errors_total")) == (1, 0)
+    (worker,) = server.status().workers()
+    assert (worker["requests"]["total"], worker["errors"]) == (1, 0), "and --max-requests has not replaced it"
+    assert worker["warmups"] == {"total": 2, "errors": 0}
 
 
 def test_a_queue_that_nobody_takes_from_is_seen(serve, tmp_path):

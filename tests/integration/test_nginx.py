@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
+import json
 import os
 import shutil
 import socket
 import subprocess
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import websocket
-from harness import PATIENCE, listens, wait_for
+from harness import CHECKOUT, PATIENCE, Background, Outcome, listens, wait_for
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx (Debian: apt install nginx)")
 
@@ -43,9 +46,10 @@ def nginx(server, tmp_path):
 
 
 @contextlib.contextmanager
-def in_front_of(server, tmp_path, change=lambda printed: printed):
-    """An nginx in front of the server: the Unix socket that it listens on, and its log. `change` what it is told."""
-    outcome = server.cli("init", "nginx", server.app, "-b", server.address)
+def in_front_of(server, tmp_path, *words, change=lambda printed: printed):
+    """An nginx in front of the server: the Unix socket that it listens on, and its log. `words` are more options of
+    `init nginx`; `change` what it is told."""
+    outcome = server.cli("init", "nginx", server.app, "-b", server.address, *words)
     assert outcome.exit == 0, outcome.err
     path = server.root / "nginx.sock"  # a short path: tmp_path may be too long for a socket
     assert outcome.out.count("listen 80;") == 1
@@ -152,7 +156,7 @@ def test_a_request_that_ends_its_worker_takes_two_of_them_at_most(serve, tmp_pat
             connection.request("GET", "/meet")
             assert connection.getresponse().status == 200
 
-    with in_front_of(server, tmp_path, change) as (path, _):
+    with in_front_of(server, tmp_path, change=change) as (path, _):
         clients = [threading.Thread(target=meet, daemon=True) for _ in range(32)]
         for client in clients:
             client.start()
@@ -197,3 +201,112 @@ def connections(server) -> set[int]:
             if fields[3] == "01" and int(fields[2].rpartition(":")[2], 16) == port:
                 found.add(int(fields[1].rpartition(":")[2], 16))
     return found
+
+
+PAGES = """
+import json, pathlib
+HERE = pathlib.Path(__file__).resolve().parent
+NAMES = json.loads((HERE / "static" / "staticfiles.json").read_text())
+inner = application
+def application(environ, start_response):
+    if environ["PATH_INFO"] not in ("/page", "/slow"):
+        return inner(environ, start_response)
+    if environ["PATH_INFO"] == "/slow":
+        basic.pass_gate("slow")
+    files = [f"/static/{NAMES['site.css']}", f"/static/{NAMES['app.js']}", f"/own/{HERE.name}/site.css"]
+    start_response("200 OK", [])
+    return [json.dumps([VERSION, files]).encode()]
+"""
+
+
+def scripts_of(section: str) -> list[str]:
+    """The shell scripts of a section of docs/deploying.md."""
+    text = (CHECKOUT / "docs" / "deploying.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return [part.partition("```")[0] for part in text.split("```sh\n")[1:]]
+
+
+def build(server, version: str, code: str = "") -> Path:
+    """A release as `collectstatic` leaves it: files with a hash in their names, beside those without."""
+    directory = server.write(version, code=PAGES + code, flip=False)
+    static = directory / "static"
+    static.mkdir()
+    names = {}
+    for name, text in (("site.css", f"/* {version} */"), ("app.js", "// the same in all versions")):
+        stem, _, suffix = name.partition(".")
+        names[name] = f"{stem}.{hashlib.sha256(text.encode()).hexdigest()[:12]}.{suffix}"
+        for one in (name, names[name]):
+            (static / one).write_text(text)
+    (static / "staticfiles.json").write_text(json.dumps(names))
+    return directory
+
+
+def test_no_page_of_two_living_versions_lacks_a_static_file(server, tmp_path):
+    """Over releases with renamed files, one that fails, and a rollback, by the scripts of docs/deploying.md."""
+    shared = server.root / "shared"
+    shared.mkdir()
+    adds, cleans = scripts_of("Static files")
+    collects, adds = adds.splitlines()
+    assert "collectstatic" in collects
+
+    def script(text: str, new: object = "") -> None:
+        text = text.replace("/srv/shop/shared/static", str(shared)).replace("/srv/shop/releases", str(server.releases))
+        subprocess.run(["sh", "-euc", text], check=True, env={**os.environ, "new": str(new)})
+
+    def deploy(version: str, code: str = "") -> Outcome:
+        directory = build(server, version, code)
+        script(adds, new=directory)
+        server.flip(directory)
+        return server.release()
+
+    assert deploy("one.1").exit == 0
+    places = ["--static", str(shared), "--static", f"/own/={server.releases}/{{release}}/static"]
+    with in_front_of(server, tmp_path, *places) as (path, _):
+        address = f"unix:{path}"
+        lacking: list[str] = []
+        seen: Counter[str] = Counter()
+        ending = threading.Event()
+
+        def look_at(page: str) -> str:
+            version, files = server.get(page, address).json
+            for file in files:
+                answer = server.get(file, address)
+                right = "the same" in answer.body.decode() or version in answer.body.decode()
+                if answer.status != 200 or not right or "immutable" not in answer.headers.get("cache-control", ""):
+                    lacking.append(f"{version}: {file}: {answer}")
+            seen[version] += 1
+            return version
+
+        def visit() -> None:
+            while not ending.is_set():
+                look_at("/page")
+
+        def await_pages(version: str) -> None:
+            so_far = seen[version]
+            wait_for(lambda: lacking or seen[version] >= so_far + 3, f"pages of version {version}")
+
+        visitors = [Background(visit) for _ in range(2)]
+        slow = Background(lambda: look_at("/slow"))
+        server.gate("slow").await_entered()
+        assert deploy("two").exit == 0
+        await_pages("two")
+        assert deploy("three", "1 / 0\n").exit == 1
+        server.flip(server.releases / "two")
+        await_pages("two")
+        assert server.cli("rollback").exit == 0
+        await_pages("one.1")
+        server.gate("slow").open()
+        assert slow.result() == "one.1"
+        ending.set()
+        for one in visitors:
+            one.result()
+        assert lacking == []
+        assert server.get("/static/site.css", address).headers["cache-control"] == "no-cache"
+    names = {v: json.loads((server.releases / v / "static/staticfiles.json").read_text()) for v in ("one.1", "two")}
+    shutil.rmtree(server.releases / "two")
+    script(cleans)
+    assert (shared / names["two"]["site.css"]).exists(), "it was added within a week"
+    for one in shared.iterdir():
+        os.utime(one, (0, 0))
+    script(cleans)
+    assert not (shared / names["two"]["site.css"]).exists(), "no release has it"
+    assert (shared / names["one.1"]["site.css"]).exists() and (shared / names["one.1"]["app.js"]).exists()

@@ -173,11 +173,24 @@ def test_a_canary_is_promoted_when_its_companion_is_ready(serve):
     await_event(server, what="signalled", generation=1)
 
 
-def test_a_rollback_waits_for_it_too(notified):
+def test_a_rollback_to_what_stands_by_does_not_wait_for_it(notified):
     imported(notified, "2.mail")
     notified.gate("mail-1").open()
     assert notified.release("--wait", "drained").exit == 0
-    command = notified.begin("rollback")
+    assert notified.cli("rollback").exit == 0
+    assert notified.status().serving == 3 and not companion(notified, "3.mail")["ready"]
+    await_event(notified, what="signalled", generation=2)
+    imported(notified, "3.mail")
+    notified.wait(lambda _: companion(notified, "3.mail")["ready"], "a companion that is ready after the switch")
+
+
+def test_a_rollback_that_loads_waits_for_it_too(notified):
+    imported(notified, "2.mail")
+    notified.gate("mail-1").open()
+    assert notified.release("--wait", "drained").exit == 0
+    os.kill(notified.status().generation(1)["zygote"]["pid"], signal.SIGKILL)
+    notified.wait(lambda s: [g["number"] for g in s["generations"]] == [2], "no version that stands by")
+    command = notified.begin("rollback", "1")
     await_event(notified, what="imports", generation=3)
     assert notified.status().serving == 2 and not events(notified, what="signalled", generation=2)
     imported(notified, "3.mail")

@@ -53,6 +53,25 @@ def test_a_rollback_forks_from_the_zygote_that_stands_by_and_loads_nothing(serve
     assert server.get("/facts").json["facts"]["environment"]["REUSEPORT_GENERATION"] == "3"
 
 
+def test_a_rollback_to_what_stands_by_does_not_wait_for_warm_ups(serve):
+    """A worker that takes a dead one's place later is warmed up again before it accepts."""
+    server = serve("--warmup", "/gate?name=warm", workers=1)
+    gate = server.gate("warm")
+    gate.open()
+    server.start()
+    release(server, "two")
+    gate.close()
+    before = set(gate.entered())
+    assert server.cli("rollback").exit == 0
+    answer = server.get()
+    assert answer.version == "one"
+    os.kill(answer.pid, signal.SIGKILL)
+    wait_for(lambda: set(gate.entered()) > before, "the warm-up of another worker")
+    assert answer.pid not in gate.entered()
+    gate.open()
+    server.wait(lambda s: s.is_settled() and answer.pid not in s.pids(), "another worker")
+
+
 def test_a_worker_that_dies_after_a_rollback_is_forked_from_the_same_version(server):
     release(server, "two")
     assert server.cli("rollback").exit == 0

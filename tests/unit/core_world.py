@@ -582,8 +582,9 @@ class Audit:
         self.company[key] = terms
 
     def _check_accompanied(self, g: Generation, now: float) -> None:
-        """Nothing is switched before the new companions are ready, or have ended as they may."""
-        for number, c in g.companions.items() if g.release.canary is None else ():
+        """Nothing is switched before the new companions are ready, or have ended as they may. A rollback by a copy of a
+        zygote waits for none."""
+        for number, c in g.companions.items() if g.release.canary is None and not g.copied else ():
             key = Key(g.number, number)
             if not c.terms.exclusive and c.state != ENDED:
                 assert now - self.went.get(key, now) >= c.terms.ready_after, f"{key} was not waited for"

@@ -754,6 +754,35 @@ def test_a_rollback_brings_back_the_companions_of_that_version(serving):
     assert [c.label for c in serving[3].companions.values()] == ["mail"]
 
 
+@pytest.mark.parametrize("fails_by", ["its end", "its time"])
+def test_a_rollback_to_what_stands_by_does_not_wait_and_does_not_fail_by_a_companion(fails_by):
+    story = make(ready=NOTIFY, ready_after=0.0, ready_timeout=5.0)
+    staffed(story, 1)
+    begin(story, MAIL)
+    shows(story, MAIL)
+    story.accept((1, 1))
+    story.release(companions=(Terms("mail"),), standby=600.0)
+    serve(story, 2)
+    story.let_go()
+    story.tell(ev.Exited(MAIL, "exited", clean=True))
+    story.exit((1, 1))
+    assert story.states == {1: STANDBY, 2: SERVING}
+    back = replace(story[1].release, source=1, standby=600.0)
+    assert ev.CopyZygote(3, 1) in story.tell(ev.ReleaseAsked(back, Asker("me")))
+    commands = staffed(story, 3)
+    assert ev.Accept(Key(3, 1), (0,)) in commands and ev.Launch(first(3)) in commands
+    begin(story, first(3))
+    assert ev.Stop(first(2)) in story.accept((3, 1))
+    story.let_go()
+    assert story.audit.answers["me"].ok and state(story, first(3)) == YOUTH
+    if fails_by == "its end":
+        story.tell(ev.Exited(first(3), "exited with status 1"))
+    else:
+        story.after(5.0)
+        assert fails(story, first(3)) == "not ready"
+    assert story[3].state == SERVING
+
+
 # --- another master ---------------------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,7 @@ def test_every_option_and_command_that_is_named_exists(page):
         others = {"--cov", "--retry", "--retry-delay", "--retry-connrefused", "--prefix", "--short", "--project"}
         others |= {"--frozen", "--no-dev", "--concurrency", "--dry-run"}
         others |= {"--no-periodic", "--graceful-signal", "--with-scheduler", "--worker-shutdown-timeout"}  # companions
+        others |= {"--no-input", "--skip-old-files"}  # static files
         others |= {"--disable-prefetch", "--ready", "--processes", "--quiet", "--config"}
         group = any(one.startswith(f"{flag}-") for one in known)  # as in --limit-request-*
         assert flag in known | own | others or group, f"{page.name} names {flag}"

@@ -558,3 +558,66 @@ def test_a_dashboard_shows_metrics_that_exist_in_panels_that_do_not_overlap():
         for target in one["targets"]:
             assert metric_names(target["expr"]) <= KNOWN
             assert 'job="$job",instance=~"$instance"' in target["expr"]
+
+
+# --- static files -----------------------------------------------------------------------------------------------------
+
+
+def printed(capsys, *words: str) -> str:
+    assert main(["init", "nginx", "shop:app", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_nginx_serves_no_files_unless_it_is_told(capsys):
+    assert "alias" not in printed(capsys) and "Cache-Control" not in printed(capsys)
+
+
+@pytest.mark.parametrize("words", [("--static", "/srv/shop/static/"), ("--static=/static/=/srv/shop/static",)])
+def test_a_shared_directory_of_static_files(capsys, words):
+    text = printed(capsys, *words)
+    assert "    location /static/ {\n        alias \"/srv/shop/static/\";" in text
+    assert "--static /static/=/srv/shop/static" in text.splitlines()[0]
+    assert "map $uri $static_cache {" in text
+
+
+def test_static_files_by_release(capsys):
+    text = printed(capsys, "--static", "/srv/releases/{release}/dist", "--static", "/media/=/srv/media", "-b", ":81")
+    assert 'location ~ "^/static/(?<release>[A-Za-z0-9][A-Za-z0-9._-]*)/(?<file>.+)$" {' in text
+    assert 'alias "/srv/releases/$release/dist/$file";' in text
+    assert 'location /media/ {\n        alias "/srv/media/";' in text
+    assert "server 127.0.0.1:81;" in text
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "message"),
+    [
+        ("systemd", ["--static", "/srv/static"], "--static is for init nginx: systemd serves no files"),
+        ("nginx", ["--static"], "--static needs [URL=]DIR"),
+        ("nginx", ["--static="], "--static needs [URL=]DIR"),
+        ("nginx", ["--static", "--workers", "2"], "--static needs [URL=]DIR"),
+        ("nginx", ["--static", "static"], "an absolute path"),
+        ("nginx", ["--static", "static=/srv/static"], "'static' must begin and end with a slash"),
+        ("nginx", ["--static", "/a b/=/srv/static"], "must begin and end with a slash"),
+        ("nginx", ["--static", "/srv/$static"], "cannot hold '$'"),
+        ("nginx", ["--static", "/srv/{rel}/static"], "cannot hold '{}'"),
+        ("nginx", ["--static", "/srv/r-{release}/static"], "one whole component"),
+        ("nginx", ["--static", "/srv/{release}/{release}"], "stands once"),
+        ("nginx", ["--static", "/srv/a\nb"], "a line break"),
+        ("nginx", ["--static", "/nonexistent/current/static"], "/nonexistent/current leads to one version"),
+        ("nginx", ["--chdir", "/srv/app/current", "--static", "/srv/app/current"], "/srv/app/current leads to one"),
+    ],
+)
+def test_a_place_of_static_files_that_cannot_be(capsys, target, words, message):
+    assert main(["init", target, "shop:app", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_link_that_a_release_flips_is_no_place_of_static_files(capsys, tmp_path: Path):
+    (tmp_path / "v1" / "static").mkdir(parents=True)
+    (tmp_path / "live").symlink_to("v1")
+    (tmp_path / "current").mkdir()
+    words = ["nginx", "shop:app", "--chdir", str(tmp_path / "live"), "--static"]
+    assert main(["init", *words, f"{tmp_path}/live/static"]) == 2
+    assert f"{tmp_path}/live leads to one version" in capsys.readouterr().err
+    assert main(["init", *words, f"{tmp_path}/v1/static"]) == 0
+    assert main(["init", *words, f"{tmp_path}/current/static"]) == 0, "it is no link"

@@ -11,8 +11,9 @@ import pwd
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from reuseport.cli.init import compose, docker, grafana, kubernetes, logrotate, nginx, prometheus, systemd
+from reuseport.cli.init import compose, docker, grafana, kubernetes, logrotate, nginx, prometheus, static, systemd
 from reuseport.cli.init.described import Described
 from reuseport.options import OPTIONS, OptionError, load, working_directory
 from reuseport.options.arguments import did_you_mean, one_line
@@ -36,10 +37,11 @@ what decides about the file that is printed, and again by the master itself, at 
 {targets}
 
     reuseport init systemd shop:app -b 0.0.0.0:8000 --chdir /srv/shop/current > /etc/systemd/system/shop.service
+    reuseport init nginx shop:app -b 127.0.0.1:8000 --static /srv/shop/shared/static > /etc/nginx/conf.d/shop.conf
 
 Exit status: 0 it was printed; 2 wrong usage."""
 
-TAKES = OPTIONS
+TAKES = (*OPTIONS, static.OPTION)
 
 
 def help_text() -> str:
@@ -55,7 +57,10 @@ def run(argv: Sequence[str]) -> int:
         if not argv:
             raise OptionError(f"init: what for? {known}")
         raise OptionError(f"init: nothing is known for {argv[0]!r}{did_you_mean(argv[0], TARGETS) or '; ' + known}")
-    target, *words = argv
+    target, *given = argv
+    words, files = static.take(given)
+    if files and target != "nginx":
+        raise OptionError(f"init: {static.OPTION.flag} is for init nginx: {target} serves no files")
     settings = load(words, os.environ, working_directory(os.environ))
     for remark in settings.remarks:
         print(f"reuseport: {one_line(str(remark))}", file=sys.stderr)
@@ -64,6 +69,8 @@ def run(argv: Sequence[str]) -> int:
     user = pwd.getpwuid(os.geteuid()).pw_name
     app = Described(settings, tuple(words), program(sys.executable), user)
     text, _ = TARGETS[target]
+    if files:
+        text = partial(nginx.text, files=[static.parse(value, settings) for value in files])
     sys.stdout.write(text(app))
     return 0
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 
+from reuseport.cli.init import static
 from reuseport.cli.init.described import Described, one_line_only
 from reuseport.options import OptionError
 from reuseport.options.address import Address
@@ -18,7 +20,7 @@ KEPT = 32  # idle connections to reuseport that each nginx worker keeps
 IDLE = 60  # seconds at most that nginx keeps one
 
 
-def text(app: Described) -> str:
+def text(app: Described, files: Sequence[static.Static] = ()) -> str:
     settings = app.settings
     if settings.proxy_protocol != "off":
         raise OptionError(
@@ -26,7 +28,8 @@ def text(app: Described) -> str:
         )
     address = _nearest(app.addresses)
     scheme = "https" if settings.certfile and not address.path else "http"
-    typed = one_line_only(shlex.join(app.words), "a comment")
+    more = [word for one in files for word in (static.OPTION.flag, f"{one.url}={one.directory}")]
+    typed = one_line_only(shlex.join([*app.words, *more]), "a comment")
     number = settings.request_id != "off"
     closes = CLOSES if scheme == "https" else ""
     variable = "$" + re.sub(r"[^a-z0-9]", "_", app.name.lower()) + "_tenant"
@@ -38,7 +41,7 @@ upstream {app.name} {{
     server {_server(address)};
 {_kept(settings.keep_alive)}
 }}
-
+{static.caching(files)}
 # A WebSocket wants to be upgraded. For every other request Connection is empty: with a word in it nginx would close
 # behind each request.
 map $http_upgrade $connection_upgrade {{
@@ -60,7 +63,7 @@ server {{
 
     # As --limit-request-body; 0 is no limit. nginx's own, 1 MiB, would refuse uploads.
     client_max_body_size {settings.limit_request_body};
-
+{static.locations(files)}
     location / {{
         proxy_pass {scheme}://{app.name};
 

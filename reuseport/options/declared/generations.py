@@ -54,7 +54,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "warmup", kinds.WEB_PATH, (), repeatable=True, group=APPLICATION, default_text="none",
         help="A path that each worker requests from itself (GET) before it is ready; repeatable. An answer of 500 or "
-        "above fails the release. With //HOST/PATH the Host is that one, and not localhost.",
+        "above fails the release. With //HOST/PATH the Host is that one, and not localhost. A rollback to the version "
+        "that stands by does not wait for it.",
     ),
     Option(
         "preload", kinds.choice("auto", "always", "never"), "auto", group=APPLICATION,
