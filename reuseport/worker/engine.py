@@ -2,8 +2,8 @@
 
 It owns what the connections share: the application and its greenlets, the parser and its limits, the deadlines, the
 worker's counters on the scoreboard, and the one decision that changes them all, the drain. Everything here is called
-in gevent's loop, but for `request_begins`, `request_done` and `date`, which the request's greenlet calls; of those a
-request's thread calls only `date`.
+in gevent's loop, but for `request_begins`, `request_done`, `hop_by_hop` and `date`, which the request's greenlet calls.
+Of those a request's thread calls only `date` and `hop_by_hop`.
 
 What an option can add to each request (a log line, an id, threads) is decided here, once: it is another class of
 responses or connections, or another function, and costs nothing where it is off.
@@ -54,7 +54,8 @@ class Engine:
     (idle), send_timeout (a client that takes nothing); and limit_request_line, limit_request_fields,
     limit_request_field_size, limit_request_body; threads; request_id and request_id_header. `board`: the worker's row
     of the scoreboard. `log(level, text)`. `access`: gets each request, if there is an access log. `admission`: knows
-    which requests must not begin.
+    which requests must not begin. `strict_wsgi`: hop-by-hop fields are errors. `told`: writable memory of at least one
+    byte, which workers can share: the byte at 0 says that the warning about hop-by-hop fields was logged.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Engine:
         tls: ssl.SSLContext | None = None,
         access: AccessLog | None = None,
         admission: Admission | None = None,
+        told: Any = None,
     ) -> None:
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
@@ -90,6 +92,8 @@ class Engine:
             limit_field_size=settings.limit_request_field_size,
             limit_body=settings.limit_request_body,
         )
+        self._strict_wsgi = settings.strict_wsgi
+        self._told = bytearray(1) if told is None else told
         self.closing = False  # each response is its connection's last
         self.pass_on: Callable[[list[Connection]], None] | None = None
         self._idle: list[Connection] = []
@@ -267,6 +271,21 @@ class Engine:
     def request_quarantined(self) -> None:
         """A request is refused because of the workers that its like has ended."""
         self.board[QUARANTINED] += 1
+
+    def hop_by_hop(self, name: str, uri: str | None) -> None:
+        """The application has given a hop-by-hop field, which PEP 3333 forbids. ValueError with --strict-wsgi.
+
+        Called by the request's greenlet or thread.
+        """
+        if self._strict_wsgi:
+            raise ValueError(f"header {name} is hop-by-hop: PEP 3333 leaves it to the server (--strict-wsgi)")
+        if not self._told[0]:
+            self._told[0] = 1
+            self.log(
+                "warning",
+                f"{uri}: the application sends the hop-by-hop header {name}, which PEP 3333 leaves to the server. "
+                "The server drops such headers and does not warn again. --strict-wsgi answers 500 instead",
+            )
 
     def request_done(self, response: Response, failed: bool) -> None:
         """The application has answered, or `failed`."""

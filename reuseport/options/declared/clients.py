@@ -69,6 +69,11 @@ OPTIONS: tuple[Option, ...] = (
         help="The largest body of a request; a larger one is answered 413.",
     ),
     Option(
+        "strict_wsgi", kinds.SWITCH, False, group=NETWORK,
+        help="Answer 500 where the application sends a hop-by-hop header (Connection, Transfer-Encoding and the like), "
+        "which PEP 3333 forbids. Without it the server drops such headers and warns once per generation.",
+    ),
+    Option(
         "health_path", kinds.WEB_PATH, None, group=NETWORK, check=without_query, default_text="none",
         help="A path at which the server itself answers: 200 while it serves, 503 from the moment that it was told to "
         "stop. For load balancers and readiness probes; the application never sees it.",
