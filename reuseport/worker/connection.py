@@ -11,6 +11,7 @@ client could lose the response: it says that it has finished, and listens a litt
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from io import BytesIO
@@ -20,14 +21,15 @@ from ..ipc.inflight import NAMELESS
 from ..ipc.scoreboard import BYTES_OUT
 from . import timeslice
 from .body import NO_BODY, Body
-from .request import UPGRADE, RequestError
-from .response import refusal
+from .request import CHUNKED, UPGRADE, RequestError
+from .response import CONTINUE, refusal
 from .stream import PIECE, Disconnected, Stream
 from .upgrade import Offer
 from .wheel import NEVER, TICK
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .gather import Gathering
 
 LINGER_TIME = 2.0  # seconds
 FIRST = 1.0  # seconds that a stop leaves a client that has just connected for the first byte of its request
@@ -35,6 +37,7 @@ LAST_CALL = 5.0  # seconds that a drain leaves a silent client whose connection 
 
 WAITING = "waiting"  # for the first byte of a request
 HEAD = "head"  # some of a head has come
+BODY = "body"  # its request's chunked body is buffered (see `gather`)
 SERVING = "serving"  # the application works on a request
 LINGERING = "lingering"  # everything was said; what the client still sends is thrown away
 PASSED = "passed"  # given to another worker, which has not acknowledged it yet
@@ -57,8 +60,8 @@ class Connection(Stream):
 
     plain = True
     __slots__ = (
-        "_checked", "_fresh", "_pumping", "forwarded", "name", "remote_addr", "remote_port", "state", "template",
-        "tenant",
+        "_checked", "_fresh", "_gathering", "_pumping", "forwarded", "name", "remote_addr", "remote_port", "state",
+        "template", "tenant",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
@@ -75,6 +78,7 @@ class Connection(Stream):
         self.name = NAMELESS  # its request's, see ipc/inflight.py
         self._checked = 0  # offset in `unread` up to which a head's lines were judged
         self._fresh = True  # it has had no request yet
+        self._gathering: Gathering | None = None  # in BODY
         self._pumping = False  # `_take` is on the hub's stack
         self.tenant: str | None = None  # whose its last request was, as far as --tenant says so
         self._set_deadline(engine.silence)
@@ -82,7 +86,8 @@ class Connection(Stream):
     # In the loop: requests in.
 
     def _readable(self) -> None:
-        if self.state is SERVING:
+        state = self.state
+        if state is SERVING:
             self._reader.stop()
             self._parked = True
             return
@@ -95,12 +100,13 @@ class Connection(Stream):
             return
         if len(data) >= self._reader.full:
             self._reader.again()
-        if self.state is LINGERING:
+        if state is LINGERING:
             if not data:
                 self.close()
-            return
-        if not data:
+        elif not data:
             self._ended()
+        elif state is BODY:
+            self._gather(data)
         elif self.unread:
             self.unread += data
             self._take(self.unread)
@@ -111,6 +117,8 @@ class Connection(Stream):
         """The client will send nothing more."""
         if self.state is HEAD and self.unread.strip(b"\r\n"):
             self._refuse(RequestError(400, "the client closed before the end of the header"), self.unread)
+        elif self.state is BODY:
+            self._refuse(RequestError(400, "the client closed before the end of the body"), self._gathering.head)
         else:
             self.close()
 
@@ -164,6 +172,9 @@ class Connection(Stream):
             else:
                 body = Body(self, length, engine.parser.limit_body, engine.parser.limit_fields, expects_continue)
                 environ["wsgi.input"] = body.file()
+                if length == CHUNKED and engine.run_chunked is not None:
+                    body.head = head
+                    run = engine.run_chunked
             self.state = SERVING
             self.deadline = NEVER
             response = engine.response(self, environ, keep_alive, body)
@@ -199,13 +210,72 @@ class Connection(Stream):
         self.engine.loop.timer(0, priority=timeslice.AFTER_CLIENTS).start(self._resume)
 
     def _resume(self) -> None:
-        if self.state is not WAITING:
+        if self.state is not WAITING and self.state is not BODY:
             return
         if self._parked:
             self._parked = False
             self._reader.start(self._readable)
-        if self.unread:
+        if self.state is BODY:
+            self._gather(b"")
+        elif self.unread:
             self._take(self.unread)
+
+    # In the loop: chunked bodies that are buffered.
+
+    def gather(self, gathering: Gathering) -> None:
+        """Buffer the body of the request that was to be served; the gathering has it answered then."""
+        if self.state is not SERVING:  # closed meanwhile
+            gathering.drop()
+            return
+        self.state = BODY
+        self._gathering = gathering
+        if gathering.start() and not self.unread:
+            try:
+                self._ask_for_body()
+            except OSError:
+                self.close()
+                return
+        data, self.unread = self.unread, b""
+        if self._parked:
+            self._parked = False
+            self._reader.start(self._readable)
+        self._gather(data)
+
+    def _ask_for_body(self) -> None:
+        """Tell the client that its body is wanted. OSError if it is gone."""
+        try:
+            sent = self._sock.send(CONTINUE)
+        except BlockingIOError:
+            return  # RFC 9110 section 10.1.1: the client must not wait for it for ever
+        self.engine.board[BYTES_OUT] += sent
+        if sent != len(CONTINUE):
+            raise OSError(errno.EAGAIN, "a part of an interim response is out")
+
+    def _gather(self, data: bytes | bytearray) -> None:
+        gathering = self._gathering
+        try:
+            complete = gathering.feed(data)
+        except RequestError as error:
+            self._refuse(error, gathering.head)
+            return
+        except BaseException:
+            self.abort()  # a defect, as in `_take`
+            raise
+        if complete:
+            self._gathering = None
+            self.unread = gathering.unread
+            self.state = SERVING
+            self.deadline = NEVER
+            gathering.begin()
+        else:
+            self._set_deadline(self.engine.body_timeout)
+            if complete is None:
+                self._resume_later()
+
+    def _drop_body(self) -> None:
+        gathering, self._gathering = self._gathering, None
+        if gathering is not None:
+            gathering.drop()
 
     def refuse(self, error: RequestError, head: bytes | bytearray) -> None:
         """Answer, instead of the application, the request that was to be served; and close."""
@@ -213,6 +283,7 @@ class Connection(Stream):
 
     def _refuse(self, error: RequestError, head: bytes | bytearray) -> None:
         """Answer what is no request that the application could get, as far as its `head` has come, and close."""
+        self._drop_body()
         self.state = SERVING
         self.engine.refused(self, error, head)
         try:
@@ -325,6 +396,8 @@ class Connection(Stream):
         self._reader.stop()
         if self._writer is not None:
             self._writer.stop()
+        if self._gathering is not None:
+            self._gathering.close()
         self._sock.close()
 
     def close_if_idle(self) -> None:
@@ -410,6 +483,7 @@ class Connection(Stream):
         self.deadline = NEVER
         self.engine.wheel.forget(self)
         self.unread = b""
+        self._drop_body()
         self._reader.close()
         if self._writer is not None:
             self._writer.close()
@@ -431,6 +505,8 @@ class Connection(Stream):
                 wait.waiter.throw(wait.expired)
         elif self.state is HEAD:
             self._refuse(RequestError(408, "the header took too long"), self.unread)
+        elif self.state is BODY:
+            self._refuse(RequestError(408, "the client sends nothing of the body"), self._gathering.head)
         elif self.state is not SERVING:
             self.close()
 

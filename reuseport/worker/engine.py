@@ -15,6 +15,7 @@ import ssl
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -28,12 +29,14 @@ from .access import wrap as record
 from .admission import Admission
 from .connection import FIRST, LAST_CALL, Connection
 from .forwarded import Forwarded
+from .gather import gather
 from .pool import Pool
 from .proxy import Herald
 from .readers import Readers
 from .request import HeadParser, RequestError
 from .requestid import with_request_id
 from .response import Response
+from .seldom import Seldom
 from .threads import ThreadedConnection, ThreadedTlsConnection, Threads
 from .timeslice import TimeSlice
 from .tls import TlsConnection
@@ -52,10 +55,11 @@ class Engine:
     went down in a drained engine. `on_request_end`: called after each request.
     `settings` has, in seconds, with 0 for no limit: header_timeout, body_timeout (between two pieces), keep_alive
     (idle), send_timeout (a client that takes nothing); and limit_request_line, limit_request_fields,
-    limit_request_field_size, limit_request_body; threads; request_id and request_id_header. `board`: the worker's row
-    of the scoreboard. `log(level, text)`. `access`: gets each request, if there is an access log. `admission`: knows
-    which requests must not begin. `strict_wsgi`: hop-by-hop fields are errors. `told`: writable memory of at least one
-    byte, which workers can share: the byte at 0 says that the warning about hop-by-hop fields was logged.
+    limit_request_field_size, limit_request_body; buffer_chunked; strict_wsgi (hop-by-hop fields are errors); threads;
+    request_id and request_id_header. `board`: the worker's row of the scoreboard. `log(level, text)`. `access`: gets
+    each request, if there is an access log. `admission`: knows which requests must not begin. `told`: writable memory
+    of at least one byte, which workers can share: the byte at 0 says that the warning about hop-by-hop fields was
+    logged.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Engine:
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
         self.log = log
+        self.seldom = Seldom(log)
         self.connections = 0
         self.requests = 0
         self.draining = False
@@ -131,6 +136,10 @@ class Engine:
             take, leave = self.admission.take, self.admission.leave
             self.run = Pool(self.hub, Caller(application, self).serve, take, leave).run  # or in a greenlet
             self.run_upgradable = Pool(self.hub, UpgradeCaller(application, self).serve, nowhere).run
+        # Has a Response made when its request's chunked body has come; None where the application reads such bodies.
+        self.run_chunked: Callable[[Response], None] | None = None
+        if settings.buffer_chunked:
+            self.run_chunked = partial(gather, self.run)
         self._identity = generation, worker, multiprocess
         self._templates: dict[Any, dict[str, Any]] = {}
         self._date = b""
@@ -307,6 +316,9 @@ class Engine:
             self.on_request_end()
         if self.draining and self.on_change is not None:
             self.loop.run_callback(self.on_change)
+
+    def request_dropped(self, connection: Connection) -> None:
+        """A request that the router let in does not begin, because its body did not come whole."""
 
     def refused(self, connection: Connection, error: RequestError, head: bytes | bytearray) -> None:
         """A request ended before the application could get it; `head`: what there was of it."""

@@ -41,6 +41,7 @@ CACHED = 2048
 CACHED_CHARACTERS = 200
 SKIP = 65536  # a body with more bytes left unread than this costs the client its connection
 AT_ONCE = 65536  # a whole body of so many bytes seldom waits for its client
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 NOWHERE = nowhere()
 
 _status_lines: dict[str, tuple[int, bytes]] = {}
@@ -196,7 +197,7 @@ class Response:
     def _ask_for_body(self) -> None:
         """Tell a client that waits for it that its body is wanted."""
         if not self.head_sent:
-            self._send_whole(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._send_whole(CONTINUE)
 
     def _send_whole(self, data: bytes) -> None:
         """Nothing may follow behind a part of it."""

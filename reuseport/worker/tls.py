@@ -178,6 +178,11 @@ class TlsConnection(Connection):
         super()._resume()
         self._see_whether_begun()
 
+    def _ask_for_body(self) -> None:
+        super()._ask_for_body()
+        if not self._sock.flush():
+            self._flush_later()
+
     def _see_whether_begun(self) -> None:
         """A part of a record is a part of a head."""
         if self.state is WAITING and not self._parked and not self.unread and self._sock.in_record:

@@ -69,6 +69,13 @@ OPTIONS: tuple[Option, ...] = (
         help="The largest body of a request; a larger one is answered 413.",
     ),
     Option(
+        "buffer_chunked", kinds.SWITCH, True, group=NETWORK,
+        help="Take a chunked request body (Transfer-Encoding: chunked) as a whole before the application gets the "
+        "request, and set CONTENT_LENGTH, without which Django and others see no body. A body of more than 256 KiB "
+        "goes to a file without a name in TMPDIR; --limit-request-body bounds it. --no-buffer-chunked lets the "
+        "application read such a body as it comes.",
+    ),
+    Option(
         "strict_wsgi", kinds.SWITCH, False, group=NETWORK,
         help="Answer 500 where the application sends a hop-by-hop header (Connection, Transfer-Encoding and the like), "
         "which PEP 3333 forbids. Without it the server drops such headers and warns once per generation.",
