@@ -6,7 +6,8 @@ greenlet. One request of a connection runs at a time, and the loop does not read
 meanwhile stays in the kernel, or in `unread`, at most one piece. What the greenlet reads and writes is in `stream`.
 
 A connection with bytes of the client still unread is not simply closed, for the kernel would then reset it and the
-client could lose the response: it says that it has finished, and listens a little longer (RFC 9112 section 9.6).
+client could lose the response. It sends the end of the stream, and discards what still comes, within the limits of
+LINGER_TIME and its like (RFC 9112 section 9.6). So a client that sends all of its upload first can read a refusal.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .gather import Gathering
 
-LINGER_TIME = 2.0  # seconds
+# A connection lingers while its client sends (nginx: lingering_time, lingering_timeout). 1 GiB takes some 0.5 s of CPU.
+LINGER_TIME = 30.0  # seconds in all
+LINGER_PAUSE = 5.0  # seconds between two pieces
+LINGER_BYTES = 1 << 30
+LINGER_IN_DRAIN = 2.0  # seconds in all, because a drain waits for it
 FIRST = 1.0  # seconds that a stop leaves a client that has just connected for the first byte of its request
 LAST_CALL = 5.0  # seconds that a drain leaves a silent client whose connection cannot be passed on
 
@@ -60,8 +65,8 @@ class Connection(Stream):
 
     plain = True
     __slots__ = (
-        "_checked", "_fresh", "_gathering", "_pumping", "forwarded", "name", "remote_addr", "remote_port", "state",
-        "template", "tenant",
+        "_checked", "_discards", "_fresh", "_gathering", "_lingers_until", "_pumping", "forwarded", "name",
+        "remote_addr", "remote_port", "state", "template", "tenant",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
@@ -101,8 +106,7 @@ class Connection(Stream):
         if len(data) >= self._reader.full:
             self._reader.again()
         if state is LINGERING:
-            if not data:
-                self.close()
+            self._discard(len(data))
         elif not data:
             self._ended()
         elif state is BODY:
@@ -334,6 +338,9 @@ class Connection(Stream):
 
     def stays(self) -> None:
         """A drain has begun, and this connection cannot be passed on now."""
+        if self.state is LINGERING and self._lingers_until > time.monotonic() + LINGER_IN_DRAIN:
+            self._lingers_until = time.monotonic() + LINGER_IN_DRAIN
+            self._set_deadline(min(self.deadline - time.monotonic(), LINGER_IN_DRAIN) or TICK)
 
     @property
     def peer(self) -> Any:
@@ -462,12 +469,28 @@ class Connection(Stream):
         except OSError:
             self.close()
             return
-        self.state = LINGERING
-        self.unread = b""
+        seconds = LINGER_IN_DRAIN if self.engine.draining else LINGER_TIME
+        self._begin_lingering(time.monotonic() + seconds)
         if self._parked:
             self._parked = False
             self._reader.start(self._readable)
-        self._set_deadline(LINGER_TIME)
+        self._set_deadline(min(seconds, LINGER_PAUSE))
+
+    def _begin_lingering(self, until: float) -> None:
+        """`until`: monotonic seconds; 0 where what the client sends does not move the deadline."""
+        self.state = LINGERING
+        self.unread = b""
+        self._lingers_until = until
+        self._discards = LINGER_BYTES
+
+    def _discard(self, count: int) -> None:
+        """So many bytes have come that nobody wants; 0 is the end of the stream."""
+        self._discards -= count
+        left = self._lingers_until - time.monotonic()
+        if not count or self._discards < 0:
+            self.close()
+        elif left > 0:
+            self._set_deadline(min(left, LINGER_PAUSE))
 
     def abort(self) -> None:
         """Close so that the client sees that the response is not complete, however its end was to be told."""
@@ -514,7 +537,9 @@ class Connection(Stream):
         """Whether what is awaited is there: a loop that was blocked hears of deadlines before it hears of clients."""
         if self._waiting:
             return any(wait.watcher is self._reader for wait in self._waiting) and self._more_to_read()
-        if self.state in (SERVING, LINGERING, PASSED):
+        if self.state is LINGERING:
+            return time.monotonic() < self._lingers_until and self._more_to_read()
+        if self.state is SERVING or self.state is PASSED:
             return False
         return self._parked or self._more_to_read()
 

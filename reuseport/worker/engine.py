@@ -219,6 +219,8 @@ class Engine:
         self._close_upgraded()
         self.draining = self.closing = True
         self.pass_on = None
+        for connection in list(self._open):
+            connection.stays()
 
     def drain_to(self, pass_on: Callable[[list[Connection]], None]) -> None:
         """From now on each connection between two requests is given to `pass_on`, in lists, and closed by nobody."""
