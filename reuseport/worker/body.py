@@ -28,6 +28,8 @@ _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])
 CHUNK = re.compile(
     rb"([0-9A-Fa-f]{1,16})((?:[ \t]*;[ \t]*" + _TOKEN + rb"(?:[ \t]*=[ \t]*(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?)*)"
 )
+# RFC 9110 section 6.5.1: no trailer field may be about framing or routing. Such a field is a smuggled one.
+NO_TRAILERS = {b"content-length", b"host", b"transfer-encoding"}
 # Looked up once, since super() takes longer than a line does.
 _read, _readinto = io.BufferedReader.read, io.BufferedReader.readinto
 _readline, _next = io.BufferedReader.readline, io.BufferedReader.__next__
@@ -206,6 +208,8 @@ class Body(io.RawIOBase):
                 raise BodyError(431, "too many trailer fields")
             if not FIELD.fullmatch(line):
                 raise BodyError(400, "malformed trailer field")
+            if line.partition(b":")[0].lower() in NO_TRAILERS:
+                raise BodyError(400, "a trailer field that says where the message ends or belongs")
             self._trailers += 1
             self._torn = False
         return False

@@ -37,6 +37,7 @@ LINGER_TIME = 30.0  # seconds in all
 LINGER_PAUSE = 5.0  # seconds between two pieces
 LINGER_BYTES = 1 << 30
 LINGER_IN_DRAIN = 2.0  # seconds in all, because a drain waits for it
+EMPTY_LINES = 16  # before one request
 FIRST = 1.0  # seconds that a stop leaves a client that has just connected for the first byte of its request
 LAST_CALL = 5.0  # seconds that a drain leaves a silent client whose connection cannot be passed on
 
@@ -81,7 +82,8 @@ class Connection(Stream):
         self.forwarded: Any = None  # applies what a trusted proxy says of its client
         self.state = WAITING
         self.name = NAMELESS  # its request's, see ipc/inflight.py
-        self._checked = 0  # offset in `unread` up to which a head's lines were judged
+        # Offset in `unread` up to which a head's lines were judged. Below 0: how many empty lines came before it.
+        self._checked = 0
         self._fresh = True  # it has had no request yet
         self._gathering: Gathering | None = None  # in BODY
         self._pumping = False  # `_take` is on the hub's stack
@@ -143,8 +145,12 @@ class Connection(Stream):
         while True:
             end = data.find(b"\r\n\r\n")
             if end < 0 or data[0] == 0x0D:
-                if data[:2] == b"\r\n":  # RFC 9112 section 2.2: empty lines before a request are ignored
-                    data = data[2:]
+                if data[:2] == b"\r\n":
+                    try:
+                        data = self._without_empty_lines(data)
+                    except RequestError as error:
+                        self._refuse(error, b"")
+                        break
                     continue
                 self._keep(data)
                 break
@@ -191,13 +197,24 @@ class Connection(Stream):
                 break
             data = self.unread
 
+    def _without_empty_lines(self, data: bytes | bytearray) -> bytes | bytearray:
+        """Drop the empty lines before a request (RFC 9112 section 2.2). RequestError where they do not end."""
+        count = 0
+        while data.startswith(b"\r\n", 2 * count):
+            count += 1
+            self._checked -= 1
+            if self._checked < -EMPTY_LINES:
+                raise RequestError(400, "too many empty lines before a request")
+        return data[2 * count :]
+
     def _keep(self, data: bytes | bytearray) -> None:
         """Keep an incomplete head, unless it can be refused already."""
         if not data:
             self.unread = b""
             return
         try:
-            self._checked = self.engine.parser.check(data, self._checked)
+            if data != b"\r":  # which can become an empty line
+                self._checked = self.engine.parser.check(data, max(self._checked, 0))
         except RequestError as error:
             self._refuse(error, data)
             return
