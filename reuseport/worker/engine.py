@@ -55,11 +55,11 @@ class Engine:
     went down in a drained engine. `on_request_end`: called after each request.
     `settings` has, in seconds, with 0 for no limit: header_timeout, body_timeout (between two pieces), keep_alive
     (idle), send_timeout (a client that takes nothing); and limit_request_line, limit_request_fields,
-    limit_request_field_size, limit_request_body; buffer_chunked; strict_wsgi (hop-by-hop fields are errors); threads;
-    request_id and request_id_header. `board`: the worker's row of the scoreboard. `log(level, text)`. `access`: gets
-    each request, if there is an access log. `admission`: knows which requests must not begin. `told`: writable memory
-    of at least one byte, which workers can share: the byte at 0 says that the warning about hop-by-hop fields was
-    logged.
+    limit_request_field_size, limit_request_body; buffer_chunked; early_hints; strict_wsgi (hop-by-hop fields are
+    errors); threads; request_id and request_id_header. `board`: the worker's row of the scoreboard. `log(level, text)`.
+    `access`: gets each request, if there is an access log. `admission`: knows which requests must not begin. `told`:
+    writable memory of at least one byte, which workers can share: the byte at 0 says that the warning about hop-by-hop
+    fields was logged.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class Engine:
             limit_field_size=settings.limit_request_field_size,
             limit_body=settings.limit_request_body,
         )
+        self.early_hints = settings.early_hints
         self._strict_wsgi = settings.strict_wsgi
         self._told = bytearray(1) if told is None else told
         self.closing = False  # each response is its connection's last

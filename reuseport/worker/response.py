@@ -36,6 +36,10 @@ HOP_BY_HOP = {
     "upgrade",
 }
 NOTHING = b""  # the line of a hop-by-hop field: it is dropped
+# What a request has that came through a proxy, in environ.
+PROXIED = frozenset(
+    {"HTTP_FORWARDED", "HTTP_VIA", *(f"HTTP_X_FORWARDED_{one}" for one in ("FOR", "HOST", "PROTO", "PROTOCOL", "SSL"))}
+)
 UNCACHED = {"set-cookie", "date"}  # a cookie is one client's, and a Date must be noticed
 CACHED = 2048
 CACHED_CHARACTERS = 200
@@ -178,7 +182,10 @@ class Response:
         return self._write
 
     def early_hints(self, headers: Iterable[tuple[str, str]], /) -> None:
-        """environ["wsgi.early_hints"]: send a 103 response (RFC 8297) now. Nothing for HTTP/1.0, or after the head."""
+        """environ["wsgi.early_hints"]: send a 103 response (RFC 8297) now, where --early-hints lets the client have it.
+
+        Nothing for HTTP/1.0, or after the head. ValueError or TypeError as for start_response.
+        """
         self.let_others()
         if self._is_11 and not self.head_sent and self.environ is not None:
             lines = []
@@ -188,7 +195,15 @@ class Response:
                     self._drop(name)
                 elif type(line) is bytes:
                     lines.append(line)
-            self._send_whole(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % b"".join(lines))
+            if self._may_hint():
+                self._send_whole(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % b"".join(lines))
+
+    def _may_hint(self) -> bool:
+        """Whether this client gets early hints. A proxy of some age would take one for the response."""
+        asked = self.connection.engine.early_hints
+        if asked != "direct":
+            return asked == "on"
+        return self.connection.forwarded is None and PROXIED.isdisjoint(self.environ or ())
 
     def _drop(self, name: str) -> None:
         """Drop a hop-by-hop field of the application's. ValueError with --strict-wsgi."""

@@ -76,6 +76,12 @@ OPTIONS: tuple[Option, ...] = (
         "application read such a body as it comes.",
     ),
     Option(
+        "early_hints", kinds.choice("off", "direct", "on"), "direct", group=NETWORK,
+        help="Which clients get the application's early hints (environ['wsgi.early_hints'], status 103). direct: those "
+        "that came through no proxy: the peer is none of --forwarded-allow-ips, and the request has no Via, Forwarded "
+        "or X-Forwarded-*. on: all of HTTP/1.1, proxies too; nginx before 1.29 and others take a 103 for the response.",
+    ),
+    Option(
         "strict_wsgi", kinds.SWITCH, False, group=NETWORK,
         help="Answer 500 where the application sends a hop-by-hop header (Connection, Transfer-Encoding and the like), "
         "which PEP 3333 forbids. Without it the server drops such headers and warns once per generation.",
