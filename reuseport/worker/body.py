@@ -28,6 +28,8 @@ _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])
 CHUNK = re.compile(
     rb"([0-9A-Fa-f]{1,16})((?:[ \t]*;[ \t]*" + _TOKEN + rb"(?:[ \t]*=[ \t]*(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?)*)"
 )
+# RFC 9110 section 6.5.1: no trailer field may be about framing or routing. Such a field is a smuggled one.
+NO_TRAILERS = {b"content-length", b"host", b"transfer-encoding"}
 # Looked up once, since super() takes longer than a line does.
 _read, _readinto = io.BufferedReader.read, io.BufferedReader.readinto
 _readline, _next = io.BufferedReader.readline, io.BufferedReader.__next__
@@ -91,10 +93,12 @@ class Body(io.RawIOBase):
         self._total = 0
         self._fields = fields
         self._extensions = 0
+        self._trailers = -1  # trailer fields that have come; -1 before the last chunk
         self._ends_chunk = False  # the CRLF behind the current chunk is still to be read
         self._torn = False  # what was taken from the stream last has not come to anything yet
         self._given = False  # something of it was read
         self.ask: Callable[[], None] | None = None  # sends 100 Continue
+        self.head: bytes | bytearray = b""  # the request's, where it is still needed
 
     def file(self) -> File:
         """The body as a whole file: wsgi.input."""
@@ -174,6 +178,10 @@ class Body(io.RawIOBase):
             return False
         return self.complete
 
+    def read_from(self, stream: Any) -> None:
+        """Take the body from this stream instead."""
+        self._stream = stream
+
     def detach(self) -> None:
         """The request is over: whoever still holds the body must not read from the connection, nor hold it."""
         self.ask = self._stream = None
@@ -181,33 +189,43 @@ class Body(io.RawIOBase):
             self.error = self.error or BodyError(400, "the request is over")
 
     def _next_chunk(self) -> bool:
-        """Read the next chunk's size; False after the last one and the trailers behind it."""
+        """Read the next chunk's size; False after the last one and the trailers behind it.
+
+        Where the stream raises in between, the next call goes on behind the last whole line.
+        """
         if self._ends_chunk:
             if self._line(0):
                 raise BodyError(400, "a chunk is longer than its size")
             self._ends_chunk = self._torn = False
-        line = self._line(CHUNK_LINE)
+        if self._trailers < 0:
+            self._judge_size(self._line(CHUNK_LINE))
+            if self._left:
+                self._ends_chunk, self._torn = True, False
+                return True
+            self._trailers, self._torn = 0, False
+        while line := self._line(BUFFER):  # trailers: validated, and dropped, for WSGI has no place for them
+            if self._trailers == self._fields:
+                raise BodyError(431, "too many trailer fields")
+            if not FIELD.fullmatch(line):
+                raise BodyError(400, "malformed trailer field")
+            if line.partition(b":")[0].lower() in NO_TRAILERS:
+                raise BodyError(400, "a trailer field that says where the message ends or belongs")
+            self._trailers += 1
+            self._torn = False
+        return False
+
+    def _judge_size(self, line: bytes) -> None:
         match = CHUNK.fullmatch(line)
         if match is None:
             raise BodyError(400, "malformed chunk size")
         self._extensions += len(match[2])
         if self._extensions > EXTENSIONS:
             raise BodyError(400, "too many chunk extensions")
-        self._left = int(match[1], 16)
-        self._total += self._left
+        size = int(match[1], 16)
+        self._total += size
         if self._limit and self._total > self._limit:
             raise BodyError(413, "the body is too large")
-        if self._left:
-            self._ends_chunk, self._torn = True, False
-            return True
-        fields = 0
-        while line := self._line(BUFFER):  # trailers: validated, and dropped, for WSGI has no place for them
-            fields += 1
-            if fields > self._fields:
-                raise BodyError(431, "too many trailer fields")
-            if not FIELD.fullmatch(line):
-                raise BodyError(400, "malformed trailer field")
-        return False
+        self._left = size
 
     def _line(self, limit: int) -> bytes:
         """The next line without its CRLF, of at most `limit` bytes."""

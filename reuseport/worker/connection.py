@@ -6,11 +6,13 @@ greenlet. One request of a connection runs at a time, and the loop does not read
 meanwhile stays in the kernel, or in `unread`, at most one piece. What the greenlet reads and writes is in `stream`.
 
 A connection with bytes of the client still unread is not simply closed, for the kernel would then reset it and the
-client could lose the response: it says that it has finished, and listens a little longer (RFC 9112 section 9.6).
+client could lose the response. It sends the end of the stream, and discards what still comes, within the limits of
+LINGER_TIME and its like (RFC 9112 section 9.6). So a client that sends all of its upload first can read a refusal.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from io import BytesIO
@@ -20,21 +22,28 @@ from ..ipc.inflight import NAMELESS
 from ..ipc.scoreboard import BYTES_OUT
 from . import timeslice
 from .body import NO_BODY, Body
-from .request import UPGRADE, RequestError
-from .response import refusal
+from .request import CHUNKED, UPGRADE, RequestError
+from .response import CONTINUE, refusal
 from .stream import PIECE, Disconnected, Stream
 from .upgrade import Offer
 from .wheel import NEVER, TICK
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .gather import Gathering
 
-LINGER_TIME = 2.0  # seconds
+# A connection lingers while its client sends (nginx: lingering_time, lingering_timeout). 1 GiB takes some 0.5 s of CPU.
+LINGER_TIME = 30.0  # seconds in all
+LINGER_PAUSE = 5.0  # seconds between two pieces
+LINGER_BYTES = 1 << 30
+LINGER_IN_DRAIN = 2.0  # seconds in all, because a drain waits for it
+EMPTY_LINES = 16  # before one request
 FIRST = 1.0  # seconds that a stop leaves a client that has just connected for the first byte of its request
 LAST_CALL = 5.0  # seconds that a drain leaves a silent client whose connection cannot be passed on
 
 WAITING = "waiting"  # for the first byte of a request
 HEAD = "head"  # some of a head has come
+BODY = "body"  # its request's chunked body is buffered (see `gather`)
 SERVING = "serving"  # the application works on a request
 LINGERING = "lingering"  # everything was said; what the client still sends is thrown away
 PASSED = "passed"  # given to another worker, which has not acknowledged it yet
@@ -57,8 +66,8 @@ class Connection(Stream):
 
     plain = True
     __slots__ = (
-        "_checked", "_fresh", "_pumping", "forwarded", "name", "remote_addr", "remote_port", "state", "template",
-        "tenant",
+        "_checked", "_discards", "_fresh", "_gathering", "_lingers_until", "_pumping", "forwarded", "name",
+        "remote_addr", "remote_port", "state", "template", "tenant",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
@@ -73,8 +82,10 @@ class Connection(Stream):
         self.forwarded: Any = None  # applies what a trusted proxy says of its client
         self.state = WAITING
         self.name = NAMELESS  # its request's, see ipc/inflight.py
-        self._checked = 0  # offset in `unread` up to which a head's lines were judged
+        # Offset in `unread` up to which a head's lines were judged. Below 0: how many empty lines came before it.
+        self._checked = 0
         self._fresh = True  # it has had no request yet
+        self._gathering: Gathering | None = None  # in BODY
         self._pumping = False  # `_take` is on the hub's stack
         self.tenant: str | None = None  # whose its last request was, as far as --tenant says so
         self._set_deadline(engine.silence)
@@ -82,7 +93,8 @@ class Connection(Stream):
     # In the loop: requests in.
 
     def _readable(self) -> None:
-        if self.state is SERVING:
+        state = self.state
+        if state is SERVING:
             self._reader.stop()
             self._parked = True
             return
@@ -95,12 +107,12 @@ class Connection(Stream):
             return
         if len(data) >= self._reader.full:
             self._reader.again()
-        if self.state is LINGERING:
-            if not data:
-                self.close()
-            return
-        if not data:
+        if state is LINGERING:
+            self._discard(len(data))
+        elif not data:
             self._ended()
+        elif state is BODY:
+            self._gather(data)
         elif self.unread:
             self.unread += data
             self._take(self.unread)
@@ -111,6 +123,8 @@ class Connection(Stream):
         """The client will send nothing more."""
         if self.state is HEAD and self.unread.strip(b"\r\n"):
             self._refuse(RequestError(400, "the client closed before the end of the header"), self.unread)
+        elif self.state is BODY:
+            self._refuse(RequestError(400, "the client closed before the end of the body"), self._gathering.head)
         else:
             self.close()
 
@@ -131,8 +145,12 @@ class Connection(Stream):
         while True:
             end = data.find(b"\r\n\r\n")
             if end < 0 or data[0] == 0x0D:
-                if data[:2] == b"\r\n":  # RFC 9112 section 2.2: empty lines before a request are ignored
-                    data = data[2:]
+                if data[:2] == b"\r\n":
+                    try:
+                        data = self._without_empty_lines(data)
+                    except RequestError as error:
+                        self._refuse(error, b"")
+                        break
                     continue
                 self._keep(data)
                 break
@@ -164,6 +182,9 @@ class Connection(Stream):
             else:
                 body = Body(self, length, engine.parser.limit_body, engine.parser.limit_fields, expects_continue)
                 environ["wsgi.input"] = body.file()
+                if length == CHUNKED and engine.run_chunked is not None:
+                    body.head = head
+                    run = engine.run_chunked
             self.state = SERVING
             self.deadline = NEVER
             response = engine.response(self, environ, keep_alive, body)
@@ -176,13 +197,24 @@ class Connection(Stream):
                 break
             data = self.unread
 
+    def _without_empty_lines(self, data: bytes | bytearray) -> bytes | bytearray:
+        """Drop the empty lines before a request (RFC 9112 section 2.2). RequestError where they do not end."""
+        count = 0
+        while data.startswith(b"\r\n", 2 * count):
+            count += 1
+            self._checked -= 1
+            if self._checked < -EMPTY_LINES:
+                raise RequestError(400, "too many empty lines before a request")
+        return data[2 * count :]
+
     def _keep(self, data: bytes | bytearray) -> None:
         """Keep an incomplete head, unless it can be refused already."""
         if not data:
             self.unread = b""
             return
         try:
-            self._checked = self.engine.parser.check(data, self._checked)
+            if data != b"\r":  # which can become an empty line
+                self._checked = self.engine.parser.check(data, max(self._checked, 0))
         except RequestError as error:
             self._refuse(error, data)
             return
@@ -199,13 +231,72 @@ class Connection(Stream):
         self.engine.loop.timer(0, priority=timeslice.AFTER_CLIENTS).start(self._resume)
 
     def _resume(self) -> None:
-        if self.state is not WAITING:
+        if self.state is not WAITING and self.state is not BODY:
             return
         if self._parked:
             self._parked = False
             self._reader.start(self._readable)
-        if self.unread:
+        if self.state is BODY:
+            self._gather(b"")
+        elif self.unread:
             self._take(self.unread)
+
+    # In the loop: chunked bodies that are buffered.
+
+    def gather(self, gathering: Gathering) -> None:
+        """Buffer the body of the request that was to be served; the gathering has it answered then."""
+        if self.state is not SERVING:  # closed meanwhile
+            gathering.drop()
+            return
+        self.state = BODY
+        self._gathering = gathering
+        if gathering.start() and not self.unread:
+            try:
+                self._ask_for_body()
+            except OSError:
+                self.close()
+                return
+        data, self.unread = self.unread, b""
+        if self._parked:
+            self._parked = False
+            self._reader.start(self._readable)
+        self._gather(data)
+
+    def _ask_for_body(self) -> None:
+        """Tell the client that its body is wanted. OSError if it is gone."""
+        try:
+            sent = self._sock.send(CONTINUE)
+        except BlockingIOError:
+            return  # RFC 9110 section 10.1.1: the client must not wait for it for ever
+        self.engine.board[BYTES_OUT] += sent
+        if sent != len(CONTINUE):
+            raise OSError(errno.EAGAIN, "a part of an interim response is out")
+
+    def _gather(self, data: bytes | bytearray) -> None:
+        gathering = self._gathering
+        try:
+            complete = gathering.feed(data)
+        except RequestError as error:
+            self._refuse(error, gathering.head)
+            return
+        except BaseException:
+            self.abort()  # a defect, as in `_take`
+            raise
+        if complete:
+            self._gathering = None
+            self.unread = gathering.unread
+            self.state = SERVING
+            self.deadline = NEVER
+            gathering.begin()
+        else:
+            self._set_deadline(self.engine.body_timeout)
+            if complete is None:
+                self._resume_later()
+
+    def _drop_body(self) -> None:
+        gathering, self._gathering = self._gathering, None
+        if gathering is not None:
+            gathering.drop()
 
     def refuse(self, error: RequestError, head: bytes | bytearray) -> None:
         """Answer, instead of the application, the request that was to be served; and close."""
@@ -213,6 +304,7 @@ class Connection(Stream):
 
     def _refuse(self, error: RequestError, head: bytes | bytearray) -> None:
         """Answer what is no request that the application could get, as far as its `head` has come, and close."""
+        self._drop_body()
         self.state = SERVING
         self.engine.refused(self, error, head)
         try:
@@ -263,6 +355,9 @@ class Connection(Stream):
 
     def stays(self) -> None:
         """A drain has begun, and this connection cannot be passed on now."""
+        if self.state is LINGERING and self._lingers_until > time.monotonic() + LINGER_IN_DRAIN:
+            self._lingers_until = time.monotonic() + LINGER_IN_DRAIN
+            self._set_deadline(min(self.deadline - time.monotonic(), LINGER_IN_DRAIN) or TICK)
 
     @property
     def peer(self) -> Any:
@@ -325,6 +420,8 @@ class Connection(Stream):
         self._reader.stop()
         if self._writer is not None:
             self._writer.stop()
+        if self._gathering is not None:
+            self._gathering.close()
         self._sock.close()
 
     def close_if_idle(self) -> None:
@@ -389,12 +486,28 @@ class Connection(Stream):
         except OSError:
             self.close()
             return
-        self.state = LINGERING
-        self.unread = b""
+        seconds = LINGER_IN_DRAIN if self.engine.draining else LINGER_TIME
+        self._begin_lingering(time.monotonic() + seconds)
         if self._parked:
             self._parked = False
             self._reader.start(self._readable)
-        self._set_deadline(LINGER_TIME)
+        self._set_deadline(min(seconds, LINGER_PAUSE))
+
+    def _begin_lingering(self, until: float) -> None:
+        """`until`: monotonic seconds; 0 where what the client sends does not move the deadline."""
+        self.state = LINGERING
+        self.unread = b""
+        self._lingers_until = until
+        self._discards = LINGER_BYTES
+
+    def _discard(self, count: int) -> None:
+        """So many bytes have come that nobody wants; 0 is the end of the stream."""
+        self._discards -= count
+        left = self._lingers_until - time.monotonic()
+        if not count or self._discards < 0:
+            self.close()
+        elif left > 0:
+            self._set_deadline(min(left, LINGER_PAUSE))
 
     def abort(self) -> None:
         """Close so that the client sees that the response is not complete, however its end was to be told."""
@@ -410,6 +523,7 @@ class Connection(Stream):
         self.deadline = NEVER
         self.engine.wheel.forget(self)
         self.unread = b""
+        self._drop_body()
         self._reader.close()
         if self._writer is not None:
             self._writer.close()
@@ -431,6 +545,8 @@ class Connection(Stream):
                 wait.waiter.throw(wait.expired)
         elif self.state is HEAD:
             self._refuse(RequestError(408, "the header took too long"), self.unread)
+        elif self.state is BODY:
+            self._refuse(RequestError(408, "the client sends nothing of the body"), self._gathering.head)
         elif self.state is not SERVING:
             self.close()
 
@@ -438,7 +554,9 @@ class Connection(Stream):
         """Whether what is awaited is there: a loop that was blocked hears of deadlines before it hears of clients."""
         if self._waiting:
             return any(wait.watcher is self._reader for wait in self._waiting) and self._more_to_read()
-        if self.state in (SERVING, LINGERING, PASSED):
+        if self.state is LINGERING:
+            return time.monotonic() < self._lingers_until and self._more_to_read()
+        if self.state is SERVING or self.state is PASSED:
             return False
         return self._parked or self._more_to_read()
 

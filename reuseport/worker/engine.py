@@ -2,8 +2,8 @@
 
 It owns what the connections share: the application and its greenlets, the parser and its limits, the deadlines, the
 worker's counters on the scoreboard, and the one decision that changes them all, the drain. Everything here is called
-in gevent's loop, but for `request_begins`, `request_done` and `date`, which the request's greenlet calls; of those a
-request's thread calls only `date`.
+in gevent's loop, but for `request_begins`, `request_done`, `hop_by_hop` and `date`, which the request's greenlet calls.
+Of those a request's thread calls only `date` and `hop_by_hop`.
 
 What an option can add to each request (a log line, an id, threads) is decided here, once: it is another class of
 responses or connections, or another function, and costs nothing where it is off.
@@ -15,6 +15,7 @@ import ssl
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -28,12 +29,14 @@ from .access import wrap as record
 from .admission import Admission
 from .connection import FIRST, LAST_CALL, Connection
 from .forwarded import Forwarded
+from .gather import gather
 from .pool import Pool
 from .proxy import Herald
 from .readers import Readers
 from .request import HeadParser, RequestError
 from .requestid import with_request_id
 from .response import Response
+from .seldom import Seldom
 from .threads import ThreadedConnection, ThreadedTlsConnection, Threads
 from .timeslice import TimeSlice
 from .tls import TlsConnection
@@ -52,9 +55,11 @@ class Engine:
     went down in a drained engine. `on_request_end`: called after each request.
     `settings` has, in seconds, with 0 for no limit: header_timeout, body_timeout (between two pieces), keep_alive
     (idle), send_timeout (a client that takes nothing); and limit_request_line, limit_request_fields,
-    limit_request_field_size, limit_request_body; threads; request_id and request_id_header. `board`: the worker's row
-    of the scoreboard. `log(level, text)`. `access`: gets each request, if there is an access log. `admission`: knows
-    which requests must not begin.
+    limit_request_field_size, limit_request_body; buffer_chunked; early_hints; strict_wsgi (hop-by-hop fields are
+    errors); threads; request_id and request_id_header. `board`: the worker's row of the scoreboard. `log(level, text)`.
+    `access`: gets each request, if there is an access log. `admission`: knows which requests must not begin. `told`:
+    writable memory of at least one byte, which workers can share: the byte at 0 says that the warning about hop-by-hop
+    fields was logged.
     """
 
     def __init__(
@@ -70,10 +75,12 @@ class Engine:
         tls: ssl.SSLContext | None = None,
         access: AccessLog | None = None,
         admission: Admission | None = None,
+        told: Any = None,
     ) -> None:
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
         self.log = log
+        self.seldom = Seldom(log)
         self.connections = 0
         self.requests = 0
         self.draining = False
@@ -90,6 +97,9 @@ class Engine:
             limit_field_size=settings.limit_request_field_size,
             limit_body=settings.limit_request_body,
         )
+        self.early_hints = settings.early_hints
+        self._strict_wsgi = settings.strict_wsgi
+        self._told = bytearray(1) if told is None else told
         self.closing = False  # each response is its connection's last
         self.pass_on: Callable[[list[Connection]], None] | None = None
         self._idle: list[Connection] = []
@@ -127,6 +137,10 @@ class Engine:
             take, leave = self.admission.take, self.admission.leave
             self.run = Pool(self.hub, Caller(application, self).serve, take, leave).run  # or in a greenlet
             self.run_upgradable = Pool(self.hub, UpgradeCaller(application, self).serve, nowhere).run
+        # Has a Response made when its request's chunked body has come; None where the application reads such bodies.
+        self.run_chunked: Callable[[Response], None] | None = None
+        if settings.buffer_chunked:
+            self.run_chunked = partial(gather, self.run)
         self._identity = generation, worker, multiprocess
         self._templates: dict[Any, dict[str, Any]] = {}
         self._date = b""
@@ -206,6 +220,8 @@ class Engine:
         self._close_upgraded()
         self.draining = self.closing = True
         self.pass_on = None
+        for connection in list(self._open):
+            connection.stays()
 
     def drain_to(self, pass_on: Callable[[list[Connection]], None]) -> None:
         """From now on each connection between two requests is given to `pass_on`, in lists, and closed by nobody."""
@@ -268,6 +284,21 @@ class Engine:
         """A request is refused because of the workers that its like has ended."""
         self.board[QUARANTINED] += 1
 
+    def hop_by_hop(self, name: str, uri: str | None) -> None:
+        """The application has given a hop-by-hop field, which PEP 3333 forbids. ValueError with --strict-wsgi.
+
+        Called by the request's greenlet or thread.
+        """
+        if self._strict_wsgi:
+            raise ValueError(f"header {name} is hop-by-hop: PEP 3333 leaves it to the server (--strict-wsgi)")
+        if not self._told[0]:
+            self._told[0] = 1
+            self.log(
+                "warning",
+                f"{uri}: the application sends the hop-by-hop header {name}, which PEP 3333 leaves to the server. "
+                "The server drops such headers and does not warn again. --strict-wsgi answers 500 instead",
+            )
+
     def request_done(self, response: Response, failed: bool) -> None:
         """The application has answered, or `failed`."""
         board = self.board
@@ -288,6 +319,9 @@ class Engine:
             self.on_request_end()
         if self.draining and self.on_change is not None:
             self.loop.run_callback(self.on_change)
+
+    def request_dropped(self, connection: Connection) -> None:
+        """A request that the router let in does not begin, because its body did not come whole."""
 
     def refused(self, connection: Connection, error: RequestError, head: bytes | bytearray) -> None:
         """A request ended before the application could get it; `head`: what there was of it."""

@@ -11,12 +11,15 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 import tempfile
+from collections.abc import Callable
 from types import BuiltinMethodType
 from typing import Any, NamedTuple
 
 from gevent._hub_local import get_hub_if_exists
 
+from .fileparts import Part, bounded, is_werkzeugs, werkzeugs_range
 from .timeslice import TimeSlice
 
 PLAIN = (io.FileIO, io.BufferedReader, io.BufferedRandom)
@@ -25,11 +28,12 @@ READING = frozenset({"read", "readall", "readinto", "seek", "tell"})
 
 
 class Region(NamedTuple):
-    """The rest of a regular file. `offset` and `size` are in bytes."""
+    """A part of a regular file. `offset` and `size` are in bytes. `bounded`: it may end before the file does."""
 
     fd: int
     offset: int
     size: int
+    bounded: bool
 
 
 class FileWrapper:
@@ -70,6 +74,7 @@ class FileWrapper:
         return block
 
     def seekable(self) -> bool:
+        learn_ranges()  # werkzeug asks this before it answers a range
         if hasattr(self.filelike, "seekable"):
             return bool(self.filelike.seekable())
         return hasattr(self.filelike, "seek") and hasattr(self.filelike, "tell")
@@ -82,12 +87,31 @@ class FileWrapper:
         position: int = self.filelike.tell()
         return position
 
-    def region(self) -> Region | None:
+    @property
+    def app_iter_range(self) -> Callable[[int, int | None], FileWrapper]:
+        """WebOb's and Pyramid's way to a range: the bytes from `start` up to `stop`, counted from the position.
+
+        AttributeError where the file cannot seek. They then iterate from the first byte on, and throw away.
+        """
+        if not self.seekable():
+            raise AttributeError("app_iter_range")
+        return self._part
+
+    def _part(self, start: int, stop: int | None) -> FileWrapper:
+        self.seek(self.tell() + start)
+        return FileWrapper(self.filelike if stop is None else Part(self.filelike, stop - start), self.blksize)
+
+    def region(self, most: int | None = None) -> Region | None:
         """The bytes that `read()` would return up to the end, as a part of a file on a disk. None: they must be read.
 
-        Raises the file's own error where `read()` would raise it too: ValueError if the file is closed, for example.
+        `most`: how many of them at most. Raises the file's own error where `read()` would raise it too: ValueError if
+        the file is closed, for example.
         """
-        file = _plain_file(self.filelike)
+        filelike = self.filelike
+        if (part := bounded(filelike)) is not None:
+            filelike, remaining = part
+            most = remaining if most is None else min(most, remaining)
+        file = _plain_file(filelike)
         if file is None or not file.readable():
             return None
         if type(file) is io.BufferedRandom:
@@ -98,7 +122,10 @@ class FileWrapper:
         if not stat.S_ISREG(status.st_mode) or not status.st_blocks:
             return None
         offset = file.tell()  # the application's position: a buffered file has read the descriptor further than that
-        return Region(fd, offset, status.st_size - offset) if offset < status.st_size else None
+        size = status.st_size - offset
+        if most is not None:
+            size = min(size, most)
+        return Region(fd, offset, size, most is not None) if size > 0 else None
 
 
 def _plain_file(filelike: Any) -> Any:
@@ -116,3 +143,26 @@ def _plain_file(filelike: Any) -> Any:
     file = read.__self__
     raw = file if type(file) is io.FileIO else file.raw
     return file if type(raw) is io.FileIO and READING.isdisjoint(vars(raw)) else None
+
+
+# What an application can return of which `region_of` may know the file.
+KINDS: set[type] = {FileWrapper}
+
+
+def learn_ranges() -> None:
+    """Know werkzeug's class, which is there only when the application has imported werkzeug."""
+    module = sys.modules.get("werkzeug.wsgi")
+    kind = getattr(module, "_RangeWrapper", None)
+    if isinstance(kind, type) and kind not in KINDS and is_werkzeugs(kind):
+        KINDS.add(kind)
+
+
+def region_of(result: Any) -> Region | None:
+    """The part of a file that the result, which is one of KINDS, would yield. None: it must be iterated over."""
+    if type(result) is FileWrapper:
+        return result.region()
+    found = werkzeugs_range(result)
+    if found is None or type(found.iterable) is not FileWrapper:
+        return None
+    found.iterable.seek(found.start)  # it does so itself when it begins
+    return found.iterable.region(None if found.end is None else found.end - found.start)

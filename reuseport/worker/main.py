@@ -8,6 +8,7 @@ channel ends it serves on, and says hello to the next master that owns the run d
 from __future__ import annotations
 
 import faulthandler
+import mmap
 import os
 import signal
 import sys
@@ -65,6 +66,8 @@ from reuseport.worker.snapshot import Snapshots
 from reuseport.worker.vitals import Vitals
 
 TURN = 0.25  # seconds between two signs of life
+# What a generation's workers log once: its zygote imports this module, and the workers that it forks share the page.
+TOLD = mmap.mmap(-1, mmap.PAGESIZE)
 FIRST_HELLO = 10.0  # seconds for the master to accept the connection of a new worker
 
 
@@ -167,6 +170,7 @@ class Worker:
             tls=birth.tls,
             access=self._open_logs(),
             admission=self._admission(),
+            told=TOLD,
         )
         self.engine.on_change = self.drain.leave_if_done
         self.sender = Sender(self.loop, self.loop_set, self.drain.keep_connections)

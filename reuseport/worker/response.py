@@ -35,11 +35,17 @@ HOP_BY_HOP = {
     "transfer-encoding",
     "upgrade",
 }
+NOTHING = b""  # the line of a hop-by-hop field: it is dropped
+# What a request has that came through a proxy, in environ.
+PROXIED = frozenset(
+    {"HTTP_FORWARDED", "HTTP_VIA", *(f"HTTP_X_FORWARDED_{one}" for one in ("FOR", "HOST", "PROTO", "PROTOCOL", "SSL"))}
+)
 UNCACHED = {"set-cookie", "date"}  # a cookie is one client's, and a Date must be noticed
 CACHED = 2048
 CACHED_CHARACTERS = 200
 SKIP = 65536  # a body with more bytes left unread than this costs the client its connection
 AT_ONCE = 65536  # a whole body of so many bytes seldom waits for its client
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 NOWHERE = nowhere()
 
 _status_lines: dict[str, tuple[int, bytes]] = {}
@@ -60,9 +66,9 @@ def status_line(status: str) -> tuple[int, bytes]:
 
 
 def field_line(name: str, value: str) -> bytes | int:
-    """The line of one response field; of Content-Length, the number.
+    """The line of one response field; of Content-Length, the number; of a hop-by-hop field, NOTHING.
 
-    ValueError or TypeError for what would split the response, or is not the application's to say.
+    ValueError or TypeError for a field that is malformed or could split the response.
     """
     if not isinstance(name, str) or not isinstance(value, str):
         raise TypeError(f"header name and value must be str: {name!r}: {value!r}")
@@ -72,7 +78,7 @@ def field_line(name: str, value: str) -> bytes | int:
         raise ValueError(f"the value of header {name} holds a control character, or one beyond latin-1: {value!r}")
     lower = name.lower()
     if lower in HOP_BY_HOP:
-        raise ValueError(f"header {name} is about the connection, which is the server's (PEP 3333)")
+        return NOTHING  # and not cached: the engine hears of each
     # Joined and not formatted: what was judged is sent, whatever the __str__ of a subclass would say.
     line: bytes | int = "".join((name, ": ", value, "\r\n")).encode("latin-1")
     if lower == "content-length":
@@ -161,6 +167,8 @@ class Response:
                 name, value = field
                 known = field_line(name, value)
                 has_date = has_date or name.lower() == "date"
+                if known is NOTHING:
+                    self._drop(name)
             if type(known) is bytes:
                 lines.append(known)
             elif length is None:
@@ -174,16 +182,37 @@ class Response:
         return self._write
 
     def early_hints(self, headers: Iterable[tuple[str, str]], /) -> None:
-        """environ["wsgi.early_hints"]: send a 103 response (RFC 8297) now. Nothing for HTTP/1.0, or after the head."""
+        """environ["wsgi.early_hints"]: send a 103 response (RFC 8297) now, where --early-hints lets the client have it.
+
+        Nothing for HTTP/1.0, or after the head. ValueError or TypeError as for start_response.
+        """
         self.let_others()
         if self._is_11 and not self.head_sent and self.environ is not None:
-            lines = [line for line in (field_line(*field) for field in headers) if type(line) is bytes]
-            self._send_whole(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % b"".join(lines))
+            lines = []
+            for name, value in headers:
+                line = field_line(name, value)
+                if line is NOTHING:
+                    self._drop(name)
+                elif type(line) is bytes:
+                    lines.append(line)
+            if self._may_hint():
+                self._send_whole(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % b"".join(lines))
+
+    def _may_hint(self) -> bool:
+        """Whether this client gets early hints. A proxy of some age would take one for the response."""
+        asked = self.connection.engine.early_hints
+        if asked != "direct":
+            return asked == "on"
+        return self.connection.forwarded is None and PROXIED.isdisjoint(self.environ or ())
+
+    def _drop(self, name: str) -> None:
+        """Drop a hop-by-hop field of the application's. ValueError with --strict-wsgi."""
+        self.connection.engine.hop_by_hop(name, (self.environ or {}).get("RAW_URI"))
 
     def _ask_for_body(self) -> None:
         """Tell a client that waits for it that its body is wanted."""
         if not self.head_sent:
-            self._send_whole(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._send_whole(CONTINUE)
 
     def _send_whole(self, data: bytes) -> None:
         """Nothing may follow behind a part of it."""

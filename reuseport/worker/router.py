@@ -121,7 +121,10 @@ class Router:
         engine.run = partial(admit, engine.run)
         if engine.run_upgradable is not None:
             engine.run_upgradable = partial(admit, engine.run_upgradable)
+        if engine.run_chunked is not None:
+            engine.run_chunked = partial(admit, engine.run_chunked)
         if requests is not None:
+            engine.request_dropped = self._drop
             self._request_done, engine.request_done = engine.request_done, self._drop_at_end
             self._upgraded, engine.connection_upgraded = engine.connection_upgraded, self._drop_at_upgrade
         self.pin = jobs_api.pin = pinner(jobs, marks, generation)

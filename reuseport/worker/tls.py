@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ipc.scoreboard import BYTES_OUT
 from .body import BodyError
-from .connection import CLOSED, FIRST, HEAD, LAST_CALL, LINGER_TIME, LINGERING, SERVING, WAITING, Connection
+from .connection import CLOSED, FIRST, HEAD, LAST_CALL, LINGER_IN_DRAIN, LINGERING, SERVING, WAITING, Connection
 from .response import refusal
 from .stream import PIECE, Disconnected
 from .wheel import TICK
@@ -178,6 +178,11 @@ class TlsConnection(Connection):
         super()._resume()
         self._see_whether_begun()
 
+    def _ask_for_body(self) -> None:
+        super()._ask_for_body()
+        if not self._sock.flush():
+            self._flush_later()
+
     def _see_whether_begun(self) -> None:
         """A part of a record is a part of a head."""
         if self.state is WAITING and not self._parked and not self.unread and self._sock.in_record:
@@ -317,6 +322,7 @@ class TlsConnection(Connection):
             self.stays()
 
     def stays(self) -> None:
+        super().stays()
         if self.engine.pass_on is not None and (self.state is WAITING or self._silent):
             left = self.seconds_left()
             self._set_deadline(LAST_CALL if left is None else min(left or TICK, LAST_CALL))
@@ -369,9 +375,9 @@ class TlsConnection(Connection):
         try:
             if not self._broken and not self._sock.say_goodbye():
                 # The client is slow, and the end of its response is still here.
-                self.state = LINGERING
+                self._begin_lingering(0.0)
                 self._flush_later()
-                self._set_deadline(self.engine.send_timeout or LINGER_TIME)
+                self._set_deadline(self.engine.send_timeout or LINGER_IN_DRAIN)
                 return
         except OSError:
             self.close()
@@ -389,9 +395,9 @@ class TlsConnection(Connection):
         if self.state not in (CLOSED, LINGERING, HANDSHAKE) and not self._broken and type(self._sock) is TlsSocket:
             try:
                 if not self._sock.say_goodbye() and self.state is not SERVING:
-                    self.state = LINGERING
+                    self._begin_lingering(0.0)
                     self._flush_later()
-                    self._set_deadline(self.engine.send_timeout or LINGER_TIME)
+                    self._set_deadline(self.engine.send_timeout or LINGER_IN_DRAIN)
                     return
             except OSError:
                 pass

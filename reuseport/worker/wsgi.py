@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..ipc.inflight import NAMELESS, Seat
 from . import forked
 from .body import NO_BODY, BodyError
-from .filewrapper import FileWrapper
+from .filewrapper import KINDS, FileWrapper, region_of
 from .interrupts import calls_application
 from .request import DROPPED
 from .response import SKIP, Response
@@ -113,8 +113,8 @@ class Caller:
             if type(result) is list and len(result) == 1:
                 (data,) = result
                 response.write(data, len(data))
-            elif type(result) is FileWrapper:
-                _send_file(response, result)
+            elif type(result) in KINDS and _send_file(response, result):
+                pass
             else:
                 for data in result:
                     if data or type(data) is not bytes:
@@ -152,14 +152,21 @@ class Caller:
         connection.request_done(go_on and taken, taken)
 
 
-def _send_file(response: Response, wrapper: FileWrapper) -> None:
-    """Send the file from its position up to its end, or as many bytes of it as the Content-Length says."""
-    region = None if response.head_sent else wrapper.region()
-    if region is not None:
-        response.write_file(*region)
-        return
-    while response.room != 0 and (block := wrapper.read(response.room)):
+def _send_file(response: Response, result: Any) -> bool:
+    """Send a file from its position up to its end, or as many bytes of it as the Content-Length says; or a part of one.
+
+    False where nothing was sent: the result must be iterated over.
+    """
+    region = None if response.head_sent else region_of(result)
+    # Beyond the end of a part the file has bytes that a longer Content-Length must not bring out.
+    if region is not None and not (region.bounded and (response.room or 0) > region.size):
+        response.write_file(region.fd, region.offset, region.size)
+        return True
+    if type(result) is not FileWrapper:
+        return False
+    while response.room != 0 and (block := result.read(response.room)):
         response.write(block)
+    return True
 
 
 def describe(response: Response) -> str:

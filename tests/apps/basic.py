@@ -96,6 +96,8 @@ def make(version: str):
         elif path == "/stream":
             start_response("200 OK", [("Content-Type", "text/plain")])
             return stream(version, query["name"])
+        elif path == "/hints":
+            environ["wsgi.early_hints"]([("Link", "</style.css>; rel=preload; as=style")])
         elif path == "/facts":
             answer["facts"] = facts()
         elif path == "/grow":

@@ -17,7 +17,7 @@ def falcon_app(version: str):
 
     class Upload:
         def on_put(self, request, response):
-            response.media = {"length": len(request.stream.read())}  # bounded_stream is empty for chunks
+            response.media = {"length": len(request.bounded_stream.read())}
 
     class Stream:
         def on_get(self, request, response):

@@ -36,6 +36,9 @@ SETTINGS = {
     "proxy_protocol": "off",
     "proxy_allow_ips": ("127.0.0.1", "::1"),
     "threads": 0,
+    "buffer_chunked": False,
+    "early_hints": "on",
+    "strict_wsgi": False,
     "request_id": "off",
     "request_id_header": "X-Request-ID",
 }

@@ -51,6 +51,7 @@ def test_every_option_and_command_that_is_named_exists(page):
     text = page.read_text()
     known = {option.flag for option in OPTIONS} | {flag for one in FOREIGN for flag in one.flags}
     known |= {alias for option in OPTIONS for alias in (*option.flags, *option.aliases)}
+    known |= {f"--no-{option.flag.removeprefix('--')}" for option in OPTIONS if option.is_switch}
     for line in text.splitlines():
         for command in re.findall(r"(?:^|`|\$ |&& )reuseport ([a-z]+)\b", line):
             assert command in (*COMMANDS, "help"), f"{page.name} names reuseport {command}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 from dataclasses import replace
@@ -110,6 +111,13 @@ ROWS = [
         facts(refused_addresses={"127.0.0.1:80": "Address already in use (pid 7, nginx)"}),
         "problem",
         "--bind 127.0.0.1:80: Address already in use (pid 7, nginx)",
+    ),
+    (
+        surroundings.early_hints,
+        facts("--early-hints", "on", proxies=[NGINX], nginx_version=(1, 29)),
+        facts("--early-hints", "on", proxies=[NGINX], nginx_version=(1, 28)),
+        "problem",
+        "103",
     ),
     (machine.kernel, facts(kernel=(5, 10)), facts(kernel=(5, 3)), "problem", "5.3"),
     (
@@ -375,6 +383,33 @@ def test_drivers_whose_state_tells() -> None:
     for version, grade in (("3.1.13", "warning"), ("3.1.14", "fine"), ("3.2", "fine"), ("", "fine")):
         [one] = serving.clients(facts(application=loaded(modules={"psycopg": version})))
         assert one.grade == grade, version
+
+
+@pytest.mark.parametrize(
+    ("mode", "version", "grades"),
+    [
+        ("on", (1, 22), ["problem"]),
+        ("on", (1, 28), ["problem"]),
+        ("on", (1, 29), ["fine"]),
+        ("on", (2, 0), ["fine"]),
+        ("on", None, []),
+        ("direct", (1, 22), []),
+        ("off", (1, 22), []),
+    ],
+)
+def test_an_nginx_that_takes_an_early_hint_for_the_response(mode, version, grades) -> None:
+    found = list(surroundings.early_hints(facts("--early-hints", mode, proxies=[NGINX], nginx_version=version)))
+    assert [one.grade for one in found] == grades
+    assert all("1.29" in one.remedy for one in found if one.grade == "problem")
+    assert not list(surroundings.early_hints(facts("--early-hints", mode, nginx_version=version))), "nothing leads here"
+
+
+@pytest.mark.parametrize("said", ["nginx version: nginx/1.22.1", "nginx version: nginx/1.29.0 (Ubuntu)", "no", ""])
+def test_the_version_of_nginx_is_asked_of_nginx(tmp_path, monkeypatch, said) -> None:
+    (tmp_path / "nginx").write_text(f"#!/bin/sh\necho '{said}' >&2\n")
+    (tmp_path / "nginx").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert gathering._nginx_version() == {"1.22.1": (1, 22), "1.29.0": (1, 29)}.get(said[21:27])
 
 
 CONF = """

@@ -599,7 +599,7 @@ def test_beyond_two_gibibytes(harness, path):
     answer = ask(harness, sends(lambda: at(far - 3, path.open("rb"))))
     assert (answer.body, answer.headers["content-length"]) == (b"\0\0\0the end", "10")
     with path.open("rb") as file:
-        assert FileWrapper(file).region() == (file.fileno(), 0, far + 7)
+        assert FileWrapper(file).region() == (file.fileno(), 0, far + 7, False)
 
 
 def test_a_write_before_the_file(harness, path):

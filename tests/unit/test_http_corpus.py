@@ -22,13 +22,20 @@ CASES = [
 NEXT = b"GET /next HTTP/1.1\r\nHost: next\r\nConnection: close\r\n\r\n"
 
 
-WAYS = {"greenlets": (Harness, 0), "threads": (Harness, 2), "TLS": (TlsHarness, 0), "TLS, threads": (TlsHarness, 2)}
+# How the clients come, the number of threads, and whether chunked bodies are buffered.
+WAYS = {
+    "greenlets": (Harness, 0, False),
+    "threads": (Harness, 2, False),
+    "TLS": (TlsHarness, 0, False),
+    "TLS, threads": (TlsHarness, 2, False),
+    "buffered": (Harness, 0, True),
+}
 
 
 @pytest.fixture(scope="module", params=WAYS)
 def harness(request):
-    kind, threads = WAYS[request.param]
-    harness = kind(echo, threads=threads)
+    kind, threads, buffered = WAYS[request.param]
+    harness = kind(echo, threads=threads, buffer_chunked=buffered)
     yield harness
     harness.close()
 
@@ -66,7 +73,7 @@ def test_byte_by_byte(case, harness):
     check(case, harness.talk(*(data[i : i + 1] for i in range(len(data)))), harness)
 
 
-@pytest.mark.parametrize("harness", ["greenlets", "threads"], indirect=True)
+@pytest.mark.parametrize("harness", ["greenlets", "threads", "buffered"], indirect=True)
 @pytest.mark.parametrize("case", CASES)
 def test_split_at_every_byte(case, harness):
     data = stream(case)

@@ -78,6 +78,33 @@ def test_field_size(make):
     assert both(harness, b"GET / HTTP/1.1\r\nHost: x\r\nA:%b\nb: c\r\n\r\n" % (b"a" * 46)) == [400]
 
 
+@pytest.mark.parametrize("piece", [1, 2, 3, 5000, 1 << 21])
+def test_empty_lines_without_end_are_refused(make, piece):
+    harness = make(echo)
+    data = b"\r\n" * (1 << 20 if piece > 100 else 100)
+    with harness.connect() as client:
+        for at in range(0, len(data), piece):
+            client.send(data[at : at + piece])
+            if not client.receive() or client.received:
+                break
+        assert at < 200_000, "some of it was enough"
+        client.finish()
+        (answer,) = parse(client.read_all())
+    assert (answer.status, answer.headers["connection"]) == (400, "close")
+
+
+def test_some_empty_lines_before_each_request_are_ignored(make):
+    answers = make(echo).talk((b"\r\n" * 16 + GET) * 3, b"\r", b"\n\r", b"\n" + GET)
+    assert [answer.status for answer in answers] == [200] * 4
+
+
+def test_a_later_request_of_a_connection_needs_a_host_too(make):
+    """HTTP/1.0 needs none (RFC 9112 section 3.2), and what the first request was does not count for the second."""
+    first = b"GET /first HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
+    assert [answer.status for answer in make(echo).talk(first + b"GET /second HTTP/1.1\r\n\r\n")] == [200, 400]
+    assert [answer.status for answer in make(echo).talk(first + GET)] == [200, 200]
+
+
 def test_number_of_fields(make):
     harness = make(limit_request_fields=3)
     assert both(harness, b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\nA: c\r\n\r\n") == [200, 200]

@@ -58,11 +58,15 @@ def application(environ, start_response):
     return [read]
 
 
-@pytest.fixture(scope="module", params=[0, 2], ids=["greenlets", "threads"])
+WAYS = {"greenlets": (0, False), "threads": (2, False), "buffered": (0, True)}
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def harness(request):
     # A client that neither closes nor goes on must be gone before a test's patience is.
     limits = dict.fromkeys(("header_timeout", "body_timeout", "keep_alive", "send_timeout"), 0.5)
-    harness = Harness(application, threads=request.param, **limits)
+    threads, buffered = WAYS[request.param]
+    harness = Harness(application, threads=threads, buffer_chunked=buffered, **limits)
     hub = gevent.get_hub()
     # An error in the loop's own callback goes to the hub, which prints it and goes on.
     hub.handle_error = lambda context, kind, value, tb: harness.log.append(("error", f"in the loop: {value!r}"))

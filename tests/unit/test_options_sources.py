@@ -72,6 +72,7 @@ SAMPLES = {
     "warmup": "/health", "health_path": "/healthz", "preload": "never",
     "lazy_imports": "keep", "workers": "3", "bind": ":80", "name": "shop", "run_dir": "/run/shop",
     "forwarded_allow_ips": "10.0.0.0/8", "proxy_allow_ips": "::1", "proxy_protocol": "v2", "cert_reqs": "required",
+    "early_hints": "off",
     "umask": "027", "log_level": "error", "log_syslog_facility": "local3", "user": "nobody",
     "group": "nobody", "max_worker_memory": "512M",
     "max_error_rate": "50%", "label": "v2", "state_dir": "/var/lib/shop",

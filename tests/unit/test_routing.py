@@ -180,6 +180,7 @@ class Process:
         self.heard = Table()
         engine = self.engine = SimpleNamespace(
             hub=None, loop=FakeLoop(), parser=SimpleNamespace(parse=None), run=self.begin, run_upgradable=None,
+            run_chunked=None,
             request_done=None, connection_upgraded=None,
         )  # fmt: skip
         pins = FakePins(story.kernel, PINNING, generation, owner)

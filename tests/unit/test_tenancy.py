@@ -6,10 +6,10 @@ import os
 import threading
 
 import pytest
-from http_harness import Harness, echo
+from http_harness import Harness, echo, wait_for
 
 from reuseport.ipc.marks import Table
-from reuseport.ipc.pins import JOBS, Pins
+from reuseport.ipc.pins import JOBS, REQUESTS, Pins, number_of
 from reuseport.options.kinds import TENANT
 from reuseport.worker.application import LoadError
 from reuseport.worker.router import Router
@@ -60,7 +60,8 @@ def test_what_counts_as_a_name():
         valid(7)
 
 
-def test_the_applications_function_sees_the_head_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize("buffered", [False, True])
+def test_the_applications_function_sees_the_head_alone(tmp_path, monkeypatch, buffered):
     """A body that it had read would be missing from a request that is then handed over."""
 
     def tenant_of(environ):
@@ -72,7 +73,7 @@ def test_the_applications_function_sees_the_head_alone(tmp_path, monkeypatch):
         assert ("gunicorn.socket" in environ) == ("HTTP_UPGRADE" in environ)
         return echo(environ, start_response)
 
-    harness = Harness(application)
+    harness = Harness(application, buffer_chunked=buffered)
     marks = Table(str(tmp_path / "marks"))
     pins = Pins(os.open(tmp_path / "pins", os.O_RDWR | os.O_CREAT), JOBS, 3, threading.Lock())
     monkeypatch.setattr("reuseport.jobs.pin", None)  # a router sets it
@@ -87,4 +88,25 @@ def test_the_applications_function_sees_the_head_alone(tmp_path, monkeypatch):
     )
     assert [answer.echo["body"] for answer in answers] == ["body", "body", ""]
     assert {answer.echo["environ"]["reuseport.tenant"] for answer in answers} == {"/acme"}
+    harness.close()
+
+
+@pytest.mark.parametrize("rest", [b"no chunk\r\n", b"", b"4\r\nbody\r\n0\r\n\r\n"], ids=["refused", "cut", "whole"])
+def test_a_tenants_lock_is_given_back_whatever_becomes_of_a_buffered_body(tmp_path, monkeypatch, rest):
+    harness = Harness(echo, buffer_chunked=True)
+    marks = Table(str(tmp_path / "marks"))
+    locks = os.open(tmp_path / "pins", os.O_RDWR | os.O_CREAT)
+    jobs, requests = Pins(locks, JOBS, 3, threading.Lock()), Pins(locks, REQUESTS, 3, threading.Lock())
+    monkeypatch.setattr("reuseport.jobs.pin", None)
+    nothing = lambda *_, **__: None  # noqa: E731
+    find = lambda environ: "acme"  # noqa: E731
+    router = Router(harness.engine, 3, find, False, marks, jobs, requests, nothing, nothing, nothing, nothing)
+    with harness.connect() as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        wait_for(lambda: len(router._working) == 1)
+        client.send(rest)
+        client.finish()
+        client.read_all()
+        wait_for(lambda: not router._working)
+    assert not requests.held_in(number_of("acme"), 3)
     harness.close()

@@ -29,7 +29,7 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
     ),
     ("The directories", (machine.run_directory, machine.state_directory, machine.logs)),
     ("systemd", (surroundings.unit,)),
-    ("nginx", (surroundings.proxies,)),
+    ("nginx", (surroundings.proxies, surroundings.early_hints)),
     (
         "The application",
         (serving.loading, serving.fork_safety, serving.patch_order, serving.parallel, serving.clients),

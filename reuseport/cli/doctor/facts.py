@@ -11,6 +11,7 @@ import os
 import platform
 import pwd
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -45,6 +46,7 @@ UNIT = (
     *("RuntimeDirectory", "RuntimeDirectoryPreserve", "PrivateTmp"),
 )
 SYSTEMCTL = 10  # seconds
+NGINX = 10  # seconds
 LISTENING = "0A"  # a socket's state in /proc/net/tcp
 LAST_WORDS = 2  # seconds for an import that hangs to say where
 TRACEBACK = 4000  # characters of what an import printed
@@ -59,6 +61,7 @@ def gather(settings: Settings, refused: list[str], told: Mapping[str, Any] | str
     master = int(status.get("master", {}).get("pid") or 0)
     process = master or os.getpid()
     run_dir = str(status.get("master", {}).get("run_dir") or settings.run_dir)
+    proxies = nginx.locations(nginx.load(), [_as_nginx(address) for address in settings.bind])
     return Facts(
         settings,
         refused=[*refused, *([] if refused else check(settings, needs_app=False))],
@@ -79,7 +82,8 @@ def gather(settings: Settings, refused: list[str], told: Mapping[str, Any] | str
         refused_addresses={} if refused or told or settings.beside else reach.refused_addresses(settings),
         session=_session(run_dir),
         unit=_unit(process, is_ours=bool(master)) if master or "INVOCATION_ID" in os.environ else None,
-        proxies=nginx.locations(nginx.load(), [_as_nginx(address) for address in settings.bind]),
+        proxies=proxies,
+        nginx_version=_nginx_version() if proxies else None,
         application=_probe(settings) if settings.app and not refused else None,
         status=status or None,
         silent=told if isinstance(told, str) else "",
@@ -217,6 +221,19 @@ def _unit(pid: int, is_ours: bool) -> dict[str, str] | None:
         return None
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     return found if found.get("Type") and (is_ours or "reuseport" in found.get("ExecStart", "")) else None
+
+
+def _nginx_version() -> tuple[int, int] | None:
+    """Of the nginx that this machine would start; None if it does not say."""
+    path = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/local/nginx/sbin")
+    if path is None:
+        return None
+    try:
+        said = subprocess.run([path, "-v"], capture_output=True, text=True, errors="replace", timeout=NGINX)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"nginx/(\d+)\.(\d+)", said.stderr)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _as_nginx(address: str) -> str:

@@ -56,11 +56,11 @@ class Facts:
     """All that was found out. `settings` are the defaults where the configuration could not be read.
 
     `sysctls`: by name, as text. `limits`: (soft, hard) by name, None for unlimited. `unit`: what systemd says of the
-    unit, by property. `proxies`: the locations of nginx that lead here. `application`: what the probe found. `status`:
-    the running master's; `silent`: why it told none. `queues`: (address, connections that wait). `logs`: why root would
-    refuse to open the file of an option, "" where it would not. `log_daemons`: likewise of a log daemon. `unreached`:
-    why the program of a companion cannot be executed. `refused_addresses`: why one cannot be bound.
-    Sizes are in bytes.
+    unit, by property. `proxies`: the locations of nginx that lead here; `nginx_version`: that of the nginx on this
+    machine. `application`: what the probe found. `status`: the running master's; `silent`: why it told none. `queues`:
+    (address, connections that wait). `logs`: why root would refuse to open the file of an option, "" where it would
+    not. `log_daemons`: likewise of a log daemon. `unreached`: why the program of a companion cannot be executed.
+    `refused_addresses`: why one cannot be bound. Sizes are in bytes.
     """
 
     settings: Settings
@@ -83,6 +83,7 @@ class Facts:
     session: str = ""  # the user whose last session takes the run directory along
     unit: Mapping[str, str] | None = None
     proxies: Sequence[Mapping[str, Any]] = ()
+    nginx_version: tuple[int, int] | None = None
     application: Mapping[str, Any] | None = None
     status: Mapping[str, Any] | None = None
     silent: str = ""

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from reuseport.cli.doctor import nginx
 from reuseport.cli.doctor.findings import Facts, Finding, fine, problem, warning
 
+HINTS = (1, 29)  # the first version of nginx that passes over a 103, or passes it on (its directive early_hints)
+
 
 def unit(facts: Facts) -> Iterator[Finding]:
     show = facts.unit
@@ -65,6 +67,21 @@ def proxies(facts: Facts) -> Iterator[Finding]:
     for one in facts.proxies:
         found = list(_proxy(one, facts))
         yield from found or [fine(f"nginx ({one['where']}): its timeouts and connections agree with the server's")]
+
+
+def early_hints(facts: Facts) -> Iterator[Finding]:
+    """A proxy that takes a 103 for the response forwards nothing behind it."""
+    version = facts.nginx_version
+    if not facts.proxies or version is None or facts.settings.early_hints != "on":
+        return
+    said = f"nginx {version[0]}.{version[1]}"
+    if version >= HINTS:
+        yield fine(f"{said} can tell an early hint from the response")
+    else:
+        yield problem(
+            f"{said} takes an early hint (status 103) for the response: the client waits until proxy_read_timeout",
+            f"--early-hints direct, or nginx {HINTS[0]}.{HINTS[1]} or later",
+        )
 
 
 def _proxy(one: Mapping[str, object], facts: Facts) -> Iterator[Finding]:

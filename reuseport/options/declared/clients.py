@@ -69,6 +69,24 @@ OPTIONS: tuple[Option, ...] = (
         help="The largest body of a request; a larger one is answered 413.",
     ),
     Option(
+        "buffer_chunked", kinds.SWITCH, True, group=NETWORK,
+        help="Take a chunked request body (Transfer-Encoding: chunked) as a whole before the application gets the "
+        "request, and set CONTENT_LENGTH, without which Django and others see no body. A body of more than 256 KiB "
+        "goes to a file without a name in TMPDIR; --limit-request-body bounds it. --no-buffer-chunked lets the "
+        "application read such a body as it comes.",
+    ),
+    Option(
+        "early_hints", kinds.choice("off", "direct", "on"), "direct", group=NETWORK,
+        help="Which clients get the application's early hints (environ['wsgi.early_hints'], status 103). direct: those "
+        "that came through no proxy: the peer is none of --forwarded-allow-ips, and the request has no Via, Forwarded "
+        "or X-Forwarded-*. on: all of HTTP/1.1, proxies too; nginx before 1.29 and others take a 103 for the response.",
+    ),
+    Option(
+        "strict_wsgi", kinds.SWITCH, False, group=NETWORK,
+        help="Answer 500 where the application sends a hop-by-hop header (Connection, Transfer-Encoding and the like), "
+        "which PEP 3333 forbids. Without it the server drops such headers and warns once per generation.",
+    ),
+    Option(
         "health_path", kinds.WEB_PATH, None, group=NETWORK, check=without_query, default_text="none",
         help="A path at which the server itself answers: 200 while it serves, 503 from the moment that it was told to "
         "stop. For load balancers and readiness probes; the application never sees it.",
