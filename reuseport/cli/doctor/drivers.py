@@ -107,6 +107,8 @@ DRIVERS = (
         f"poll(0) now and then; flush() and consume in native threads (reuseport.spawn, where='thread'), {THREADS}",
     ),
     Driver("pylibmc", _always, "pylibmc waits for memcached in C", f"use pymemcache, {THREADS}"),
+    # https://github.com/MagicStack/uvloop: its loop is libuv's, in C.
+    Driver("uvloop", _always, "uvloop waits in libuv's own loop", f"use asyncio's loop, {THREADS}"),
     Driver("pycurl", _always, "pycurl's perform() waits in C", f"use requests or urllib3, {THREADS}"),
     Driver(
         "zmq",
