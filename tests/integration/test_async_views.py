@@ -68,9 +68,8 @@ def application(environ, start_response):
 """
 
 
-@pytest.mark.parametrize("mode", [(), ("--threads", "12")], ids=["greenlets", "threads"])
-def test_requests_run_event_loops_side_by_side(serve, mode):
-    server = serve(*mode, workers=1)
+def test_requests_run_event_loops_side_by_side(serve):
+    server = serve(workers=1)
     server.write("one", APP)
     server.start()
     expected = {"run": "run", "flask": "flask", "django": "django 42"}
