@@ -25,7 +25,7 @@ from reuseport.ipc import files
 from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.ipc.logline import printable
 from reuseport.ipc.rundir import RunDirError
-from reuseport.master import adoption, census, control, estate, passed, rehearsal
+from reuseport.master import adoption, census, control, estate, passed, rehearsal, unit
 from reuseport.master.bequest import TakeoverError
 from reuseport.master.history import History
 from reuseport.master.main import Master
@@ -66,6 +66,8 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
 def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     """A fresh start, an adoption or a takeover. Raises what `run` reports."""
     supervision = passed.take(os.environ, os.getpid())
+    if supervision.notify and not supervision.store and unit.keeps_descriptors(os.environ, os.getpid()):
+        supervision = supervision._replace(store=True)
     _prepare_process()
     master = Master(settings, extra, supervision, estate.open_log(settings))
     master.log_files.check(settings)

@@ -229,7 +229,7 @@ def acknowledge_late(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize(("name", "late"), [*((name, False) for name in QUEUES), ("Celery", True)])
-def test_a_task_that_waits_is_done_by_the_new_version_while_the_old_one_finishes_its_own(name: str, late: bool, open_shop):
+def test_the_new_version_does_a_task_that_waits_while_the_old_one_finishes_its_own(name: str, late: bool, open_shop):
     """A worker that reserves tasks would keep it until its longest task ends."""
     shop = open_shop(name)
     if late:

@@ -1,4 +1,4 @@
-"""The recipes of docs/frameworks.md for Sentry and OpenTelemetry, as they stand there, against a collector of the test's.
+"""The recipes of docs/frameworks.md for Sentry and OpenTelemetry, as they stand there, with a collector of the test's.
 
 The application also starts Sentry at its import and sends an event there, and is preloaded all the same: the worst case
 for what is forked.
