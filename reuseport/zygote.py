@@ -50,6 +50,7 @@ from reuseport.worker.imports import Imports
 from reuseport.worker.listeners import Listener, pass_slots
 
 RETRY = 0.5  # seconds between two attempts to reach a master
+UNBOOTED = 60.0  # seconds without a master until a zygote ends that no master has told what to load
 # Seconds until a generation that was superseded, and still drains, looks for changed files; and between two looks.
 STILL_THERE, LOOK_AGAIN = 5.0, 60.0
 
@@ -94,6 +95,7 @@ class Zygote:
         # It upgrades a master, and `systemctl kill -s USR2` reaches everybody. The application may have it for itself.
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self._take_signals()
+        set_title(f"reuseport: zygote {self.generation}")
         self.channel = self._say_hello()
         forked.guard(self._release, imports=True)
 
@@ -410,14 +412,24 @@ class Zygote:
         return None if self.look_at is None else max(0.0, self.look_at - time.monotonic())
 
     def _leave_if_orphaned(self) -> None:
-        """--orphan-timeout: the workers leave before, for the same reason, and nobody needs this process then."""
+        """--orphan-timeout: the workers leave before, for the same reason, and nobody needs this process then.
+
+        Without a recipe it has no workers that it would have to fork again.
+        """
+        alone = time.monotonic() - self.orphaned
+        if not self.recipe:
+            if alone >= UNBOOTED:
+                quit_with(0)
+            return
         patience = self.settings.orphan_timeout if self.settings is not None and self.loaded else 0.0
-        if patience and time.monotonic() >= self.orphaned + patience and not self.lifeline.anybody():
+        if patience and alone >= patience and not self.lifeline.anybody():
             quit_with(0)
 
     def _say_hello(self) -> channels.Channel:
         """Reach the master; without one, wait for the next."""
+        self.orphaned = time.monotonic()
         while not self._meet_master():
+            self._leave_if_orphaned()
             sleep(RETRY)
         return self.channel
 

@@ -7,25 +7,26 @@ any story, and a log can tell one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from reuseport.core.immutable import immutable
 from reuseport.core.model import Asker, Key, Release
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@immutable
 class Tick:
     """Time has passed, nothing else."""
 
 
-@dataclass(frozen=True)
+@immutable
 class ReleaseAsked:
     release: Release
     asker: Asker | None = None
 
 
-@dataclass(frozen=True)
+@immutable
 class PromoteAsked:
     """The canary is to serve everybody. For the fields see RollbackAsked."""
 
@@ -36,7 +37,7 @@ class PromoteAsked:
     seen_at: float | None = None
 
 
-@dataclass(frozen=True)
+@immutable
 class RollbackAsked:
     """An earlier version is to serve again; or, while a release boots, that release is to end.
 
@@ -58,7 +59,7 @@ class RollbackAsked:
     seen_at: float | None = None
 
 
-@dataclass(frozen=True)
+@immutable
 class AbortAsked:
     """Every release that has not begun to accept is to end. For the fields see RollbackAsked."""
 
@@ -68,7 +69,7 @@ class AbortAsked:
     seen_at: float | None = None
 
 
-@dataclass(frozen=True)
+@immutable
 class Started:
     """The zygote or companion runs (its pid); or it could not even be started (`error`)."""
 
@@ -77,7 +78,7 @@ class Started:
     error: str = ""
 
 
-@dataclass(frozen=True)
+@immutable
 class Loaded:
     """The zygote can fork workers. `workers` is set where the application's own script said how many (embedding)."""
 
@@ -85,7 +86,7 @@ class Loaded:
     workers: int | None = None
 
 
-@dataclass(frozen=True)
+@immutable
 class Failed:
     """A process says why it cannot go on; its exit follows."""
 
@@ -93,13 +94,13 @@ class Failed:
     error: str
 
 
-@dataclass(frozen=True)
+@immutable
 class Forked:
     key: Key
     pid: int
 
 
-@dataclass(frozen=True)
+@immutable
 class Born:
     """A job's process says hello, for the first time or to another master."""
 
@@ -107,24 +108,24 @@ class Born:
     pid: int
 
 
-@dataclass(frozen=True)
+@immutable
 class Ready:
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class Accepting:
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class LetGo:
     """A draining worker has let go of the slots: it gets no new connection any more."""
 
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class Retire:
     """The worker, or an operator, wants it replaced: it goes when its successor accepts."""
 
@@ -132,19 +133,19 @@ class Retire:
     reason: str
 
 
-@dataclass(frozen=True)
+@immutable
 class Blocked:
     """The worker's loop has not turned for too long."""
 
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class Unblocked:
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class Judged:
     """The generation that serves does worse than its predecessor; `verdict` says how."""
 
@@ -152,7 +153,7 @@ class Judged:
     verdict: str
 
 
-@dataclass(frozen=True)
+@immutable
 class Pinned:
     """Whether tenants are kept in the generation, by their jobs or by an operator."""
 
@@ -160,7 +161,7 @@ class Pinned:
     pinned: bool
 
 
-@dataclass(frozen=True)
+@immutable
 class Exited:
     """A process is gone. `how` says it in words, as in "was killed by SIGKILL"; `clean`: with status 0."""
 
@@ -169,7 +170,7 @@ class Exited:
     clean: bool = False
 
 
-@dataclass(frozen=True)
+@immutable
 class Said:
     """What a companion's process shows of itself. `pid` is that process: the next one of that key has said nothing.
 
@@ -185,7 +186,7 @@ class Said:
     why: str | None = None
 
 
-@dataclass(frozen=True)
+@immutable
 class DrainAwaited:
     """Somebody waits until all that is older than this generation has drained, and has asked another master before."""
 
@@ -193,12 +194,12 @@ class DrainAwaited:
     generation: int
 
 
-@dataclass(frozen=True)
+@immutable
 class ScaleAsked:
     by: int
 
 
-@dataclass(frozen=True)
+@immutable
 class StopAsked:
     """`timeout`: seconds after which a graceful stop becomes a quick one; 0 for never.
 
@@ -213,7 +214,7 @@ class StopAsked:
     delay: float = 0.0
 
 
-@dataclass(frozen=True)
+@immutable
 class Survivor:
     """A process that outlived its master: a worker in `state` at `place`, a loaded zygote, or a companion."""
 
@@ -224,7 +225,7 @@ class Survivor:
     place: int = 0
 
 
-@dataclass(frozen=True)
+@immutable
 class Adopted:
     """What an earlier master of this run directory left behind, all of it at once, and how far it had counted.
 
@@ -254,25 +255,25 @@ Event = (
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@immutable
 class OpenSlots:
     """Have this many slots per address, in every process that may need them."""
 
     count: int
 
 
-@dataclass(frozen=True)
+@immutable
 class CloseSlots:
     """The master lets go of the slots: a stop."""
 
 
-@dataclass(frozen=True)
+@immutable
 class StartZygote:
     generation: int
     release: Release
 
 
-@dataclass(frozen=True)
+@immutable
 class CopyZygote:
     """Have the zygote of generation `donor` fork a copy of itself, which becomes that of `generation`."""
 
@@ -280,7 +281,7 @@ class CopyZygote:
     donor: int
 
 
-@dataclass(frozen=True)
+@immutable
 class Fork:
     """Ask the zygote for a worker."""
 
@@ -288,7 +289,7 @@ class Fork:
     place: int
 
 
-@dataclass(frozen=True)
+@immutable
 class Accept:
     """Tell the worker to accept, and which slots are its own. A later one replaces an earlier one.
 
@@ -301,14 +302,14 @@ class Accept:
     farewell: bool = False
 
 
-@dataclass(frozen=True)
+@immutable
 class Attend:
     """Accept nothing new, serve what is handed over, and stay until told to drain."""
 
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class Drain:
     """SIGTERM. `last`: nobody accepts after it, so it takes what waits in the queues before it lets go of them.
 
@@ -319,56 +320,56 @@ class Drain:
     last: bool = False
 
 
-@dataclass(frozen=True)
+@immutable
 class Bequeath:
     """Tell a draining worker that its connections now go to the generation that serves."""
 
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class Launch:
     """Prepare a companion's process, which executes nothing before it is told to go."""
 
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class Go:
     """Its process is known, to a next master too: let it execute its command."""
 
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class Stop:
     """Give a companion its stop signal. It gets no second one."""
 
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class Quit:
     """End at once, in an orderly way if it can."""
 
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class Abort:
     """End, and leave a Python stack behind, since it is not known what it hangs in."""
 
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class Kill:
     """SIGKILL; whomever a companion has started gets it, too."""
 
     key: Key
 
 
-@dataclass(frozen=True)
+@immutable
 class Answer:
     """Tell an asker how its release ended. `outcome`: SUPERSEDED or ABORTED, if it did not fail by itself. `aborted`:
     the generation whose boot this asker has ended, 0 for none."""
@@ -381,7 +382,7 @@ class Answer:
     aborted: int = 0
 
 
-@dataclass(frozen=True)
+@immutable
 class Record:
     """A release ended: "serving", "failed", "superseded" or "aborted". Before that it may be "canary", and later
     "taken back". `generation` is 0 for a release that ended before it had begun."""
@@ -392,7 +393,7 @@ class Record:
     seconds: float
 
 
-@dataclass(frozen=True)
+@immutable
 class Drained:
     """The last worker of an old generation has left, `seconds` after its drain began."""
 
@@ -400,7 +401,7 @@ class Drained:
     seconds: float
 
 
-@dataclass(frozen=True)
+@immutable
 class Note:
     """A line for the log, and for whoever waits. `silent`: the one who waits gets it as his answer anyway."""
 
@@ -409,7 +410,7 @@ class Note:
     silent: bool = False
 
 
-@dataclass(frozen=True)
+@immutable
 class Finish:
     """All is ended: leave with this exit status."""
 

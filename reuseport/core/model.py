@@ -25,8 +25,10 @@ monotonic clock that the caller hands in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, NamedTuple
+
+from reuseport.core.immutable import immutable
 
 ZYGOTE = 0
 # Numbers from here on are those of jobs' processes: this and the pid. No worker ever gets so far, and nobody has to
@@ -130,7 +132,7 @@ PROMOTION = "promotion"
 ABORT = "abort"  # not how one came to serve: what ended a boot
 
 
-@dataclass(frozen=True)
+@immutable
 class Terms:
     """On what terms a companion keeps a generation company: what is decided by of all that was declared.
 
@@ -150,7 +152,7 @@ class Terms:
     ready_timeout: float = 90.0
 
 
-@dataclass(frozen=True)
+@immutable
 class Companion:
     """A command that belongs to a generation, or one of several processes of it. `copy` counts these from 1."""
 
@@ -177,7 +179,7 @@ class Companion:
         return self.terms.name if self.terms.processes == 1 else f"{self.terms.name}:{self.copy}"
 
 
-@dataclass(frozen=True)
+@immutable
 class Release:
     """A version that somebody asked for. `recipe` is opaque here: whatever the zygote needs in order to load it.
 
@@ -211,7 +213,7 @@ class Release:
         return {FIRST_COMPANION + index: companion for index, companion in enumerate(each)}
 
 
-@dataclass(frozen=True)
+@immutable
 class Asker:
     """A client that waits for an outcome. `wait` is "ready", "drained" or "none" (it is answered at the begin)."""
 
@@ -219,7 +221,7 @@ class Asker:
     wait: str = "ready"
 
 
-@dataclass(frozen=True)
+@immutable
 class Change:
     """How the generation that serves came to serve: `what` is RELEASE, ROLLBACK or PROMOTION.
 
@@ -236,7 +238,7 @@ class Change:
     at: float = 0.0
 
 
-@dataclass(frozen=True)
+@immutable
 class Ended:
     """The last boot that ended without serving: that of generation `number`, from `born` to `at`. It failed by itself,
     or `what` ended it: a ROLLBACK or an ABORT of the operator of `by` and `session`."""
@@ -249,7 +251,7 @@ class Ended:
     session: str = ""
 
 
-@dataclass(frozen=True)
+@immutable
 class Worker:
     """A worker as the master knows it. `place` (0, 1, …) decides which slots it owns; a replacement gets the same."""
 
@@ -267,7 +269,7 @@ class Worker:
         return self.place == NOWHERE
 
 
-@dataclass(frozen=True)
+@immutable
 class Zygote:
     pid: int = 0
     loaded: bool = False
@@ -276,7 +278,7 @@ class Zygote:
     kill_at: float | None = None
 
 
-@dataclass(frozen=True)
+@immutable
 class Generation:
     number: int
     release: Release
@@ -357,7 +359,7 @@ class Generation:
         return replace(self, workers=workers)
 
 
-@dataclass(frozen=True)
+@immutable
 class Cluster:
     """The whole state. `stopping` is "", "graceful" or "quick".
 

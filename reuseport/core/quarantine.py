@@ -17,8 +17,9 @@ by name only (method, target, Host, tenant). The rule, for each generation on it
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
+from reuseport.core.immutable import immutable
 from reuseport.core.model import Key
 
 WITHIN = 60.0  # seconds between two deaths that have to do with each other
@@ -28,7 +29,7 @@ TOGETHER = 0.25  # seconds in which one event from outside can kill several work
 Kind = tuple[int, bytes]  # a generation, and the name of a request
 
 
-@dataclass(frozen=True)
+@immutable
 class Suspect:
     """`last`: the last death at which it was running, in seconds. `witnesses`: see the module. `proven`: a worker was
     seen to have answered it before. `headed`: at one of the deaths the head of each response to it had gone out.
@@ -41,7 +42,7 @@ class Suspect:
     until: float = 0.0
 
 
-@dataclass(frozen=True)
+@immutable
 class Death:
     """Of a worker by itself, or of several at once. `running`: the names they had. `headed`: those of them of which the
     head of each response had gone out. `answered`: names that workers of the generation are known to have answered

@@ -14,8 +14,10 @@ Generations are numbers that only go forward, and so do tenants:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple
+
+from reuseport.core.immutable import immutable
 
 SHARES = 10_000  # a canary's percentage counts in hundredths
 
@@ -27,7 +29,7 @@ MOVED = "moved"  # it is there already, and never goes back
 SERVING = "serving"  # nothing keeps it: it is where everybody is
 
 
-@dataclass(frozen=True)
+@immutable
 class Canary:
     """These tenants, and `percent` of all others, go to `generation`, which is newer than the one that serves."""
 
@@ -36,7 +38,7 @@ class Canary:
     percent: float = 0.0
 
 
-@dataclass(frozen=True)
+@immutable
 class Table:
     """What the master publishes. `living`: generations that take requests, ascending; `serving` is one of them.
 

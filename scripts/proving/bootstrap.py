@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -27,8 +26,9 @@ VENV = CHECKOUT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "proving.json"
 CONSTRAINTS = None  # a file for pip that says which versions the environment gets, beside setup.cfg
+BASE = None  # the interpreter that the environment is of, where the caller has named one
 OLDEST = (3, 11)
-NEWEST = (3, 14)
+NEWEST = (3, 15)
 
 
 class Unusable(Exception):
@@ -49,7 +49,7 @@ def run(module, extras):
     return importlib.import_module(f"proving.{module}").main()
 
 
-def use_another(name, constraints):
+def use_another(name, constraints=None):
     """From now on the environment is that of this name in the checkout, made under these constraints."""
     global VENV, PYTHON, STAMP, CONSTRAINTS
     VENV = CHECKOUT / name
@@ -58,12 +58,21 @@ def use_another(name, constraints):
     CONSTRAINTS = constraints
 
 
+def use_python(path):
+    """From now on the environment is one of this interpreter's, such as `.venv-3.14`."""
+    global BASE
+    BASE = path
+
+
 def ensure(extras):
     """Return if this Python has everything; otherwise become one that has."""
-    if sys.version_info[:2] < OLDEST:
+    if BASE is not None:
+        use_another(".venv-{}.{}".format(*version_of(BASE)), CONSTRAINTS)
+    elif sys.version_info[:2] < OLDEST:
         become(newer_python())
     within = Path(sys.prefix).resolve() == VENV
-    if in_venv() and not within and CONSTRAINTS is None and not missing(extras):
+    as_it_is = CONSTRAINTS is None and BASE is None
+    if in_venv() and not within and as_it_is and not missing(extras):
         return
     # One script at a time makes the environment; a second one waits and then finds it made.
     with (CHECKOUT / "setup.cfg").open() as lock:
@@ -88,6 +97,22 @@ def newer_python():
             return found
     needed, here = (".".join(map(str, version[:2])) for version in (OLDEST, sys.version_info))
     raise Unusable(f"needs Python {needed} or newer; this one is {here}, and no newer one is on the PATH")
+
+
+def version_of(python):
+    """The version of an interpreter, as two numbers; Unusable if it is none that the project runs on."""
+    code = "import sys; print(*sys.version_info[:2])"
+    try:
+        done = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except OSError as error:
+        raise Unusable(f"--python {python}: {error.strerror}") from None
+    words = done.stdout.split()
+    if done.returncode or len(words) != 2 or not all(word.isdigit() for word in words):
+        raise Unusable(f"--python {python}: not a Python: {(done.stdout.splitlines() or ['it printed nothing'])[-1]}")
+    version = (int(words[0]), int(words[1]))
+    if version < OLDEST:
+        raise Unusable(f"--python {python}: it is Python {words[0]}.{words[1]}, and {OLDEST[0]}.{OLDEST[1]} is needed")
+    return version
 
 
 def in_venv():
@@ -138,6 +163,8 @@ def stamp(extras):
     """What the environment is made from; another stamp means bringing it up to date."""
     digest = hashlib.sha256((CHECKOUT / "setup.cfg").read_bytes()).hexdigest()
     found = {"setup.cfg": digest, "checkout": str(CHECKOUT), "extras": extras}
+    if BASE is not None:
+        found["python"] = os.path.abspath(BASE)
     if CONSTRAINTS is not None:
         found["constraints"] = CONSTRAINTS.read_text()
     return found
@@ -155,12 +182,14 @@ def read_stamp():
 
 def make(wanted):
     """Make the virtual environment, or bring it up to date, and leave the stamp as the last step."""
-    if not os.access(PYTHON, os.X_OK):
+    if not os.access(PYTHON, os.X_OK) or read_stamp().get("python") != wanted.get("python"):
         print(f"making {VENV.name} (once; about half a minute)", file=sys.stderr)
+        base = BASE or sys.executable
         for module in ("venv", "ensurepip"):
-            if importlib.util.find_spec(module) is None:
-                raise Unusable(f"this Python has no {module} module (on Debian and Ubuntu: apt install python3-venv)")
-        call([sys.executable, "-m", "venv", "--clear", VENV], f"could not make the virtual environment {VENV.name}")
+            if subprocess.run([base, "-c", f"import {module}"], stderr=subprocess.DEVNULL).returncode:
+                which = "this Python" if BASE is None else BASE
+                raise Unusable(f"{which} has no {module} module (on Debian and Ubuntu: apt install python3-venv)")
+        call([base, "-m", "venv", "--clear", VENV], f"could not make the virtual environment {VENV.name}")
     extras = f"[{','.join(wanted['extras'])}]" if wanted["extras"] else ""
     print(f"installing reuseport{extras} into {VENV.name}", file=sys.stderr)
     pip = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]

@@ -42,7 +42,7 @@ class TwoEnvironments(Round):
 def interpreters() -> list[str]:
     """The Pythons from 3.11 on that are here and can make environments; this one first."""
     found = [sys.executable]
-    for minor in range(11, 15):
+    for minor in range(11, 16):
         path = shutil.which(f"python3.{minor}")
         if path and minor != sys.version_info.minor and _makes_environments(path):
             found.append(path)

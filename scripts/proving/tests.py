@@ -27,6 +27,9 @@ PROCESSES = 3  # more than the cores of a small machine, whose tests wait; more 
 def main() -> int:
     os.chdir(CHECKOUT)
     given = [word for word in sys.argv[1:] if word != "--oldest"]
+    if "--python" in given:
+        at = given.index("--python")
+        del given[at : at + 2]
     # `-n` and `--dist` among the arguments come later, and win.
     side_by_side = [] if any(".py" in word for word in given) else ["-n", "auto", "--dist", "worksteal"]
     if "--oldest" in sys.argv and not any(word.startswith("tests") for word in given):

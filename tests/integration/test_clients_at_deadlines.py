@@ -19,11 +19,8 @@ import pytest
 from harness import Gate, Status, listens, wait_for
 
 POSTGRES = shutil.which("postgres") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/postgres")), "")
-NEEDED = ("psycopg", "psycopg_pool", "pymemcache", "django")
-MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-pytestmark = [
-    pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed: see the extra `client`"),
-]
+MISSING = [name for name in ("psycopg_pool", "pymemcache", "django") if importlib.util.find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)}: not installed, see the extra `client`")
 
 APP = """
 import os
@@ -103,6 +100,7 @@ def postgres() -> Iterator[str]:
     """The directory of the socket of a PostgreSQL that ends with the tests."""
     if not POSTGRES:
         pytest.skip("postgres is not installed (apt-get install postgresql)")
+    pytest.importorskip("psycopg", reason="libpq is not installed (apt-get install libpq5)", exc_type=ImportError)
     as_user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
     bin = Path(POSTGRES).resolve().parent
     with tempfile.TemporaryDirectory(prefix="ru-pg-", dir="/tmp") as name:

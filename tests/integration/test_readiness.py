@@ -20,9 +20,9 @@ from test_metrics import scrape
 from test_takeover import await_log, await_owner, second  # noqa: F401
 
 UP = "sh -c 'test -e $TEST_GATES/$REUSEPORT_COMPANION-$REUSEPORT_GENERATION-up'"
-WAYS = {
+WAYS = {  # a companion for each way in which one can show that it is ready
     "notify": "ready = 'notify'; env = {READY = 'notify'}",
-    "line": "ready_line = '@mail is ready[.]$'; env = {READY = 'line'}",
+    "line": "ready_line = '@line is ready[.]$'; env = {READY = 'line'}",
     "command": f'ready_command = "{UP}"; ready_interval = 0.1; env = {{READY = \'file\'}}',
 }
 NOTIFY = WAYS["notify"]
@@ -56,10 +56,21 @@ def begin_release(server: Server, *words: str) -> subprocess.Popen[str]:
     return server.begin("release", *words)
 
 
-@pytest.fixture(params=WAYS)
-def mailing(request, serve) -> Server:
-    """A server with a companion, mail, for each way in which that shows that it is ready."""
-    return start(serve(), mail=WAYS[request.param])
+def all_imported(server: Server, generation: int) -> None:
+    """Let a companion of each way get ready."""
+    for way in WAYS:
+        imported(server, f"{generation}.{way}")
+
+
+def await_each(server: Server, **wanted: object) -> list[dict]:
+    """What the companion of each way tells first."""
+    return [await_event(server, name=way, **wanted) for way in WAYS]
+
+
+@pytest.fixture
+def various(serve) -> Server:
+    """A server with a companion for each way."""
+    return start(serve(), **WAYS)
 
 
 @pytest.fixture
@@ -70,52 +81,56 @@ def notified(serve) -> Server:
 # --- a release waits --------------------------------------------------------------------------------------------------
 
 
-def test_a_release_waits_until_it_is_ready_and_the_old_one_hears_nothing_before(mailing):
-    command = begin_release(mailing)
-    await_event(mailing, what="imports", generation=2)
-    # A timer would have taken it for ready by now.
-    mailing.wait(lambda s: companion(mailing, "2.mail")["age"] > 1.2, "some time")
-    two = companion(mailing, "2.mail")
-    assert (two["state"], two["ready"], two["failing"]) == ("starting", False, "")
-    assert mailing.status().serving == 1 and command.poll() is None
-    assert not events(mailing, what="signalled")
-    imported(mailing, "2.mail")
-    assert mailing.end(command).exit == 0
-    assert companion(mailing, "2.mail")["ready"] is True
-    await_event(mailing, what="signalled", generation=1)
-    log = mailing.log.read_text()
-    said = ["companion 2.mail is ready", "generation 2 serves", "companion 1.mail got its TERM"]
-    assert said == sorted(said, key=log.index)
+def test_a_release_waits_until_all_are_ready_and_the_old_ones_hear_nothing_before(various):
+    command = begin_release(various)
+    await_each(various, what="imports", generation=2)
+    for way in WAYS:
+        # A timer would have taken it for ready by now.
+        various.wait(lambda s, way=way: companion(various, f"2.{way}")["age"] > 1.2, "some time")
+        two = companion(various, f"2.{way}")
+        assert (two["state"], two["ready"], two["failing"]) == ("starting", False, "")
+        assert various.status().serving == 1 and command.poll() is None
+        assert not events(various, what="signalled")
+        imported(various, f"2.{way}")
+        wait_for(lambda way=way: companion(various, f"2.{way}")["ready"], f"{way} to be ready")
+    assert various.end(command).exit == 0
+    await_each(various, what="signalled", generation=1)
+    log = various.log.read_text()
+    for way in WAYS:
+        said = [f"companion 2.{way} is ready", "generation 2 serves", f"companion 1.{way} got its TERM"]
+        assert said == sorted(said, key=log.index)
 
 
-def test_one_that_is_not_ready_in_time_fails_the_release_with_its_last_lines(mailing):
-    before = companion(mailing, "1.mail")["pid"]
-    text = (mailing.root / "reuseport.toml").read_text()
-    (mailing.root / "reuseport.toml").write_text(text + f"ready_timeout = {SOON}\n")
-    outcome = mailing.release()
+@pytest.mark.parametrize("late", WAYS)
+def test_one_that_is_not_ready_in_time_fails_the_release_with_its_last_lines(late, serve):
+    server = start(serve(), **{late: WAYS[late]})
+    before = companion(server, f"1.{late}")["pid"]
+    text = (server.root / "reuseport.toml").read_text()
+    (server.root / "reuseport.toml").write_text(text + f"ready_timeout = {SOON}\n")
+    outcome = server.release()
     assert outcome.exit == 1
-    assert f"generation 2 failed: companion 2.mail was not ready within {SOON} s (ready_timeout): it" in outcome.err
-    assert "generation 1 serves on" in outcome.err and "[2.mail] a word before it is ready" in outcome.err
-    mailing.settle(1)
-    one = companion(mailing, "1.mail")
+    assert f"generation 2 failed: companion 2.{late} was not ready within {SOON} s (ready_timeout): it" in outcome.err
+    assert "generation 1 serves on" in outcome.err and f"[2.{late}] a word before it is ready" in outcome.err
+    server.settle(1)
+    one = companion(server, f"1.{late}")
     assert (one["pid"], one["ready"]) == (before, True)
-    assert not events(mailing, what="signalled", generation=1)
-    (two,) = events(mailing, what="imports", generation=2)
+    assert not events(server, what="signalled", generation=1)
+    (two,) = events(server, what="imports", generation=2)
     wait_for(lambda: is_gone(two["pid"]), "the end of the failed release's companion")
-    assert not list(Path(mailing.run_dir).glob("notify-2.*"))
+    assert not list(Path(server.run_dir).glob("notify-2.*"))
 
 
-@pytest.mark.parametrize("status", [0, 1])
-@pytest.mark.parametrize("restart", ["always", "on-failure", "never"])
-def test_one_that_ends_before_it_is_ready_fails_the_release_however_it_ends(status, restart, notified):
-    command = script(notified, "bye.sh", f"echo bye; exit {status}")
-    declare(notified, mail=f"ready = 'notify'; restart = '{restart}'; command = {command}")
-    outcome = notified.release()
-    assert outcome.exit == 1
-    assert "companion 2.mail exited" in outcome.err and "before it was ready" in outcome.err
-    assert "[2.mail] bye" in outcome.err
-    notified.settle(1)
-    assert not events(notified, what="signalled")
+def test_one_that_ends_before_it_is_ready_fails_the_release_however_it_ends(notified):
+    cases = [(status, restart) for status in (0, 1) for restart in ("always", "on-failure", "never")]
+    for number, (status, restart) in enumerate(cases, 2):
+        command = script(notified, "bye.sh", f"echo bye; exit {status}")
+        declare(notified, mail=f"ready = 'notify'; restart = '{restart}'; command = {command}")
+        outcome = notified.release()
+        assert outcome.exit == 1, (status, restart)
+        assert f"companion {number}.mail exited" in outcome.err and "before it was ready" in outcome.err
+        assert f"[{number}.mail] bye" in outcome.err
+        notified.settle(1)
+        assert not events(notified, what="signalled")
 
 
 def test_a_first_start_without_readiness_is_no_start(serve):
@@ -195,11 +210,11 @@ def test_a_process_of_somebody_else_is_not_believed(notified):
     assert notified.end(command).exit == 0
 
 
-@pytest.mark.parametrize("how", ["child", "detached"])
-def test_a_process_that_it_has_started_is_believed(how, notified):
-    declare(notified, mail=f"ready = 'notify'; env = {{READY = '{how}'}}")
-    imported(notified, "2.mail")
-    assert notified.release().exit == 0
+def test_a_process_that_it_has_started_is_believed(notified):
+    for number, how in ((2, "child"), (3, "detached")):
+        declare(notified, mail=f"ready = 'notify'; env = {{READY = '{how}'}}")
+        imported(notified, f"{number}.mail")
+        assert notified.release().exit == 0, how
 
 
 @pytest.mark.skipif(not shutil.which("systemd-notify"), reason="systemd-notify is not installed")
@@ -243,12 +258,10 @@ def test_what_it_says_of_itself_is_shown_and_it_may_ask_for_more_time(notified):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-@pytest.mark.parametrize("way", WAYS)
-def test_it_may_be_another_user_than_the_master(way, serve, interpreter_for_all):
+def test_it_may_be_another_user_than_the_master(serve, interpreter_for_all):
     server = serve("--user", "nobody", python=interpreter_for_all)
-    start(server, mail=WAYS[way])
-    (one,) = events(server, what="begins")
-    assert one["uid"] == 65534
+    start(server, **WAYS)
+    assert [one["uid"] for one in await_each(server, what="begins")] == [65534] * len(WAYS)
     for path in Path(server.run_dir).glob("notify-*"):
         assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (65534, 0o600)
 
@@ -271,20 +284,18 @@ def test_a_command_that_hangs_is_ended_and_run_again(notified):
     assert companion(notified, "2.mail")["why"] == ""
 
 
-@pytest.mark.parametrize(
-    ("command", "why"),
-    [
-        ("['sh', '-c', 'echo a && echo no broker >&2 && exit 3']", "its ready_command exited with status 3: no broker"),
-        ("'no-such-program'", "its ready_command cannot execute 'no-such-program': no such file or directory"),
-        ("['sh', '-c', 'kill -9 $$']", "its ready_command was killed by SIGKILL"),
-    ],
-)
-def test_why_its_command_fails_is_told_to_who_waits(command, why, notified):
-    keys = f"ready_command = {command}; ready_timeout = {SOON}; ready_interval = 0.1"
-    declare(notified, mail=f"{keys}; env = {{READY = 'file'}}")
-    outcome = notified.release()
-    assert outcome.exit == 1 and f"within {SOON} s (ready_timeout): {why}" in outcome.err
-    notified.settle(1)
+def test_why_its_command_fails_is_told_to_who_waits(notified):
+    cases = {
+        "['sh', '-c', 'echo a && echo no broker >&2 && exit 3']": "its ready_command exited with status 3: no broker",
+        "'no-such-program'": "its ready_command cannot execute 'no-such-program': no such file or directory",
+        "['sh', '-c', 'kill -9 $$']": "its ready_command was killed by SIGKILL",
+    }
+    for command, why in cases.items():
+        keys = f"ready_command = {command}; ready_timeout = {SOON}; ready_interval = 0.1"
+        declare(notified, mail=f"{keys}; env = {{READY = 'file'}}")
+        outcome = notified.release()
+        assert outcome.exit == 1 and f"within {SOON} s (ready_timeout): {why}" in outcome.err
+        notified.settle(1)
 
 
 def test_a_command_prints_as_much_as_it_likes_and_ends_with_the_boot(notified):
@@ -315,37 +326,39 @@ def test_a_command_runs_where_its_companion_does(notified):
 # --- another master ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_next_master_hears_from_one_that_was_not_ready(way, serve):
-    server = start(serve(), mail=f"{WAYS[way]}; ready_timeout = 600")
-    server.gate("mail-1-imported").close()
-    (server.gates / "mail-1-up").unlink(missing_ok=True)
-    os.kill(events(server, what="begins")[0]["pid"], signal.SIGKILL)
-    again = wait_for(lambda: events(server, what="imports")[1:], "another one")[0]
-    assert companion(server, "1.mail")["ready"] is False
+def test_the_next_master_hears_from_those_that_were_not_ready(serve):
+    server = start(serve(), **{way: f"{keys}; ready_timeout = 600" for way, keys in WAYS.items()})
+    again = {}
+    for way in WAYS:
+        server.gate(f"{way}-1-imported").close()
+        (server.gates / f"{way}-1-up").unlink(missing_ok=True)
+        os.kill(await_event(server, what="begins", name=way)["pid"], signal.SIGKILL)
+        another = wait_for(lambda way=way: events(server, what="imports", name=way)[1:], "another one")[0]
+        again[way] = another["pid"]
+        assert companion(server, f"1.{way}")["ready"] is False
     server.process.kill()
     server.process.wait()
     server.start()
-    two = companion(server, "1.mail")
-    assert (two["pid"], two["ready"]) == (again["pid"], False)
-    imported(server, "1.mail")
-    assert await_state(server, "1.mail", "running")["pid"] == again["pid"]
+    for way in WAYS:
+        two = companion(server, f"1.{way}")
+        assert (two["pid"], two["ready"]) == (again[way], False)
+    all_imported(server, 1)
+    assert {way: await_state(server, f"1.{way}", "running")["pid"] for way in WAYS} == again
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_master_that_dies_in_the_boot_leaves_one_that_is_stopped_and_no_command(way, serve):
-    server = start(serve(), mail=WAYS[way])
-    begin_release(server)
-    two = await_event(server, what="imports", generation=2)
-    server.process.kill()
-    server.process.wait()
-    server.start()
-    await_event(server, what="signalled", generation=2)
-    wait_for(lambda: is_gone(two["pid"]), "the end of the lost release's companion")
-    server.settle(1)
-    assert companion(server, "1.mail")["ready"] is True
-    assert not events(server, what="signalled", generation=1)
-    assert not list(Path(server.run_dir).glob("notify-2.*"))
+def test_a_master_that_dies_in_the_boot_leaves_those_that_are_stopped_and_no_command(various):
+    begin_release(various)
+    begun = await_each(various, what="imports", generation=2)
+    various.process.kill()
+    various.process.wait()
+    various.start()
+    await_each(various, what="signalled", generation=2)
+    for two in begun:
+        wait_for(lambda two=two: is_gone(two["pid"]), "the end of the lost release's companion")
+    various.settle(1)
+    assert [companion(various, f"1.{way}")["ready"] for way in WAYS] == [True] * len(WAYS)
+    assert not events(various, what="signalled", generation=1)
+    assert not list(Path(various.run_dir).glob("notify-2.*"))
 
 
 def test_a_run_of_its_command_dies_with_the_master(notified):
@@ -360,37 +373,37 @@ def test_a_run_of_its_command_dies_with_the_master(notified):
     wait_for(lambda: is_gone(int(runs.read_text())), "the end of the run")
 
 
-def test_a_boot_goes_on_behind_an_upgrade_in_place(mailing):
-    command = begin_release(mailing)
-    two = await_event(mailing, what="imports", generation=2)
+def test_a_boot_goes_on_behind_an_upgrade_in_place(various):
+    command = begin_release(various)
+    begun = await_each(various, what="imports", generation=2)
     for _ in range(2):
-        assert mailing.question(do="upgrade")["ok"]
-    assert command.poll() is None and mailing.status().serving == 1
-    assert companion(mailing, "2.mail")["pid"] == two["pid"]
-    imported(mailing, "2.mail")
-    assert mailing.end(command).exit == 0
-    assert companion(mailing, "2.mail")["ready"]
+        assert various.question(do="upgrade")["ok"]
+    assert command.poll() is None and various.status().serving == 1
+    assert [companion(various, f"2.{way}")["pid"] for way in WAYS] == [two["pid"] for two in begun]
+    all_imported(various, 2)
+    assert various.end(command).exit == 0
+    assert [companion(various, f"2.{way}")["ready"] for way in WAYS] == [True] * len(WAYS)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_takeover_waits_until_it_is_ready(way, serve, second):  # noqa: F811
-    one = start(serve(), mail=WAYS[way])
-    two = second(one)
-    declare(two, mail=WAYS[way])
+def test_a_takeover_waits_until_all_are_ready(various, second):  # noqa: F811
+    one, two = various, second(various)
+    declare(two, **WAYS)
     two.launch()
-    await_event(two, what="imports", generation=2)
-    wait_for(lambda: companion(one, "2.mail")["age"] > 1.2, "some time")
-    assert one.status().serving == 1 and companion(one, "2.mail")["ready"] is False
-    assert not events(one, what="signalled")
-    imported(two, "2.mail")
+    await_each(two, what="imports", generation=2)
+    for way in WAYS:
+        wait_for(lambda way=way: companion(one, f"2.{way}")["age"] > 1.2, "some time")
+        assert one.status().serving == 1 and companion(one, f"2.{way}")["ready"] is False
+        assert not events(one, what="signalled")
+        imported(two, f"2.{way}")
     await_owner(two, 2)
-    assert companion(two, "2.mail")["ready"] is True
-    await_event(one, what="signalled", generation=1)
-    # The new master hears what is said from now on.
-    os.kill(events(two, what="begins")[0]["pid"], signal.SIGKILL)
-    wait_for(lambda: len(events(two, what="begins")) == 2, "another one")
-    assert await_state(two, "2.mail", "running")["restarts"] == 1
-    one.gate("mail-1").open()
+    await_each(one, what="signalled", generation=1)
+    for way in WAYS:
+        assert companion(two, f"2.{way}")["ready"] is True
+        # The new master hears what is said from now on.
+        os.kill(await_event(two, what="begins", name=way)["pid"], signal.SIGKILL)
+        wait_for(lambda way=way: len(events(two, what="begins", name=way)) == 2, "another one")
+        assert await_state(two, f"2.{way}", "running")["restarts"] == 1
+        one.gate(f"{way}-1").open()
     two.settle(2)
 
 

@@ -6,9 +6,12 @@ import contextlib
 import json
 import os
 import socket
+import time
 
 import pytest
 
+from reuseport.cli import orphans, place
+from reuseport.cli.failure import Failure
 from reuseport.core.events import Adopted, Survivor
 from reuseport.core.machine import step
 from reuseport.core.model import (
@@ -29,6 +32,7 @@ from reuseport.core.model import (
 from reuseport.ipc import channel as channels
 from reuseport.ipc.messages import HELLOS
 from reuseport.ipc.rundir import RunDir
+from reuseport.master import census
 from reuseport.master.census import AHEAD, Heard, ask, joined
 from reuseport.master.roster import Remains
 
@@ -180,3 +184,37 @@ def test_a_directory_is_inhabited_while_a_process_has_what_the_master_lent(run_d
     os.close(fd)
     assert not run_dir.is_inhabited()
     assert run_dir.inhabitants() == {}
+
+
+class Unseen(RunDir):
+    """As root without CAP_SYS_PTRACE sees it: some process has the directory, and nobody can say which."""
+
+    def inhabitants(self) -> dict[int, int]:
+        return {}
+
+    def is_inhabited(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def unseen(tmp_path):
+    run_dir = Unseen(str(tmp_path))
+    run_dir.hold()
+    return run_dir
+
+
+def test_processes_that_cannot_be_seen_are_heard_until_no_other_one_has_said_hello_for_a_while(unseen, monkeypatch):
+    monkeypatch.setattr(census, "QUIET", 0.5)
+    hellos = channels.listen(unseen.hello)
+    with say(unseen, WHOLE):
+        began = time.monotonic()
+        found = ask(unseen, hellos, frozenset({os.geteuid()}))
+    assert time.monotonic() - began >= 0.5, "another one may be about to say hello"
+    assert [one.key.number for one in found.heard] == [1] and found.silent == []
+
+
+def test_orphans_that_cannot_be_seen_are_not_said_to_be_none(unseen, monkeypatch, capsys):
+    monkeypatch.setattr(orphans, "RunDir", Unseen)
+    master = place.Master(unseen.path, "--run-dir", {})
+    with pytest.raises(Failure, match="live, and this user cannot see which"):
+        orphans.end(master, now=False, as_json=False)

@@ -345,3 +345,38 @@ def test_there_is_nothing_to_go_back_to_from_the_first_version():
         "Server", (), {"status": lambda self: status_of({"number": 1, **first}, serving=1, releases=[first])}
     )()
     assert rounds.rollback() is None
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 3 10", "it is Python 3.10, and 3.11 is needed"),
+        ("echo hello; exit 0", "not a Python: hello"),
+        ("exit 7", "not a Python: it printed nothing"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_an_interpreter_that_does_not_fit_is_refused(tmp_path, script, said):
+    path = tmp_path / "python"
+    if script is not None:
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    with pytest.raises(bootstrap.Unusable) as refused:
+        bootstrap.version_of(str(path))
+    assert str(refused.value) == f"--python {path}: {said}"
+
+
+def test_an_interpreters_environment_is_named_after_its_version(tmp_path, monkeypatch):
+    for name in ("VENV", "PYTHON", "STAMP", "BASE", "CONSTRAINTS"):
+        monkeypatch.setattr(bootstrap, name, getattr(bootstrap, name))
+    path = tmp_path / "python"
+    path.write_text("#!/bin/sh\necho 9 99\n")
+    path.chmod(0o755)
+    made: list[dict] = []
+    became: list[Path] = []
+    monkeypatch.setattr(bootstrap, "make", made.append)
+    monkeypatch.setattr(bootstrap, "become", became.append)
+    bootstrap.use_python(str(path))
+    bootstrap.ensure([])
+    assert became == [bootstrap.CHECKOUT / ".venv-9.99" / "bin" / "python"]
+    assert [stamp["python"] for stamp in made] == [str(path)]
