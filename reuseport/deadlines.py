@@ -6,6 +6,11 @@ An exception is raised inside the job, so that it can clean up. How that is done
   interrupted by a signal after PRESS seconds: Python runs signal handlers between two bytecodes of the main thread;
 - a native thread gets it at its next bytecode (PyThreadState_SetAsyncExc), which comes after what it waits for in C.
 
+Libraries guard their state by `except Exception`: psycopg_pool takes a waiting client out of its queue there, and
+pymemcache closes a connection whose answer was not read. An exception of another kind leaves the pool without the
+connection, and the client with another request's answer. So code of an installed library gets an exception that is also
+an Exception (`_InLibrary`). Code that catches it and goes on gets the plain one after half the grace.
+
 What goes on all the same is overdue after a while, and whoever can do more about it is told.
 
 One native thread keeps the time, since a loop may stand still. It begins with the first deadline. The locks are
@@ -28,6 +33,8 @@ DEADLINE_SIGNAL = signal.SIGRTMIN + 6
 PRESS = 0.1  # seconds for a greenlet to come to a point where it waits
 NEVER = float("inf")
 LONGEST_WAIT = 3600.0  # seconds that a lock is waited for at once
+WAITS_FOR_OTHERS = frozenset({"gevent", "greenlet", "reuseport"})  # packages that say nothing about whose code waits
+INSTALLED = ("/site-packages/", "/dist-packages/")
 
 
 class JobCancelled(BaseException):
@@ -44,6 +51,45 @@ class JobTimeout(JobCancelled):
         super().__init__(text)
 
 
+class _InLibrary(Exception):
+    """What ends a job while it runs code of a library."""
+
+
+class JobCancelledInLibrary(JobCancelled, _InLibrary):
+    """JobCancelled for the clean-up of a library, which handles every Exception."""
+
+
+class JobTimeoutInLibrary(JobTimeout, _InLibrary):
+    """JobTimeout for the clean-up of a library, which handles every Exception."""
+
+
+def for_library(error: JobCancelled) -> JobCancelled:
+    """The same error as an Exception."""
+    return (JobTimeoutInLibrary if isinstance(error, JobTimeout) else JobCancelledInLibrary)(*error.args)
+
+
+def plain(error: JobCancelled) -> JobCancelled:
+    """The same error as the code beyond the job knows it: no Exception."""
+    if not isinstance(error, _InLibrary):
+        return error
+    kind = JobTimeout if isinstance(error, JobTimeout) else JobCancelled
+    return kind(*error.args).with_traceback(error.__traceback__)
+
+
+def in_library(frame: Any) -> bool:
+    """Whether the code at work in `frame` is a library's: a package that is installed, and not the application's own.
+
+    Modules of the standard library, of gevent and of the server work for their callers, so the innermost other frame
+    decides.
+    """
+    while frame is not None:
+        top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if top not in WAITS_FOR_OTHERS and top not in sys.stdlib_module_names:
+            return top != _Home.package and any(part in frame.f_code.co_filename for part in INSTALLED)
+        frame = frame.f_back
+    return False
+
+
 def original(module: str, name: str) -> Any:
     """A function of the standard library as it is without gevent's patches."""
     monkey = sys.modules.get("gevent.monkey")
@@ -55,11 +101,15 @@ class _Home:
 
     thread = 0
     loop: Any = None
+    package = ""  # the application's, which may be installed
 
 
-def attach(loop: Any) -> None:
-    """Called in the main thread, which runs `loop`: from now on its greenlets can be reached."""
-    _Home.thread, _Home.loop = original("_thread", "get_ident")(), loop
+def attach(loop: Any, package: str = "") -> None:
+    """Called in the main thread, which runs `loop`: from now on its greenlets can be reached.
+
+    `package` is the application's top-level package: it is no library, wherever it lies.
+    """
+    _Home.thread, _Home.loop, _Home.package = original("_thread", "get_ident")(), loop, package
     signal.signal(DEADLINE_SIGNAL, _interrupt)
 
 
@@ -84,6 +134,9 @@ class Limit:
         self._error: JobCancelled | None = None  # what is to be raised, and has not been yet
         self._raised = False  # in a native thread
         self._closed = False
+        self._landed = False  # the exception was raised
+        self.was_in_library = False  # as an Exception, so code may have caught it by accident
+        self._insists = False
         self._acts: list[tuple[float, Callable[[], None]]] = []
         if seconds is not None:
             self._schedule(time.monotonic() + seconds, JobTimeout())
@@ -125,7 +178,7 @@ class Limit:
         _clock.drop(self)
 
     def _schedule(self, at: float, error: JobCancelled) -> None:
-        self._acts = [(at, lambda: self._raise(error))]
+        self._acts = [(at, lambda: self._raise(error)), (at + self._grace / 2, lambda: self._insist(error))]
         if self._greenlet is not None:
             self._acts.append((at + min(PRESS, self._grace / 2 or PRESS), self._press))
         if self._overdue is not None:
@@ -144,7 +197,8 @@ class Limit:
                 return
             if self._greenlet is None:
                 self._raised = True
-                _raise_in_thread(self._thread, type(error))
+                suited = self._suited(error, sys._current_frames().get(self._thread))
+                _raise_in_thread(self._thread, type(suited) if suited is error else self._noting(type(suited)))
                 return
             self._error = error
         _Home.loop.run_callback_threadsafe(self._throw)
@@ -153,23 +207,51 @@ class Limit:
         """In the hub: so the greenlet waits for something."""
         if self._error is not None and self._greenlet is not None:
             greenlet, error, self._error = self._greenlet, self._error, None
-            greenlet.throw(error)
+            greenlet.throw(self._suited(error, greenlet.gr_frame))
+
+    def _suited(self, error: JobCancelled, frame: Any) -> JobCancelled:
+        """What is to be raised in `frame`."""
+        self._landed = self._greenlet is not None
+        if self._insists or not in_library(frame):
+            return error
+        self.was_in_library = True
+        return for_library(error)
+
+    def _noting(self, kind: type[JobCancelled]) -> type[JobCancelled]:
+        """A thread makes the exception from its class when it comes back from C, which may be much later."""
+
+        def note(one: JobCancelled, *args: Any) -> None:
+            kind.__init__(one, *args)
+            self._landed = True
+
+        return type(kind.__name__, (kind,), {"__init__": note})
+
+    def _insist(self, error: JobCancelled) -> None:
+        """Half the grace has passed: code that has caught the first exception is not to catch this one."""
+        now = time.monotonic()
+        if self.was_in_library and self._landed:
+            self._insists = True
+            self._raise(error)
+            self._acts.append((now + PRESS, self._press))
+        elif self.was_in_library or (self._greenlet is not None and not self._landed):
+            self._acts.append((now + max(PRESS, self._grace / 2), lambda: self._insist(error)))
+        self._acts.sort(key=lambda act: act[0])
 
     def _press(self) -> None:
         if self._error is not None:
             signal.pthread_kill(_Home.thread, DEADLINE_SIGNAL)
 
-    def interrupt(self) -> None:
-        """In the main thread, at any bytecode: raises if this is the greenlet that is at work."""
+    def interrupt(self, frame: Any) -> None:
+        """In the main thread, at any bytecode of `frame`: raises if this is the greenlet that is at work."""
         if self._error is not None and self._greenlet is sys.modules["greenlet"].getcurrent():
             error, self._error = self._error, None
-            raise error
+            raise self._suited(error, frame)
 
 
 def _interrupt(number: int, frame: Any) -> None:
     # No lock: the thread may have been interrupted while it held it.
     for limit in _clock.limits():
-        limit.interrupt()
+        limit.interrupt(frame)
 
 
 def _raise_in_thread(thread: int, error: type[BaseException] | None) -> None:

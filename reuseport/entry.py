@@ -26,7 +26,7 @@ from gevent import events, monkey
 
 from reuseport import startup
 from reuseport.ipc.inherited import ZYGOTE_VARIABLE
-from reuseport.worker import patching
+from reuseport.worker import eventloops, patching
 from reuseport.worker.descriptors import held
 
 
@@ -85,3 +85,4 @@ def _patch() -> None:
         monkey.patch_all()
     finally:
         metadata.entry_points = entry_points
+    eventloops.install()

@@ -27,7 +27,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from reuseport import names, values
-from reuseport.deadlines import Limit
+from reuseport.deadlines import JobCancelled, Limit, plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -172,7 +172,7 @@ class Job:
             self.limit = Limit(left, server.grace, self._is_overdue if overdue else None)
             self.in_request = self.where == "" and self.limit.in_request
         elif always:
-            self.limit = Limit(None)
+            self.limit = Limit(None, server.grace)
 
     def unbound(self) -> None:
         if self.limit is not None:
@@ -234,6 +234,11 @@ class job:
                 one.unbound()
         finally:
             one.end()
+        caught = error[1] if len(error) > 1 else None
+        if one.limit is not None and one.limit.was_in_library and isinstance(caught, JobCancelled):
+            told = plain(caught)
+            if told is not caught:
+                raise told from None
 
     def __call__(self, function: F) -> F:
         values.function(function, "what reuseport.job decorates")

@@ -83,6 +83,8 @@ def look(settings: Settings, directory: str, ids: tuple[int, int] | None, said: 
     found["start_method"] = _call("multiprocessing", "get_start_method") or ""
     found["psycopg2_waits_green"] = _call("psycopg2.extensions", "get_wait_callback") is not None
     found["django_keeps"] = sorted(_kept_by_django())
+    found["django_pools"] = sorted(_unbounded_pools_of_django())
+    found["gevent_timeout"] = sorted(_users_of_gevent_timeout(directory))
     found["oracledb_thick"] = _call("oracledb", "is_thin_mode") is False
     return found
 
@@ -95,15 +97,30 @@ def _modules() -> Iterator[tuple[str, str]]:
             yield name, str(getattr(module, "__version__", "")) if name == top else ""
 
 
-def _users_of_multiprocessing(directory: str) -> Iterator[tuple[str, list[str]]]:
-    """The application's own modules that hold parts of multiprocessing, with those parts' names."""
+def _own_modules(directory: str) -> Iterator[tuple[str, ModuleType]]:
+    """The application's own modules."""
     prefix = directory.rstrip("/") + "/"
     for name, module in sorted(sys.modules.items()):
         path = getattr(module, "__file__", None)
         if isinstance(path, str) and path.startswith(prefix) and "/site-packages/" not in path:
-            parts = sorted({part for value in list(vars(module).values()) if (part := _part_of_multiprocessing(value))})
-            if parts:
-                yield name, parts
+            yield name, module
+
+
+def _users_of_multiprocessing(directory: str) -> Iterator[tuple[str, list[str]]]:
+    """The application's own modules that hold parts of multiprocessing, with those parts' names."""
+    for name, module in _own_modules(directory):
+        parts = sorted({part for value in list(vars(module).values()) if (part := _part_of_multiprocessing(value))})
+        if parts:
+            yield name, parts
+
+
+def _users_of_gevent_timeout(directory: str) -> Iterator[str]:
+    """The application's own modules that hold gevent.Timeout, or gevent itself."""
+    gevent = sys.modules.get("gevent")
+    held = [one for one in (gevent, sys.modules.get("gevent.timeout"), getattr(gevent, "Timeout", None)) if one]
+    for name, module in _own_modules(directory):
+        if any(value is one for value in list(vars(module).values()) for one in held):
+            yield name
 
 
 def _part_of_multiprocessing(value: Any) -> str:
@@ -126,6 +143,16 @@ def _kept_by_django() -> Iterator[str]:
             age = terms.get("CONN_MAX_AGE", 0)
             if age != 0 and not (terms.get("OPTIONS") or {}).get("pool"):
                 yield f"{alias!r} (CONN_MAX_AGE={age})"
+
+
+def _unbounded_pools_of_django() -> Iterator[str]:
+    """Databases whose pool has psycopg_pool's default size, because none is named."""
+    settings = getattr(sys.modules.get("django.conf"), "settings", None)
+    if settings is not None and settings.configured:
+        for alias, terms in settings.DATABASES.items():
+            pool = (terms.get("OPTIONS") or {}).get("pool")
+            if pool is True or (isinstance(pool, dict) and not {"min_size", "max_size"} & {*pool}):
+                yield repr(alias)
 
 
 def _call(module: str, function: str) -> Any:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from reuseport import hooks, jobs, values
-from reuseport.deadlines import JobCancelled
+from reuseport.deadlines import JobCancelled, for_library, in_library, plain
 from reuseport.ipc import line as lines
 from reuseport.jobs import GREENLET, PROCESS, THREAD
 
@@ -70,14 +70,15 @@ class Handle:
     def cancel(self) -> bool:
         """Have it end by an exception; False for what has ended. It may take its time, and catch the exception.
 
-        A greenlet gets gevent.GreenletExit where it waits, a native thread JobCancelled at its next line of Python, a
-        process JobCancelled as well, and SIGKILL if it has not ended within --job-grace.
+        A greenlet gets gevent.GreenletExit where it waits, or JobCancelled where a library waits for it. A native
+        thread gets JobCancelled at its next line of Python. A process gets JobCancelled as well, and SIGKILL if it has
+        not ended within --job-grace.
         """
         if self.done:
             return False
         self._cancelled = True
         if self._greenlet is not None:
-            self._greenlet.kill(block=False)
+            self._greenlet.kill(_exit_for(self._greenlet, self.job), block=False)
         elif self.job.limit is not None:
             self.job.limit.end(JobCancelled(f"job {self.job.name!r} was cancelled"))
         elif self._line is not None:
@@ -100,7 +101,7 @@ class Handle:
                 self.job.unbound()
             self._error = None
         except JobCancelled as error:
-            self._error = error
+            self._error = plain(error)
         except Exception as error:  # noqa: BLE001
             # Whoever asks for the result gets it; but nobody may ever ask, so it is also printed.
             self._error = error
@@ -236,6 +237,13 @@ def spawn(
         one.end()
         raise
     return handle
+
+
+def _exit_for(greenlet: Any, job: jobs.Job) -> Any:
+    """What ends a greenlet: its library's clean-up handles every Exception (see `reuseport.deadlines`)."""
+    if in_library(greenlet.gr_frame):
+        return for_library(JobCancelled(f"job {job.name!r} was cancelled"))
+    return sys.modules["gevent"].GreenletExit
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -24,7 +24,7 @@ from reuseport.ipc import files, nofile
 from reuseport.ipc.inherited import UPGRADE_VARIABLE
 from reuseport.ipc.logline import printable
 from reuseport.ipc.rundir import RunDirError
-from reuseport.master import adoption, census, control, estate, passed, rehearsal
+from reuseport.master import adoption, census, control, estate, passed, rehearsal, unit
 from reuseport.master.bequest import TakeoverError
 from reuseport.master.history import History
 from reuseport.master.main import Master
@@ -65,6 +65,8 @@ def run(settings: Settings, extra: dict[str, Any] | None = None) -> int:
 def begin(settings: Settings, extra: Mapping[str, Any]) -> Master:
     """A fresh start, an adoption or a takeover. Raises what `run` reports."""
     supervision = passed.take(os.environ, os.getpid())
+    if supervision.notify and not supervision.store and unit.keeps_descriptors(os.environ, os.getpid()):
+        supervision = supervision._replace(store=True)
     limit = _prepare_process()
     master = Master(settings, extra, supervision, estate.open_log(settings))
     master.processes.nofile = limit

@@ -60,7 +60,8 @@ def take(environ: MutableMapping[str, str], pid: int) -> Supervision:
         said["NOTIFY_SOCKET"] if said["NOTIFY_SOCKET"][:1] in ("/", "@") else "",
         int(said["WATCHDOG_USEC"]) / 1e6 if watched else 0.0,
         sockets,
-        _is_number(said["FDSTORE"]) and int(said["FDSTORE"]) > 0,
+        # systemd before 254 sets no $FDSTORE: there the store shows by what comes out of it.
+        (_is_number(said["FDSTORE"]) and int(said["FDSTORE"]) > 0) or STORED in [name for _, name in sockets],
     )
 
 

@@ -32,6 +32,7 @@ from reuseport.ipc.pins import JOBS as PINNING
 from reuseport.ipc.pins import Pins
 from reuseport.ipc.shortage import SHORTAGE
 from reuseport.ipc.title import set_title
+from reuseport.options import parse_app
 from reuseport.spawned import JobLost
 from reuseport.worker import application, forked, tenancy, warmup
 from reuseport.worker.birth import Birth
@@ -53,7 +54,8 @@ def describe_server(birth: Birth, loop: Any) -> None:
     door = birth.run_dir.door(birth.generation)
     limits = settings.boot_timeout, settings.job_timeout, settings.job_grace
     jobs.server = jobs.Server(loop, door, *limits, in_process=birth.line is not None)
-    deadlines.attach(loop)
+    app = settings.app
+    deadlines.attach(loop, parse_app(app).module.partition(".")[0] if app else "__main__")
 
 
 def _log(level: str, text: str) -> None:
@@ -168,7 +170,9 @@ class JobProcess:
 
     def _failed(self, error: BaseException) -> None:
         """Who asked gets the exception, with its traceback as a note, since that cannot be pickled."""
-        if not isinstance(error, JobCancelled):
+        if isinstance(error, JobCancelled):
+            error = deadlines.plain(error)
+        else:
             application.print_traceback(error)
         text = "".join(traceback.format_exception(error)).rstrip()
         error.add_note(f"In the job's process {os.getpid()}:\n{text}")

@@ -220,10 +220,21 @@ def test_an_import_error_in_a_task_module_fails_the_release_and_the_old_worker_w
     assert shop.await_task("ends", "third") == 1
 
 
-@pytest.mark.parametrize("name", QUEUES)
-def test_a_task_that_waits_is_done_by_the_new_version_while_the_old_one_finishes_its_own(name: str, open_shop):
+def acknowledge_late(shop: Shop) -> None:
+    """What the page recommends in the place of --disable-prefetch."""
+    [settings] = [block for block in blocks("python") if "task_acks_late" in block]
+    shop.modules["shop/celery.py"] += settings
+    assert "--disable-prefetch " in shop.configuration
+    (shop.server.root / "reuseport.toml").write_text(shop.configuration.replace("--disable-prefetch ", ""))
+
+
+@pytest.mark.parametrize(("name", "late"), [*((name, False) for name in QUEUES), ("Celery", True)])
+def test_the_new_version_does_a_task_that_waits_while_the_old_one_finishes_its_own(name: str, late: bool, open_shop):
     """A worker that reserves tasks would keep it until its longest task ends."""
-    shop = open_shop(name).start()
+    shop = open_shop(name)
+    if late:
+        acknowledge_late(shop)
+    shop.start()
     server = shop.server
     long = [f"long{number}" for number in range(shop.capacity)]
     shop.ask(*long, "waits")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -581,6 +582,45 @@ def test_connections_that_django_keeps_for_greenlets_which_end() -> None:
     assert one.grade == "warning" and "'default' (CONN_MAX_AGE=600)" in one.text
     assert judged("django", threads=4, django_keeps=["'default' (CONN_MAX_AGE=600)"]) == []
     assert judged("django", django_keeps=[]) == []
+
+
+def test_a_pool_of_django_without_a_size_is_named_in_both_modes() -> None:
+    for threads in (0, 4):
+        [one] = judged("django", threads=threads, django_pools=["'default'"])
+        assert one.grade == "warning" and "'default'" in one.text and "max_size" in one.remedy
+    assert judged("django", django_pools=[]) == []
+    [kept] = judged("django", django_keeps=["'default' (CONN_MAX_AGE=600)"])
+    assert "max_size" in kept.remedy
+
+
+def test_a_timeout_that_a_library_does_not_clean_up_behind_is_named() -> None:
+    for module in ("psycopg_pool", "pymemcache"):
+        [one] = judged(module, gevent_timeout=["shop.views"])
+        assert one.grade == "warning" and "shop.views" in one.text and module in one.text
+        assert "TimeoutError" in one.remedy
+        assert judged(module, gevent_timeout=[]) == []
+        assert judged(module, threads=4, gevent_timeout=["shop.views"]) == []
+    assert judged("flask", gevent_timeout=["shop.views"]) == []
+
+
+def test_the_probe_finds_pools_without_a_size_and_users_of_gevent_timeout(monkeypatch, tmp_path) -> None:
+    from types import ModuleType, SimpleNamespace
+
+    import gevent
+
+    from reuseport import probe
+
+    pools = {"a": True, "b": {}, "c": {"timeout": 3}, "d": {"max_size": 9}, "e": {"min_size": 2}, "f": None, "g": False}
+    databases = {alias: {"OPTIONS": {"pool": pool}} for alias, pool in pools.items()} | {"h": {}}
+    known = SimpleNamespace(settings=SimpleNamespace(configured=True, DATABASES=databases))
+    monkeypatch.setitem(sys.modules, "django.conf", known)
+    assert sorted(probe._unbounded_pools_of_django()) == ["'a'", "'b'", "'c'"]
+    for name, held in {"views_a": gevent, "views_b": gevent.Timeout, "views_c": gevent.sleep}.items():
+        module = ModuleType(name)
+        module.__file__ = str(tmp_path / f"{name}.py")
+        module.held = held
+        monkeypatch.setitem(sys.modules, name, module)
+    assert list(probe._users_of_gevent_timeout(str(tmp_path))) == ["views_a", "views_b"]
 
 
 def test_whose_packages_the_application_runs_on_is_told():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import socket
+import subprocess
 import traceback
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from reuseport.core.model import DRAINING, LOADING, SERVING, STANDBY, Cluster, Generation, Release
+from reuseport.master import unit
 from reuseport.master.notify import STATUS, Said, status_line, what_to_say
 from reuseport.master.passed import STORED, VARIABLES, Supervision, sockets_of, take
 from reuseport.master.slots import Passed, SlotError, Slots
@@ -146,6 +148,65 @@ def test_what_is_addressed_to_this_process():
 )
 def test_what_is_not_for_this_process_means_nothing(environ):
     assert take(dict(environ), PID) == Supervision()
+
+
+def test_a_socket_out_of_the_store_shows_that_there_is_one():
+    """systemd before 254 sets no $FDSTORE."""
+    environ = {"LISTEN_PID": str(PID), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "web:reuseport-slot"}
+    assert take(dict(environ), PID).store
+    assert not take({**environ, "LISTEN_FDNAMES": "web:admin"}, PID).store
+    assert not take({**environ, "LISTEN_PID": "1"}, PID).store
+
+
+@pytest.mark.parametrize(
+    ("cgroups", "asked"),
+    [
+        ("0::/system.slice/shop.service\n", "shop.service"),
+        ("0::/system.slice/system-shop.slice/shop@1.service/main\n", "shop@1.service"),
+        ("12:pids:/x.service\n1:name=systemd:/system.slice/shop.service\n0::/system.slice/y.service\n", "shop.service"),
+        ("2:pids:/x.service\n1:name=systemd:/\n0::/system.slice/shop.service\n", "shop.service"),
+        ("0::/user.slice/user-7.slice/user@7.service/app.slice/shop.service\n", "--user shop.service"),
+        ("0::/user.slice/user-7.slice/user@7.service/app.slice/run-1.scope\n", None),
+        ("0::/\n", None),
+        ("", None),
+    ],
+)
+def test_the_unit_whose_store_is_asked_for(cgroups, asked):
+    found = unit.question(cgroups)
+    if asked is None:
+        assert found is None
+    else:
+        *user, name = asked.split()
+        assert found == ["systemctl", *user, "show", "--property=FileDescriptorStoreMax", "--", name]
+
+
+def test_systemd_s_answer():
+    answers = {"FileDescriptorStoreMax=512\n": True, "FileDescriptorStoreMax=0\n": False, "": False, "Failed\n": False}
+    for text, expected in answers.items():
+        assert unit.is_above_zero(text) == expected
+
+
+def test_a_start_without_an_answer_of_systemd_stores_nothing(monkeypatch):
+    started, asked = {"SYSTEMD_EXEC_PID": str(PID)}, []
+    outcome: object = "FileDescriptorStoreMax=7\n"
+
+    def run(command, timeout, **more):
+        asked.append(timeout)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return subprocess.CompletedProcess(command, 0, outcome)
+
+    monkeypatch.setattr(unit.subprocess, "run", run)
+    monkeypatch.setattr(unit, "question", lambda cgroups: ["systemctl"])
+    assert unit.keeps_descriptors(started, PID)
+    assert asked == [unit.PATIENCE], "a manager that hangs holds up no start"
+    assert not unit.keeps_descriptors({}, PID), "systemd has not started this process"
+    assert not unit.keeps_descriptors({"SYSTEMD_EXEC_PID": "1"}, PID), "but its parent, perhaps"
+    for outcome in ("", FileNotFoundError("systemctl"), subprocess.TimeoutExpired("systemctl", 5)):  # noqa: B007
+        assert not unit.keeps_descriptors(started, PID)
+    monkeypatch.setattr(unit, "question", lambda cgroups: None)
+    outcome = "FileDescriptorStoreMax=7\n"
+    assert not unit.keeps_descriptors(started, PID)
 
 
 def test_a_number_that_is_none_is_refused():

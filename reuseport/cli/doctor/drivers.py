@@ -42,6 +42,9 @@ def _older(module: str, version: tuple[int, ...]) -> Callable[[Probe], bool]:
 
 
 THREADS = "or serve with --threads N"
+POOL_SIZE = 4  # psycopg_pool's default
+SHOWN = 3  # modules that are named
+FRAGILE = ("psycopg_pool", "pymemcache")
 
 DRIVERS = (
     # The wait callback is psycopg2's own hook for this; psycogreen sets it.
@@ -104,6 +107,8 @@ DRIVERS = (
         f"poll(0) now and then; flush() and consume in native threads (reuseport.spawn, where='thread'), {THREADS}",
     ),
     Driver("pylibmc", _always, "pylibmc waits for memcached in C", f"use pymemcache, {THREADS}"),
+    # https://github.com/MagicStack/uvloop: its loop is libuv's, in C.
+    Driver("uvloop", _always, "uvloop waits in libuv's own loop", f"use asyncio's loop, {THREADS}"),
     Driver("pycurl", _always, "pycurl's perform() waits in C", f"use requests or urllib3, {THREADS}"),
     Driver(
         "zmq",
@@ -135,5 +140,21 @@ def drivers(probe: Probe, threads: int) -> Iterator[Finding]:
         yield warning(
             f"Django keeps its connections to {', '.join(kept)}, each for one greenlet, which ends with its request: "
             "every request opens another, and leaves it to the garbage collector, until the database refuses more",
-            f"CONN_MAX_AGE=0 and OPTIONS={{'pool': True}} (psycopg 3) or a pooler such as PgBouncer, {THREADS}",
+            f"CONN_MAX_AGE=0 and OPTIONS={{'pool': {{'max_size': 20}}}} (psycopg 3) or a pooler such as PgBouncer, "
+            f"{THREADS}",
+        )
+    # https://www.psycopg.org/psycopg3/docs/api/pool.html: min_size is 4 by default, and max_size is min_size.
+    for pool in probe.get("django_pools", ()):
+        yield warning(
+            f"Django's pool of connections to {pool} has no max_size: each worker uses {POOL_SIZE} connections, and "
+            "other requests wait for them",
+            "OPTIONS={'pool': {'max_size': 20}}, or as many as requests of a worker use the database at once",
+        )
+    # psycopg_pool/pool.py (3.3) and pymemcache/client/base.py (4.0) clean up behind `except Exception` only.
+    fragile = [name for name in FRAGILE if name in probe["modules"]]
+    if fragile and not threads and (users := probe.get("gevent_timeout")):
+        yield warning(
+            f"{', '.join(users[:SHOWN])} can use gevent.Timeout, which is no Exception: raised in "
+            f"{' or '.join(fragile)}, it loses a connection, or leaves an answer to the next caller",
+            "gevent.Timeout(seconds, TimeoutError), or the library's own timeout=",
         )

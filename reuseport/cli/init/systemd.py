@@ -88,7 +88,7 @@ def text(app: Described) -> str:
     lines += ["# Every client is a descriptor.", "LimitNOFILE=524288"]
     if any(not address.path for address in app.addresses):
         lines += [
-            "# The listening sockets are kept over a restart (systemd 254 and later): who waits in them is served",
+            "# systemd keeps the listening sockets over a restart. Clients that connect meanwhile wait, and are served",
             "# after it.",
             f"FileDescriptorStoreMax={SLOTS}",
         ]
