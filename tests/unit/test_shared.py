@@ -265,7 +265,8 @@ def test_a_worker_that_says_it_is_huge_keeps_no_release_from_beginning(tmp_path)
 
 
 def make_tenants(directory, adopting: bool) -> Tenants:
-    settings = SimpleNamespace(tenant="header:X-Tenant", state_dir=str(directory), pin_max=0, strict_wait=1.0)
+    rule = {"tenant": "header:X-Tenant", "tenant_isolation": "shared"}
+    settings = SimpleNamespace(**rule, state_dir=str(directory), pin_max=0, strict_wait=1.0)
     switchboard = SimpleNamespace(queues=frozenset())
     processes = SimpleNamespace(all=list)
     return Tenants(settings, RunDir(str(directory)), adopting, processes, switchboard, lambda level, text: None)
