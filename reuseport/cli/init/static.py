@@ -91,7 +91,7 @@ def _flipped(directory: str, chdir: str) -> str:
 
 
 def caching(several: Sequence[Static]) -> str:
-    """What http { } holds: how long a browser may keep a file of a shared directory, by its name."""
+    """A map for http { }: how long a browser may keep a file of a shared directory, by its name."""
     if all(one.by_release for one in several):
         return ""
     return f"""
