@@ -16,8 +16,6 @@ if __name__ == "__main__":
     entry.run("reuseport.zygote")
 
 import _socket
-import contextlib
-import faulthandler
 import gc
 import json
 import os
@@ -69,7 +67,7 @@ UNBOOTED = 60.0  # seconds without a master until a zygote ends that no master h
 # Seconds until a generation that was superseded, and still drains, looks for changed files; and between two looks.
 STILL_THERE, LOOK_AGAIN = 5.0, 60.0
 # Seconds for its children and exit handlers: the master kills a zygote that takes 2 s to leave (core, QUIT_GRACE).
-LEAVING = 1.8
+LEAVING = 1.6
 
 fork = monkey.get_original("os", "fork")
 waitpid = monkey.get_original("os", "waitpid")
@@ -595,8 +593,7 @@ def quit_with(status: int) -> NoReturn:
     """End this zygote, and the processes that its import has started. Run the import's exit handlers: those that
     remove files only if no other process shares the import."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a handler of it may be what has called this
-    with contextlib.suppress(RuntimeError):  # no thread can be started
-        faulthandler.dump_traceback_later(LEAVING, exit=True, file=2)
+    ground.exit_after(LEAVING, "An exit handler of the import takes too long. It is in (most recent call last):")
     try:
         children.end()
     except OSError as error:

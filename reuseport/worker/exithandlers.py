@@ -39,7 +39,7 @@ def drop_removals() -> None:
 
 
 def run() -> None:
-    """Run all exit handlers of this process. What they raise is printed."""
+    """Run all exit handlers of this process. Python prints their exceptions."""
     with contextlib.suppress(Exception):
         atexit._run_exitfuncs()
 
@@ -67,9 +67,9 @@ def close_temporary_files() -> None:
 def removes_files(handler: Any, *, own: bool = False) -> bool:
     """Whether an exit handler removes files that exist when it is registered, as far as it shows.
 
-    A function of Python's is judged by the names that its code uses, functions inside it included. One that asks for
-    the pid is written for several processes, and removes the files of the process that runs it. `own`: that counts,
-    too.
+    A function of Python's is judged by the names that its code uses, functions inside it included. A function
+    that asks for the pid is written for several processes, and removes the files of the process that runs it. Such a
+    function counts with `own`.
     """
     if isinstance(handler, functools.partial):
         return removes_files(handler.func, own=own)

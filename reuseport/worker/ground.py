@@ -22,6 +22,8 @@ from reuseport.ipc.stacks import STACK_SIGNAL
 
 from . import application, remedies
 
+C_CODE = 0.2  # seconds more that a process gets whose code in C lets no handler run
+
 
 def become(ids: Sequence[int], directory: str, said: Container[str]) -> None:
     """Be another user, (uid, gid), if this is root. LoadError where that one could not import what it needs.
@@ -73,3 +75,21 @@ def tell_stack_on_signal() -> None:
     signal.signal(STACK_SIGNAL, tell)
     faulthandler.enable()
     faulthandler.register(STACK_SIGNAL, chain=True)
+
+
+def exit_after(seconds: float, text: str) -> None:
+    """After so many seconds standard error gets the text and what the calling greenlet is at, and the process exits
+    with status 1."""
+    caller = greenlet.getcurrent()
+
+    def tell(number: int, frame: Any) -> None:
+        at = traceback.extract_stack(caller.gr_frame or frame)
+        sys.stderr.write(f"{text}\n")
+        traceback.print_list([one for one in at if not application.is_ours(one.filename)])
+        flush()
+        os._exit(1)
+
+    signal.signal(signal.SIGALRM, tell)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    with contextlib.suppress(RuntimeError):  # no thread can be started
+        faulthandler.dump_traceback_later(seconds + C_CODE, exit=True, file=2)

@@ -43,12 +43,24 @@ def application(environ, start_response):
     if environ["PATH_INFO"] == "/missing":
         start_response("200 OK", [])
         return [json.dumps([path for path in FILES if not os.path.exists(path)]).encode()]
+    if environ["PATH_INFO"] == "/job":
+        reuseport.spawn(os.getpid, name="pid", where="process").result(60)
     return inner(environ, start_response)
 """
 
 
-def code(version: str, more: str = "") -> str:
-    return f"VERSION = {version!r}\n{APP}{more}"
+HANGS = """
+import atexit, os, threading
+
+@atexit.register
+def waits_for_nothing():
+    if os.getpid() == basic.IMPORT_PID:
+        threading.Event().wait(600)
+"""
+
+
+def code(version: str) -> str:
+    return f"VERSION = {version!r}\n{APP}"
 
 
 def files_of(server) -> set[str]:
@@ -70,7 +82,8 @@ def replace_a_worker(server) -> int:
 
 
 def test_files_of_an_import_live_as_long_as_its_generation(serve):
-    """Over a replaced worker, a standby and a rollback that copies its zygote. A flush runs in each process."""
+    """Over a replaced worker, a standby and a rollback that copies its zygote. A flush runs in each process. An import
+    that fails leaves nothing, and a handler that hangs does not keep a zygote."""
     server = serve()
     server.write("one", whole=code("one"))
     server.start()
@@ -78,14 +91,22 @@ def test_files_of_an_import_live_as_long_as_its_generation(serve):
     ended = replace_a_worker(server)
     assert server.get("/missing").json == []
     assert flushed(server) == [f"one {ended}"]
-    server.write("two", whole=code("two"))
+    assert server.get("/job").status == 200
+    wait_for(lambda: len(flushed(server)) == 2, "the end of the job's process")
+    assert server.get("/missing").json == []
+    server.write("fails", whole=code("fails") + "1 / 0\n")
+    outcome = server.release()
+    assert outcome.exit == 1 and "ZeroDivisionError" in outcome.err
+    assert files_of(server) == first and flushed(server)[-1].startswith("fails ")
+    server.write("two", HANGS)
     assert server.release("--wait", "drained").exit == 0
-    assert files_of(server) > first, "the version before stands by"
+    assert files_of(server) == first, "the version before stands by"
     assert server.cli("rollback", "--wait", "drained").exit == 0
     assert server.get().version == "one" and server.get("/missing").json == []
     server.write("three", whole=code("three"))
-    assert server.renew() == 4  # the first zygote has gone: the last one to stand by is its copy
-    server.wait(lambda s: [g["number"] for g in s["generations"]] == [3, 4], "the end of the generations before")
+    assert server.renew() == 5  # the first zygote has gone: the last one to stand by is its copy
+    server.wait(lambda s: [g["number"] for g in s["generations"]] == [4, 5], "the end of the generations before")
+    assert "waits_for_nothing" in server.log.read_text(), "where the zygote of generation 3 hung"
     assert files_of(server) > first
     left = server.status()
     pids = {w["pid"] for g in left["generations"] for w in g["workers"]}
@@ -97,12 +118,10 @@ def test_files_of_an_import_live_as_long_as_its_generation(serve):
     assert len(lines) == len(set(lines)), "no process ran it twice"
 
 
-@pytest.mark.parametrize("preload", ["auto", "never"])
-def test_files_of_an_import_that_each_worker_repeats(serve, preload):
-    """With "auto" the first import leaves a thread, so its process executes itself again: its files go, too."""
-    more = "import gevent\nAWAKE = gevent.spawn(gevent.sleep, 3600)\n" if preload == "auto" else ""
-    server = serve("--preload", preload, "--standby", "0")
-    server.write("one", whole=code("one", more))
+def test_files_of_an_import_that_each_worker_repeats(serve):
+    """The first import leaves a greenlet, so its process executes itself again, and its files go."""
+    server = serve("--standby", "0")
+    server.write("one", whole=code("one") + "import gevent\nAWAKE = gevent.spawn(gevent.sleep, 3600)\n")
     server.start()
     each = len(files_of(server)) // 2
     assert each == 6
@@ -147,26 +166,3 @@ def test_the_recipe_for_the_files_of_prometheus_client(serve, tmp_path):
     server.renew()
     left = {path.name for path in tmp_path.iterdir() if path.stem.rpartition("_")[2] in (str(zygote), str(worker))}
     assert left == {f"counter_{worker}.db"}
-
-
-def test_files_of_an_import_that_fails_are_removed(serve):
-    server = serve(workers=1).start()
-    server.write("two", whole=code("two", "1 / 0\n"))
-    outcome = server.release()
-    assert outcome.exit == 1 and "ZeroDivisionError" in outcome.err
-    assert files_of(server) == set()
-    assert len(flushed(server)) == 1
-
-
-def test_a_handler_that_hangs_does_not_keep_a_zygote(serve):
-    more = """
-import threading
-atexit.register(lambda: os.getpid() == basic.IMPORT_PID and threading.Event().wait(600))
-"""
-    server = serve("--standby", "0", workers=1)
-    server.write("one", whole=code("one", more))
-    server.start()
-    zygote = server.status().zygote
-    server.write("two", whole=code("two"))
-    assert server.renew() == 2
-    assert not Path(f"/proc/{zygote}").exists()

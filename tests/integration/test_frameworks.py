@@ -30,13 +30,6 @@ application = flask.Flask("cold")
 def view():
     return {}["stock"]
 """,
-    "bottle": """
-import bottle
-application = bottle.Bottle()
-@application.get("/")
-def view():
-    return {}["stock"]
-""",
 }
 ADMIN = "import admin\napplication = admin.make({version!r})\n"
 

@@ -267,13 +267,12 @@ application = broken
 """
 
 
-@pytest.mark.parametrize("options", [(), ("--threads", "2")], ids=["greenlets", "threads"])
-def test_a_warm_up_is_no_traffic(serve, tmp_path, options):
+def test_a_warm_up_is_no_traffic(serve, tmp_path):
     """Neither one that succeeds nor one that fails a release; the asker of that release gets its traceback."""
     log = tmp_path / "log"
     server = serve(
         "--metrics", ANYWHERE, "--warmup", "/", "--warmup", "/?again", "--max-requests", "2", "--log-file", str(log),
-        *options, workers=1,
+        workers=1,
     ).start()  # fmt: skip
     server.get()
     found = wait_for(

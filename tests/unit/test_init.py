@@ -593,7 +593,7 @@ def test_static_files_by_release(capsys):
     [
         ("systemd", ["--static", "/srv/static"], "--static is for init nginx: systemd serves no files"),
         ("nginx", ["--static"], "--static needs [URL=]DIR"),
-        ("nginx", ["--static="], "--static needs [URL=]DIR"),
+        ("nginx", ["--static="], "--static: the value is empty"),
         ("nginx", ["--static", "--workers", "2"], "--static needs [URL=]DIR"),
         ("nginx", ["--static", "static"], "an absolute path"),
         ("nginx", ["--static", "static=/srv/static"], "'static' must begin and end with a slash"),

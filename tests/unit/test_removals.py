@@ -1,4 +1,4 @@
-"""Which exit handlers of an import only its zygote runs, and which process is the last one that shares an import."""
+"""Which exit handlers of an import only its zygote runs, and which process is the last with that import."""
 
 from __future__ import annotations
 

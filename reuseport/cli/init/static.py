@@ -48,8 +48,11 @@ def take(words: Sequence[str]) -> tuple[list[str], list[str]]:
         if name != OPTION.flag:
             left.append(word)
             continue
-        found = value if equals else next(given, "")
-        if not found or found.startswith("-"):
+        found = value if equals else next(given, "-")
+        if not found.strip():
+            text = "the value is empty (is a variable not set?); leave it out for its default"
+            raise OptionError(f"{OPTION.flag}: {text}")
+        if found.startswith("-"):
             raise OptionError(f"init: {OPTION.flag} needs [URL=]DIR, as in: {OPTION.flag} /srv/shop/shared/static")
         values.append(found)
     return left, values
@@ -91,7 +94,7 @@ def _flipped(directory: str, chdir: str) -> str:
 
 
 def caching(several: Sequence[Static]) -> str:
-    """What http { } holds: how long a browser may keep a file of a shared directory, by its name."""
+    """A map for http { }: how long a browser may keep a file of a shared directory, by its name."""
     if all(one.by_release for one in several):
         return ""
     return f"""
