@@ -39,7 +39,7 @@ def end_boot(output: int, errors: int) -> None:
 
 
 def replace(path: str, fd: int) -> None:
-    """Have another stream in the place of the one that `PATHS` names; `fd` is closed.
+    """Put `fd` in the place of the master's stream that `PATHS` names, and close `fd`.
 
     The number that the application prints to follows if it still is that stream.
     """

@@ -106,6 +106,7 @@ class World:
         monkeypatch.setattr(processes.signal, "pidfd_send_signal", send)
         monkeypatch.setattr(peers, "start_time", lambda pid: 99 if self.lives else 0)
         monkeypatch.setattr(peers, "pid_of", lambda pidfd: 4711)
+        monkeypatch.setattr(peers, "exists", lambda pid: False)  # this machine may have a process of that number
         monkeypatch.setattr(processes, "POLL", 0.001)
 
     def pidfd_open(self, pid: int) -> int:

@@ -37,9 +37,10 @@ def text(app: Described) -> str:
         *why,
         f"WorkingDirectory={_plain(cwd)}",
     ]
-    if os.path.realpath(cwd) != cwd:
+    if os.path.realpath(cwd) != cwd or cwd == settings.chdir != settings.origin.cwd:
         lines += [
-            "# The link itself, and not where it leads now: each release follows it afresh.",
+            "# If this is a link: the link itself, and not where it leads now. Each release follows it afresh, and an",
+            "# upgrade finds it when the directory of an earlier release has been removed.",
             f"Environment={_quoted(f'PWD={cwd}')}",
         ]
     lines += [f"Environment={_quoted(f'{name}={value}')}" for name, value in app.variables()]
