@@ -9,7 +9,6 @@ import pytest
 
 from reuseport.worker import programs
 
-
 has_few_descriptors = programs._has_few_descriptors
 
 
