@@ -45,6 +45,7 @@ from reuseport.options import Settings, certificates
 from reuseport.worker import (
     application,
     children,
+    debugger,
     exithandlers,
     forked,
     forksafety,
@@ -565,6 +566,7 @@ def main(born: dict[str, Any]) -> None:
     """Be a zygote, and then in each forked child a worker. `born` is what the master put into ZYGOTE_VARIABLE."""
     interrupts.guard()
     programs.guard(born.get("nofile"))
+    debugger.prepare()
     zygote = Zygote.current = Zygote(born)
     ground.tell_stack_on_signal()
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -82,7 +83,20 @@ def run(argv: Sequence[str]) -> int:
     from reuseport.master.entrance import run as run_master
 
     sys.stderr.flush()
-    return run_master(settings)
+    flags = interpreter_flags()
+    return run_master(settings, {"flags": flags} if flags else {})
+
+
+def interpreter_flags() -> list[str]:
+    """The options -W and -X of this interpreter. They are meant for the application, which another one loads."""
+    flags = iter(subprocess._args_from_interpreter_flags())
+    kept: list[str] = []
+    for flag in flags:
+        if flag.startswith("-W"):
+            kept.append(flag)
+        elif flag == "-X":
+            kept += [flag, next(flags)]
+    return kept
 
 
 def _unreadable(settings: Settings) -> list[str]:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import _thread
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import application
 
 
-def call(functions: Iterable[Callable[..., Any]], what: str, log: Callable[[str, str], None], *arguments: Any) -> None:
-    """Call each function in a greenlet of its own, or with --threads in a thread. An exception is logged: `what` says
-    which kind of function has failed."""
+def call(
+    functions: Iterable[Callable[..., Any]],
+    what: str,
+    log: Callable[[str, str], None],
+    arguments: Sequence[tuple[Any, ...]] = ((),),
+) -> None:
+    """Call each function in a greenlet of its own, or with --threads in a thread: once with each of the arguments, one
+    after another. An exception is logged, and `what` says there which kind of function has failed."""
 
     def run(function: Callable[..., Any]) -> None:
-        try:
-            function(*arguments)
-        except Exception as error:  # noqa: BLE001 - whatever the application raises
-            log("error", f"{what} failed: {type(error).__name__}: {error}")
-            application.print_traceback(error)
+        for some in arguments:
+            try:
+                function(*some)
+            except Exception as error:  # noqa: BLE001 - whatever the application raises
+                log("error", f"{what} failed: {type(error).__name__}: {error}")
+                application.print_traceback(error)
 
     for function in functions:
         _thread.start_new_thread(run, (function,))  # gevent's, where threads are patched

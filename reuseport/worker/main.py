@@ -342,8 +342,7 @@ class Worker:
         elif isinstance(message, messages.Quit):
             self.exit()
         elif isinstance(message, messages.Exited):
-            for pid in message.pids:
-                callbacks.call(hooks.exit_hooks, "an exit hook", self.log, pid)
+            callbacks.call(hooks.exit_hooks, "an exit hook", self.log, [(pid,) for pid in message.pids])
         elif isinstance(message, messages.Reopen):
             self.birth.logs.forget()
             self._reopen()

@@ -73,11 +73,13 @@ class Pool:
 
     @is_server
     def _main(self) -> None:
+        # The garbage collector can empty the pool before it ends the greenlets, so nothing is looked up there then.
+        leave = self._leave
         seat = self._take()
         try:
             self._work(seat)
         finally:
-            self._leave(seat)
+            leave(seat)
 
     def _work(self, seat: Any) -> None:
         # A greenlet keeps the arguments that it was started with while it lives: so the first job comes otherwise.
@@ -95,10 +97,7 @@ class Pool:
             try:
                 job = _switch(hub)
             except BaseException:  # noqa: BLE001 - thrown by whoever kept a reference: it was meant for an earlier job
-                self._forget()
+                me = getcurrent()
+                if me in idle:
+                    idle.remove(me)
                 return
-
-    def _forget(self) -> None:
-        me = getcurrent()
-        if me in self._idle:
-            self._idle.remove(me)

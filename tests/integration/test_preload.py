@@ -246,3 +246,25 @@ def test_a_warm_up_asks_for_the_host_that_was_said_and_an_answer_that_warms_noth
     log = server.log.read_text()
     assert "asked shop.example:81 /a b\n" in log
     assert "--warmup //shop.example:81/a?b: answered with 404: " in log
+
+
+SEES = """
+import sys
+basic.extra.update(told=sys._xoptions.get("faulthandler"), warned=sys.warnoptions)
+"""
+
+
+def test_options_of_the_interpreter_that_are_for_the_application_reach_it(serve):
+    """Also a zygote that starts again, because its import has left a thread behind."""
+    thread = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    flags = ("-X", "faulthandler", "-W", "error::UserWarning", "-s")
+    server = serve(workers=1, flags=flags)
+    server.write("one", code=SEES)
+    server.start()
+    answer = server.get().json
+    assert (answer["told"], answer["warned"]) == (True, ["error::UserWarning"])
+    server.write("two", code=SEES + thread)
+    server.renew()
+    again = server.get().json
+    assert again["import_pid"] == again["pid"], "each worker imports"
+    assert (again["told"], again["warned"]) == (answer["told"], answer["warned"])

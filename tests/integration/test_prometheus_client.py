@@ -7,7 +7,6 @@ import re
 import signal
 from pathlib import Path
 
-import pytest
 from harness import environment, wait_for
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "frameworks.md"
@@ -52,11 +51,10 @@ def scraped(server, name: str) -> float:
     return sum(float(line.split()[1]) for line in text.splitlines() if re.match(name + r"[{ ]", line))
 
 
-@pytest.mark.parametrize("options", [(), ("--threads", "2", "--preload", "never")], ids=["greenlets", "threads"])
-def test_counters_go_on_over_releases_and_dead_workers_are_told(serve, options, tmp_path):
+def test_counters_go_on_over_releases_and_dead_workers_are_told(serve, tmp_path):
     python = environment("prometheus_client==0.26.0") / "bin" / "python"
     variables = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    server = serve("--python", str(python), "--standby", "0", *options, env=variables, workers=2)
+    server = serve("--python", str(python), "--standby", "0", env=variables, workers=2)
 
     def write(version: str) -> None:
         (server.write(version, whole=APP) / "metrics.py").write_text(recipe())
@@ -64,14 +62,14 @@ def test_counters_go_on_over_releases_and_dead_workers_are_told(serve, options, 
     write("one")
     server.start()
     gone: set[int] = set()
-    for version in ("two", "three", "four"):
+    for version in ("two", "three"):
         for _ in range(10):
             assert server.get("/count").body == b"counted"
         status = server.status()
         gone |= {*status.pids(), status.zygote}
         write(version)
         server.renew()
-    assert scraped(server, "counted_total") == 30
+    assert scraped(server, "counted_total") == 20
     # Two generations at a time, each of a zygote and two workers; and perhaps a zygote that is the first to count.
     counters = len(list(tmp_path.glob("counter_*.db")))
     assert counters <= 7, sorted(path.name for path in tmp_path.iterdir())

@@ -9,10 +9,13 @@ import pytest
 
 from reuseport.worker import programs
 
+has_few_descriptors = programs._has_few_descriptors
+
 
 @pytest.fixture
 def raised(monkeypatch):
-    """The limit of this process, with 300 as the one that programs get."""
+    """The limit of this process, with 300 as the one that programs get. It counts as one with few descriptors."""
+    monkeypatch.setattr(programs, "_has_few_descriptors", lambda: True)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     monkeypatch.setattr(programs.State, "original", 300)
     monkeypatch.setattr(programs.State, "raised", soft)
@@ -46,6 +49,7 @@ def test_a_start_inside_a_start_is_no_second_one(raised):
 
 
 def test_a_process_with_many_descriptors_lowers_the_limit_of_the_child(raised, monkeypatch):
+    monkeypatch.setattr(programs, "_has_few_descriptors", has_few_descriptors)
     told = []
     monkeypatch.setattr(resource, "prlimit", lambda *words: told.append(words))
     monkeypatch.setattr(os, "listdir", lambda path: [str(number) for number in range(300 - programs.SPARE + 1)])
