@@ -122,7 +122,7 @@ class Gathering:
         except RequestError as error:
             connection.refuse(error, self.head)
         except BaseException:
-            connection.abort()  # a defect: nobody would come to it again, and a drain would wait for it
+            connection.abort()  # a defect, as in Connection._take
             raise
 
     def _decode(self, data: bytes) -> bool | None:
