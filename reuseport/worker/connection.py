@@ -5,9 +5,7 @@ object, a socket and its reader: no greenlet and no buffer. When a head is compl
 greenlet. One request of a connection runs at a time, and the loop does not read on behind it: what the client sends
 meanwhile stays in the kernel, or in `unread`, at most one piece. What the greenlet reads and writes is in `stream`.
 
-A connection with bytes of the client still unread is not simply closed, for the kernel would then reset it and the
-client could lose the response. It sends the end of the stream, and discards what still comes, within the limits of
-LINGER_TIME and its like (RFC 9112 section 9.6). So a client that sends all of its upload first can read a refusal.
+A connection with bytes of the client still unread is not simply closed: see `lingering`.
 """
 
 from __future__ import annotations
@@ -22,32 +20,24 @@ from ..ipc.inflight import NAMELESS
 from ..ipc.scoreboard import BYTES_OUT
 from . import timeslice
 from .body import NO_BODY, Body
+from .lingering import Lingering
 from .request import CHUNKED, UPGRADE, RequestError
 from .response import CONTINUE, refusal
-from .stream import PIECE, Disconnected, Stream
+from .states import BODY, CLOSED, HEAD, LINGERING, PASSED, SERVING, WAITING
+from .stream import PIECE, Disconnected
 from .upgrade import Offer
 from .wheel import NEVER, TICK
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .engine import Engine
     from .gather import Gathering
+    from .response import Response
 
-# A connection lingers while its client sends (nginx: lingering_time, lingering_timeout). 1 GiB takes some 0.5 s of CPU.
-LINGER_TIME = 30.0  # seconds in all
-LINGER_PAUSE = 5.0  # seconds between two pieces
-LINGER_BYTES = 1 << 30
-LINGER_IN_DRAIN = 2.0  # seconds in all, because a drain waits for it
 EMPTY_LINES = 16  # before one request
 FIRST = 1.0  # seconds that a stop leaves a client that has just connected for the first byte of its request
 LAST_CALL = 5.0  # seconds that a drain leaves a silent client whose connection cannot be passed on
-
-WAITING = "waiting"  # for the first byte of a request
-HEAD = "head"  # some of a head has come
-BODY = "body"  # its request's chunked body is buffered (see `gather`)
-SERVING = "serving"  # the application works on a request
-LINGERING = "lingering"  # everything was said; what the client still sends is thrown away
-PASSED = "passed"  # given to another worker, which has not acknowledged it yet
-CLOSED = "closed"
 
 
 _GONE = socket.socket()  # in the place of one that is somebody else's by now: any use is an OSError
@@ -58,7 +48,7 @@ def _socket_address(host: str, port: str) -> Any:
     return (host, int(port), 0, 0) if ":" in host else (host, int(port))
 
 
-class Connection(Stream):
+class Connection(Lingering):
     """See the module. `peer` is as getpeername gives it, "" for a unix socket; `template` as `wsgi.template`'s.
 
     `plain`: whoever has the socket can speak with the client.
@@ -66,8 +56,8 @@ class Connection(Stream):
 
     plain = True
     __slots__ = (
-        "_checked", "_discards", "_fresh", "_gathering", "_lingers_until", "_pumping", "forwarded", "name",
-        "remote_addr", "remote_port", "state", "template", "tenant",
+        "_checked", "_fresh", "_gathering", "_pumping", "forwarded", "name", "remote_addr", "remote_port", "template",
+        "tenant",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, fd: int, peer: Any, template: dict[str, Any]) -> None:
@@ -112,7 +102,7 @@ class Connection(Stream):
         elif not data:
             self._ended()
         elif state is BODY:
-            self._gather(data)
+            self._gathering.take_in(data)
         elif self.unread:
             self.unread += data
             self._take(self.unread)
@@ -237,33 +227,25 @@ class Connection(Stream):
             self._parked = False
             self._reader.start(self._readable)
         if self.state is BODY:
-            self._gather(b"")
+            self._gathering.take_in(b"")
         elif self.unread:
             self._take(self.unread)
 
-    # In the loop: chunked bodies that are buffered.
-
     def gather(self, gathering: Gathering) -> None:
-        """Buffer the body of the request that was to be served; the gathering has it answered then."""
+        """Buffer the chunked body of the request that was to be served. The gathering has the request answered then."""
         if self.state is not SERVING:  # closed meanwhile
             gathering.drop()
             return
         self.state = BODY
         self._gathering = gathering
-        if gathering.start() and not self.unread:
-            try:
-                self._ask_for_body()
-            except OSError:
-                self.close()
-                return
         data, self.unread = self.unread, b""
         if self._parked:
             self._parked = False
             self._reader.start(self._readable)
-        self._gather(data)
+        gathering.begin(data)
 
-    def _ask_for_body(self) -> None:
-        """Tell the client that its body is wanted. OSError if it is gone."""
+    def ask_for_body(self) -> None:
+        """Tell the client that its body is wanted, from the loop. OSError if the client is gone."""
         try:
             sent = self._sock.send(CONTINUE)
         except BlockingIOError:
@@ -272,26 +254,19 @@ class Connection(Stream):
         if sent != len(CONTINUE):
             raise OSError(errno.EAGAIN, "a part of an interim response is out")
 
-    def _gather(self, data: bytes | bytearray) -> None:
-        gathering = self._gathering
-        try:
-            complete = gathering.feed(data)
-        except RequestError as error:
-            self._refuse(error, gathering.head)
-            return
-        except BaseException:
-            self.abort()  # a defect, as in `_take`
-            raise
-        if complete:
-            self._gathering = None
-            self.unread = gathering.unread
-            self.state = SERVING
-            self.deadline = NEVER
-            gathering.begin()
-        else:
-            self._set_deadline(self.engine.body_timeout)
-            if complete is None:
-                self._resume_later()
+    def gathered(self, run: Callable[[Response], None], response: Response, unread: bytes) -> None:
+        """The body is complete, and `unread` came behind it: have the request answered."""
+        self._gathering = None
+        self.unread = unread
+        self.state = SERVING
+        self.deadline = NEVER
+        run(response)
+
+    def awaits_body(self, in_turn: bool) -> None:
+        """More of the body has to come; or, `in_turn`, some of it is to be decoded when others have had their turn."""
+        self._set_deadline(self.engine.body_timeout)
+        if in_turn:
+            self._resume_later()
 
     def _drop_body(self) -> None:
         gathering, self._gathering = self._gathering, None
@@ -355,9 +330,8 @@ class Connection(Stream):
 
     def stays(self) -> None:
         """A drain has begun, and this connection cannot be passed on now."""
-        if self.state is LINGERING and self._lingers_until > time.monotonic() + LINGER_IN_DRAIN:
-            self._lingers_until = time.monotonic() + LINGER_IN_DRAIN
-            self._set_deadline(min(self.deadline - time.monotonic(), LINGER_IN_DRAIN) or TICK)
+        if self.state is LINGERING:
+            self.hurry()
 
     @property
     def peer(self) -> Any:
@@ -477,38 +451,6 @@ class Connection(Stream):
             self.state = HEAD
             self._take(data)
 
-    def linger(self) -> None:
-        """Send the end of the stream, then wait for the client's before closing."""
-        if self.state is CLOSED:
-            return
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            self.close()
-            return
-        seconds = LINGER_IN_DRAIN if self.engine.draining else LINGER_TIME
-        self._begin_lingering(time.monotonic() + seconds)
-        if self._parked:
-            self._parked = False
-            self._reader.start(self._readable)
-        self._set_deadline(min(seconds, LINGER_PAUSE))
-
-    def _begin_lingering(self, until: float) -> None:
-        """`until`: monotonic seconds; 0 where what the client sends does not move the deadline."""
-        self.state = LINGERING
-        self.unread = b""
-        self._lingers_until = until
-        self._discards = LINGER_BYTES
-
-    def _discard(self, count: int) -> None:
-        """So many bytes have come that nobody wants; 0 is the end of the stream."""
-        self._discards -= count
-        left = self._lingers_until - time.monotonic()
-        if not count or self._discards < 0:
-            self.close()
-        elif left > 0:
-            self._set_deadline(min(left, LINGER_PAUSE))
-
     def abort(self) -> None:
         """Close so that the client sees that the response is not complete, however its end was to be told."""
         if self.state is not CLOSED:
@@ -555,7 +497,7 @@ class Connection(Stream):
         if self._waiting:
             return any(wait.watcher is self._reader for wait in self._waiting) and self._more_to_read()
         if self.state is LINGERING:
-            return time.monotonic() < self._lingers_until and self._more_to_read()
+            return self.lingers_on and self._more_to_read()
         if self.state is SERVING or self.state is PASSED:
             return False
         return self._parked or self._more_to_read()

@@ -1,9 +1,9 @@
 """Parts of files: the objects by which libraries hand over one range of a file (RFC 9110 section 14).
 
 Each library has a class of its own, whose `read` or iteration ends at the end of the range. Where such an object stands
-before a plain file, sendfile(2) can send the range (`filewrapper`). What such an object would return must be certain.
-So this file knows each class by its module, its name and its attributes, and where `read` decides, by all the names
-that the code of `read` uses. A subclass, another version or a patched method is read in blocks instead.
+before a plain file, sendfile(2) can send the range (`filewrapper`). The bytes that the object would return must be
+certain. So this file knows each class by its module, its name and its attributes, and where `read` decides, by all the
+names that the code of `read` uses. A subclass, another version or a patched method is read in blocks instead.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from .timeslice import SECONDS, TimeSlice
 if TYPE_CHECKING:
     from .response import Response
 
-MEMORY = 1 << 18  # bytes of one body
+MEMORY = 1 << 16  # bytes of one body
 _SCRATCH = memoryview(bytearray(65536))  # only the loop uses it, and it waits nowhere in between
 
 
@@ -79,12 +79,6 @@ class Gathering:
         self._spool: Spool | None = None
         self._length = 0
 
-    def start(self) -> bool:
-        """Begin to decode; returns whether the client waits to be asked for the body."""
-        asks, self._body.expects_continue = self._body.expects_continue, False
-        self._body.read_from(self)
-        return asks
-
     # As a stream.
 
     def take(self, count: int) -> bytes:
@@ -103,13 +97,40 @@ class Gathering:
 
     # For the connection.
 
-    def feed(self, data: bytes | bytearray) -> bool | None:
-        """Decode `data`. True when the body is complete, False when more has to come, None when others have their turn.
+    def begin(self, data: bytes | bytearray) -> None:
+        """Begin with what came with the head, and ask for the rest if the client waits for that."""
+        body = self._body
+        asks, body.expects_continue = body.expects_continue and not data, False
+        body.read_from(self)
+        if asks:
+            try:
+                self._response.connection.ask_for_body()
+            except OSError:
+                self._response.connection.close()
+                return
+        self.take_in(data)
+
+    def take_in(self, data: bytes | bytearray) -> None:
+        """Decode `data`, which has come; none where others have had their turn."""
+        connection = self._response.connection
+        try:
+            complete = self._decode(bytes(data))
+            if complete:
+                connection.gathered(self._run, self._complete(), self.unread)
+            else:
+                connection.awaits_body(in_turn=complete is None)
+        except RequestError as error:
+            connection.refuse(error, self.head)
+        except BaseException:
+            connection.abort()  # a defect, as in Connection._take
+            raise
+
+    def _decode(self, data: bytes) -> bool | None:
+        """True when the body is complete, False when more has to come, None when others have their turn.
 
         RequestError (400, 413, 431, or 507 where the file cannot be written) for a body that must be refused.
         """
-        if data:
-            self.unread += bytes(data)
+        self.unread += data
         ends = monotonic() + SECONDS
         while True:
             try:
@@ -141,13 +162,13 @@ class Gathering:
             )
             raise RequestError(507, "the server has no room for the body") from error
 
-    def begin(self) -> None:
-        """The body is complete: have the request answered."""
+    def _complete(self) -> Response:
+        """The response, whose request is complete now."""
         response = self._response
         environ = response.environ
         assert environ is not None
         self._body.detach()
-        del environ["HTTP_TRANSFER_ENCODING"]
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
         environ["CONTENT_LENGTH"] = str(self._length)
         if self._spool is None:
             self._memory.seek(0)
@@ -157,7 +178,7 @@ class Gathering:
             self._spool.seek(0)
             environ["wsgi.input"] = io.BufferedReader(self._spool, BUFFER)
             response.body = Spooled(self._spool)
-        self._run(response)
+        return response
 
     def drop(self) -> None:
         """The request never begins."""

@@ -36,12 +36,13 @@ from reuseport.ipc.pins import JOBS, REQUESTS, Pins, number_of
 from reuseport.worker.alarm import Alarm
 from reuseport.worker.birth import Birth
 from reuseport.worker.body import NO_BODY
-from reuseport.worker.connection import CLOSED, Connection
+from reuseport.worker.connection import Connection
 from reuseport.worker.handover import MOST_UNREAD, Sender
 from reuseport.worker.pool import Pool
 from reuseport.worker.request import CACHED_LINES, RequestError
 from reuseport.worker.response import Response
 from reuseport.worker.seen import SeenTenants
+from reuseport.worker.states import CLOSED
 from reuseport.worker.tenancy import Finder, finder, pinner, valid
 from reuseport.worker.upgrade import OFFER
 

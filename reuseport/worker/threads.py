@@ -24,8 +24,9 @@ from gevent import monkey
 
 from ..ipc.scoreboard import BYTES_OUT, WAITING
 from .body import BodyError
-from .connection import SERVING, Connection
+from .connection import Connection
 from .response import Response
+from .states import SERVING
 from .stream import Disconnected
 from .tls import TlsConnection
 from .wsgi import Caller

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..ipc.scoreboard import BYTES_OUT
 from .body import BodyError
-from .connection import CLOSED, FIRST, HEAD, LAST_CALL, LINGER_IN_DRAIN, LINGERING, SERVING, WAITING, Connection
+from .connection import FIRST, LAST_CALL, Connection
+from .lingering import LINGER_IN_DRAIN
 from .response import refusal
+from .states import CLOSED, HEAD, LINGERING, SERVING, WAITING
 from .stream import PIECE, Disconnected
 from .wheel import TICK
 
@@ -178,8 +180,8 @@ class TlsConnection(Connection):
         super()._resume()
         self._see_whether_begun()
 
-    def _ask_for_body(self) -> None:
-        super()._ask_for_body()
+    def ask_for_body(self) -> None:
+        super().ask_for_body()
         if not self._sock.flush():
             self._flush_later()
 

@@ -73,7 +73,7 @@ def test_byte_by_byte(case, harness):
     check(case, harness.talk(*(data[i : i + 1] for i in range(len(data)))), harness)
 
 
-@pytest.mark.parametrize("harness", ["greenlets", "threads", "buffered"], indirect=True)
+@pytest.mark.parametrize("harness", ["greenlets", "threads"], indirect=True)
 @pytest.mark.parametrize("case", CASES)
 def test_split_at_every_byte(case, harness):
     data = stream(case)

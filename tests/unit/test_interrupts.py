@@ -16,7 +16,19 @@ import pytest
 from http_harness import Harness, parse, turn, wait_for
 
 from reuseport import jobs
-from reuseport.worker import body, connection, interrupts, pool, readers, response, stream, wheel, wsgi
+from reuseport.worker import (
+    body,
+    connection,
+    gather,
+    interrupts,
+    lingering,
+    pool,
+    readers,
+    response,
+    stream,
+    wheel,
+    wsgi,
+)
 from reuseport.worker import engine as engine_module
 from reuseport.worker.reporter import Ledger
 
@@ -65,13 +77,13 @@ def handler(monkeypatch, reported):
 
 
 @pytest.fixture
-def engine(handler):
-    harness = Harness(sizes)
+def engine(handler, request):
+    harness = Harness(sizes, buffer_chunked=getattr(request, "param", False))
     yield harness
     harness.close()
 
 
-MODULES = (body, connection, engine_module, pool, readers, response, stream, wheel, wsgi)
+MODULES = (body, connection, engine_module, gather, lingering, pool, readers, response, stream, wheel, wsgi)
 
 
 class Ticking(ast.NodeTransformer):
@@ -195,6 +207,7 @@ def lines_of(story, everywhere: bool = False) -> list[tuple[str, int]]:
     return list(interruption.lines)
 
 
+@pytest.mark.parametrize("engine", [False, True], ids=["streamed", "buffered"], indirect=True)
 def test_the_loop_goes_on_as_if_nothing_had_been_raised(engine, handler, reported):
     """At each line of the server that runs in the hub."""
     for line in lines_of(lambda: converse(engine)):

@@ -9,8 +9,9 @@ import pytest
 from http_harness import Harness, echo, parse, wait_for
 from tls_harness import TlsClient, TlsHarness
 
-from reuseport.worker import connection as connections
-from reuseport.worker.connection import LINGER_BYTES, LINGER_IN_DRAIN, LINGER_PAUSE, LINGER_TIME, LINGERING
+from reuseport.worker import lingering
+from reuseport.worker.lingering import LINGER_BYTES, LINGER_IN_DRAIN, LINGER_PAUSE, LINGER_TIME
+from reuseport.worker.states import LINGERING
 
 WAYS = {
     "greenlets": (Harness, 0, False),
@@ -88,7 +89,7 @@ def test_it_goes_on_while_bytes_come(make, way, case):
 
 
 def test_an_upload_longer_than_a_drain_would_wait_is_answered(make, monkeypatch):
-    monkeypatch.setattr(connections, "LINGER_PAUSE", LINGER_TIME)  # however slow this machine is
+    monkeypatch.setattr(lingering, "LINGER_PAUSE", LINGER_TIME)  # however slow this machine is
     harness = make("greenlets", limit_request_body=1000)
     with harness.connect(tcp=True) as client:
         client.send(LENGTH)
@@ -127,7 +128,7 @@ def test_its_time_is_bounded(make):
 
 def test_its_bytes_are_bounded(make, monkeypatch):
     assert LINGER_BYTES >= 1 << 28, "an upload of some size is sent to its end"
-    monkeypatch.setattr(connections, "LINGER_BYTES", 100_000)
+    monkeypatch.setattr(lingering, "LINGER_BYTES", 100_000)
     harness = make("greenlets", limit_request_body=1000)
     with connected(harness) as client:
         refused(harness, client, LENGTH)

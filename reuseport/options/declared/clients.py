@@ -71,7 +71,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "buffer_chunked", kinds.SWITCH, True, group=NETWORK,
         help="Take a chunked request body (Transfer-Encoding: chunked) as a whole before the application gets the "
-        "request, and set CONTENT_LENGTH, without which Django and others see no body. A body of more than 256 KiB "
+        "request, and set CONTENT_LENGTH, without which Django and others see no body. A body of more than 64 KiB "
         "goes to a file without a name in TMPDIR; --limit-request-body bounds it. --no-buffer-chunked lets the "
         "application read such a body as it comes.",
     ),
