@@ -67,7 +67,8 @@ def use_python(path):
 def ensure(extras):
     """Return if this Python has everything; otherwise become one that has."""
     if BASE is not None:
-        use_another(".venv-{}.{}".format(*version_of(BASE)), CONSTRAINTS)
+        name = ".venv-{}.{}".format(*version_of(BASE))
+        use_another(name if CONSTRAINTS is None else f"{name}-oldest", CONSTRAINTS)
     elif sys.version_info[:2] < OLDEST:
         become(newer_python())
     within = Path(sys.prefix).resolve() == VENV

@@ -237,7 +237,7 @@ def bounds() -> dict[tuple[str, int], str]:
         requirement, _, marker = line.partition(";")
         name, _, version = requirement.strip().partition(">=")
         since = int(marker.rpartition(".")[2].strip('" ')) if marker else 11
-        found.update({(name, minor): version for minor in range(since, 14)})
+        found.update({(name, minor): version for minor in range(since, 16)})
     return found
 
 
@@ -248,7 +248,8 @@ def test_the_oldest_versions_that_are_tested_are_those_that_setup_cfg_takes():
             continue
         requirement, _, marker = line.partition("; ")
         name, _, version = requirement.partition("==")
-        minor = {"<": 11, "==": 12, ">=": 13}[marker.split()[1]]
+        _, how, bound = marker.replace('"', "").split()
+        minor = int(bound.partition(".")[2]) - (how == "<")
         tested[name, minor] = version
     for (name, minor), version in bounds().items():
         exact = tested[name, minor]
