@@ -4,7 +4,8 @@ An exception is raised inside the job, so that it can clean up. How that is done
 
 - a greenlet of the loop's thread gets it where it waits. One that does not wait, and so keeps the loop from turning, is
   interrupted by a signal after PRESS seconds: Python runs signal handlers between two bytecodes of the main thread;
-- a native thread gets it at its next bytecode (PyThreadState_SetAsyncExc), which comes after what it waits for in C.
+- a native thread gets it at its next bytecode (PyThreadState_SetAsyncExc), which comes after what it waits for in C. If
+  it waits in a loop of gevent instead, the greenlet that waits there gets it.
 
 Libraries guard their state by `except Exception`: psycopg_pool takes a waiting client out of its queue there, and
 pymemcache closes a connection whose answer was not read. An exception of another kind leaves the pool without the
@@ -127,7 +128,9 @@ class Limit:
 
     def __init__(self, seconds: float | None, grace: float = 0.0, overdue: Callable[[], None] | None = None) -> None:
         self._thread = original("_thread", "get_ident")()
-        self._greenlet = sys.modules["greenlet"].getcurrent() if self._thread == _Home.thread else None
+        current = sys.modules["greenlet"].getcurrent() if "greenlet" in sys.modules else None
+        self._greenlet = current if self._thread == _Home.thread else None
+        self._native = current if self._greenlet is None else None  # the thread may have a loop of gevent
         self._lock = original("_thread", "allocate_lock")()
         self._grace = grace
         self._overdue = overdue
@@ -172,7 +175,7 @@ class Limit:
     def _close(self) -> None:
         with self._lock:
             self._closed = True
-            self._greenlet = self._error = None
+            self._greenlet = self._native = self._error = None
             if self._raised:
                 _raise_in_thread(self._thread, None)
         _clock.drop(self)
@@ -196,8 +199,12 @@ class Limit:
             if self._closed:
                 return
             if self._greenlet is None:
+                frame = sys._current_frames().get(self._thread)
+                if (hub := _hub_at(frame)) is not None:
+                    hub.loop.run_callback_threadsafe(self._throw_natively, error)
+                    return
                 self._raised = True
-                suited = self._suited(error, sys._current_frames().get(self._thread))
+                suited = self._suited(error, frame)
                 _raise_in_thread(self._thread, type(suited) if suited is error else self._noting(type(suited)))
                 return
             self._error = error
@@ -208,6 +215,14 @@ class Limit:
         if self._error is not None and self._greenlet is not None:
             greenlet, error, self._error = self._greenlet, self._error, None
             greenlet.throw(self._suited(error, greenlet.gr_frame))
+
+    def _throw_natively(self, error: JobCancelled) -> None:
+        """In the hub of a native thread: what is raised in the hub itself would end its loop."""
+        greenlet = self._native
+        if greenlet is not None and not self._closed and greenlet.gr_frame is not None:
+            suited = self._suited(error, greenlet.gr_frame)
+            self._landed = True
+            greenlet.throw(suited)
 
     def _suited(self, error: JobCancelled, frame: Any) -> JobCancelled:
         """What is to be raised in `frame`."""
@@ -246,6 +261,16 @@ class Limit:
         if self._error is not None and self._greenlet is sys.modules["greenlet"].getcurrent():
             error, self._error = self._error, None
             raise self._suited(error, frame)
+
+
+def _hub_at(frame: Any) -> Any:
+    """The hub of gevent whose loop the thread of `frame` runs, because its greenlets wait; None for another thread."""
+    kind = getattr(sys.modules.get("gevent.hub"), "Hub", None)
+    while kind is not None and frame is not None:
+        if frame.f_code is kind.run.__code__:
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
 
 
 def _interrupt(number: int, frame: Any) -> None:

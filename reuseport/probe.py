@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Container, Iterator
@@ -115,12 +116,24 @@ def _users_of_multiprocessing(directory: str) -> Iterator[tuple[str, list[str]]]
 
 
 def _users_of_gevent_timeout(directory: str) -> Iterator[str]:
-    """The application's own modules that hold gevent.Timeout, or gevent itself."""
+    """The application's own modules that hold gevent.Timeout, or use it through gevent."""
     gevent = sys.modules.get("gevent")
-    held = [one for one in (gevent, sys.modules.get("gevent.timeout"), getattr(gevent, "Timeout", None)) if one]
+    if gevent is None:
+        return
+    timeouts = [one for name in ("Timeout", "with_timeout") if (one := getattr(gevent, name, None)) is not None]
     for name, module in _own_modules(directory):
-        if any(value is one for value in list(vars(module).values()) for one in held):
+        values = list(vars(module).values())
+        direct = any(value is one for value in values for one in timeouts)
+        if direct or (any(value is gevent for value in values) and _mentions_timeout(module)):
             yield name
+
+
+def _mentions_timeout(module: ModuleType) -> bool:
+    try:
+        with open(str(module.__file__), encoding="utf-8", errors="replace") as file:
+            return re.search(r"\.(Timeout|with_timeout|timeout)\b", file.read()) is not None
+    except OSError:
+        return False
 
 
 def _part_of_multiprocessing(value: Any) -> str:

@@ -17,7 +17,7 @@ import reuseport
 from reuseport import deadlines, jobs
 
 SOON = 0.02  # seconds
-LATE = 10.0
+LATE = 30.0
 
 # Each guards its state as psycopg_pool and pymemcache do, by `except Exception`.
 LIBRARY = """\
@@ -33,7 +33,7 @@ class Pool:
         place = object()
         self.waiting.append(place)
         try:
-            self.event.wait(10)
+            self.event.wait(60)
             return self.free.pop()
         except Exception:
             self.waiting.remove(place)
@@ -147,6 +147,31 @@ def test_a_thread_that_waits_in_a_pool_leaves_its_place(loop, library):
         handle.result(LATE)
     assert type(caught.value) is reuseport.JobTimeout
     assert pool.waiting == []
+
+
+@pytest.mark.parametrize("way", ["deadline", "cancel"])
+def test_a_native_thread_that_waits_in_a_loop_of_gevent_gets_it_there(loop, library, monkeypatch, way):
+    """As code does in `where="thread"`, when gevent's patches make it wait. Its loop lives on."""
+    monkeypatch.setattr(jobs.server, "grace", LATE)
+    pool = library.Pool(gevent.event.Event())
+    pool.take()
+
+    def work():
+        try:
+            pool.take()
+        finally:
+            gevent.sleep(0.001)
+            after.append(True)
+
+    after = []
+    handle = reuseport.spawn(work, where="thread", **({"deadline": SOON} if way == "deadline" else {}))
+    if way == "cancel":
+        await_true(lambda: pool.waiting)
+        handle.cancel()
+    with pytest.raises(reuseport.JobCancelled) as caught:
+        handle.result(LATE)  # and not only when its wait is over
+    assert type(caught.value) is (reuseport.JobTimeout if way == "deadline" else reuseport.JobCancelled)
+    assert pool.waiting == [] and after == [True]
 
 
 def test_library_code_that_computes_cleans_up(loop, library):

@@ -615,9 +615,12 @@ def test_the_probe_finds_pools_without_a_size_and_users_of_gevent_timeout(monkey
     known = SimpleNamespace(settings=SimpleNamespace(configured=True, DATABASES=databases))
     monkeypatch.setitem(sys.modules, "django.conf", known)
     assert sorted(probe._unbounded_pools_of_django()) == ["'a'", "'b'", "'c'"]
-    for name, held in {"views_a": gevent, "views_b": gevent.Timeout, "views_c": gevent.sleep}.items():
+    held_by = {"views_a": gevent, "views_b": gevent.Timeout, "views_c": gevent.sleep, "views_d": gevent}
+    for name, held in held_by.items():
         module = ModuleType(name)
         module.__file__ = str(tmp_path / f"{name}.py")
+        text = "with gevent.Timeout(3): pass" if name == "views_a" else "gevent.spawn(print)"
+        (tmp_path / f"{name}.py").write_text(text)
         module.held = held
         monkeypatch.setitem(sys.modules, name, module)
     assert list(probe._users_of_gevent_timeout(str(tmp_path))) == ["views_a", "views_b"]
