@@ -147,7 +147,8 @@ def test_a_failed_warm_up_logs_what_the_application_logged():
 def test_the_boot_log_has_the_errors_that_go_to_a_file(tmp_path, more):
     """The asker sees the end of the boot log; the master copies it into the log, which has the error already."""
     boot = BootLog(str(tmp_path / "boot"))
-    fd = boot.open()
+    fd, errors = boot.open()
+    os.close(errors)
     said = Said(load(["a:a", "--name", "shop", "--log-file", str(tmp_path / "log"), *more], {}, "/srv"), "2.1")
     said.boot_output = fd
     os.write(fd, b"printed\n")
