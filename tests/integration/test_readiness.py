@@ -531,5 +531,4 @@ sys.exit(3)
     outcome = server.end(command)
     assert outcome.exit == 1
     assert "generation 2 failed its probation: 2 of its processes have crashed; generation 3 brings" in outcome.err
-    server.wait(lambda s: s.serving == 3, "the version before")
-    assert companion(server, "3.mail")["ready"]
+    server.wait(lambda s: s.serving == 3 and companion(server, "3.mail")["ready"], "the version before")
