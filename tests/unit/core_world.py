@@ -490,7 +490,7 @@ class Audit:
 
     def _check_late(self, before: Cluster, event: ev.Event, after: Cluster) -> None:
         """A command that was started before the present generation began to serve begins and ends nothing; an abort
-        leaves nothing on its way that has not begun to accept."""
+        leaves nothing on its way that an operator asked for and that has not begun to accept."""
         change = before.change
         late = isinstance(event, ev.RollbackAsked) and change and event.seen_at is not None and not event.came_from
         if late and event.seen_at < change.at and before.serving and change.number == before.serving.number:
@@ -498,7 +498,10 @@ class Audit:
             assert after.last == before.last and after.pending == before.pending
             assert {n: g.state for n, g in after.generations.items()} == states, "a late rollback changed something"
         if isinstance(event, ev.AbortAsked) and event.seen_at is None and before.serving and not before.leaving:
-            assert after.pending is None and (after.booting is None or after.booting.state == OPENING)
+            booting = after.booting
+            # What failed its probation beside the release that was aborted is taken back now.
+            taken_back = bool(booting and before.serving.verdict and booting.number > before.last)
+            assert after.pending is None and (booting is None or booting.state == OPENING or taken_back)
             assert after.serving is not None and after.serving.number == before.serving.number
             assert after.canary is None or after.canary.promote_by is None
         if isinstance(event, ev.RollbackAsked) and before.booting and before.serving:
