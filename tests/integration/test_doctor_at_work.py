@@ -24,7 +24,8 @@ def examine(
     directory: Path, *argv: str, about: tuple[str, ...] | None = ABOUT, **environ: str
 ) -> tuple[int, list[dict[str, Any]]]:
     """The exit status and the findings, those about the machine only with `about=None`."""
-    command = [sys.executable, "-m", "reuseport", "doctor", "--json", *argv]
+    # Nobody can know who has the usual port here.
+    command = [sys.executable, "-m", "reuseport", "doctor", "--json", "--bind", "127.0.0.1:0", *argv]
     with tempfile.TemporaryDirectory(prefix="ru-", dir="/tmp") as run:  # a test's own may be too long for a socket
         environ = {"PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": run, "PYTHONDONTWRITEBYTECODE": "1", **environ}
         done = subprocess.run(
@@ -62,7 +63,7 @@ def test_what_an_import_leaves_behind_and_which_drivers_it_brings(tmp_path: Path
 
 def test_connections_that_django_would_keep(tmp_path: Path):
     sqlite = {"ENGINE": "django.db.backends.sqlite3"}
-    kept, pooled = {**sqlite, "CONN_MAX_AGE": None}, {**sqlite, "CONN_MAX_AGE": 60, "OPTIONS": {"pool": True}}
+    kept, pooled = {**sqlite, "CONN_MAX_AGE": None}, {**sqlite, "CONN_MAX_AGE": 60, "OPTIONS": {"pool": {"max_size": 9}}}
     databases = {"default": kept, "other": pooled}
     settle = f"from django.conf import settings\nsettings.configure(DATABASES={databases!r})\n"
     (tmp_path / "shop.py").write_text(settle + APP)
