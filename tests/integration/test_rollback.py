@@ -234,6 +234,29 @@ def test_a_release_that_answers_with_errors_is_taken_back(serve):
     assert ("taken back", 2) in events
 
 
+def test_a_version_whose_files_have_gone_is_not_brought_back(serve):
+    """Its zygote stands by, but what its workers have not read yet has gone: each of their requests could fail."""
+    server = serve("--probation", "60", workers=1).start()
+    server.write("two", FAILING)
+    release = Background(lambda: server.cli("release"))
+    server.wait(lambda s: s.serving == 2, "generation 2")
+    shutil.rmtree(server.releases / "one")
+    gone = f"the directory of generation 1 has gone: {server.releases / 'one'}"
+    outcome = server.cli("rollback")
+    assert outcome.exit == 1 and gone in outcome.err
+    for _ in range(30):
+        assert server.get("/checkout").status == 500
+    outcome = release.result()
+    assert outcome.exit == 1 and "failed its probation" in outcome.err
+
+    def ended() -> list[dict]:
+        return [one for one in server.status()["releases"] if one["number"] == 3]
+
+    wait_for(ended, "the end of generation 3")
+    assert [(one["outcome"], one["error"]) for one in ended()] == [("failed", gone)]
+    assert server.get().version == "two" and server.settle(2)
+
+
 def test_a_release_whose_workers_crash_is_taken_back(serve):
     server = serve("--probation", "60").start()
     server.write("two")
