@@ -22,7 +22,7 @@ CLUSTER = Cluster(
 def tenants(tmp_path, log: list[str], *, adopting: bool = False) -> Tenants:
     settings = load(["shop:app", "--state-dir", str(tmp_path)], {}, "/")
     switchboard = SimpleNamespace(queues=frozenset())
-    processes = SimpleNamespace(all=lambda: [])
+    processes = SimpleNamespace(all=list)
     return Tenants(
         settings, RunDir(str(tmp_path)), adopting, cast(Any, processes), cast(Any, switchboard),
         lambda level, text: log.append(text),
