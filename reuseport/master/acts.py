@@ -17,6 +17,7 @@ from reuseport.ipc.shortage import SHORTAGE
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.master import room
 from reuseport.master.numbers import WORKER_ROWS
+from reuseport.master.recipe import files_gone
 from reuseport.master.succession import SUCCESSOR
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def _start_zygote(master: Master, command: ev.StartZygote) -> None:
     master.loop.later(patience, lambda: _tell_if_booting(master, key.generation, patience))
     if master.succession.starts(command):
         return
+    if command.release.source and (why := files_gone(command.release, command.release.source)):
+        master.events.append(ev.Started(key, error=why))
+        return
     try:
         process = master.processes.start_zygote(key, command.release.recipe, master.run_dir, boot_log)
     except OSError as error:
@@ -83,7 +87,12 @@ def _copy_zygote(master: Master, command: ev.CopyZygote) -> None:
     key = Key(command.generation, ZYGOTE)
     boot_log = master.boot_logs.begin(key.generation)
     master.control.stages(f"generation {key.generation}: from the zygote of generation {command.donor}")
-    master.releases.begins(key.generation, master.cluster.generations[key.generation].release)
+    release = master.cluster.generations[key.generation].release
+    master.releases.begins(key.generation, release)
+    if why := files_gone(release, release.source):
+        # The core then has the version loaded instead, which is refused for the same reason.
+        master.events.append(ev.Started(key, error=why))
+        return
     if master.predecessors.have(master.processes.get(Key(command.donor, ZYGOTE))):
         # Its child, which would serve in the unit of a master that is about to leave, and keep it there.
         master.events.append(ev.Started(key, error="the zygote is an earlier master's"))

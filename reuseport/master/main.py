@@ -237,6 +237,7 @@ class Master:
         self.quarantine.of(process, how)
         self.numbers.is_dead(process)
         self.tally.worker_ends(self.cluster, process.key)
+        self.tenants.seen.worker_ends(process.key)
         self.exits.add(process.pid)
         for file in (self.run_dir.stacks, self.run_dir.snapshot, self.run_dir.lines):
             # The workers' user owns the directory, and may have put a directory of its own there.

@@ -54,6 +54,17 @@ def release_of(settings: Settings, label: str = "") -> Release:
     )
 
 
+def files_gone(release: Release, number: int) -> str:
+    """Why the version of generation `number` cannot be brought back, if its directory or interpreter has gone; else "".
+
+    A zygote that stands by could still fork workers, but these fail at the first file that they have not read before.
+    """
+    for what in ("directory", "interpreter"):
+        if not os.path.exists(release.recipe[what]):
+            return f"the {what} of generation {number} has gone: {release.recipe[what]}"
+    return ""
+
+
 def application_variables(recipe: Mapping[str, Any]) -> dict[str, str]:
     """What --env-file and --env have said, for the environment of the application and its companions."""
     return {**recipe.get(FROM_FILES, {}), **recipe["environment"]}

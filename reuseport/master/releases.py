@@ -7,7 +7,6 @@ what is refused here, for its configuration or for want of room, has changed not
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
@@ -26,6 +25,7 @@ from reuseport.master.history import History
 from reuseport.master.processes import Process, Processes
 from reuseport.master.recipe import (
     differs_on_disk,
+    files_gone,
     for_history,
     from_history,
     release_of,
@@ -288,12 +288,10 @@ class Releases:
         source = release.source or number
         if source == now.origin and cluster.canary is None:
             raise OptionError(f"the version of generation {number} is what serves now, as generation {now.number}")
+        if why := files_gone(release, number):
+            raise OptionError(why)
         zygotes = [g for g in cluster.generations.values() if g.origin == source and g.zygote]
         afresh = any(rule_of(g.release) != rule_of(release) for g in zygotes)
-        if afresh or not zygotes:
-            for what, path in (("directory", "directory"), ("interpreter", "interpreter")):
-                if not os.path.exists(release.recipe[path]):
-                    raise OptionError(f"the {what} of generation {number} has gone: {release.recipe[path]}")
         release = replace(release, source=source, probation=0.0, canary=None, standby=self.settings.standby)
         return replace(release, afresh=afresh)
 

@@ -6,7 +6,7 @@ The master does what the operator asks for all the same, as `systemctl mask` doe
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reuseport.core.model import ACCEPTING, ATTENDING, LEAVING, Cluster, Key
@@ -18,10 +18,12 @@ NAMED = 3  # tenants that are named in each case
 
 
 class SeenTenants:
-    def __init__(self) -> None:
+    """`more`: workers that have ended may have told another master of tenants that this one does not know."""
+
+    def __init__(self, more: bool = False) -> None:
         self._names: dict[str, None] = {}  # the newest last
         self._telling: set[Key] = set()  # workers that tell; those of an earlier version do not
-        self._more = False
+        self._more = more
 
     def estate(self) -> dict[str, Any]:
         return {"names": list(self._names), "telling": sorted(self._telling), "more": self._more}
@@ -45,8 +47,8 @@ class SeenTenants:
         self._more |= more
         self.note(tenants)
 
-    def forget_workers(self, living: Collection[Key]) -> None:
-        self._telling &= set(living)
+    def worker_ends(self, worker: Key) -> None:
+        self._telling.discard(worker)
 
     def hints(self, tenants: Iterable[str], cluster: Cluster) -> list[str]:
         """A text for each tenant that no worker has seen; none where the master cannot know."""

@@ -60,6 +60,7 @@ class Tenants:
         log: Callable[[str, str], None],
     ) -> None:
         self.on = False
+        self._trouble = ""  # why the files cannot be made, as far as the log has it
         self.files: list[SharedFile] = []
         self._to_wipe = not adopting
         self.tell: Callable[[ev.Event], None] = lambda event: None
@@ -77,7 +78,7 @@ class Tenants:
         self._alone = True  # at most one generation takes requests
         self._queues: frozenset[int] = frozenset()  # generations whose ways everybody has been told
         self._holds: dict[str, int] = {}
-        self.seen = SeenTenants()
+        self.seen = SeenTenants(more=adopting)
         self._stays: dict[str, tuple[int, float]] = {}  # tenant -> generation, until when (CLOCK_MONOTONIC)
         self._pinned: frozenset[int] = frozenset()
         self._quiet_until = time.monotonic() + REJOINING if adopting else 0.0
@@ -124,8 +125,12 @@ class Tenants:
             try:
                 self._open()
             except OSError as error:  # the zygote finds no files either, so the release fails
-                self.log("error", f"--tenant: the files that it needs cannot be made: {error.strerror}")
+                text = f"--tenant: the files that it needs cannot be made: {error.strerror}"
+                if text != self._trouble:
+                    self._trouble = text
+                    self.log("error", text)
                 return
+            self._trouble = ""
             self.share(self.files)
         living = [g for g in everybody if self._keeps(g)]
         taking = [g for g in living if g.state != DRAINING and not g.release.canary]
@@ -279,7 +284,6 @@ class Tenants:
         """What to say of tenants that an operator names, and that no worker has seen; see `SeenTenants.hints`."""
         if not self.on or not self._rule[0]:
             return []
-        self.seen.forget_workers([process.key for process in self._processes.all()])
         return self.seen.hints(tenants, cluster)
 
     def held_in(self, generation: int) -> list[str]:

@@ -494,7 +494,7 @@ def test_a_rollback_after_it_loads_nothing(installed):
     server = installed.server
     server.write("two")
     assert server.release("--wait", "drained").exit == 0
-    shutil.rmtree(server.releases / "one")
+    (server.releases / "one" / "app.py").write_text("raise SystemError('nobody may import this again')\n")
     installed.upgrade()
     outcome = server.cli("rollback")
     assert outcome.exit == 0, outcome.err

@@ -202,10 +202,20 @@ def test_nginx_gives_requests_the_id_that_the_server_takes():
 def test_nginx_sets_the_tenants_header():
     """A client that could set it would be whichever tenant it likes."""
     text = proxy("--tenant", "header:X-Org", "-n", "my-shop.2")
-    assert "\n        proxy_set_header X-Org $my_shop_2_tenant;\n" in text
-    assert "\nmap $host $my_shop_2_tenant {\n    default '';\n" in text
+    assert "\n        proxy_set_header X-Org $tenant_of_my_shop_2;\n" in text
+    assert "\nmap $host $tenant_of_my_shop_2 {\n    default '';\n" in text
     for rule in ("host", "cookie:org", "shop.tenants:of"):
-        assert "_tenant" not in proxy("--tenant", rule)
+        assert "tenant_of" not in proxy("--tenant", rule)
+
+
+@pytest.mark.parametrize("name", ["1shop", "2", "Shop_2", "9-to-5.shop", "host"])
+def test_the_tenants_variable_is_no_capture_for_any_name_of_the_server(name):
+    """nginx reads $1shop as the capture $1 and the text "shop", so all customers would be one tenant."""
+    text = proxy("--tenant", "header:X-Org", "-n", name)
+    [variable] = re.findall(r"map \$host \$(\S+) {", text)
+    assert re.fullmatch("[a-z_][a-z0-9_]*", variable)
+    assert f"proxy_set_header X-Org ${variable};" in text
+    assert f"(?<{variable}>" not in text
 
 
 def uncommented(text: str, *starts: str) -> str:
@@ -339,6 +349,26 @@ def test_a_container_listens_where_others_reach_it(tmp_path, said, listens, publ
     assert load(container["command"][2:], environ, str(tmp_path)).bind == wanted
 
 
+SOCKET_ALONE = "Only unix sockets are bound"
+SOCKET_TOO = "A unix socket is bound, too"
+
+
+@pytest.mark.parametrize(
+    ("binds", "remark"),
+    [
+        (["unix:/run/shop/s.sock"], SOCKET_ALONE),
+        (["0.0.0.0:80", "unix:/run/shop/s.sock"], SOCKET_TOO),
+        (["unix:/run/shop/s.sock", "127.0.0.1:80"], SOCKET_TOO),
+        (["0.0.0.0:80"], ""),
+    ],
+)
+def test_the_directory_of_a_socket_needs_a_volume(binds, remark):
+    app = described(("shop:app", *(word for one in binds for word in ("-b", one))))
+    for text in (docker.text(app), compose.text(app)):
+        assert [one for one in (SOCKET_ALONE, SOCKET_TOO) if one in text] == [remark][: bool(remark)]
+    yaml.safe_load(compose.text(app))
+
+
 def test_a_container_of_which_nothing_but_a_socket_is_reached():
     words = ("shop:app", "-b", "unix:/run/shop/shop.sock")
     assert "EXPOSE" not in image(*words)
@@ -355,6 +385,12 @@ def test_a_container_of_which_nothing_but_a_socket_is_reached():
         (("--user", "www-data"), (33, 33), []),
         (("--user", "nobody"), (65534, 65534), []),
         (("--user", "shop", "--group", "www-data"), (10001, 33), ["useradd 10001 33 shop"]),
+        (("--user", "games"), (5, 60), []),
+        (("--user", "news"), (9, 9), []),
+        (("--user", "_apt"), (42, 65534), []),
+        (("--user", "sync"), (4, 65534), []),
+        (("--user", "adm"), (10001, 4), ["useradd 10001 4 adm"]),
+        (("--user", "shop", "--group", "staff"), (10001, 50), ["useradd 10001 50 shop"]),
     ],
 )
 def test_a_container_has_the_user_that_the_options_name(tmp_path, words, account, commands):
@@ -603,6 +639,14 @@ def test_static_files_by_release(capsys):
         ("nginx", ["--static", "/srv/{rel}/static"], "cannot hold '{}'"),
         ("nginx", ["--static", "/srv/r-{release}/static"], "one whole component"),
         ("nginx", ["--static", "/srv/{release}/{release}"], "stands once"),
+        ("nginx", ["--static", "/srv/releases/{release}"], "a directory within each release"),
+        ("nginx", ["--static", "/srv/releases/{release}/"], "a directory within each release"),
+        ("nginx", ["--static", "/srv/releases/{release}/."], "a directory within each release"),
+        ("nginx", ["--static", "/srv/releases/{release}/static/.."], "a directory within each release"),
+        ("nginx", ["--static", "/=/srv/x"], "/ is the application's"),
+        ("nginx", ["--static", "/=/srv/{release}/x"], "/ is the application's"),
+        ("nginx", ["--static", "/srv/x", "--static", "/static/=/srv/y"], "/static/ is named twice"),
+        ("nginx", ["--static", "/m/=/srv/{release}/x", "--static", "/m/=/srv/x"], "/m/ is named twice"),
         ("nginx", ["--static", "/srv/a\nb"], "a line break"),
         ("nginx", ["--static", "/nonexistent/current/static"], "/nonexistent/current leads to one version"),
         ("nginx", ["--chdir", "/srv/app/current", "--static", "/srv/app/current"], "/srv/app/current leads to one"),

@@ -146,10 +146,19 @@ def test_nothing_is_said_where_it_is_not_certain(monkeypatch):
     assert known("acme", more=True).hints(["acne"], cluster(1, 2)) == []
     assert known("acme", workers=(1,)).hints(["acne"], cluster(1, 2)) == []  # worker 2 is of an earlier version
     seen = known()
-    seen.forget_workers([Key(1, 1)])
+    seen.worker_ends(Key(1, 2))
     assert seen.hints(["acne"], cluster(1)) and not seen.hints(["acne"], cluster(1, 2))
+    assert master.SeenTenants(more=True).hints(["acne"], Cluster()) == []  # workers that have left told another master
     monkeypatch.setattr(master, "MOST", 2)
     assert known("a", "b", "c").hints(["acne"], cluster(1, 2)) == []
+
+
+def test_workers_that_have_ended_take_no_memory():
+    seen = master.SeenTenants()
+    for number in range(1, 1000):
+        seen.told(Key(1, number), ("acme",), False)
+        seen.worker_ends(Key(1, number - 1))
+    assert seen.estate()["telling"] == [(1, 999)]
 
 
 def test_it_is_known_behind_an_upgrade_also_of_a_version_that_did_not_know():

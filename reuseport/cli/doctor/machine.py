@@ -48,7 +48,6 @@ def logs(facts: Facts) -> Iterator[Finding]:
         elif facts.settings.user:
             yield fine(f"{begin}: the master opens it as root, and passes it on to the processes of --user")
 
-
     for name, why in facts.log_daemons.items():
         begin = f"{facts.settings.where(name)}: {getattr(facts.settings, name)}"
         if why:

@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
     app = Described(settings, tuple(words), program(sys.executable), user)
     text, _ = TARGETS[target]
     if files:
-        text = partial(nginx.text, files=[static.parse(value, settings) for value in files])
+        text = partial(nginx.text, files=static.parse_all(files, settings))
     sys.stdout.write(text(app))
     return 0
 

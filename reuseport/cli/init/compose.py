@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from reuseport.cli.init.container import account, published
+from reuseport.cli.init.container import account, has_socket, published
 from reuseport.cli.init.described import Described, quoted
 from reuseport.cli.init.docker import RUN
 
 UNREACHED = """\
     # Only unix sockets are bound. Mount a volume at their directory, here and in the proxy's container.
 """
+SOCKET_TOO = """\
+    # A unix socket is bound, too. Mount a volume at its directory, here and in the proxy's container.
+"""
 
 
 def text(app: Described) -> str:
     grace, why = app.grace()
     port, who = published(app), account(app)
-    ports = f"    ports:\n      - {quoted(port)}\n" if port else UNREACHED
+    ports = UNREACHED
+    if port:
+        ports = f"    ports:\n      - {quoted(port)}\n{SOCKET_TOO if has_socket(app) else ''}"
     return f"""\
 services:
   {quoted(app.name)}:

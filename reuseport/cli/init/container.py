@@ -12,9 +12,19 @@ from reuseport.options.address import Address, parse_address
 
 UID = 10001  # of the application's user: a number that no distribution gives out
 PORT = 8000
-# The accounts of the base image (Debian's base-passwd), which need not be made.
-USERS = {"daemon": 1, "mail": 8, "proxy": 13, "www-data": 33, "backup": 34, "nobody": 65534}
-GROUPS = {"daemon": 1, "mail": 8, "proxy": 13, "www-data": 33, "backup": 34, "users": 100, "nogroup": 65534}
+# The accounts of the base image (base-passwd of Debian 12) without root's, which need not be made.
+USERS = {
+    "daemon": 1, "bin": 2, "sys": 3, "sync": 4, "games": 5, "man": 6, "lp": 7, "mail": 8, "news": 9, "uucp": 10,
+    "proxy": 13, "www-data": 33, "backup": 34, "list": 38, "irc": 39, "_apt": 42, "nobody": 65534,
+}  # fmt: skip
+GROUPS = {
+    "daemon": 1, "bin": 2, "sys": 3, "adm": 4, "tty": 5, "disk": 6, "lp": 7, "mail": 8, "news": 9, "uucp": 10,
+    "man": 12, "proxy": 13, "kmem": 15, "dialout": 20, "fax": 21, "voice": 22, "cdrom": 24, "floppy": 25, "tape": 26,
+    "sudo": 27, "audio": 29, "dip": 30, "www-data": 33, "backup": 34, "operator": 37, "list": 38, "irc": 39, "src": 40,
+    "shadow": 42, "utmp": 43, "video": 44, "sasl": 45, "plugdev": 46, "staff": 50, "games": 60, "users": 100,
+    "nogroup": 65534,
+}  # fmt: skip
+NOGROUP = {"sync", "_apt", "nobody"}  # users whose primary group is nogroup; the others have one of their own name
 ANY = {"inet": "0.0.0.0", "inet6": "::"}
 
 
@@ -46,7 +56,7 @@ def account(app: Described) -> Account:
     Raises OptionError for root, because such a container needs neither option.
     """
     uid, user = _identity(app.settings.user, "app", USERS)
-    group = app.settings.group or ("nogroup" if user == "nobody" else user)
+    group = app.settings.group or ("nogroup" if user in NOGROUP else user)
     gid, group = _identity(group, user, GROUPS) if app.settings.group or group in GROUPS else (uid, group)
     if 0 in (uid, gid) or "root" in (user, group):
         where = app.settings.where("group" if app.settings.group and (gid == 0 or group == "root") else "user")
@@ -108,6 +118,11 @@ def remark(app: Described) -> str:
 def address(app: Described) -> Address | None:
     """Where the container is reached from outside; None if only by unix sockets."""
     return next((one for one in map(parse_address, binds(app)) if one.port), None)
+
+
+def has_socket(app: Described) -> bool:
+    """Whether the container also listens on a unix socket, whose directory the image does not make."""
+    return any(parse_address(one).path for one in binds(app))
 
 
 def published(app: Described) -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 from urllib.parse import unquote, urlsplit
 
-from reuseport.cli.init.container import account, address, remark, words
+from reuseport.cli.init.container import account, address, has_socket, remark, words
 from reuseport.cli.init.described import MARGIN, Described, one_line_only, quoted, sequence
 from reuseport.version import __version__
 
@@ -17,13 +17,15 @@ RUN = "/run/reuseport"  # what holds the run directory
 
 UNREACHED = """\
 # Only unix sockets are bound: no port is exposed. Their directory must be a volume that the proxy mounts as well."""
+SOCKET_TOO = """
+# A unix socket is bound, too. Its directory must be a volume that the proxy mounts as well."""
 
 
 def text(app: Described) -> str:
     variables = {"REUSEPORT_RUN_DIR": run_dir(app), **dict(app.variables())}
     environment = "\n".join(f"ENV {name}={_value(value)}" for name, value in variables.items())
     who, outside = account(app), address(app)
-    port = f"EXPOSE {outside.port}" if outside else UNREACHED
+    port = f"EXPOSE {outside.port}{SOCKET_TOO if has_socket(app) else ''}" if outside else UNREACHED
     made = " \\\n    && ".join([*who.made(), f"install -d -o {who.uid} -g {who.gid} {RUN}"])
     return f"""\
 FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim

@@ -32,7 +32,8 @@ def text(app: Described, files: Sequence[static.Static] = ()) -> str:
     typed = one_line_only(shlex.join([*app.words, *more]), "a comment")
     number = settings.request_id != "off"
     closes = CLOSES if scheme == "https" else ""
-    variable = "$" + re.sub(r"[^a-z0-9]", "_", app.name.lower()) + "_tenant"
+    # A name with a digit in front would be a capture: nginx reads $1shop as $1 and the text "shop".
+    variable = "$tenant_of_" + re.sub(r"[^a-z0-9_]", "_", app.name.lower())
     header = _tenant_header(settings.tenant)
     return f"""\
 # nginx in front of reuseport, inside http {{ }}. Printed by: reuseport init nginx {typed}
@@ -111,7 +112,7 @@ def _tenant_map(variable: str, header: str) -> str:
 map $host {variable} {{
     default '';
     # acme.{SITE} acme;
-    # ~^(?<tenant_of_host>[a-z0-9-]+)\\.shop\\.example$ $tenant_of_host;
+    # ~^(?<tenant>[a-z0-9-]+)\\.shop\\.example$ $tenant;
 }}
 """
 

@@ -58,11 +58,23 @@ def take(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return left, values
 
 
+def parse_all(values: Sequence[str], settings: Settings) -> list[Static]:
+    """OptionError as of `parse`, and for a URL that is named twice, because nginx refuses a second location of it."""
+    several = [parse(value, settings) for value in values]
+    urls = [one.url for one in several]
+    for value, url in zip(values, urls, strict=True):
+        if urls.count(url) > 1:
+            raise OptionError(f"init: {OPTION.flag} {value}: {url} is named twice; give each directory its own URL=")
+    return several
+
+
 def parse(value: str, settings: Settings) -> Static:
     """OptionError for a directory that cannot serve two versions, or that nginx's configuration cannot hold."""
     where = f"init: {OPTION.flag} {value}"
     url, equals, directory = value.rpartition("=")
     url = url if equals else "/static/"
+    if url == "/":
+        raise OptionError(f"{where}: / is the application's; name a URL below it, as in /static/")
     if not re.fullmatch(r"/(?:[A-Za-z0-9._~-]+/)*", url):
         raise OptionError(f"{where}: the URL {url!r} must begin and end with a slash, as in /static/, without blanks")
     one_line_only(directory, "nginx.conf")
@@ -72,6 +84,11 @@ def parse(value: str, settings: Settings) -> Static:
         raise OptionError(f"{where}: nginx.conf cannot hold {''.join(sorted(bad))!r} in a path; rename the directory")
     if directory.count(RELEASE) > 1 or (RELEASE in directory and f"/{RELEASE}/" not in directory + "/"):
         raise OptionError(f"{where}: {RELEASE} stands once, for one whole component of the path")
+    if os.path.basename(os.path.normpath(directory)) == RELEASE:
+        raise OptionError(
+            f"{where}: nginx would serve the source and .env of each release; name a directory within each release, "
+            f"as in {RELEASE}/static"
+        )
     if link := _flipped(directory, settings.chdir):
         raise OptionError(
             f"{where}: {link} leads to one version, and pages of the other would lack their files during a release; "
