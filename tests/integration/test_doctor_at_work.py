@@ -63,7 +63,8 @@ def test_what_an_import_leaves_behind_and_which_drivers_it_brings(tmp_path: Path
 
 def test_connections_that_django_would_keep(tmp_path: Path):
     sqlite = {"ENGINE": "django.db.backends.sqlite3"}
-    kept, pooled = {**sqlite, "CONN_MAX_AGE": None}, {**sqlite, "CONN_MAX_AGE": 60, "OPTIONS": {"pool": {"max_size": 9}}}
+    kept = {**sqlite, "CONN_MAX_AGE": None}
+    pooled = {**sqlite, "CONN_MAX_AGE": 60, "OPTIONS": {"pool": {"max_size": 9}}}
     databases = {"default": kept, "other": pooled}
     settle = f"from django.conf import settings\nsettings.configure(DATABASES={databases!r})\n"
     (tmp_path / "shop.py").write_text(settle + APP)
