@@ -1,8 +1,8 @@
 """Variables of the application from files (--env-file), read at each release.
 
-The syntax is what systemd's EnvironmentFile= (systemd.exec(5)) and python-dotenv read alike. A line on which the two
-differ is an error, so a file means the same wherever it is used. An error names the file, the line and the variable,
-and never repeats a value.
+The syntax is what systemd's EnvironmentFile= (systemd.exec(5)) and python-dotenv read alike. A line that the two read
+differently is an error, but for `export`, with which systemd ignores the line. An error names the file, the line and
+the variable, and never repeats a value.
 """
 
 from __future__ import annotations
