@@ -34,12 +34,15 @@ class _Refused(Exception):
 def read(settings: Settings, directory: str, ids: Sequence[int] | None) -> dict[str, str]:
     """The variables of all files; a later file wins. Relative paths lie in `directory`.
 
-    A path that begins with "-" may lead to no file, as with systemd. `ids` are the (uid, gid) of the application.
+    A path that begins with "-" may lead to no file, as with systemd. /dev/null has no variables. `ids` are the
+    (uid, gid) of the application.
     Raises OptionError.
     """
     found: dict[str, str] = {}
     for said in settings.env_file:
         path = os.path.join(directory, said.removeprefix("-"))
+        if path == os.devnull:
+            continue
         begin = f"{settings.where('env_file')}: {path}"
         try:
             found |= parse(_contents(path, ids))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from reuseport.master import envfiles
-from reuseport.options import OptionError, load
+from reuseport.options import OptionError, load, overlooked
 
 GOOD = {
     "A=b": {"A": "b"},
@@ -88,6 +88,15 @@ def test_a_later_file_wins_and_relative_paths_lie_in_the_release(tmp_path):
     (tmp_path / "more").write_text("B=2\n")
     found = envfiles.read(settings(".env", str(tmp_path / "more"), "-missing"), str(tmp_path), None)
     assert found == {"A": "1", "B": "2"}
+
+
+def test_an_application_that_reads_its_file_itself_has_no_remark_about_it(tmp_path):
+    (tmp_path / ".env").write_text("A=1\n")
+    [remark] = overlooked(load(["app:app"], {}, str(tmp_path)))
+    assert f"{tmp_path}/.env is not read" in remark and "--env-file /dev/null" in remark
+    for said in ("/dev/null", "-/dev/null"):
+        silent = settings(said, cwd=str(tmp_path))
+        assert (overlooked(silent), envfiles.read(silent, str(tmp_path), None)) == ([], {})
 
 
 def test_an_error_names_the_option_the_file_and_the_line(tmp_path):
