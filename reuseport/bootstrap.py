@@ -175,6 +175,11 @@ def start(module):
         os.environ.pop(SERVER_VARIABLE, None)  # nothing for the application's own processes to look for
     try_out(lent)
     told = json.loads(os.environ.get(ZYGOTE_VARIABLE) or "{}")
+    if told.pop("file_variables", False) and not has("reuseport.worker.filevariables"):
+        raise Unusable(
+            f"its reuseport {version_of('reuseport')} does not take the variables of --env-file when root starts it "
+            "for another user: install the server's version there, or use --env"
+        )
     told.update(lent=lent, mismatch=too_old_greenlet(lent, server))
     os.environ[ZYGOTE_VARIABLE] = json.dumps(told)
     if importlib.util.find_spec("reuseport.entry") is None:

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -33,7 +33,8 @@ def main(born: dict[str, Any]) -> None:
     with open(report, encoding="utf-8", closefd=False) as file:
         order = json.load(file)
     ground.tell_stack_on_signal()
-    found = look(Settings.from_json(order["settings"]), order["directory"], order["ids"], order.get("said", ()))
+    user = (order["ids"], order["variables"], order["from_files"])
+    found = look(Settings.from_json(order["settings"]), order["directory"], *user)
     found["packages"] = packages.used(born.get("lent", ()))
     found["mismatch"] = born.get("mismatch", "")
     with open(report, "w", encoding="utf-8", closefd=False) as file:
@@ -47,15 +48,21 @@ def main(born: dict[str, Any]) -> None:
     os._exit(0)  # the application's threads must not hold it
 
 
-def look(settings: Settings, directory: str, ids: tuple[int, int] | None, said: Container[str]) -> dict[str, Any]:
-    """Load the application and say what there is then. `said` are the variables that the operator has set."""
+def look(
+    settings: Settings,
+    directory: str,
+    ids: tuple[int, int] | None,
+    variables: Mapping[str, str],
+    from_files: Mapping[str, str],
+) -> dict[str, Any]:
+    """Load the application and say what there is then. `variables` are those of --env."""
     found: dict[str, Any] = {"version": __version__, "python": sys.version.split()[0], "error": "", "early": []}
     patched = not settings.threads
     left = forksafety.Look(EARLY_DESCRIPTORS)
     began = time.monotonic()
     try:
         if ids:
-            ground.become(ids, directory, said)
+            ground.become(ids, directory, variables, from_files)
     except application.LoadError as error:
         # This user can import nothing more, not even of the standard library, so nothing more can be found out.
         return {"error": str(error)}

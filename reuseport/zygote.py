@@ -47,6 +47,7 @@ from reuseport.worker import (
     children,
     debugger,
     exithandlers,
+    filevariables,
     forked,
     forksafety,
     ground,
@@ -557,8 +558,10 @@ class Zygote:
 
     def _become_user(self) -> None:
         if ids := self.recipe.get("ids"):
-            said = {**self.recipe["environment"], **self.recipe.get("from_files", {})}
-            ground.become(ids, self.recipe["directory"], said)
+            from_files = self.recipe.get("from_files", {})
+            if os.geteuid() == 0 and (text := filevariables.without_effect(from_files)):
+                self._note("warning", f"generation {self.generation}: {text}")
+            ground.become(ids, self.recipe["directory"], self.recipe["environment"], from_files)
             self.environment = dict(os.environ)
 
 

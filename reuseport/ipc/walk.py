@@ -63,7 +63,8 @@ def steps(path: str, stack: contextlib.ExitStack, *, make: int | None = None) ->
 
     root = directory = enter("/", None)
     above = [(root, "/")]  # of the directory, for ".."
-    names = deque(_names(os.path.abspath(path)))
+    # An absolute path stays as it is: open(2) follows a link before the ".." behind it, and abspath() does not.
+    names = deque(_names(path if os.path.isabs(path) else os.path.abspath(path)))
     links = 0
     where = "/"
     try:
@@ -115,7 +116,7 @@ def open_directory(path: str, owner: int, workers: tuple[int, int] | None = None
     with contextlib.ExitStack() as stack:
         trust = Trust(owner, workers)
         last: Step | None = None
-        for step in steps(path, stack, make=make):
+        for step in steps(os.path.abspath(path), stack, make=make):  # the last step must be the directory itself
             trust.check(step)
             last = step
         if last is None or last.fd is None or last.status is None:

@@ -1,8 +1,8 @@
 """Variables of the application from files (--env-file), read at each release.
 
-The syntax is what systemd's EnvironmentFile= (systemd.exec(5)) and python-dotenv read alike. A line on which the two
-differ is an error, so a file means the same wherever it is used. An error names the file, the line and the variable,
-and never repeats a value.
+The syntax is what systemd's EnvironmentFile= (systemd.exec(5)) and python-dotenv read alike. A line that the two read
+differently is an error, but for `export`, with which systemd ignores the line. An error names the file, the line and
+the variable, and never repeats a value.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ class _Refused(Exception):
 def read(settings: Settings, directory: str, ids: Sequence[int] | None) -> dict[str, str]:
     """The variables of all files; a later file wins. Relative paths lie in `directory`.
 
-    A path that begins with "-" may lead to no file, as with systemd. `ids` are the (uid, gid) of the application.
+    A path that begins with "-" may lead to no file, as with systemd. /dev/null has no variables. `ids` are the
+    (uid, gid) of the application.
     Raises OptionError.
     """
     found: dict[str, str] = {}
     for said in settings.env_file:
         path = os.path.join(directory, said.removeprefix("-"))
+        if path == os.devnull:
+            continue
         begin = f"{settings.where('env_file')}: {path}"
         try:
             found |= parse(_contents(path, ids))
@@ -65,8 +68,8 @@ def _contents(path: str, ids: Sequence[int] | None) -> str:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "it is no regular file, which a release could read again")
-        if ids is not None and os.geteuid() == 0 and not _can_read(status, ids):
-            _check_way(path, status)
+        if ids is not None and os.geteuid() == 0:
+            _check_way(path, status, ids)
         with open(fd, "rb", closefd=False) as file:
             data = file.read(LARGEST + 1)
     finally:
@@ -79,24 +82,33 @@ def _contents(path: str, ids: Sequence[int] | None) -> str:
         raise _Refused(data.count(b"\n", 0, error.start) + 1, "it is not UTF-8") from None
 
 
-def _can_read(status: os.stat_result, ids: Sequence[int]) -> bool:
-    """Whether the application's user can read the file; False where a supplementary group decides."""
+def _may(status: os.stat_result, ids: Sequence[int], permission: int) -> bool:
+    """Whether a user has the permission (one of S_IROTH, S_IXOTH); False where a supplementary group decides."""
     uid, gid = ids
     if status.st_uid == uid:
-        return bool(status.st_mode & stat.S_IRUSR)
+        return bool(status.st_mode >> 6 & permission)
     if status.st_gid == gid:
-        return bool(status.st_mode & stat.S_IRGRP)
-    return bool(status.st_mode & stat.S_IROTH)
+        return bool(status.st_mode >> 3 & permission)
+    return bool(status.st_mode & permission)
 
 
-def _check_way(path: str, status: os.stat_result) -> None:
-    """Untrusted where another user than root could have led the path to this file, which is not that user's to read."""
+def _check_way(path: str, status: os.stat_result, ids: Sequence[int]) -> None:
+    """Untrusted where another user than root could have led the path to this file, and the application's user could not
+    read the file on this very way: it must be able to search each directory of it, path_resolution(7)."""
     last = None
+    readable = _may(status, ids, stat.S_IROTH)
+    exchangeable: Untrusted | None = None
     with contextlib.ExitStack() as stack:
         trust = Trust(0)
         for step in steps(path, stack):
-            trust.check(step)
+            readable = readable and _may(os.fstat(step.directory), ids, stat.S_IXOTH)
+            try:
+                trust.check(step)
+            except Untrusted as error:
+                exchangeable = exchangeable or error
             last = step.status
+    if exchangeable is not None and not readable:
+        raise exchangeable
     if last is None or not os.path.samestat(last, status):
         raise Untrusted(path, "it was exchanged while it was read")
 

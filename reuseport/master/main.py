@@ -420,7 +420,7 @@ class Master:
     def _extra_files(self) -> list[str]:
         settings = self.releases.settings
         files = (*settings.reload_extra_file, *(path.removeprefix("-") for path in settings.env_file))
-        return [os.path.join(settings.chdir, path) for path in files]
+        return [os.path.join(settings.chdir, path) for path in files if path != os.devnull]
 
     def _release_by(self, path: str) -> None:
         self.log.write("info", f"{path} was touched: releasing")

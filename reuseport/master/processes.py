@@ -31,7 +31,7 @@ from reuseport.ipc.shortage import SHORTAGE
 from reuseport.master import lending, logfiles, peers, reserve, terminal
 from reuseport.master.bootlog import BootLog
 from reuseport.master.loop import Loop
-from reuseport.master.recipe import application_variables
+from reuseport.master.recipe import deferred_variables, exec_variables
 
 PR_SET_CHILD_SUBREAPER = 36
 ASK_AGAIN = 20  # times, a hundredth of a second apart, for the exit status of somebody who is dead
@@ -97,6 +97,7 @@ def spawn_zygote(
         "threads": recipe["settings"]["values"].get("threads", 0),  # it must know before it imports anything
         "logs": {},
         "nofile": nofile,
+        **deferred_variables(recipe),
     }
     with contextlib.ExitStack() as stack:
         for fd in outputs:
@@ -114,7 +115,7 @@ def spawn_zygote(
             os.set_inheritable(copy, True)
         environment = {
             **os.environ,
-            **application_variables(recipe),
+            **exec_variables(recipe),
             "REUSEPORT_RUN_DIR": run_dir.path,
             "REUSEPORT_GENERATION": str(generation),
             ZYGOTE_VARIABLE: json.dumps(variables),

@@ -70,6 +70,24 @@ def application_variables(recipe: Mapping[str, Any]) -> dict[str, str]:
     return {**recipe.get(FROM_FILES, {}), **recipe["environment"]}
 
 
+def exec_variables(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """What the interpreter of a zygote or a probe is executed with, of `application_variables`.
+
+    Where root starts it for another user, that user may be able to write the files. PYTHONPATH is one of many variables
+    that would run the user's code as root. The process takes them after the change (worker/filevariables.py).
+    """
+    return dict(recipe["environment"]) if _begins_as_root(recipe) else application_variables(recipe)
+
+
+def deferred_variables(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What bootstrap.py is told where `exec_variables` leaves some out: to refuse a package that does not take them."""
+    return {"file_variables": True} if _begins_as_root(recipe) and recipe.get(FROM_FILES) else {}
+
+
+def _begins_as_root(recipe: Mapping[str, Any]) -> bool:
+    return os.geteuid() == 0 and bool(recipe.get("ids"))
+
+
 def for_history(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe without the values of files: they may be secrets, and a history lasts for years."""
     return {name: value for name, value in recipe.items() if name != FROM_FILES}

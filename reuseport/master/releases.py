@@ -24,6 +24,7 @@ from reuseport.master.control import Client
 from reuseport.master.history import History
 from reuseport.master.processes import Process, Processes
 from reuseport.master.recipe import (
+    FROM_FILES,
     differs_on_disk,
     files_gone,
     for_history,
@@ -284,7 +285,7 @@ class Releases:
             known = ", ".join(map(str, sorted(served)[-10:]))
             raise OptionError(f"generation {number} has never served here; these have: {known}")
         living = cluster.generations.get(number)
-        release = self._keeping(living.release if living else recorded(served[number]), now)
+        release = self._keeping(living.release if living else _told(served[number]), now)
         source = release.source or number
         if source == now.origin and cluster.canary is None:
             raise OptionError(f"the version of generation {number} is what serves now, as generation {now.number}")
@@ -292,6 +293,11 @@ class Releases:
             raise OptionError(why)
         zygotes = [g for g in cluster.generations.values() if g.origin == source and g.zygote]
         afresh = any(rule_of(g.release) != rule_of(release) for g in zygotes)
+        if living is None and zygotes:  # its workers are forked with the values that it has been loaded with
+            values = zygotes[0].release.recipe.get(FROM_FILES, {})
+            release = replace(release, recipe={**release.recipe, FROM_FILES: values})
+        elif living is None:
+            release = replace(release, recipe=from_history(release.recipe))
         release = replace(release, source=source, probation=0.0, canary=None, standby=self.settings.standby)
         return replace(release, afresh=afresh)
 
@@ -440,7 +446,14 @@ def _longest(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def recorded(line: Mapping[str, Any]) -> Release:
-    """The release of a line of the history, which a master of another version may have written. OptionError."""
+    """The release of a line of the history, with the values that --env-file has now. OptionError."""
+    release = _told(line)
+    return replace(release, recipe=from_history(release.recipe))
+
+
+def _told(line: Mapping[str, Any]) -> Release:
+    """As the line has it, which a master of another version may have written, and so without values of files.
+    OptionError."""
     try:
         release = record.release_of(line["release"])
         missing = {"settings", "directory", "interpreter", "label"} - release.recipe.keys()
@@ -451,7 +464,7 @@ def recorded(line: Mapping[str, Any]) -> Release:
         why = f"{type(error).__name__}: {error}"
     if why:
         raise OptionError(f"the history does not tell what generation {line['number']} was: {why}")
-    return replace(release, recipe=from_history(release.recipe))
+    return release
 
 
 def compare(before: tuple[int, int], after: tuple[int, int], allowed: float) -> str:

@@ -95,7 +95,10 @@ def overlooked(settings: Settings) -> list[str]:
     path = os.path.join(settings.chdir, ".env")
     if settings.env_file or not os.path.isfile(path):
         return []
-    return [f"{path} is not read. --env-file .env reads it at each release; an application can also read it itself"]
+    return [
+        f"{path} is not read. --env-file .env reads it at each release. If the application reads it itself, "
+        f"--env-file {os.devnull} says so, and ends this remark"
+    ]
 
 
 def tenants_at_odds(settings: Settings) -> list[str]:

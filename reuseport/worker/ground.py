@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import greenlet
@@ -20,16 +20,19 @@ from reuseport.ipc import user
 from reuseport.ipc.packages import NAMES
 from reuseport.ipc.stacks import STACK_SIGNAL
 
-from . import application, remedies
+from . import application, filevariables, remedies
 
 C_CODE = 0.2  # seconds more that a process gets whose code in C lets no handler run
 
 
-def become(ids: Sequence[int], directory: str, said: Container[str]) -> None:
+def become(
+    ids: Sequence[int], directory: str, variables: Mapping[str, str], from_files: Mapping[str, str]
+) -> None:
     """Be another user, (uid, gid), if this is root. LoadError where that one could not import what it needs.
 
-    The variables that name the user follow, but those in `said` (`user.variables`). Not before: as root, Python would
-    run files of that user's home directory (site.USER_SITE).
+    The environment has the `variables` of --env already. Those of --env-file (`from_files`) follow here, and those that
+    name the user, unless --env or a file says them (`user.variables`). Not before: as root, Python would run files of
+    that user's home directory (site.USER_SITE), or of a directory that a file of that user names.
 
     What cannot be read is told here, because a module that is imported later would only seem to be missing.
     """
@@ -41,7 +44,8 @@ def become(ids: Sequence[int], directory: str, said: Container[str]) -> None:
     installed = [path for path in sys.path if path.startswith(f"{sys.prefix}{os.sep}") and os.path.isdir(path)]
     user.become(uid, gid)
     if uid != 0:
-        user.rename(os.environ, uid, said)
+        user.rename(os.environ, uid, {*variables, *from_files})
+    filevariables.take(from_files, variables)
     for place in dict.fromkeys((os.path.dirname(os.__file__), *packages, *installed, directory)):
         if not os.access(place, os.R_OK | os.X_OK):
             raise application.LoadError(f"--user: uid {uid} cannot read {place}, which it must import from")

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from harness import wait_for
 
 NAMES = ("PLACE", "OTHER", "OVER", "TOKEN")
@@ -76,3 +77,37 @@ def test_a_file_that_does_not_count_is_named(serve):
     assert outcome.exit == 1
     assert "--env-file: " in outcome.err
     assert "/none: no such file or directory" in outcome.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_root_runs_nothing_that_a_file_of_the_application_s_user_names(serve, interpreter_for_all):
+    """That user can write the file, and with PYTHONPATH it would have root import the user's own modules."""
+    options = ("--user", "nobody", "--python", interpreter_for_all, "--env-file", ".env", "--env", "OVER=flag")
+    server = serve(*options, workers=1, env={"PLACE": "of the start"})
+    theirs, uids = server.root / "theirs", server.root / "uids"
+    theirs.mkdir()
+    (theirs / "json.py").write_text(f"""
+import os, sys
+with open({str(uids)!r}, "a") as file:
+    file.write(f"{{os.geteuid()}}\\n")
+sys.path.remove({str(theirs)!r})
+del sys.modules["json"]
+import json
+""")
+    directory = release_directory(server, "one", f"PYTHONPATH={theirs}\nHOME=/of/the/file\nREUSEPORT_GENERATION=7\n")
+    os.chown(directory / ".env", 65534, 65534)
+    uids.touch()
+    uids.chmod(0o666)
+    server.start()
+    assert found(server) == ["one", None, "flag", TOKEN]
+    environment = server.get("/facts").json["facts"]["environment"]
+    of_server = ("PYTHONPATH", "HOME", "REUSEPORT_GENERATION")
+    assert [environment[name] for name in of_server] == [str(theirs), "/of/the/file", "1"]
+    # Where the import does not survive a fork, the zygote executes itself again.
+    server.write("one", code="import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n")
+    assert server.renew() == 2
+    assert found(server) == ["one", None, "flag", TOKEN]
+    (directory / "small.py").write_text("def application(environ, start_response): ...")
+    outcome = server.cli("doctor", "--json", *options, "--chdir", str(server.current), "small:application")
+    assert "the application loads in " in outcome.out, outcome.err + outcome.out
+    assert "0" not in uids.read_text().split()

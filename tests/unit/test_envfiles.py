@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from reuseport.master import envfiles
-from reuseport.options import OptionError, load
+from reuseport.options import OptionError, load, overlooked
 
 GOOD = {
     "A=b": {"A": "b"},
@@ -69,6 +72,13 @@ def test_what_they_read_differently_names_the_line_and_no_value(text):
     assert "sec" not in str(refused.value)
 
 
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that other users can search: those above `tmp_path` are root's alone."""
+    with tempfile.TemporaryDirectory(prefix="ru-", dir="/tmp") as name:
+        yield Path(name)
+
+
 def settings(*files: str, cwd: str = "/"):
     return load(["app:app", *(f"--env-file={file}" for file in files)], {}, cwd)
 
@@ -78,6 +88,15 @@ def test_a_later_file_wins_and_relative_paths_lie_in_the_release(tmp_path):
     (tmp_path / "more").write_text("B=2\n")
     found = envfiles.read(settings(".env", str(tmp_path / "more"), "-missing"), str(tmp_path), None)
     assert found == {"A": "1", "B": "2"}
+
+
+def test_an_application_that_reads_its_file_itself_has_no_remark_about_it(tmp_path):
+    (tmp_path / ".env").write_text("A=1\n")
+    [remark] = overlooked(load(["app:app"], {}, str(tmp_path)))
+    assert f"{tmp_path}/.env is not read" in remark and "--env-file /dev/null" in remark
+    for said in ("/dev/null", "-/dev/null"):
+        silent = settings(said, cwd=str(tmp_path))
+        assert (overlooked(silent), envfiles.read(silent, str(tmp_path), None)) == ([], {})
 
 
 def test_an_error_names_the_option_the_file_and_the_line(tmp_path):
@@ -100,9 +119,9 @@ def test_an_error_names_the_option_the_file_and_the_line(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_root_reads_no_secret_through_a_path_that_the_application_could_change(tmp_path):
+def test_root_reads_no_secret_through_a_path_that_the_application_could_change(open_path):
     nobody = (65534, 65534)
-    owned, mine = tmp_path / "owned", tmp_path / "mine"
+    owned, mine = open_path / "owned", open_path / "mine"
     owned.mkdir()
     mine.mkdir()
     os.chown(owned, *nobody)
@@ -112,4 +131,17 @@ def test_root_reads_no_secret_through_a_path_that_the_application_could_change(t
     with pytest.raises(OptionError, match="could exchange"):
         envfiles.read(settings(str(owned / "env")), "/", nobody)
     (mine / "secret").chmod(0o644)
-    assert envfiles.read(settings(str(owned / "env")), "/", nobody) == {"A": "1"}
+    for directory, mode, refused in ((mine, 0o700, True), (open_path, 0o700, True), (open_path, 0o711, False)):
+        open_path.chmod(0o711)
+        mine.chmod(0o711)
+        directory.chmod(mode)
+        if refused:
+            with pytest.raises(OptionError, match="could exchange"):
+                envfiles.read(settings(str(owned / "env")), "/", nobody)
+        else:
+            assert envfiles.read(settings(str(owned / "env")), "/", nobody) == {"A": "1"}
+    (mine / "deep").mkdir()
+    (open_path / "link").symlink_to(mine / "deep")
+    assert envfiles.read(settings(f"{open_path}/link/../secret"), "/", nobody) == {"A": "1"}
+    mine.chmod(0o700)
+    assert envfiles.read(settings(str(mine / "secret")), "/", nobody) == {"A": "1"}, "a path of root's alone"

@@ -29,7 +29,7 @@ def test_what_the_user_cannot_read_of_the_virtual_environment(tmp_path, monkeypa
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     monkeypatch.setattr(sys, "path", [*sys.path, str(packages), str(tmp_path / "venv/not-there")])
     with pytest.raises(application.LoadError, match=f"--user: uid 12 cannot read {packages}, which it must import"):
-        ground.become((12, 12), "/", ())
+        ground.become((12, 12), "/", {}, {})
     hidden = False
     monkeypatch.setattr(os, "access", lambda path, mode: True)
-    ground.become((12, 12), "/", ())
+    ground.become((12, 12), "/", {}, {})

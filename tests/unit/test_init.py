@@ -296,6 +296,27 @@ def deployment(*words: str, **how: str) -> tuple[dict[str, Any], dict[str, Any]]
     return pod["spec"], pod["spec"]["containers"][0]
 
 
+@pytest.mark.parametrize(
+    ("words", "mounts"),
+    [
+        (("--env-file", ".env"), "-v ./.env:/srv/shop/.env:ro"),
+        (
+            ("--env-file=-.env", "--env-file", "/app/my env", "--env-file", "/etc/shop"),
+            "-v ./.env:/srv/shop/.env:ro -v './my env:/app/my env:ro'",
+        ),
+        (("--env-file", ".env", "--chdir", "site"), "-v ./site/.env:/srv/shop/site/.env:ro"),
+        (("--env-file", ".env", "--chdir", "/srv/code"), "-v ./.env:/srv/code/.env:ro"),
+        (("--env-file", "/etc/shop", "--env-file=-../x"), None),
+        ((), None),
+    ],
+)
+def test_files_of_secrets_that_an_image_would_copy(words, mounts):
+    text = docker.text(described(("shop:app", *words), cwd="/app"))
+    assert (".dockerignore" in text) == (mounts is not None)
+    if mounts:
+        assert f"#     docker run {mounts} ...\nCOPY . .\n" in text
+
+
 def test_an_image_runs_what_was_typed_without_a_shell():
     made = image("shop:app", "-e", 'A="$b"')
     assert json.loads(made["CMD"]) == ["reuseport", "serve", "shop:app", "-e", 'A="$b"', "-b", "0.0.0.0:8000"]

@@ -174,6 +174,26 @@ def test_a_greenlet_older_than_the_server_s_gevent_asks_for_is_told(own, tmp_pat
     assert bootstrap.too_old_greenlet(["reuseport"], offered) == "", "with a gevent of its own"
 
 
+@pytest.mark.parametrize("takes", [False, True])
+def test_a_package_that_would_drop_the_variables_of_files_is_refused(own, monkeypatch, takes):
+    for name in WANTED:
+        if name != bootstrap.NAMESPACE:
+            package(own, name, "__version__ = '0'\n")
+    package(own, "reuseport.worker")
+    entry = own / "reuseport/entry.py"
+    entry.write_text("began = []\nrun = began.append\n")
+    if takes:
+        (own / "reuseport/worker/filevariables.py").touch()
+    monkeypatch.setenv(bootstrap.SERVER_VARIABLE, json.dumps(server(own)))
+    monkeypatch.setenv(ZYGOTE_VARIABLE, json.dumps({"file_variables": True}))
+    if takes:
+        bootstrap.start("reuseport.zygote")
+        assert importlib.import_module("reuseport.entry").began == ["reuseport.zygote"]
+    else:
+        with pytest.raises(Unusable, match="--env-file"):
+            bootstrap.start("reuseport.zygote")
+
+
 def test_both_sides_name_the_variable_alike():
     assert bootstrap.ZYGOTE_VARIABLE == ZYGOTE_VARIABLE
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
-from reuseport.core.model import Release
+from reuseport.core.model import SERVING, STANDBY, Cluster, Generation, Release, Zygote
 from reuseport.master.history import FILE, KEPT, History
-from reuseport.master.recipe import differs_on_disk
-from reuseport.master.releases import ENOUGH, compare
+from reuseport.master.recipe import FROM_FILES, differs_on_disk, for_history, release_of
+from reuseport.master.releases import ENOUGH, Releases, compare
 from reuseport.master.room import free_memory, refusal
-from reuseport.options import Settings, load
+from reuseport.options import OptionError, Settings, load
 from reuseport.options.checks import find_interpreter
 
 GIB = 1 << 30
@@ -187,3 +189,31 @@ def test_a_link_to_another_environment_is_told(current):
     text = differs_on_disk(settings, served)
     assert f"--python leads to {current.parent / 'b' / 'python'}" in text
     assert f"runs on {current.parent / 'a' / 'python'}" in text
+
+
+@pytest.mark.parametrize("stands_by", [True, False])
+def test_a_rollback_reads_files_only_where_nothing_of_the_version_is_loaded(tmp_path, stands_by):
+    """Generation 3 is version 1 again. Workers are forked from its zygote, and companions must get the same values."""
+    settings = load(["app:app", "--env-file=.env"], {}, str(tmp_path))
+    (tmp_path / ".env").write_text("A=then\n")
+    first = release_of(settings)
+    history = History(str(tmp_path))
+    for number, source in ((1, 0), (2, 0), (3, 1), (4, 0)):
+        release = asdict(replace(first, recipe=for_history(first.recipe), source=source))
+        history.add({"event": "release", "number": number, "outcome": "serving", "source": source, "release": release})
+    generations = {4: Generation(4, first, 1, state=SERVING)}
+    if stands_by:
+        generations[3] = Generation(3, replace(first, source=1), 1, state=STANDBY, zygote=Zygote(7, loaded=True))
+    nothing = SimpleNamespace()
+    releases = Releases(
+        settings, {}, history, nothing, nothing, lambda: Cluster(generations), print, print, nothing, nothing
+    )
+    (tmp_path / ".env").write_text("A=now\n")
+    back = releases._earlier(1)
+    assert (back.source, back.recipe[FROM_FILES]) == (1, {"A": "then" if stands_by else "now"})
+    (tmp_path / ".env").unlink()
+    if stands_by:
+        assert releases._earlier(1).recipe == back.recipe
+    else:
+        with pytest.raises(OptionError, match="no such file"):
+            releases._earlier(1)

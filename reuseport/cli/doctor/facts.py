@@ -28,7 +28,7 @@ from reuseport.ipc.logfile import check_file
 from reuseport.ipc.stacks import STACK_SIGNAL
 from reuseport.ipc.walk import Trust, Untrusted, steps
 from reuseport.master import lending
-from reuseport.master.recipe import application_variables, release_of
+from reuseport.master.recipe import FROM_FILES, deferred_variables, exec_variables, release_of
 from reuseport.master.room import free_memory
 from reuseport.options import OptionError, Settings, check, logplace, parse_address, usable_cores
 from reuseport.options.checks import find_user
@@ -269,18 +269,17 @@ def _probe(settings: Settings) -> dict[str, Any]:
         recipe = release_of(settings).recipe
     except OptionError as error:
         return {"error": str(error), "output": ""}
-    said = application_variables(recipe)
     environment = {
         **os.environ,
-        **said,
+        **exec_variables(recipe),
         "REUSEPORT_RUN_DIR": settings.run_dir,
         "REUSEPORT_GENERATION": "0",
-        ZYGOTE_VARIABLE: json.dumps({"threads": settings.threads}),
+        ZYGOTE_VARIABLE: json.dumps({"threads": settings.threads, **deferred_variables(recipe)}),
         **lending.environment(),
     }
     with tempfile.TemporaryFile("w+") as report, tempfile.TemporaryFile("w+", errors="replace") as output:
         order = {"settings": settings.to_json(), "directory": recipe["directory"], "ids": recipe["ids"]}
-        json.dump({**order, "said": list(said)}, report)
+        json.dump({**order, "variables": recipe["environment"], FROM_FILES: recipe[FROM_FILES]}, report)
         report.flush()
         report.seek(0)
         command = lending.command(recipe, "reuseport.probe", str(report.fileno()))

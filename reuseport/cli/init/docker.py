@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shlex
 import sys
 from urllib.parse import unquote, urlsplit
 
@@ -36,7 +37,7 @@ RUN {made}
 {_install()}
 
 WORKDIR {_value(_home(app))}
-COPY . .
+{_copied_secrets(app)}COPY . .
 # Now, because the user may not write it, and each start would compile everything again.
 RUN python -m compileall -q .
 
@@ -80,6 +81,28 @@ def _home(app: Described) -> str:
     here = os.path.join(app.settings.origin.cwd, "")
     absolute = app.says("chdir") and not os.path.join(app.settings.chdir, "").startswith(here)
     return app.settings.chdir if absolute else f"/srv/{app.name}"
+
+
+def _copied_secrets(app: Described) -> str:
+    """A warning of the files of --env-file that lie in the directory that is copied; "" where none does."""
+    here, home = app.settings.origin.cwd, _home(app)
+    said = [path.removeprefix("-") for path in app.settings.env_file]
+    # A --chdir from outside has in the image what is copied from here.
+    base = here if home == app.settings.chdir else app.settings.chdir
+    copied = {os.path.relpath(os.path.join(base, path), here): path for path in said}
+    copied = {name: path for name, path in copied.items() if name.partition("/")[0] != ".."}
+    if not copied:
+        return ""
+    mounts = " ".join(
+        "-v " + shlex.quote(f"./{name}:{path if os.path.isabs(path) else os.path.join(home, name)}:ro")
+        for name, path in copied.items()
+    )
+    names = one_line_only(", ".join(copied), "a Dockerfile")
+    return f"""\
+# COPY would put {names} of --env-file into the image, and all who have the image can read that.
+# Put each such file into .dockerignore, and mount it:
+#     docker run {mounts} ...
+"""
 
 
 def _install() -> str:

@@ -49,7 +49,8 @@ OPTIONS: tuple[Option, ...] = (
         "env_file", kinds.LATE_PATH, (), repeatable=True, metavar="FILE", group=APPLICATION, default_text="none",
         help="A file with variables for the application's environment, NAME=VALUE in each line, read by the master at "
         "each release; repeatable. A later file wins, and --env wins over all. With - in front of the path the file "
-        "may be missing. A relative path lies in --chdir.",
+        "may be missing. A relative path lies in --chdir. /dev/null stands for no file, and ends the remark about a "
+        ".env that the application reads itself.",
     ),
     Option(
         "warmup", kinds.WEB_PATH, (), repeatable=True, group=APPLICATION, default_text="none",
