@@ -4,11 +4,12 @@ A handler that a worker or a job's process registers runs at the end of that pro
 registers in a zygote runs
 
 - at the end of each worker and job's process, because libraries flush there what that process has collected, and
-- in the zygote, after the last process that shares the import has ended.
+- at the end of the zygote, and of each copy of it (a rollback makes one).
 
-A handler of the import that removes files runs in the zygote only. Otherwise the first worker that ends would remove
-the files that its siblings use. Such handlers are `weakref.finalize` (`tempfile.TemporaryDirectory` is one) and what
-`removes_files` recognizes.
+A handler of the import that removes files runs in one process only: the last zygote that shares the import. Otherwise
+the first worker that ends would remove the files that its siblings use, and a zygote those that its copy uses. Such
+handlers are `weakref.finalize` (`tempfile.TemporaryDirectory` is one), what `removes_files` recognizes, and the
+finalizers of multiprocessing, which remove semaphores and the directory of its sockets.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import functools
 import gc
 import os
 import shutil
+import sys
 import tempfile
 import types
 import weakref
@@ -36,6 +38,19 @@ def drop_removals() -> None:
     atexit.unregister(_Matching(removes_files))
     for one in list(weakref.finalize._registry):
         one.atexit = False
+    _finalizers().clear()
+
+
+def adopt_removals() -> None:
+    """In a copy of a zygote: a finalizer of multiprocessing does nothing in another process than the one it names."""
+    for one in list(_finalizers().values()):
+        one._pid = os.getpid()
+
+
+def _finalizers() -> dict[Any, Any]:
+    """Those of multiprocessing (`Finalize` in multiprocessing/util.py), which one exit handler runs."""
+    util = sys.modules.get("multiprocessing.util")
+    return {} if util is None else util._finalizer_registry
 
 
 def run() -> None:
