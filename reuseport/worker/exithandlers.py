@@ -86,17 +86,20 @@ def removes_files(handler: Any, *, own: bool = False) -> bool:
     that asks for the pid is written for several processes, and removes the files of the process that runs it. Such a
     function counts with `own`.
     """
-    if isinstance(handler, functools.partial):
+    # By the type: a lazy object of the application's would be woken by isinstance, which asks for its __class__, and by
+    # each look at an attribute.
+    if issubclass(type(handler), functools.partial):
         return removes_files(handler.func, own=own)
-    if handler == weakref.finalize._exitfunc:
-        return False  # it runs those finalizers that have not been dropped
     if any(handler is one for one in _REMOVERS):
         return True
-    # By the type: a lazy object of the application's would be woken by isinstance, which asks for its __class__.
-    if type(handler) is types.MethodType and issubclass(type(handler.__self__), _HOLDERS):
-        return handler.__name__ in _METHODS
-    function = getattr(handler, "__func__", handler)
-    if not isinstance(function, types.FunctionType):
+    function = handler
+    if type(handler) is types.MethodType:
+        if handler == weakref.finalize._exitfunc:
+            return False  # it runs those finalizers that have not been dropped
+        if issubclass(type(handler.__self__), _HOLDERS):
+            return handler.__name__ in _METHODS
+        function = handler.__func__
+    if type(function) is not types.FunctionType:
         return False
     names = _names_in(function.__code__)
     if "getpid" in names and not own:
