@@ -319,6 +319,7 @@ class Zygote:
         ):
             _close_all(outputs)
             return
+        exithandlers.adopt_removals()
         self.generation, self.copied = generation, True
         os.environ["REUSEPORT_GENERATION"] = str(generation)
         os.dup2(outputs[0], self.boot_output, inheritable=False)

@@ -18,7 +18,7 @@ from reuseport.options.logplace import FACILITIES, JOURNALD, REMOTE, SYSLOG, Log
 LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3, "critical": 4}
 OUTPUT = ("stdout", "stderr", "output")  # in the place of a level: what the application has printed
 
-# A line of a boot log that begins with this is in the log already. Only the asker of the release still needs it.
+# What follows this in a line of a boot log is in the log already. Only the asker of the release still needs it.
 LOGGED = b"\x1ereuseport\x1e"
 
 LONGEST = 1 << 20  # characters of an entry

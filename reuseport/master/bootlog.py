@@ -64,7 +64,9 @@ class BootLog:
             data = data[: data.rfind(b"\n") + 1]
         self.offset += len(data)
         if LOGGED in data:
-            data = b"".join(line for line in data.splitlines(True) if not line.startswith(LOGGED))
+            lines = [line.partition(LOGGED) for line in data.splitlines(True)]
+            # What comes before the mark is of the application, which has not ended its line.
+            data = b"".join(text + b"\n" if mark and text else text for text, mark, _ in lines)
         return data
 
     def tail(self) -> str:
@@ -103,7 +105,7 @@ class BootLogs:
 
     def clear(self) -> None:
         """Remove what an earlier master has left: who has survived it prints elsewhere by now."""
-        for path in Path(self._run_dir.base).glob("boot-*.log"):
+        for path in Path(self._run_dir.base).glob("boot-*.log*"):
             path.unlink(missing_ok=True)
 
     def begin(self, generation: int) -> BootLog:

@@ -44,4 +44,5 @@ class Terminal:
     def restore(self) -> None:
         if self._attributes is not None and _is_ours():
             with contextlib.suppress(termios.error):
-                termios.tcsetattr(STDIN, termios.TCSADRAIN, self._attributes)
+                # Not TCSADRAIN, which waits while the output is stopped (Ctrl-S): this is the last that a master does.
+                termios.tcsetattr(STDIN, termios.TCSANOW, self._attributes)

@@ -16,7 +16,8 @@ def call(
     arguments: Sequence[tuple[Any, ...]] = ((),),
 ) -> None:
     """Call each function in a greenlet of its own, or with --threads in a thread: once with each of the arguments, one
-    after another. An exception is logged, and `what` says there which kind of function has failed."""
+    after another. An exception is logged, and `what` says there which kind of function has failed. A function that gets
+    no thread is not called, and the log says so."""
 
     def run(function: Callable[..., Any]) -> None:
         for some in arguments:
@@ -27,4 +28,7 @@ def call(
                 application.print_traceback(error)
 
     for function in functions:
-        _thread.start_new_thread(run, (function,))  # gevent's, where threads are patched
+        try:
+            _thread.start_new_thread(run, (function,))  # gevent's, where threads are patched
+        except RuntimeError as error:  # the limit of threads; the caller has more messages to handle
+            log("error", f"{what} was not called: {error}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 
 from gevent import monkey
@@ -53,6 +54,18 @@ def end() -> None:
     for pid in _signal(left, signal.SIGKILL):
         with contextlib.suppress(ChildProcessError):
             _waitpid(pid, 0)
+    _tell_multiprocessing()
+
+
+def _tell_multiprocessing() -> None:
+    """Its exit handler joins its processes. gevent's waitpid would wait there for a watcher of a loop that never runs.
+
+    It asks a forkserver about the processes of that, in another way.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    for one in () if process is None else list(process._children):
+        if getattr(one._popen, "method", "") != "forkserver" and one._popen.returncode is None:
+            one._popen.returncode = -signal.SIGTERM
 
 
 def _signal(some: list[int], number: int) -> list[int]:

@@ -4,11 +4,12 @@ A handler that a worker or a job's process registers runs at the end of that pro
 registers in a zygote runs
 
 - at the end of each worker and job's process, because libraries flush there what that process has collected, and
-- in the zygote, after the last process that shares the import has ended.
+- at the end of the zygote, and of each copy of it (a rollback makes one).
 
-A handler of the import that removes files runs in the zygote only. Otherwise the first worker that ends would remove
-the files that its siblings use. Such handlers are `weakref.finalize` (`tempfile.TemporaryDirectory` is one) and what
-`removes_files` recognizes.
+A handler of the import that removes files runs in one process only: the last zygote that shares the import. Otherwise
+the first worker that ends would remove the files that its siblings use, and a zygote those that its copy uses. Such
+handlers are `weakref.finalize` (`tempfile.TemporaryDirectory` is one), what `removes_files` recognizes, and the
+finalizers of multiprocessing, which remove semaphores and the directory of its sockets.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import functools
 import gc
 import os
 import shutil
+import sys
 import tempfile
 import types
 import weakref
@@ -36,6 +38,19 @@ def drop_removals() -> None:
     atexit.unregister(_Matching(removes_files))
     for one in list(weakref.finalize._registry):
         one.atexit = False
+    _finalizers().clear()
+
+
+def adopt_removals() -> None:
+    """In a copy of a zygote: a finalizer of multiprocessing does nothing in another process than the one it names."""
+    for one in list(_finalizers().values()):
+        one._pid = os.getpid()
+
+
+def _finalizers() -> dict[Any, Any]:
+    """Those of multiprocessing (`Finalize` in multiprocessing/util.py), which one exit handler runs."""
+    util = sys.modules.get("multiprocessing.util")
+    return {} if util is None else util._finalizer_registry
 
 
 def run() -> None:
@@ -71,17 +86,20 @@ def removes_files(handler: Any, *, own: bool = False) -> bool:
     that asks for the pid is written for several processes, and removes the files of the process that runs it. Such a
     function counts with `own`.
     """
-    if isinstance(handler, functools.partial):
+    # By the type: a lazy object of the application's would be woken by isinstance, which asks for its __class__, and by
+    # each look at an attribute.
+    if issubclass(type(handler), functools.partial):
         return removes_files(handler.func, own=own)
-    if handler == weakref.finalize._exitfunc:
-        return False  # it runs those finalizers that have not been dropped
     if any(handler is one for one in _REMOVERS):
         return True
-    # By the type: a lazy object of the application's would be woken by isinstance, which asks for its __class__.
-    if type(handler) is types.MethodType and issubclass(type(handler.__self__), _HOLDERS):
-        return handler.__name__ in _METHODS
-    function = getattr(handler, "__func__", handler)
-    if not isinstance(function, types.FunctionType):
+    function = handler
+    if type(handler) is types.MethodType:
+        if handler == weakref.finalize._exitfunc:
+            return False  # it runs those finalizers that have not been dropped
+        if issubclass(type(handler.__self__), _HOLDERS):
+            return handler.__name__ in _METHODS
+        function = handler.__func__
+    if type(function) is not types.FunctionType:
         return False
     names = _names_in(function.__code__)
     if "getpid" in names and not own:

@@ -47,13 +47,14 @@ class Unheard:
 
 
 def _is_printed(logger: logging.Logger, record: logging.LogRecord) -> bool:
-    """Whether a handler writes the record to standard output or standard error."""
+    """Whether a handler is sure to write the record to standard output or standard error. A handler with filters is
+    not: a filter that limits repetitions must see each record once."""
     any_handler = False
     one: logging.Logger | None = logger
     while one is not None:
         for handler in one.handlers:
             any_handler = True
-            if record.levelno >= handler.level and _goes_to_terminal(handler) and handler.filter(record):
+            if record.levelno >= handler.level and not handler.filters and _goes_to_terminal(handler):
                 return True
         one = one.parent if one.propagate else None
     return not any_handler and logging.lastResort is not None  # which prints it

@@ -183,6 +183,30 @@ print(json.dumps([sorted(monkey.saved), handle.result(20)]))
     assert json.loads(output) == [[], "A"]
 
 
+ENDED = """\
+import os, time
+from gevent import monkey
+monkey.patch_all()
+import multiprocessing
+from reuseport.worker import children
+
+def begin(method, target, *arguments):
+    process = multiprocessing.get_context(method).Process(target=target, args=arguments)
+    process.start()
+    return process
+
+processes = [begin("fork", time.sleep, 600), begin("spawn", time.sleep, 600), begin("fork", int)]
+os.waitid(os.P_PID, processes[-1].pid, os.WEXITED | os.WNOWAIT)
+children.end()
+print(multiprocessing.active_children(), flush=True)  # the exit handler joins these
+os._exit(0)
+"""
+
+
+def test_no_exit_handler_waits_for_the_processes_that_have_ended_with_their_zygote():
+    assert subprocess.check_output([sys.executable, "-c", ENDED], text=True) == "[]\n"
+
+
 COMPANION = """\
 import json, os, sys, time
 sys.path.insert(0, {apps!r})

@@ -77,22 +77,28 @@ def test_counters_go_on_over_releases_and_dead_workers_are_told(serve, tmp_path)
     def alive(count: int) -> None:
         wait_for(lambda: scraped(server, "alive") == count, f"{count} live workers in the metrics")
 
+    def told() -> set[int]:
+        path = server.gates / "exits"
+        return {int(line) for line in path.read_text().split()} if path.exists() else set()
+
+    def all_are_told() -> None:
+        """A worker that is told of an exit, and ends before the call, takes the call with it."""
+        wait_for(lambda: gone <= told(), f"each of {gone} was told")
+
     alive(2)
     gone.add(int(server.get("/job").body))
+    all_are_told()
     victim = min(server.settle().pids())
     gone.add(victim)
     os.kill(victim, signal.SIGKILL)
     server.wait(lambda s: s.is_settled() and victim not in s.pids(), "a worker instead of the one that was killed")
     alive(2)
+    all_are_told()
     before = server.status().pids()
     server.signal(signal.SIGTTOU)
     gone |= before - server.wait(lambda s: len(s.pids()) == 1 and s.is_settled(), "one worker").pids()
     alive(1)
-
-    def told() -> set[int]:
-        return {int(line) for line in (server.gates / "exits").read_text().split()}
-
-    wait_for(lambda: gone <= told(), f"each of {gone} was told")
+    all_are_told()
     assert not told() & server.status().pids()
     line = "an exit hook failed: RuntimeError: of the application"
     wait_for(lambda: line in server.log.read_text(), "the error of the function in the log")

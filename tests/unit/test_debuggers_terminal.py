@@ -38,13 +38,16 @@ def test_not_in_the_background(stdin, monkeypatch):
     assert not terminal.is_for({"reload": True})
 
 
-def test_the_terminal_is_as_it_was(stdin):
+def test_the_terminal_is_as_it_was(stdin, monkeypatch):
     found = terminal.Terminal({"reload": True})
     assert found
     before = termios.tcgetattr(stdin)
     changed = termios.tcgetattr(stdin)
     changed[3] &= ~(termios.ICANON | termios.ECHO)
     termios.tcsetattr(stdin, termios.TCSANOW, changed)
+    # With TCSADRAIN the call waits for as long as the output is stopped (Ctrl-S).
+    when, set_attributes = [], termios.tcsetattr
+    monkeypatch.setattr(termios, "tcsetattr", lambda fd, how, to: (when.append(how), set_attributes(fd, how, to)))
     found.restore()
-    assert termios.tcgetattr(stdin) == before
+    assert termios.tcgetattr(stdin) == before and when == [termios.TCSANOW]
     assert not terminal.Terminal({})

@@ -45,6 +45,16 @@ def test_one_worker_hears_of_them_once():
     assert told[-1][1] == list(range(10, EXITS + 10))
 
 
+def test_a_call_that_gets_no_thread_is_logged(monkeypatch):
+    def start(function: object, arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(callbacks._thread, "start_new_thread", start)
+    errors: list[str] = []
+    callbacks.call([print, print], "an exit hook", lambda level, text: errors.append(text), [(1,)])
+    assert errors == ["an exit hook was not called: can't start new thread"] * 2
+
+
 def test_a_function_that_raises_is_called_for_the_others():
     called, errors, done = [], [], threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -33,3 +34,23 @@ def test_what_the_user_cannot_read_of_the_virtual_environment(tmp_path, monkeypa
     hidden = False
     monkeypatch.setattr(os, "access", lambda path, mode: True)
     ground.become((12, 12), "/", {}, {})
+
+
+
+LATE = """
+import threading
+from reuseport.worker import ground
+
+def waits_for_nothing():
+    threading.Event().wait(600)
+
+ground.C_CODE = 600
+ground.exit_after(0.01, "This takes too long.")
+waits_for_nothing()
+"""
+
+
+def test_a_process_that_takes_too_long_tells_where_it_is():
+    outcome = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True)
+    assert outcome.returncode == 1
+    assert outcome.stderr.startswith("This takes too long.\n") and "in waits_for_nothing" in outcome.stderr

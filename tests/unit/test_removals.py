@@ -120,7 +120,7 @@ def test_no_object_of_the_application_is_woken_or_ends_the_process(monkeypatch):
 
     monkeypatch.setitem(globals(), "TEMPORARY", Lazy())
     assert not removes_files(cleans_a_temporary_directory)
-    assert not removes_files(Lazy().cleanup)
+    assert not removes_files(Lazy().cleanup) and not removes_files(Lazy())
     assert (Lazy().cleanup == _Matching(removes_files)) is False
     assert _Matching(removes_files) != Lazy()
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from http_harness import Harness
 
 from reuseport.ipc import scoreboard
 from reuseport.ipc.logline import LOGGED
-from reuseport.master.bootlog import BootLog
+from reuseport.master.bootlog import BootLog, BootLogs
 from reuseport.options import load
 from reuseport.worker import warmup
 from reuseport.worker.said import Said
@@ -115,6 +117,17 @@ def test_a_traceback_that_a_handler_prints_is_not_collected():
     assert unheard.tracebacks == []
 
 
+def test_a_filter_is_asked_once_for_each_record():
+    """One that limits repetitions drops the record when it sees it for the second time."""
+    asked: list[str] = []
+    handler = logging.StreamHandler(os.fdopen(2, "w", closefd=False))
+    handler.addFilter(lambda record: bool(asked.append(record.getMessage())))
+    logger = logging.getLogger("some.framework")
+    with handlers_of(logger, handler, propagate=False), Unheard() as unheard:
+        raise_and_log(logger)
+    assert asked == ["Internal Server Error"] and len(unheard.tracebacks) == 1
+
+
 def test_an_instrumentation_of_logging_survives(monkeypatch):
     monkeypatch.setattr(logging.Logger, "callHandlers", before := logging.Logger.callHandlers)
     with Unheard():
@@ -141,6 +154,27 @@ def test_a_failed_warm_up_logs_what_the_application_logged():
     (text,) = harness.errors()
     assert "--warmup /health" in text and "RuntimeError: cold" in text
     harness.close()
+
+
+def test_the_log_gets_a_line_that_has_not_ended_and_nothing_twice(tmp_path):
+    """An application that prints its progress (`print(".", end="")`) while its workers log."""
+    boot = BootLog(str(tmp_path / "boot"))
+    fd, errors = boot.open()
+    os.close(errors)
+    for data in (b".", LOGGED + b"a warning\n", LOGGED + b"another\n", b".", LOGGED + b"a third\n", b"done\n"):
+        os.write(fd, data)
+    assert boot.news(rest=True) == b".\n.\ndone\n"
+    assert "a third" in boot.tail()
+    os.close(fd)
+
+
+def test_a_new_master_removes_both_names_of_a_boot_log(tmp_path):
+    """An earlier one died between its link(2) and its unlink(2)."""
+    for name in ("boot-7.log", "boot-7.log.errors", "companion-7.log"):
+        (tmp_path / name).touch()
+    run_dir: Any = SimpleNamespace(base=str(tmp_path))
+    BootLogs(run_dir, *[None] * 3).clear()  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["companion-7.log"]
 
 
 @pytest.mark.parametrize("more", [(), ("--log-json",), ("--capture-output",), ("--log-level", "critical")])
