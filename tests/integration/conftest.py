@@ -18,6 +18,16 @@ import reuseport
 spare: list[Server] = []  # the next test's plain server, which boots while this one's test runs
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the variations of a test that repeat most of another one, unless somebody wants it more thorough."""
+    if int(os.environ.get("REUSEPORT_EXAMPLES", "1")) > 1:
+        return
+    left_out = [item for item in items if item.get_closest_marker("more")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
     """Makes servers that are not started yet: serve("--timeout", "1", workers=1, …)."""

@@ -14,7 +14,12 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", OPTIONS)
+ONE_BY_ONE = [
+    pytest.param(kind, marks=[] if kind in ("plain", "proxy-tls-threads") else pytest.mark.more) for kind in OPTIONS
+]
+
+
+@pytest.mark.parametrize("kind", ONE_BY_ONE)
 def test_every_answer_is_the_right_one(serve, kind):
     server = serve(*OPTIONS[kind])
     context = with_tls(server) if "tls" in kind else None

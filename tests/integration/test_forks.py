@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from harness import Background, ask, wait_for
 
-MORE = int(os.environ.get("REUSEPORT_EXAMPLES", "1")) > 1  # see tests/unit/examples.py
 MODES = {"greenlets": (), "threads": ("--threads", "9")}
 ALIKE = ("process", "fork", "fork_that_returns", "fork_that_exits", "fork_that_fails", "forkpty", "preexec", "thread")
 WAYS = [
@@ -187,12 +186,14 @@ forking.make = make
 # Where each worker imports is another place for the moments of an import only. With threads a usual run tries those in
 # which the child begins beside other threads of the server.
 CASES = [
-    (moment, mode, preload)
+    pytest.param(
+        *(moment, mode, preload),
+        marks=[] if mode == "greenlets" or moment in ("start hook", "warm-up", "job") else pytest.mark.more,
+    )
     for moment in MOMENTS
     for mode in MODES
     for preload in ("auto", "never")
     if preload == "auto" or moment.startswith("import")
-    if mode == "greenlets" or moment in ("start hook", "warm-up", "job") or MORE
 ]
 
 
@@ -252,7 +253,7 @@ if {condition}:
 """
 
 
-@pytest.mark.parametrize("preload", ["auto", "always", "never"])
+@pytest.mark.parametrize("preload", ["auto", pytest.param("always", marks=pytest.mark.more), "never"])
 @pytest.mark.parametrize("mode", MODES)
 def test_what_an_import_has_forked_ends_with_its_generation(serve, mode, preload):
     more = DAEMON.format(condition=True, daemon=True)

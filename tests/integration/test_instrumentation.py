@@ -116,8 +116,11 @@ def modules_on_path(pid: int) -> str:
     return next((os.fsdecode(entry) for entry in entries if entry.startswith(b"PYTHONPATH=")), "")
 
 
+MODES = [pytest.param((), id="greenlets"), pytest.param(("--threads", "2"), id="threads", marks=pytest.mark.more)]
+
+
 @pytest.mark.parametrize("mode", [(), ("--threads", "2")], ids=["greenlets", "threads"])
-@pytest.mark.parametrize("preload", ["auto", "always", "never"])
+@pytest.mark.parametrize("preload", ["auto", pytest.param("always", marks=pytest.mark.more), "never"])
 def test_https_works_in_a_view_whatever_a_sitecustomize_has_imported(serve, secure, mode, preload):
     server = serve("--preload", preload, *mode, workers=1, env=secure)
     customize(server, IMPORTS)
@@ -127,7 +130,7 @@ def test_https_works_in_a_view_whatever_a_sitecustomize_has_imported(serve, secu
     assert len(server.get().json["customized"]) == 1
 
 
-@pytest.mark.parametrize("mode", [(), ("--threads", "2")], ids=["greenlets", "threads"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_sitecustomize_that_patches_and_starts_a_thread(serve, secure, mode):
     server = serve(*mode, env=secure)
     directory = customize(server, PATCHES, IMPORTS, THREAD, LEAVES)
@@ -162,7 +165,7 @@ def test_children_of_the_application_have_the_sitecustomize_once(serve):
     assert answer["customized"] == [zygote], "it leaves nothing behind, so it is shared by the fork"
 
 
-@pytest.mark.parametrize("mode", [(), ("--threads", "2")], ids=["greenlets", "threads"])
+@pytest.mark.parametrize("mode", MODES)
 def test_the_process_of_a_job_has_the_sitecustomize_once(serve, mode):
     server = serve(*mode, workers=1)
     customize(server, THREAD, LEAVES)

@@ -113,7 +113,9 @@ def test_auto_falls_back_to_importing_in_each_worker_and_comes_back(serve, liste
     assert where(server) == "zygote"
 
 
-@pytest.mark.parametrize("mode", [(), ("--threads", "2")], ids=["greenlets", "threads"])
+@pytest.mark.parametrize(
+    "mode", [pytest.param((), id="greenlets"), pytest.param(("--threads", "2"), id="threads", marks=pytest.mark.more)]
+)
 def test_auto_falls_back_for_descriptors_that_processes_cannot_share(serve, mode):
     server = serve(*mode).start()
     for number, (name, (code, maker)) in enumerate(DESCRIPTORS.items()):

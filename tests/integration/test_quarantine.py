@@ -199,7 +199,7 @@ def test_a_sibling_holds_it_until_the_master_has_seen_the_death(start, proxy):
     assert (said, deaths(server)) == ([503], 2)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.05, 2.0])
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(0.05, marks=pytest.mark.more), 2.0])
 def test_what_only_ran_beside_it_is_served(start, proxy, seconds):
     server = start()
     target = f"/slow?{seconds}"
@@ -367,7 +367,7 @@ def run_everywhere(server, target: str) -> None:
     wait_for(is_everywhere, "a request in each worker")
 
 
-@pytest.mark.parametrize("options", [(), ("--threads", "8")], ids=str)
+@pytest.mark.parametrize("options", [(), pytest.param(("--threads", "8"), marks=pytest.mark.more)], ids=str)
 @pytest.mark.parametrize("master", ["runs", "late", "dead"])
 def test_workers_that_are_killed_together_count_as_one_death(start, master, options):
     server = start(*options)

@@ -177,7 +177,12 @@ def open_shop(serve, redis: Path) -> Callable[[str], Shop]:
     return make
 
 
-@pytest.mark.parametrize("name", QUEUES)
+def some(*names: str, more: tuple[bool, ...] = ()) -> list:
+    """All queues as parameters of a test. A usual run tries these; each has its own test of some kind."""
+    return [pytest.param(name, *more, marks=[] if name in names else pytest.mark.more) for name in QUEUES]
+
+
+@pytest.mark.parametrize("name", some("Celery", "Dramatiq"))
 def test_a_release_waits_for_a_slow_import_and_the_new_worker_takes_tasks(name: str, open_shop):
     shop = open_shop(name).start()
     server = shop.server
@@ -200,7 +205,7 @@ def test_a_release_waits_for_a_slow_import_and_the_new_worker_takes_tasks(name: 
     assert shop.await_task("ends", "second") == 2
 
 
-@pytest.mark.parametrize("name", QUEUES)
+@pytest.mark.parametrize("name", some("Celery"))
 def test_an_import_error_in_a_task_module_fails_the_release_and_the_old_worker_works_on(name: str, open_shop):
     shop = open_shop(name).start()
     server = shop.server
@@ -228,7 +233,7 @@ def acknowledge_late(shop: Shop) -> None:
     (shop.server.root / "reuseport.toml").write_text(shop.configuration.replace("--disable-prefetch ", ""))
 
 
-@pytest.mark.parametrize(("name", "late"), [*((name, False) for name in QUEUES), ("Celery", True)])
+@pytest.mark.parametrize(("name", "late"), [*some("Huey", "RQ", more=(False,)), ("Celery", True)])
 def test_the_new_version_does_a_task_that_waits_while_the_old_one_finishes_its_own(name: str, late: bool, open_shop):
     """A worker that reserves tasks would keep it until its longest task ends."""
     shop = open_shop(name)
@@ -251,7 +256,9 @@ def test_the_new_version_does_a_task_that_waits_while_the_old_one_finishes_its_o
     server.settle(2, within=PATIENCE)
 
 
-@pytest.mark.parametrize(("name", "scheduler"), [("Celery", "beat"), ("Huey", "periodic")])
+@pytest.mark.parametrize(
+    ("name", "scheduler"), [("Celery", "beat"), pytest.param("Huey", "periodic", marks=pytest.mark.more)]
+)
 def test_a_scheduler_runs_once_and_says_when_it_is_ready(name: str, scheduler: str, open_shop):
     shop = open_shop(name).start()
     server = shop.server
