@@ -68,7 +68,8 @@ RETRY = 0.5  # seconds between two attempts to reach a master
 UNBOOTED = 60.0  # seconds without a master until a zygote ends that no master has told what to load
 # Seconds until a generation that was superseded, and still drains, looks for changed files; and between two looks.
 STILL_THERE, LOOK_AGAIN = 5.0, 60.0
-# Seconds for its children and exit handlers: the master kills a zygote that takes 2 s to leave (core, QUIT_GRACE).
+# Seconds for its children and exit handlers together. The master kills a zygote that takes 2 s to leave (core,
+# QUIT_GRACE).
 LEAVING = 1.6
 
 fork = monkey.get_original("os", "fork")
@@ -598,8 +599,8 @@ def _close_all(fds: Iterable[int]) -> None:
 def quit_with(status: int) -> NoReturn:
     """End this zygote, and the processes that its import has started. Run the import's exit handlers: those that
     remove files only if no other process shares the import."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a handler of it may be what has called this
-    ground.exit_after(LEAVING, "An exit handler of the import takes too long. It is in (most recent call last):")
+    forked.ignore(signal.SIGTERM)  # a handler of it may be what has called this
+    ground.exit_after(LEAVING, "The end of this zygote takes too long. It is in (most recent call last):")
     try:
         children.end()
     except OSError as error:

@@ -40,6 +40,13 @@ SEMAPHORE = "/dev/shm/sem." + LOCK._semlock.name.lstrip("/")
 FILES += [multiprocessing.util.get_temp_dir(), SEMAPHORE]
 (ROOT / f"of-{os.path.basename(SEMAPHORE)}").symlink_to(SEMAPHORE)
 
+IMPORTED = os.getpid()
+
+@atexit.register
+def start_a_program():
+    if os.getpid() == IMPORTED:
+        os.system(f"grep SigIgn /proc/self/status >{ROOT}/ignored-{VERSION}")
+
 @atexit.register
 def flush():
     with open(ROOT / "flushed", "a") as file:
@@ -109,6 +116,8 @@ def test_files_of_an_import_live_as_long_as_its_generation(serve):
     outcome = server.release()
     assert outcome.exit == 1 and "ZeroDivisionError" in outcome.err
     assert files_of(server) == first and flushed(server)[-1].startswith("fails ")
+    ignored = int((server.gates / "ignored-fails").read_text().split()[1], 16)
+    assert not ignored >> (signal.SIGTERM - 1) & 1, "of a program that an exit handler starts"
     server.write("two", HANGS)
     assert server.release("--wait", "drained").exit == 0
     assert files_of(server) == first, "the version before stands by"
