@@ -20,7 +20,7 @@ from typing import Any
 from reuseport import options
 from reuseport.core import events as ev
 from reuseport.core import machine
-from reuseport.core.model import ACCEPTING, STANDBY, ZYGOTE, Cluster, Generation, Key
+from reuseport.core.model import ACCEPTING, ATTENDING, STANDBY, ZYGOTE, Cluster, Generation, Key
 from reuseport.ipc import channel as channels
 from reuseport.ipc.begun import Begun
 from reuseport.ipc.inflight import InFlight
@@ -381,10 +381,14 @@ class Master:
         return status.waits_for(self.cluster, number, self.processes, self.board, held)
 
     def _works_on(self, g: Generation) -> dict[str, set[str]]:
-        """The requests and companions of a generation, by the names that the history has for them."""
+        """The requests and companions of a generation, by the names that the history has for them.
+
+        A worker that attends to tenants that stay gets new requests: the drain waits for those tenants.
+        """
         requests = set()
         for number, worker in g.workers.items():
-            process = None if worker.is_job else self.processes.get(Key(g.number, number))
+            waits = not worker.is_job and worker.state != ATTENDING
+            process = self.processes.get(Key(g.number, number)) if waits else None
             if process is not None and status.figures(process, self.board)["requests_active"]:
                 requests |= self.quarantine.running(process.row) or {"request"}
         return {"requests": requests, "companions": {f"{g.number}.{c.label}" for c in g.company.values()}}

@@ -1,7 +1,8 @@
 """What a drain waits for besides jobs, for the history: requests by their method and path, and companions.
 
 No process tells when one of its requests ends, so the master looks once a second. A request or companion that is there
-at one look and not at the next has ended in between, and counts as long as to the first of them.
+at one look and not at the next has ended in between, and counts as long as to the first of them. It counts from the
+first look at which it was there, or from the drain's begin.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class Waits:
 
     def __init__(self, look: Look) -> None:
         self._look = look
-        # By generation and kind: name -> seconds of the drain after which it was seen last.
-        self._seen: dict[int, dict[str, dict[str, float]]] = {}
+        # By generation and kind: name -> seconds of the drain after which it was seen first, and last.
+        self._seen: dict[int, dict[str, dict[str, list[float]]]] = {}
         self._last: dict[int, float] = {}  # by generation: the last look, likewise
 
     def estate(self) -> dict[str, Any]:
@@ -41,11 +42,14 @@ class Waits:
             if begun and g.number in self._last:
                 continue
             after = round(now - g.since, 3)
+            first = after if g.number in self._last else 0.0
             self._last[g.number] = after
             kinds = self._seen.setdefault(g.number, {REQUESTS: {}, COMPANIONS: {}})
             for kind, names in self._look(g).items():
                 seen = kinds[kind]
-                seen.update((name, after) for name in names if name in seen or len(seen) < KNOWN)
+                for name in names:
+                    if name in seen or len(seen) < KNOWN:
+                        seen[name] = [seen.get(name, [first])[0], after]
 
     def ended(self, number: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
         """What the drain of this generation, which took so many seconds, waited for, the longest of each kind."""
@@ -59,7 +63,7 @@ class Waits:
             self._seen.pop(number, None)
 
 
-def _longest(seen: Mapping[str, float], last: float, seconds: float) -> list[dict[str, Any]]:
-    found = [(seconds if after >= last else after, name) for name, after in seen.items()]
+def _longest(seen: Mapping[str, list[float]], last: float, seconds: float) -> list[dict[str, Any]]:
+    found = [((seconds if after >= last else after) - since, name) for name, (since, after) in seen.items()]
     found = sorted((one for one in found if one[0] >= LEAST), key=lambda one: (-one[0], one[1]))
     return [{"name": name, "seconds": round(waited, 3)} for waited, name in found[:MOST]]

@@ -46,6 +46,16 @@ def test_a_drain_is_looked_at_when_it_begins_and_not_at_each_event():
     assert world.waits.ended(1, 0.9)["requests"] == [{"name": "GET /slow", "seconds": 0.9}]
 
 
+def test_what_comes_later_counts_from_then():
+    """As where a worker attended to tenants that stayed, and leaves now."""
+    world = World()
+    world.at(100.0, begun=True)
+    world.at(101.0)
+    world.at(160.0, "GET /report")
+    world.at(170.0, "GET /report")
+    assert world.waits.ended(1, 70.5)["requests"] == [{"name": "GET /report", "seconds": 10.5}]
+
+
 def test_only_the_longest_are_kept(monkeypatch):
     monkeypatch.setattr(waits, "KNOWN", 30)
     world = World()
