@@ -19,7 +19,7 @@ from reuseport import startup
 from reuseport.ipc.logline import printable
 from reuseport.options import Settings, parse_app
 from reuseport.options.arguments import did_you_mean
-from reuseport.worker import lazyimports, remedies
+from reuseport.worker import firstrequest, lazyimports, remedies
 
 USUAL = ("app", "application", "create_app()", "make_app()")  # what applications are called
 
@@ -89,7 +89,8 @@ def check(app: Any, what: str, made_by: str = "") -> None:
 
 
 def settle(settings: Settings) -> None:
-    """Carry out lazy imports, unless --lazy-imports keeps them. LoadError where one of the application's own fails."""
+    """Carry out lazy imports, and those of a framework's first request, unless --lazy-imports keeps them. LoadError
+    where one of the application's own fails."""
     if settings.lazy_imports == "keep":
         return
     top = parse_app(settings.app).module.partition(".")[0] if settings.app else "__main__"
@@ -105,6 +106,8 @@ def settle(settings: Settings) -> None:
             f"the lazy import of {broken.what} in {broken.where}: {type(broken.error).__name__}: {broken.error} "
             "(--lazy-imports keep leaves it to the first use)"
         ) from None
+    if name := firstrequest.urlconf():
+        _guard(f"importing Django's ROOT_URLCONF, {name}", firstrequest.import_urlconf)
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool | None:

@@ -67,9 +67,10 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "lazy_imports", kinds.choice("settle", "keep"), "settle", group=APPLICATION,
-        help="What becomes of the application's lazy imports (PEP 810, Python 3.15 or later). settle: they are carried "
-        "out when the application has been imported, so that the workers share their memory, and a broken one fails "
-        "the release. keep: each one is carried out at its first use.",
+        help="What becomes of the application's lazy imports (PEP 810, Python 3.15 or later), and of Django's URLconf, "
+        "which Django imports at its first request. settle: they are carried out when the application has been "
+        "imported, so that the workers share their memory, and a broken one fails the release. keep: each one is "
+        "carried out at its first use.",
     ),
     Option(
         "workers", kinds.WHOLE, machine.usable_cores, flags=("-w",), group=PROCESSES, check=between(1, 1024),
