@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import threading
@@ -50,6 +51,19 @@ def make():
     yield make
     for harness in harnesses:
         harness.close()
+
+
+@pytest.fixture(autouse=True)
+def disk(monkeypatch):
+    """The file system's blocks, of which enough are free: how full this machine's disk is does not matter."""
+    info = SimpleNamespace(f_bavail=50, f_blocks=100, looks=0)
+
+    def look(fd):
+        info.looks += 1
+        return info
+
+    monkeypatch.setattr(gather.os, "fstatvfs", look)
+    return info
 
 
 @pytest.fixture
@@ -219,8 +233,78 @@ def test_without_room_on_the_disk_it_is_507(make, monkeypatch, tmp_path):
     assert one.status == 507
     assert harness.counter(ERRORS) == 1
     (error,) = harness.errors()
-    assert "TMPDIR" in error and "missing" in error
+    assert "missing" in error and "TMPDIR" not in error, "no other directory helps against each error"
     assert [answer.body for answer in harness.talk(HEAD + chunks(b"abc") + LAST)] == [b"abc", b""]
+
+
+@pytest.mark.parametrize(
+    ("code", "advises"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False), (errno.EMFILE, False)]
+)
+def test_a_disk_that_fails_in_the_middle_of_a_body_is_507(make, temporary, monkeypatch, code, advises):
+    written = []
+
+    def write(spool, data):
+        if len(written) > 2:
+            raise OSError(code, os.strerror(code))
+        written.append(bytes(data))
+        return len(data)
+
+    monkeypatch.setattr(gather.Spool, "write", write)
+    harness = make(seen_body)
+    (one,) = harness.talk(HEAD + chunks(BIG) + LAST)
+    assert (one.status, len(written)) == (507, 3)
+    assert harness.counter(ERRORS) == 1
+    (error,) = harness.errors()
+    assert os.strerror(code) in error
+    assert ("TMPDIR" in error) is advises
+    assert held_in(temporary) == 0
+
+
+@pytest.mark.parametrize("free", [9, 10])
+def test_the_last_tenth_of_the_disk_is_not_for_bodies(make, temporary, disk, free):
+    disk.f_bavail = free
+    harness = make(seen_body)
+    for _ in range(2):
+        answers = harness.talk(HEAD + chunks(BIG) + LAST)
+        assert [answer.status for answer in answers] == ([507] if free < 10 else [200, 200])
+    assert harness.talk(HEAD + chunks(b"abc") + LAST)[0].body == b"abc", "this one needs no disk"
+    assert held_in(temporary) == 0
+    assert len(harness.errors()) == (free < 10)
+    for error in harness.errors():
+        assert "TMPDIR" in error and "10%" in error and str(temporary) in error
+
+
+def test_the_disk_is_looked_at_again_while_a_body_grows(make, disk, monkeypatch):
+    monkeypatch.setattr(gather, "LOOK", 100_000)
+    harness = make(seen_body)
+    with harness.connect() as client:
+        client.send(HEAD + chunks(BIG)[:200_000])
+        wait_for(lambda: disk.looks == 2)
+        disk.f_bavail = 0
+        client.send(chunks(BIG)[200_000:])
+        assert parse(client.read_all())[0].status == 507
+    assert disk.looks == 3
+
+
+def test_a_file_system_without_a_size_is_taken(make, disk):
+    disk.f_bavail = disk.f_blocks = 0
+    assert make(seen_body).talk(HEAD + chunks(BIG) + LAST)[0].body == BIG
+
+
+@pytest.mark.parametrize(("limit", "length", "status"), [(0, 100, 200), (0, 101, 413), (50, 51, 413), (200, 200, 200)])
+def test_a_body_is_bounded_without_an_option_too(make, monkeypatch, limit, length, status):
+    monkeypatch.setattr(gather, "LARGEST", 100)
+    harness = make(seen_body, limit_request_body=limit)
+    assert harness.talk(HEAD + chunks(b"x" * length, 10) + LAST)[0].status == status
+    errors = harness.errors()
+    assert len(errors) == (not limit and status == 413), "who has set a limit knows it"
+    for error in errors:
+        assert "--limit-request-body" in error and "--no-buffer-chunked" in error
+
+
+def test_no_option_and_no_buffering_is_no_bound(make, monkeypatch):
+    monkeypatch.setattr(gather, "LARGEST", 100)
+    assert make(seen_body, buffer_chunked=False).talk(HEAD + chunks(b"x" * 101) + LAST)[0].status == 200
 
 
 @pytest.mark.parametrize("way", WAYS)
