@@ -264,7 +264,7 @@ class Connection(Lingering):
 
     def awaits_body(self, in_turn: bool) -> None:
         """More of the body has to come; or, `in_turn`, some of it is to be decoded when others have had their turn."""
-        self._set_deadline(self.engine.body_timeout)
+        self._set_deadline(self.engine.body_time())
         if in_turn:
             self._resume_later()
 
@@ -332,6 +332,8 @@ class Connection(Lingering):
         """A drain has begun, and this connection cannot be passed on now."""
         if self.state is LINGERING:
             self.hurry()
+        elif self.state is BODY and self.deadline == NEVER:
+            self._set_deadline(self.engine.body_time())
 
     @property
     def peer(self) -> Any:

@@ -275,6 +275,10 @@ class Engine:
         """
         return self.header_timeout or (LAST_CALL if self.draining else 0)
 
+    def body_time(self) -> float:
+        """Seconds between two pieces of a body that the server buffers; 0 for no limit. As for a head in a drain."""
+        return self.body_timeout or (LAST_CALL if self.draining else 0)
+
     def request_begins(self) -> None:
         """The application gets a request."""
         self.requests += 1

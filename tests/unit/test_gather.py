@@ -15,7 +15,7 @@ from http_harness import Harness, echo, parse, turn, wait_for
 from tls_harness import TlsClient, TlsHarness
 
 from reuseport.ipc.scoreboard import ACTIVE, ERRORS, REQUESTS
-from reuseport.worker import gather
+from reuseport.worker import engine, gather
 from reuseport.worker.states import BODY
 
 HEAD = b"POST /up HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -361,6 +361,36 @@ def test_a_drain_waits_for_the_body(make, way, stop):
             wait_for(lambda: harness.engine.connections == 0)
         else:
             wait_for(lambda: len(passed) == 1)  # between two requests it can go to the heir
+
+
+@pytest.mark.parametrize("way", ["greenlets", "TLS"])
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_drain_does_not_wait_for_a_silent_sender_for_ever(make, way, stop, monkeypatch):
+    monkeypatch.setattr(engine, "LAST_CALL", 0.2)
+    harness = make(never, way, body_timeout=0)
+    with TlsClient(harness) if way == "TLS" else harness.connect() as client:
+        client.send(HEAD + b"3\r\nabc\r\n")
+        wait_for(lambda: in_body(harness))
+        (connection,) = harness.engine._open
+        assert connection.seconds_left() is None
+        if stop:
+            harness.engine.drain()
+            harness.engine.close_idle()
+        else:
+            harness.engine.drain_to(lambda connections: None)
+        assert connection.seconds_left() <= 0.2
+        client.send(b"1\r\nd\r\n")
+        assert b" 408 " in client.read_all()
+
+
+def test_a_drain_leaves_a_body_the_time_that_an_option_gives(make):
+    harness = make(never, body_timeout=100.0)
+    with harness.connect() as client:
+        client.send(HEAD + b"3\r\nabc\r\n")
+        wait_for(lambda: in_body(harness))
+        (connection,) = harness.engine._open
+        harness.engine.drain()
+        assert connection.seconds_left() > engine.LAST_CALL
 
 
 def test_the_loops_own_thread_stays_out_of_the_application(make):
