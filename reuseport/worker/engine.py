@@ -327,8 +327,22 @@ class Engine:
     def request_dropped(self, connection: Connection) -> None:
         """A request that the router let in does not begin, because its body did not come whole."""
 
-    def refused(self, connection: Connection, error: RequestError, head: bytes | bytearray) -> None:
-        """A request ended before the application could get it; `head`: what there was of it."""
+    def broken_off(self, response: Response) -> None:
+        """The connection of a request was closed while its body was buffered: nobody was told a status."""
+        self.board[CLASSES[0]] += 1
+        self.board[REQUESTS] += 1
+
+    def refused(
+        self,
+        connection: Connection,
+        error: RequestError,
+        head: bytes | bytearray,
+        response: Response | None = None,
+    ) -> None:
+        """A request ended before the application could get it; `head`: what there was of it.
+
+        `response`: that of a request whose head was whole, and whose body was being buffered.
+        """
         self.board[CLASSES[error.status // 100]] += 1
         self.board[REQUESTS] += 1
         if error.status >= 500:

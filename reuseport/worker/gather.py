@@ -69,7 +69,8 @@ class Spooled(NoBody):
 class Gathering:
     """One body on its way. It looks like a stream whose reads never wait: they raise BlockingIOError.
 
-    `head`: the request's, for the log. `unread`: what has come and is not decoded yet. `run` has the request answered.
+    `response`: the request's. `head`: its head, for the log. `unread`: what has come and is not decoded yet. `run` has
+    the request answered.
     """
 
     def __init__(self, run: Callable[[Response], None], response: Response) -> None:
@@ -77,7 +78,7 @@ class Gathering:
         self.engine = response.connection.engine
         self.unread = b""
         self._run = run
-        self._response = response
+        self.response = response
         self._body = response.body
         self._body.bound(LARGEST)
         self.head = self._body.head
@@ -111,15 +112,15 @@ class Gathering:
         body.read_from(self)
         if asks:
             try:
-                self._response.connection.ask_for_body()
+                self.response.connection.ask_for_body()
             except OSError:
-                self._response.connection.close()
+                self.response.connection.close()
                 return
         self.take_in(data)
 
     def take_in(self, data: bytes | bytearray) -> None:
         """Decode `data`, which has come; none where others have had their turn."""
-        connection = self._response.connection
+        connection = self.response.connection
         try:
             complete = self._decode(bytes(data))
             if complete:
@@ -196,7 +197,7 @@ class Gathering:
 
     def _complete(self) -> Response:
         """The response, whose request is complete now."""
-        response = self._response
+        response = self.response
         environ = response.environ
         assert environ is not None
         self._body.detach()
@@ -215,9 +216,9 @@ class Gathering:
     def drop(self) -> None:
         """The request never begins."""
         self._body.detach()
-        self._response.environ = None
+        self.response.environ = None
         self.close()
-        self.engine.request_dropped(self._response.connection)
+        self.engine.request_dropped(self.response.connection)
 
     def close(self) -> None:
         if self._spool is not None:
