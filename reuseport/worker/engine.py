@@ -256,6 +256,11 @@ class Engine:
         for connection in list(self._open):
             connection.close_if_idle()
 
+    def gathering(self) -> list[Response]:
+        """Those of the requests whose bodies are being buffered. Also called in a signal's handler."""
+        bodies = [getattr(connection, "_gathering", None) for connection in list(self._open)]
+        return [body.response for body in bodies if body is not None]
+
     def abandon(self) -> None:
         """In a child that the application has forked: the clients are its parent's."""
         self.readers.close()

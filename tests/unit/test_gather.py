@@ -11,12 +11,15 @@ from types import SimpleNamespace
 
 import gevent
 import pytest
-from http_harness import Harness, echo, parse, turn, wait_for
+from http_harness import PATIENCE, Harness, echo, parse, turn, wait_for
 from tls_harness import TlsClient, TlsHarness
 
+from reuseport import jobs
 from reuseport.ipc.scoreboard import ACTIVE, ERRORS, REQUESTS
 from reuseport.worker import engine, gather
+from reuseport.worker.drain import Drain
 from reuseport.worker.states import BODY
+from reuseport.worker.tls import TlsConnection
 
 HEAD = b"POST /up HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 LAST = b"GET /next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -391,6 +394,59 @@ def test_a_drain_leaves_a_body_the_time_that_an_option_gives(make):
         (connection,) = harness.engine._open
         harness.engine.drain()
         assert connection.seconds_left() > engine.LAST_CALL
+
+
+def test_a_stuck_job_does_not_let_its_worker_cut_an_upload(make, monkeypatch):
+    harness = make(seen_body)
+    left = []
+    worker = SimpleNamespace(
+        engine=harness.engine, state="draining", board=harness.board, birth=SimpleNamespace(generation=3),
+        receiver=SimpleNamespace(empty=lambda: False), exit=lambda: left.append("the worker"),
+    )  # fmt: skip
+    drain = Drain(worker)
+    # One job that cannot be ended, in a request whose client has gone: it has no connection.
+    monkeypatch.setattr(jobs, "overdue", lambda: [SimpleNamespace(in_request=True)])
+    harness.engine.requests = 1
+    try:
+        with harness.connect() as client:
+            client.send(HEAD + b"3\r\nabc\r\n")
+            wait_for(lambda: in_body(harness))
+            drain.leave_if_done()
+            assert not left
+            client.send(b"0\r\n\r\n" + LAST)
+            assert parse(client.read_all())[0].body == b"abc"
+            wait_for(lambda: not harness.engine.connections and harness.engine.requests == 1)
+        drain.leave_if_done()
+        assert left == ["the worker"]
+    finally:
+        harness.engine.requests = harness.board[ACTIVE] = 0
+
+
+def test_the_loop_sends_nothing_while_a_thread_has_the_connection(make, monkeypatch):
+    """What the loop had no room for (100 Continue, say) is the thread's to send: two must not write at once."""
+    sent_while_lent = []
+    monkeypatch.setattr(TlsConnection, "_flush", lambda connection: sent_while_lent.append(connection._lent))
+    entered, leave = threading.Event(), threading.Event()
+
+    def application(environ, start_response):
+        entered.set()
+        assert leave.wait(PATIENCE)
+        return seen_body(environ, start_response)
+
+    harness = make(application, "TLS, threads")
+    with TlsClient(harness) as client:
+        client.send(HEAD + b"3\r\nabc\r\n")
+        wait_for(lambda: in_body(harness))
+        (connection,) = harness.engine._open
+        connection._flush_later()
+        wait_for(lambda: sent_while_lent)
+        client.send(b"0\r\n\r\n" + LAST)
+        wait_for(entered.is_set)
+        for _ in range(5):
+            turn()
+        leave.set()
+        assert [answer.body for answer in parse(client.read_all())] == [b"abc", b""]
+    assert set(sent_while_lent) == {False}
 
 
 def test_the_loops_own_thread_stays_out_of_the_application(make):
