@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 import tempfile
 import threading
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from reuseport import jobs
 from reuseport.ipc.scoreboard import ACTIVE, ERRORS, REQUESTS
 from reuseport.worker import engine, gather
 from reuseport.worker.drain import Drain
+from reuseport.worker.snapshot import Snapshots
 from reuseport.worker.states import BODY
 from reuseport.worker.tls import TlsConnection
 
@@ -133,6 +135,25 @@ def test_a_slow_client_holds_neither_thread_nor_greenlet(make, way):
         slow.send(b"2\r\nde\r\n0\r\n\r\n")
         slow.read_until(b"abcde")
         wait_for(lambda: harness.counter(REQUESTS) == 2)
+
+
+def test_a_snapshot_has_whose_body_is_still_coming(make):
+    harness = make(seen_body)
+    taker = Snapshots.__new__(Snapshots)  # without its handlers of signals
+    taker._who, taker._turned, taker._job, taker._gathering = "3.1", None, None, harness.engine.gathering
+
+    def bodies():
+        return [entry for entry in taker._take(sys._getframe())["running"] if entry["kind"] == BODY]
+
+    with harness.connect(tcp=True) as client:
+        client.send(HEAD + b"3\r\nabc\r\n")
+        wait_for(lambda: harness.engine._open and in_body(harness))
+        [one] = bodies()
+        assert (one["request"], one["client"], one["stack"]) == ("POST /up", "127.0.0.1", [])
+        assert one["age"] >= 0
+        client.send(b"0\r\n\r\n" + LAST)
+        client.read_all()
+        assert bodies() == []
 
 
 @pytest.mark.parametrize("way", ["TLS", "TLS, threads"])
