@@ -27,7 +27,7 @@ from reuseport.cli.failure import FAILED, NO_MASTER, USAGE, Failure
 from reuseport.cli.frame import ANSWER_SECONDS, json_option
 from reuseport.cli.words import duration
 from reuseport.ipc.rundir import RunDir, RunDirError
-from reuseport.ipc.stacks import LINES_SIGNAL, SNAPSHOT_SIGNAL
+from reuseport.ipc.stacks import BODY, LINES_SIGNAL, SNAPSHOT_SIGNAL
 from reuseport.options import Option, kinds
 from reuseport.options.arguments import one_line
 from reuseport.options.manual import manual
@@ -255,7 +255,11 @@ def render(one: Asked) -> list[str]:
     turned = f"; its loop stands still for {stands:.1f} s" if isinstance(stands, int | float) and stands > 1 else ""
     lines = [f"{head}: {', '.join(facts)}{turned}"]
     for group in _groups(shown):
-        lines += ["", *_named(group), *_lines(group[0].get("stack", []), one.author)]
+        lines += ["", *_named(group)]
+        if group[0].get("kind") == BODY:
+            lines.append("    the client still sends its chunked body (--buffer-chunked)")
+        else:
+            lines += _lines(group[0].get("stack", []), one.author)
     for job in one.told.get("jobs", []):
         lines += ["", f"  job {_job(job)}: in no greenlet or thread that can be told apart"]
     return lines
@@ -280,7 +284,7 @@ def _groups(entries: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, 
         entries, key=lambda e: (not e.get("now"), "request" not in e, "job" not in e, -(e.get("age") or _age(e)))
     )
     for entry in order:
-        kind = ("request" in entry, "job" in entry, entry.get("now"))
+        kind = ("request" in entry, "job" in entry, entry.get("now"), entry.get("kind") == BODY)
         groups.setdefault(json.dumps([kind, entry.get("stack", [])]), []).append(entry)
     yield from groups.values()
 

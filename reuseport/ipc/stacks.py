@@ -14,3 +14,5 @@ import signal
 STACK_SIGNAL = signal.SIGRTMIN + 5
 SNAPSHOT_SIGNAL = signal.SIGRTMIN + 7  # the one between them is a deadline's (reuseport/deadlines.py)
 LINES_SIGNAL = signal.SIGRTMIN + 8
+
+BODY = "body"  # in a snapshot, the kind of a request whose body is still being buffered

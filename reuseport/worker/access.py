@@ -267,8 +267,14 @@ class AccessLog:
         seconds = (response.ended or time.monotonic()) - response.began
         self._line(response.request, status, response.sent, seconds, response.headers, response.complete, None)
 
-    def refused(self, connection: Connection, error: RequestError, head: bytes | bytearray) -> None:
-        """The server has refused what began with `head`."""
+    def refused(
+        self, connection: Connection, error: RequestError, head: bytes | bytearray, response: Recorded | None
+    ) -> None:
+        """The server has refused what began with `head`; `response` as in `Engine.refused`."""
+        if response is not None:
+            seconds = time.monotonic() - response.began
+            self._line(response.request, error.status, 0, seconds, (), True, str(error))
+            return
         environ = {**connection.template, "REMOTE_ADDR": connection.remote_addr, "REMOTE_PORT": connection.remote_port}
         line = bytes(head.lstrip(b"\r\n").partition(b"\r\n")[0][:LONGEST_LINE]).decode("latin-1")
         words = line.split(" ")
@@ -289,14 +295,20 @@ class AccessLog:
 
 def wrap(engine: Any, access: AccessLog) -> None:
     """Have the engine record its requests."""
-    done, refused = engine.request_done, engine.refused
+    done, refused, broken_off = engine.request_done, engine.refused, engine.broken_off
 
     def request_done(response: Recorded, failed: bool) -> None:
         access.record(response)
         done(response, failed)
 
-    def refuse(connection: Connection, error: RequestError, head: bytes | bytearray) -> None:
-        access.refused(connection, error, head)
-        refused(connection, error, head)
+    def refuse(
+        connection: Connection, error: RequestError, head: bytes | bytearray, response: Recorded | None = None
+    ) -> None:
+        access.refused(connection, error, head, response)
+        refused(connection, error, head, response)
 
-    engine.request_done, engine.refused = request_done, refuse
+    def break_off(response: Recorded) -> None:
+        access.record(response)
+        broken_off(response)
+
+    engine.request_done, engine.refused, engine.broken_off = request_done, refuse, break_off

@@ -178,6 +178,10 @@ class Body(io.RawIOBase):
             return False
         return self.complete
 
+    def bound(self, limit: int) -> None:
+        """Let it have so many bytes at most, unless it has a limit."""
+        self._limit = self._limit or limit
+
     def read_from(self, stream: Any) -> None:
         """Take the body from this stream instead."""
         self._stream = stream

@@ -235,6 +235,7 @@ class Connection(Lingering):
         """Buffer the chunked body of the request that was to be served. The gathering has the request answered then."""
         if self.state is not SERVING:  # closed meanwhile
             gathering.drop()
+            self.engine.broken_off(gathering.response)
             return
         self.state = BODY
         self._gathering = gathering
@@ -264,14 +265,17 @@ class Connection(Lingering):
 
     def awaits_body(self, in_turn: bool) -> None:
         """More of the body has to come; or, `in_turn`, some of it is to be decoded when others have had their turn."""
-        self._set_deadline(self.engine.body_timeout)
+        self._set_deadline(self.engine.body_time())
         if in_turn:
             self._resume_later()
 
-    def _drop_body(self) -> None:
+    def _drop_body(self) -> Response | None:
+        """The response of the request whose body was being buffered, if one was."""
         gathering, self._gathering = self._gathering, None
-        if gathering is not None:
-            gathering.drop()
+        if gathering is None:
+            return None
+        gathering.drop()
+        return gathering.response
 
     def refuse(self, error: RequestError, head: bytes | bytearray) -> None:
         """Answer, instead of the application, the request that was to be served; and close."""
@@ -279,9 +283,9 @@ class Connection(Lingering):
 
     def _refuse(self, error: RequestError, head: bytes | bytearray) -> None:
         """Answer what is no request that the application could get, as far as its `head` has come, and close."""
-        self._drop_body()
+        response = self._drop_body()
         self.state = SERVING
-        self.engine.refused(self, error, head)
+        self.engine.refused(self, error, head, response)
         try:
             self.engine.board[BYTES_OUT] += self._sock.send(refusal(error.status, str(error), self.engine.date()))
         except OSError:
@@ -332,6 +336,8 @@ class Connection(Lingering):
         """A drain has begun, and this connection cannot be passed on now."""
         if self.state is LINGERING:
             self.hurry()
+        elif self.state is BODY and self.deadline == NEVER:
+            self._set_deadline(self.engine.body_time())
 
     @property
     def peer(self) -> Any:
@@ -465,7 +471,8 @@ class Connection(Lingering):
         self.deadline = NEVER
         self.engine.wheel.forget(self)
         self.unread = b""
-        self._drop_body()
+        if (response := self._drop_body()) is not None:
+            self.engine.broken_off(response)
         self._reader.close()
         if self._writer is not None:
             self._writer.close()

@@ -105,7 +105,9 @@ class Drain:
         # Jobs that cannot be ended otherwise end with their worker, as soon as it has no other work.
         overdue = jobs.overdue()
         stuck = sum(one.in_request for one in overdue)
-        if engine.requests <= stuck and engine.connections <= stuck and worker.board[JOBS] <= len(overdue):
+        # The client of a stuck job may have gone, so its place among the connections may be that of an upload.
+        requests = engine.requests + (len(engine.gathering()) if stuck else 0)
+        if requests <= stuck and engine.connections <= stuck and worker.board[JOBS] <= len(overdue):
             # What waits in the queue would be lost with the answer that it was taken; it goes straight on to the heir.
             if self.heir != worker.birth.generation and worker.receiver.empty():
                 return

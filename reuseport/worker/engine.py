@@ -256,6 +256,11 @@ class Engine:
         for connection in list(self._open):
             connection.close_if_idle()
 
+    def gathering(self) -> list[Response]:
+        """Those of the requests whose bodies are being buffered. Also called in a signal's handler."""
+        bodies = [getattr(connection, "_gathering", None) for connection in list(self._open)]
+        return [body.response for body in bodies if body is not None]
+
     def abandon(self) -> None:
         """In a child that the application has forked: the clients are its parent's."""
         self.readers.close()
@@ -274,6 +279,10 @@ class Engine:
         A drain waits for the rest, so in a drain there is always a limit.
         """
         return self.header_timeout or (LAST_CALL if self.draining else 0)
+
+    def body_time(self) -> float:
+        """Seconds between two pieces of a body that the server buffers; 0 for no limit. As for a head in a drain."""
+        return self.body_timeout or (LAST_CALL if self.draining else 0)
 
     def request_begins(self) -> None:
         """The application gets a request."""
@@ -323,8 +332,22 @@ class Engine:
     def request_dropped(self, connection: Connection) -> None:
         """A request that the router let in does not begin, because its body did not come whole."""
 
-    def refused(self, connection: Connection, error: RequestError, head: bytes | bytearray) -> None:
-        """A request ended before the application could get it; `head`: what there was of it."""
+    def broken_off(self, response: Response) -> None:
+        """The connection of a request was closed while its body was buffered: nobody was told a status."""
+        self.board[CLASSES[0]] += 1
+        self.board[REQUESTS] += 1
+
+    def refused(
+        self,
+        connection: Connection,
+        error: RequestError,
+        head: bytes | bytearray,
+        response: Response | None = None,
+    ) -> None:
+        """A request ended before the application could get it; `head`: what there was of it.
+
+        `response`: that of a request whose head was whole, and whose body was being buffered.
+        """
         self.board[CLASSES[error.status // 100]] += 1
         self.board[REQUESTS] += 1
         if error.status >= 500:

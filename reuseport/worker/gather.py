@@ -5,12 +5,14 @@ others read nothing without it. So the server decodes the whole body first, as R
 application sees CONTENT_LENGTH and no Transfer-Encoding. waitress does the same.
 
 The loop does this, while no greenlet and no thread waits for the client. A body beyond MEMORY bytes goes to a file
-without a name in TMPDIR. The body limit bounds it.
+without a name in TMPDIR. --limit-request-body bounds it, or LARGEST where that option sets no limit. The file does not
+grow any more when its file system has less than FREE of its room left, because other programs need that disk, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import tempfile
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from .response import Response
 
 MEMORY = 1 << 16  # bytes of one body
+LARGEST = 1 << 30  # bytes of one body where no option says so: waitress's max_request_body_size
+FREE = 0.1  # of the file system, which must be left
+LOOK = 1 << 20  # bytes of one body between two looks at that
 _SCRATCH = memoryview(bytearray(65536))  # only the loop uses it, and it waits nowhere in between
 
 
@@ -64,7 +69,8 @@ class Spooled(NoBody):
 class Gathering:
     """One body on its way. It looks like a stream whose reads never wait: they raise BlockingIOError.
 
-    `head`: the request's, for the log. `unread`: what has come and is not decoded yet. `run` has the request answered.
+    `response`: the request's. `head`: its head, for the log. `unread`: what has come and is not decoded yet. `run` has
+    the request answered.
     """
 
     def __init__(self, run: Callable[[Response], None], response: Response) -> None:
@@ -72,12 +78,14 @@ class Gathering:
         self.engine = response.connection.engine
         self.unread = b""
         self._run = run
-        self._response = response
+        self.response = response
         self._body = response.body
+        self._body.bound(LARGEST)
         self.head = self._body.head
         self._memory = io.BytesIO()
         self._spool: Spool | None = None
         self._length = 0
+        self._look_at = 0  # the length at which the file system's room is looked at next
 
     # As a stream.
 
@@ -104,15 +112,15 @@ class Gathering:
         body.read_from(self)
         if asks:
             try:
-                self._response.connection.ask_for_body()
+                self.response.connection.ask_for_body()
             except OSError:
-                self._response.connection.close()
+                self.response.connection.close()
                 return
         self.take_in(data)
 
     def take_in(self, data: bytes | bytearray) -> None:
         """Decode `data`, which has come; none where others have had their turn."""
-        connection = self._response.connection
+        connection = self.response.connection
         try:
             complete = self._decode(bytes(data))
             if complete:
@@ -120,6 +128,13 @@ class Gathering:
             else:
                 connection.awaits_body(in_turn=complete is None)
         except RequestError as error:
+            if error.status == 413 and not self.engine.parser.limit_body:
+                self.engine.seldom(
+                    "warning",
+                    f"a chunked request body of more than {LARGEST} bytes was answered 413: the server takes no larger "
+                    "ones as a whole. --limit-request-body sets another limit; with --no-buffer-chunked the "
+                    "application reads such bodies as they come",
+                )
             connection.refuse(error, self.head)
         except BaseException:
             connection.abort()  # a defect, as in Connection._take
@@ -151,20 +166,38 @@ class Gathering:
         try:
             if self._spool is None:
                 self._spool = Spool(self.engine.time_slice)
+                self._check_room(self._spool)
+                self._look_at = self._length + LOOK
                 self._spool.write_all(self._memory.getbuffer())
                 self._memory = io.BytesIO()
+            elif self._length >= self._look_at:
+                self._look_at = self._length + LOOK
+                self._check_room(self._spool)
             self._spool.write_all(piece)
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = ". Set TMPDIR to a directory with room, or bound bodies with --limit-request-body" if full else ""
             self.engine.seldom(
                 "error",
-                f"a chunked request body cannot be buffered in the directory for temporary files: {error}. "
-                "Set TMPDIR to a directory with room, or bound bodies with --limit-request-body",
+                f"a chunked request body cannot be buffered in the directory for temporary files: {error}{advice}",
             )
             raise RequestError(507, "the server has no room for the body") from error
 
+    def _check_room(self, spool: Spool) -> None:
+        """RequestError (507) where other programs need the rest of the file system."""
+        info = os.fstatvfs(spool.fileno())
+        if info.f_bavail < FREE * info.f_blocks:  # 0 < 0 where it has no size, as a tmpfs without a limit
+            self.engine.seldom(
+                "error",
+                f"a chunked request body was answered 507: less than {FREE:.0%} of the file system of "
+                f"{tempfile.gettempdir()} is free. Make room, set TMPDIR to a directory with room, or bound bodies "
+                "with --limit-request-body",
+            )
+            raise RequestError(507, "the server has no room for the body")
+
     def _complete(self) -> Response:
         """The response, whose request is complete now."""
-        response = self._response
+        response = self.response
         environ = response.environ
         assert environ is not None
         self._body.detach()
@@ -183,9 +216,9 @@ class Gathering:
     def drop(self) -> None:
         """The request never begins."""
         self._body.detach()
-        self._response.environ = None
+        self.response.environ = None
         self.close()
-        self.engine.request_dropped(self._response.connection)
+        self.engine.request_dropped(self.response.connection)
 
     def close(self) -> None:
         if self._spool is not None:

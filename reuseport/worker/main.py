@@ -251,7 +251,9 @@ class Worker:
         signal.signal(STACK_SIGNAL, lambda number, frame: running.tell(fd))
         faulthandler.unregister(STACK_SIGNAL)
         faulthandler.register(STACK_SIGNAL, file=fd, all_threads=True, chain=True)
-        Snapshots(self.birth.run_dir, self.id, self.log, lambda: self.board[TURNED])
+        assert self.engine is not None
+        gathering = self.engine.gathering
+        Snapshots(self.birth.run_dir, self.id, self.log, lambda: self.board[TURNED], gathering=gathering)
 
     # --- talk -------------------------------------------------------------------------------------------------------
 

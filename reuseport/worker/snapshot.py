@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from posix import close
 from types import CodeType, FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from greenlet import getcurrent, greenlet
@@ -29,11 +29,14 @@ from greenlet import getcurrent, greenlet
 from reuseport import jobs
 from reuseport.deadlines import original
 from reuseport.ipc.rundir import RunDir
-from reuseport.ipc.stacks import LINES_SIGNAL, SNAPSHOT_SIGNAL
+from reuseport.ipc.stacks import BODY, LINES_SIGNAL, SNAPSHOT_SIGNAL
 from reuseport.spawned import Handle
 from reuseport.worker.pool import Pool
 from reuseport.worker.threads import Threads
 from reuseport.worker.wsgi import Caller, describe
+
+if TYPE_CHECKING:
+    from reuseport.worker.response import Response
 
 MOST = 500  # greenlets and threads that are looked into
 DEPTH = 40  # innermost frames of each
@@ -50,8 +53,8 @@ Found = tuple[str, str, int, FrameType | None, bool]
 
 class Snapshots:
     """Takes one whenever the signal comes. `who`: the process's id. `turned`: the nanoseconds of CLOCK_MONOTONIC at
-    which the loop last turned, None where none has to. `job`: what this process runs, if it is a job's.
-    `log(level, text)`."""
+    which the loop last turned, None where none has to. `job`: what this process runs, if it is a job's. `gathering`:
+    the responses whose requests' bodies are being buffered. `log(level, text)`."""
 
     def __init__(
         self,
@@ -60,12 +63,14 @@ class Snapshots:
         log: Callable[[str, str], None],
         turned: Callable[[], int] | None = None,
         job: jobs.Job | None = None,
+        gathering: Callable[[], list[Response]] = list,
     ) -> None:
         self._path = run_dir.snapshot(who)
         self._who = who
         self._log = log
         self._turned = turned
         self._job = job
+        self._gathering = gathering
         self._busy = False
         signal.signal(SNAPSHOT_SIGNAL, self._on_signal)
         # A library that waits in C goes on waiting: not all of them are prepared to be interrupted.
@@ -120,6 +125,13 @@ class Snapshots:
                     seen.add(job.number)
                     entry["job"] = _job(job)
                 found.append(entry)
+        for response in self._gathering():
+            if response.environ is None:
+                continue
+            if len(found) < MOST:
+                found.append({"kind": BODY, "name": "", "now": False, "stack": [], **_request(response, taken)})
+            else:
+                told["more"] += 1
         told["jobs"] = [_job(one) for one in active if one.number not in seen]
         told["seconds"] = (time.monotonic_ns() - taken) / 1e9
         return told
@@ -177,15 +189,23 @@ def _stack(top: FrameType | None, taken: int) -> Told:
         if code is _SERVE:
             response = frame.f_locals["response"]
             if response.environ is not None:
-                told["request"] = describe(response)[:TEXT]
-                told["age"] = taken / 1e9 - response.began
-                told["client"] = response.environ.get("REMOTE_ADDR") or "a unix socket"
-                if tenant := response.connection.tenant:
-                    told["tenant"] = tenant
+                told.update(_request(response, taken))
         elif code is _JOB:
             told["job"] = frame.f_locals["self"].job
         frame = frame.f_back
     lines.reverse()
+    return told
+
+
+def _request(response: Response, taken: int) -> Told:
+    assert response.environ is not None
+    told: Told = {
+        "request": describe(response)[:TEXT],
+        "age": taken / 1e9 - response.began,
+        "client": response.environ.get("REMOTE_ADDR") or "a unix socket",
+    }
+    if tenant := response.connection.tenant:
+        told["tenant"] = tenant
     return told
 
 

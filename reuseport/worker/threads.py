@@ -134,6 +134,11 @@ class ThreadedConnection(_Threaded, Connection):
 class ThreadedTlsConnection(_Threaded, TlsConnection):
     __slots__ = ("_aborted", "_lent", "_polls")
 
+    def lend(self) -> None:
+        if self._writer is not None:
+            self._writer.stop()  # what the loop could not send yet leaves with the response: only the thread writes now
+        super().lend()
+
     def _more_waits(self) -> bool:
         """It is lingered behind in any case: what is still encrypted cannot be looked at."""
         return True

@@ -8,11 +8,14 @@ import logging
 import logging.config
 import os
 import re
+import socket
+import struct
 
 import gevent
 import pytest
 from http_harness import Harness, turn, wait_for
 
+from reuseport.ipc.scoreboard import CLASSES, ERRORS, REQUESTS
 from reuseport.options import load
 from reuseport.options.accessformat import DEFAULT, JSON, check_format
 from reuseport.worker import logs
@@ -21,6 +24,7 @@ from reuseport.worker.connection import Connection
 from reuseport.worker.engine import Engine
 from reuseport.worker.logs import FileSink
 from reuseport.worker.response import Response
+from reuseport.worker.states import BODY
 
 GET = b"GET /a?b=c HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 ATOMS = re.compile(r'- - - \[\d\d/\w{3}/\d{4}:[\d:]{8} [+-]\d{4}\] "GET /a\?b=c HTTP/1.1" 200 5 "-" "-"')
@@ -124,6 +128,58 @@ def test_json_has_fixed_keys(make, threads):
 def test_what_the_server_refuses_is_recorded(make, data, line):
     assert said(make, "%(r)s %(s)s %(b)s", data) == line
     assert json.loads(said(make, JSON, data))["refused"]
+
+
+UPLOAD = (
+    b"POST /up HTTP/1.1\r\nHost: x\r\nUser-Agent: UA\r\nX-Request-ID: me\r\nX-Forwarded-For: 203.0.113.9\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+)
+WHOSE = '%(h)s "%(r)s" %(s)s ua=%({user-agent}i)s id=%({reuseport.request_id}e)s'
+
+
+def upload(environ, start_response):
+    environ["wsgi.input"].read()
+    return hello(environ, start_response)
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [("silent", 408), ("too large", 413), ("malformed", 400), ("cut", 400), ("reset", 499)]
+)
+def test_a_chunked_body_that_does_not_come_whole_has_its_line(make, threads, end, status):
+    harness = make(
+        upload, WHOSE + "|%(L)s", threads=threads, buffer_chunked=True, limit_request_body=1000, request_id="make",
+        body_timeout=0.2 if end == "silent" else 60.0,
+    )  # fmt: skip
+    with harness.connect(tcp=True) as client:
+        client.send(UPLOAD)
+        if end == "too large":
+            client.send(b"FFFFF\r\nx")
+        elif end == "malformed":
+            client.send(b"no chunk\r\n")
+        elif end == "cut":
+            client.finish()
+        elif end == "reset":
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sock.close()
+        wait_for(lambda: harness.lines)
+    (line,) = harness.lines
+    line, seconds = line.split("|")
+    assert line == f'203.0.113.9 "POST /up HTTP/1.1" {status} ua=UA id=me'
+    assert float(seconds) > 0
+    assert harness.counter(CLASSES[0 if status == 499 else 4]) == harness.counter(REQUESTS) == 1
+    assert harness.counter(ERRORS) == 0
+
+
+def test_a_connection_that_is_closed_while_a_body_is_buffered_has_one_line(make):
+    harness = make(upload, WHOSE, buffer_chunked=True)
+    with harness.connect(tcp=True) as client:
+        client.send(UPLOAD)
+        (connection,) = harness.engine._open
+        wait_for(lambda: connection.state is BODY)
+        connection.abort()
+        connection.close()
+    assert harness.lines == ['203.0.113.9 "POST /up HTTP/1.1" 499 ua=UA id=-']
+    assert harness.counter(REQUESTS) == 1
 
 
 def test_a_connection_without_a_request_is_not(make):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import sys
 import tempfile
 import threading
 from types import SimpleNamespace
 
 import gevent
 import pytest
-from http_harness import Harness, echo, parse, turn, wait_for
+from http_harness import PATIENCE, Harness, echo, parse, turn, wait_for
 from tls_harness import TlsClient, TlsHarness
 
+from reuseport import jobs
 from reuseport.ipc.scoreboard import ACTIVE, ERRORS, REQUESTS
-from reuseport.worker import gather
+from reuseport.worker import engine, gather
+from reuseport.worker.drain import Drain
+from reuseport.worker.snapshot import Snapshots
 from reuseport.worker.states import BODY
+from reuseport.worker.tls import TlsConnection
 
 HEAD = b"POST /up HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 LAST = b"GET /next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -50,6 +56,19 @@ def make():
     yield make
     for harness in harnesses:
         harness.close()
+
+
+@pytest.fixture(autouse=True)
+def disk(monkeypatch):
+    """The file system's blocks, of which enough are free: how full this machine's disk is does not matter."""
+    info = SimpleNamespace(f_bavail=50, f_blocks=100, looks=0)
+
+    def look(fd):
+        info.looks += 1
+        return info
+
+    monkeypatch.setattr(gather.os, "fstatvfs", look)
+    return info
 
 
 @pytest.fixture
@@ -116,6 +135,25 @@ def test_a_slow_client_holds_neither_thread_nor_greenlet(make, way):
         slow.send(b"2\r\nde\r\n0\r\n\r\n")
         slow.read_until(b"abcde")
         wait_for(lambda: harness.counter(REQUESTS) == 2)
+
+
+def test_a_snapshot_has_whose_body_is_still_coming(make):
+    harness = make(seen_body)
+    taker = Snapshots.__new__(Snapshots)  # without its handlers of signals
+    taker._who, taker._turned, taker._job, taker._gathering = "3.1", None, None, harness.engine.gathering
+
+    def bodies():
+        return [entry for entry in taker._take(sys._getframe())["running"] if entry["kind"] == BODY]
+
+    with harness.connect(tcp=True) as client:
+        client.send(HEAD + b"3\r\nabc\r\n")
+        wait_for(lambda: harness.engine._open and in_body(harness))
+        [one] = bodies()
+        assert (one["request"], one["client"], one["stack"]) == ("POST /up", "127.0.0.1", [])
+        assert one["age"] >= 0
+        client.send(b"0\r\n\r\n" + LAST)
+        client.read_all()
+        assert bodies() == []
 
 
 @pytest.mark.parametrize("way", ["TLS", "TLS, threads"])
@@ -219,8 +257,78 @@ def test_without_room_on_the_disk_it_is_507(make, monkeypatch, tmp_path):
     assert one.status == 507
     assert harness.counter(ERRORS) == 1
     (error,) = harness.errors()
-    assert "TMPDIR" in error and "missing" in error
+    assert "missing" in error and "TMPDIR" not in error, "no other directory helps against each error"
     assert [answer.body for answer in harness.talk(HEAD + chunks(b"abc") + LAST)] == [b"abc", b""]
+
+
+@pytest.mark.parametrize(
+    ("code", "advises"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False), (errno.EMFILE, False)]
+)
+def test_a_disk_that_fails_in_the_middle_of_a_body_is_507(make, temporary, monkeypatch, code, advises):
+    written = []
+
+    def write(spool, data):
+        if len(written) > 2:
+            raise OSError(code, os.strerror(code))
+        written.append(bytes(data))
+        return len(data)
+
+    monkeypatch.setattr(gather.Spool, "write", write)
+    harness = make(seen_body)
+    (one,) = harness.talk(HEAD + chunks(BIG) + LAST)
+    assert (one.status, len(written)) == (507, 3)
+    assert harness.counter(ERRORS) == 1
+    (error,) = harness.errors()
+    assert os.strerror(code) in error
+    assert ("TMPDIR" in error) is advises
+    assert held_in(temporary) == 0
+
+
+@pytest.mark.parametrize("free", [9, 10])
+def test_the_last_tenth_of_the_disk_is_not_for_bodies(make, temporary, disk, free):
+    disk.f_bavail = free
+    harness = make(seen_body)
+    for _ in range(2):
+        answers = harness.talk(HEAD + chunks(BIG) + LAST)
+        assert [answer.status for answer in answers] == ([507] if free < 10 else [200, 200])
+    assert harness.talk(HEAD + chunks(b"abc") + LAST)[0].body == b"abc", "this one needs no disk"
+    assert held_in(temporary) == 0
+    assert len(harness.errors()) == (free < 10)
+    for error in harness.errors():
+        assert "TMPDIR" in error and "10%" in error and str(temporary) in error
+
+
+def test_the_disk_is_looked_at_again_while_a_body_grows(make, disk, monkeypatch):
+    monkeypatch.setattr(gather, "LOOK", 100_000)
+    harness = make(seen_body)
+    with harness.connect() as client:
+        client.send(HEAD + chunks(BIG)[:200_000])
+        wait_for(lambda: disk.looks == 2)
+        disk.f_bavail = 0
+        client.send(chunks(BIG)[200_000:])
+        assert parse(client.read_all())[0].status == 507
+    assert disk.looks == 3
+
+
+def test_a_file_system_without_a_size_is_taken(make, disk):
+    disk.f_bavail = disk.f_blocks = 0
+    assert make(seen_body).talk(HEAD + chunks(BIG) + LAST)[0].body == BIG
+
+
+@pytest.mark.parametrize(("limit", "length", "status"), [(0, 100, 200), (0, 101, 413), (50, 51, 413), (200, 200, 200)])
+def test_a_body_is_bounded_without_an_option_too(make, monkeypatch, limit, length, status):
+    monkeypatch.setattr(gather, "LARGEST", 100)
+    harness = make(seen_body, limit_request_body=limit)
+    assert harness.talk(HEAD + chunks(b"x" * length, 10) + LAST)[0].status == status
+    errors = harness.errors()
+    assert len(errors) == (not limit and status == 413), "who has set a limit knows it"
+    for error in errors:
+        assert "--limit-request-body" in error and "--no-buffer-chunked" in error
+
+
+def test_no_option_and_no_buffering_is_no_bound(make, monkeypatch):
+    monkeypatch.setattr(gather, "LARGEST", 100)
+    assert make(seen_body, buffer_chunked=False).talk(HEAD + chunks(b"x" * 101) + LAST)[0].status == 200
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -277,6 +385,89 @@ def test_a_drain_waits_for_the_body(make, way, stop):
             wait_for(lambda: harness.engine.connections == 0)
         else:
             wait_for(lambda: len(passed) == 1)  # between two requests it can go to the heir
+
+
+@pytest.mark.parametrize("way", ["greenlets", "TLS"])
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_drain_does_not_wait_for_a_silent_sender_for_ever(make, way, stop, monkeypatch):
+    monkeypatch.setattr(engine, "LAST_CALL", 0.2)
+    harness = make(never, way, body_timeout=0)
+    with TlsClient(harness) if way == "TLS" else harness.connect() as client:
+        client.send(HEAD + b"3\r\nabc\r\n")
+        wait_for(lambda: in_body(harness))
+        (connection,) = harness.engine._open
+        assert connection.seconds_left() is None
+        if stop:
+            harness.engine.drain()
+            harness.engine.close_idle()
+        else:
+            harness.engine.drain_to(lambda connections: None)
+        assert connection.seconds_left() <= 0.2
+        client.send(b"1\r\nd\r\n")
+        assert b" 408 " in client.read_all()
+
+
+def test_a_drain_leaves_a_body_the_time_that_an_option_gives(make):
+    harness = make(never, body_timeout=100.0)
+    with harness.connect() as client:
+        client.send(HEAD + b"3\r\nabc\r\n")
+        wait_for(lambda: in_body(harness))
+        (connection,) = harness.engine._open
+        harness.engine.drain()
+        assert connection.seconds_left() > engine.LAST_CALL
+
+
+def test_a_stuck_job_does_not_let_its_worker_cut_an_upload(make, monkeypatch):
+    harness = make(seen_body)
+    left = []
+    worker = SimpleNamespace(
+        engine=harness.engine, state="draining", board=harness.board, birth=SimpleNamespace(generation=3),
+        receiver=SimpleNamespace(empty=lambda: False), exit=lambda: left.append("the worker"),
+    )  # fmt: skip
+    drain = Drain(worker)
+    # One job that cannot be ended, in a request whose client has gone: it has no connection.
+    monkeypatch.setattr(jobs, "overdue", lambda: [SimpleNamespace(in_request=True)])
+    harness.engine.requests = 1
+    try:
+        with harness.connect() as client:
+            client.send(HEAD + b"3\r\nabc\r\n")
+            wait_for(lambda: in_body(harness))
+            drain.leave_if_done()
+            assert not left
+            client.send(b"0\r\n\r\n" + LAST)
+            assert parse(client.read_all())[0].body == b"abc"
+            wait_for(lambda: not harness.engine.connections and harness.engine.requests == 1)
+        drain.leave_if_done()
+        assert left == ["the worker"]
+    finally:
+        harness.engine.requests = harness.board[ACTIVE] = 0
+
+
+def test_the_loop_sends_nothing_while_a_thread_has_the_connection(make, monkeypatch):
+    """What the loop had no room for (100 Continue, say) is the thread's to send: two must not write at once."""
+    sent_while_lent = []
+    monkeypatch.setattr(TlsConnection, "_flush", lambda connection: sent_while_lent.append(connection._lent))
+    entered, leave = threading.Event(), threading.Event()
+
+    def application(environ, start_response):
+        entered.set()
+        assert leave.wait(PATIENCE)
+        return seen_body(environ, start_response)
+
+    harness = make(application, "TLS, threads")
+    with TlsClient(harness) as client:
+        client.send(HEAD + b"3\r\nabc\r\n")
+        wait_for(lambda: in_body(harness))
+        (connection,) = harness.engine._open
+        connection._flush_later()
+        wait_for(lambda: sent_while_lent)
+        client.send(b"0\r\n\r\n" + LAST)
+        wait_for(entered.is_set)
+        for _ in range(5):
+            turn()
+        leave.set()
+        assert [answer.body for answer in parse(client.read_all())] == [b"abc", b""]
+    assert set(sent_while_lent) == {False}
 
 
 def test_the_loops_own_thread_stays_out_of_the_application(make):

@@ -37,6 +37,19 @@ def test_what_waits_at_the_same_place_is_shown_once() -> None:
     ], "from the application's first frame on"
 
 
+def test_a_request_whose_body_is_still_coming_is_told_as_such() -> None:
+    one = {"request": "POST /up", "age": 90, "client": "::1", "tenant": "acme", "stack": []}
+    lines = answer({**one, "kind": "body"}, {**one, "request": "POST /other", "age": 1})
+    assert lines[0] == "worker 7.2 (pid 7): 2 requests, 0 jobs"
+    assert lines[2:] == [
+        "  POST /up of acme from ::1, 1m",
+        "    the client still sends its chunked body (--buffer-chunked)",
+        "",
+        "  POST /other of acme from ::1, 1s",
+        "    it has not begun yet",
+    ]
+
+
 def test_what_is_at_work_comes_first_then_requests_and_jobs_by_age() -> None:
     job = {"name": "export", "tenant": "acme", "age": 4000, "progress": 0.5}
     lines = answer(
