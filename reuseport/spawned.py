@@ -70,7 +70,8 @@ class Handle:
     def cancel(self) -> bool:
         """Have it end by an exception; False for what has ended. It may take its time, and catch the exception.
 
-        A greenlet gets gevent.GreenletExit where it waits, or JobCancelled where a library waits for it. A native
+        A greenlet gets gevent.GreenletExit where it waits, or JobCancelled where a library waits for it. If that
+        greenlet still runs after half of --job-grace, because it caught JobCancelled, it gets GreenletExit. A native
         thread gets JobCancelled at its next line of Python. A process gets JobCancelled as well, and SIGKILL if it has
         not ended within --job-grace.
         """
@@ -78,13 +79,21 @@ class Handle:
             return False
         self._cancelled = True
         if self._greenlet is not None:
-            self._greenlet.kill(_exit_for(self._greenlet, self.job), block=False)
+            ending = _exit_for(self._greenlet, self.job)
+            self._greenlet.kill(ending, block=False)
+            if isinstance(ending, Exception):
+                self._greenlet.parent.loop.run_callback_threadsafe(self._insist_later)
         elif self.job.limit is not None:
             self.job.limit.end(JobCancelled(f"job {self.job.name!r} was cancelled"))
         elif self._line is not None:
             with contextlib.suppress(OSError):
                 os.write(self._line.fileno(), lines.piece(lines.CANCEL))
         return True
+
+    def _insist_later(self) -> None:
+        """In the hub of the greenlet: after half the grace, raise what no `except Exception` of the job catches."""
+        timer = self._greenlet.parent.loop.timer(jobs.server.grace / 2, ref=False)
+        timer.start(lambda: self._greenlet.kill(block=False))
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:

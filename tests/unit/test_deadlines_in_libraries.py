@@ -14,6 +14,7 @@ import gevent.socket
 import pytest
 
 import reuseport
+import reuseport.spawned
 from reuseport import deadlines, jobs
 
 SOON = 0.02  # seconds
@@ -182,8 +183,6 @@ def test_library_code_that_computes_cleans_up(loop, library):
 
 @pytest.mark.parametrize("where", ["greenlet", "thread"])
 def test_a_cancelled_job_leaves_its_place(loop, library, monkeypatch, where):
-    import reuseport.spawned
-
     pool = library.Pool(gevent.event.Event() if where == "greenlet" else threading.Event())
     pool.take()
     monkeypatch.setattr(jobs.server, "grace", LATE)
@@ -201,6 +200,30 @@ def test_a_cancelled_job_leaves_its_place(loop, library, monkeypatch, where):
         handle.result(LATE)
     assert type(caught.value) is reuseport.JobCancelled
     assert pool.waiting == []
+
+
+def test_a_cancelled_greenlet_that_catches_every_exception_ends_all_the_same(loop, library, monkeypatch):
+    """As a queue's consumer does, which logs each error and polls again."""
+    pool = library.Pool(gevent.event.Event())
+    pool.take()
+
+    def consume():
+        while True:
+            try:
+                pool.take()
+            except Exception as error:  # noqa: BLE001
+                caught.append(error)
+
+    caught = []
+    monkeypatch.setattr(reuseport.spawned, "_in_server", lambda: True)
+    monkeypatch.setattr(reuseport.spawned, "_is_patched", lambda: True)
+    handle = reuseport.spawn(consume)
+    await_true(lambda: pool.waiting)
+    assert handle.cancel()
+    await_true(lambda: handle.done)
+    with pytest.raises(reuseport.JobCancelled):
+        handle.result(LATE)
+    assert [isinstance(error, reuseport.JobCancelled) for error in caught] == [True]
 
 
 def test_a_spawned_job_that_is_late_in_a_library_ends_with_the_plain_error(loop, library):
