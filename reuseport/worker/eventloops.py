@@ -6,8 +6,8 @@ but the first of them, and so did Flask's and Django's async views. Django's ORM
 ordinary views.
 
 So while a loop runs in some greenlet, each switch between greenlets takes the running loop and the current task along
-(greenlet.settrace). While any loop runs, each greenlet switch of the worker takes about 1.5 us instead of 0.5. Without a
-running loop, nothing is traced.
+(greenlet.settrace). While any loop runs, each greenlet switch of the worker takes about 1.5 us instead of 0.5.
+Without a running loop, nothing is traced.
 
 greenlet removes a trace function that raises. A tracer can raise RecursionError, because greenlet calls it on the stack
 of the application, or the exception of a signal's handler. So the tracer delivers its errors later. If the call of the
