@@ -6,7 +6,9 @@ follows: a client that was accepted, or whose bytes were taken, would be forgott
 descriptor whose callback has raised. No order of statements is safe from that, and nobody there could act on it.
 
 So handlers are called through `Guarded`. What they raise while the application is at work is raised in it, as ever.
-Otherwise it is reported like any error in the loop, a moment later, and what was interrupted goes on.
+Otherwise it is reported like any error in the loop, a moment later, and what was interrupted goes on. Between two
+greenlets, in a function of greenlet.settrace, an exception would remove that function. The greenlet that goes on there
+gets the exception when it waits next (`raise_later`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _applications: set[CodeType] = set()
 _servers: set[CodeType] = set()
+_switches: set[CodeType] = set()
 
 
 def calls_application(function: _Function) -> _Function:
@@ -39,6 +42,25 @@ def is_server(function: _Function) -> _Function:
     return function
 
 
+def is_switch(function: _Function) -> _Function:
+    """Marks a function that greenlet calls at each switch, and removes when it raises."""
+    _switches.add(function.__code__)
+    return function
+
+
+def raise_later(target: Any, context: str, error: BaseException) -> None:
+    """Raise it in a greenlet of this thread when that waits for something; report it if that works for the server."""
+    hub = gevent.hub.get_hub()
+    hub.loop.run_callback(_raise_waiting, hub, target, context, error)
+
+
+def _raise_waiting(hub: gevent.hub.Hub, target: Any, context: str, error: BaseException) -> None:
+    if target is hub or target.dead or _innermost(target.gr_frame) is _servers:
+        hub.handle_error(context, type(error), error, error.__traceback__)
+    else:
+        target.throw(error)
+
+
 class Guarded:
     """A handler, called so that only the application gets what it raises."""
 
@@ -51,22 +73,25 @@ class Guarded:
         try:
             self.handler(number, frame)
         except BaseException as error:
-            if not _in_server(frame):
-                raise
-            hub = gevent.hub.get_hub()
             context = f"the handler of {_name(number)}"
-            hub.loop.run_callback(hub.handle_error, context, type(error), error, error.__traceback__)
+            place = _innermost(frame)
+            if isinstance(getcurrent(), gevent.hub.Hub) or place is _servers:
+                hub = gevent.hub.get_hub()
+                hub.loop.run_callback(hub.handle_error, context, type(error), error, error.__traceback__)
+            elif place is _switches:
+                raise_later(getcurrent(), context, error)
+            else:
+                raise
 
 
-def _in_server(frame: FrameType | None) -> bool:
-    """Whether the server is what this frame works for."""
-    if isinstance(getcurrent(), gevent.hub.Hub):
-        return True
-    while frame is not None and frame.f_code not in _applications:
-        if frame.f_code in _servers:
-            return True
+def _innermost(frame: FrameType | None) -> set[CodeType]:
+    """Whether the application, the server or a switch is what this frame works for: its set of marked functions."""
+    while frame is not None:
+        for marked in (_applications, _servers, _switches):
+            if frame.f_code in marked:
+                return marked
         frame = frame.f_back
-    return False
+    return _applications
 
 
 def _name(number: int) -> str:

@@ -12,7 +12,7 @@ import gevent.event
 import greenlet
 import pytest
 
-from reuseport.worker import eventloops
+from reuseport.worker import eventloops, interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +128,153 @@ def test_another_tracer_that_came_meanwhile_stays_and_loops_still_work():
     assert greenlet.gettrace() is later
     asyncio.run(switch())
     greenlet.settrace(None)
+
+
+def run_side_by_side():
+    """Two greenlets run a loop at once, and this one sees none."""
+
+    async def work():
+        mine = now()
+        for _ in range(3):
+            gevent.sleep(0.001)  # gevent's selector does this, and is not patched in here
+            await asyncio.sleep(0)
+            assert now() == mine
+        return True
+
+    both = [gevent.spawn(asyncio.run, work()) for _ in range(2)]
+    while not all(one.ready() for one in both):
+        gevent.sleep(0)
+        assert now() == (None, None)
+    gevent.joinall(both, raise_error=True)
+
+
+def beside_a_running_loop(function):
+    """Call it while a loop runs in another greenlet. That loop must notice nothing."""
+
+    async def work():
+        mine = now()
+        while not over:
+            gevent.sleep(0.001)  # gevent's selector does this, and is not patched in here
+            await asyncio.sleep(0)
+            assert now() == mine
+
+    over = []
+    running = gevent.spawn(asyncio.run, work())
+    while greenlet.gettrace() is None:
+        gevent.sleep(0)
+    try:
+        function()
+    finally:
+        over.append(True)
+        running.get(timeout=10)
+    run_side_by_side()
+
+
+def test_loops_stay_apart_after_the_stack_was_too_deep_at_a_switch():
+    def dive(depth):
+        if depth:
+            dive(depth - 1)
+        else:
+            gevent.sleep(0)
+
+    def dive_deeper_each_time():
+        too_deep = 0
+        for depth in range(sys.getrecursionlimit() - 60, sys.getrecursionlimit()):
+            try:
+                dive(depth)
+                gevent.sleep(0)  # what was raised in the tracer comes here
+            except RecursionError:
+                too_deep += 1
+        return too_deep
+
+    def check():
+        assert gevent.spawn(dive_deeper_each_time).get(timeout=10)
+        gevent.sleep(0.001)
+        run_side_by_side()
+
+    beside_a_running_loop(check)
+
+
+def test_a_tracer_that_greenlet_has_removed_comes_back():
+    def check():
+        tracer = greenlet.gettrace()
+        greenlet.settrace(None)  # as greenlet does when not even the tracer's first line was reached
+        gevent.sleep(0.005)
+        assert greenlet.gettrace() is tracer
+        run_side_by_side()
+
+    beside_a_running_loop(check)
+
+
+def test_a_tracer_that_was_lost_is_forgotten_with_its_last_loop():
+    async def work():
+        greenlet.settrace(None)
+
+    asyncio.run(work())
+    assert asyncio.events._set_running_loop._tracers == {}
+    run_side_by_side()
+
+
+@pytest.mark.parametrize("where", ["the tracer", "a tracer before it"])
+def test_what_is_raised_at_a_switch_comes_where_the_greenlet_waits_next(monkeypatch, where):
+    class Alarm(BaseException):
+        """As a signal's handler raises it."""
+
+    def strike():
+        if armed and greenlet.getcurrent() is armed[0]:
+            armed.clear()
+            raise Alarm
+
+    def work():
+        gevent.sleep(0)
+        armed.append(greenlet.getcurrent())
+        try:
+            gevent.sleep(0)
+            assert not armed
+            gevent.sleep(10)
+        except Alarm:
+            return "caught"
+
+    def check():
+        tracer = greenlet.gettrace()
+        if where == "the tracer":
+            swap = tracer._swap
+            monkeypatch.setattr(tracer, "_swap", lambda target: (swap(target), strike()))
+        else:
+            monkeypatch.setattr(tracer, "_before", lambda event, args: strike())
+        assert gevent.spawn(work).get(timeout=5) == "caught"
+        assert greenlet.gettrace() is tracer
+
+    armed = []
+    beside_a_running_loop(check)
+
+
+def test_a_signal_s_exception_at_a_switch_leaves_the_tracer(monkeypatch):
+    class Alarm(Exception):
+        pass
+
+    def handler(number, frame):
+        raise Alarm
+
+    def work():
+        try:
+            gevent.sleep(10)
+        except Alarm:
+            return "caught"
+
+    def check():
+        waiting = gevent.spawn(work)
+        gevent.sleep(0)
+        monkeypatch.setattr(interrupts, "getcurrent", lambda: waiting)
+        interrupts.Guarded(handler)(14, frame)
+        assert waiting.get(timeout=5) == "caught"
+
+    class Frame:
+        f_code = eventloops._Tracer.__call__.__code__
+        f_back = None
+
+    frame = Frame()
+    beside_a_running_loop(check)
 
 
 def test_each_native_thread_has_loops_of_its_own():
