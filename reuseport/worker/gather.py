@@ -6,7 +6,7 @@ application sees CONTENT_LENGTH and no Transfer-Encoding. waitress does the same
 
 The loop does this, while no greenlet and no thread waits for the client. A body beyond MEMORY bytes goes to a file
 without a name in TMPDIR. --limit-request-body bounds it, or LARGEST where that option sets no limit. The file does not
-grow any more when its file system has less than FREE of its room left, because other programs need that disk, too.
+grow any more when its file system has little room left (FREE, ENOUGH), because other programs need that disk, too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MEMORY = 1 << 16  # bytes of one body
 LARGEST = 1 << 30  # bytes of one body where no option says so: waitress's max_request_body_size
 FREE = 0.1  # of the file system, which must be left
+ENOUGH = 1 << 30  # bytes of a file system, of which any size may be left
 LOOK = 1 << 20  # bytes of one body between two looks at that
 _SCRATCH = memoryview(bytearray(65536))  # only the loop uses it, and it waits nowhere in between
 
@@ -186,12 +187,13 @@ class Gathering:
     def _check_room(self, spool: Spool) -> None:
         """RequestError (507) where other programs need the rest of the file system."""
         info = os.fstatvfs(spool.fileno())
-        if info.f_bavail < FREE * info.f_blocks:  # 0 < 0 where it has no size, as a tmpfs without a limit
+        # 0 < 0 where it has no size, as a tmpfs without a limit.
+        if info.f_bavail < FREE * info.f_blocks and info.f_bavail * info.f_frsize < ENOUGH:
             self.engine.seldom(
                 "error",
                 f"a chunked request body was answered 507: less than {FREE:.0%} of the file system of "
-                f"{tempfile.gettempdir()} is free. Make room, set TMPDIR to a directory with room, or bound bodies "
-                "with --limit-request-body",
+                f"{tempfile.gettempdir()}, and less than 1 GiB, is free. Make room, set TMPDIR to another directory, "
+                "or bound bodies with --limit-request-body",
             )
             raise RequestError(507, "the server has no room for the body")
 

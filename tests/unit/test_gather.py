@@ -61,7 +61,7 @@ def make():
 @pytest.fixture(autouse=True)
 def disk(monkeypatch):
     """The file system's blocks, of which enough are free: how full this machine's disk is does not matter."""
-    info = SimpleNamespace(f_bavail=50, f_blocks=100, looks=0)
+    info = SimpleNamespace(f_bavail=50, f_blocks=100, f_frsize=4096, looks=0)
 
     def look(fd):
         info.looks += 1
@@ -282,6 +282,12 @@ def test_a_disk_that_fails_in_the_middle_of_a_body_is_507(make, temporary, monke
     assert os.strerror(code) in error
     assert ("TMPDIR" in error) is advises
     assert held_in(temporary) == 0
+
+
+def test_a_large_disk_may_have_little_of_it_free(make, temporary, disk):
+    disk.f_bavail, disk.f_blocks = 1 << 18, 1 << 30
+    [answer] = make(seen_body).talk(HEAD + chunks(BIG) + LAST)
+    assert answer.status == 200
 
 
 @pytest.mark.parametrize("free", [9, 10])

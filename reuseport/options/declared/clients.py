@@ -73,7 +73,8 @@ OPTIONS: tuple[Option, ...] = (
         help="Take a chunked request body (Transfer-Encoding: chunked) as a whole before the application gets the "
         "request, and set CONTENT_LENGTH, without which Django and others see no body. A body of more than 64 KiB "
         "goes to a file without a name in TMPDIR. One of more than 1 GiB is answered 413, or of more than "
-        "--limit-request-body where that is set; and 507 where less than 10 % of that file system is free. "
+        "--limit-request-body where that is set; and 507 where less than 10 % of that file system, and less "
+        "than 1 GiB, is free. "
         "--no-buffer-chunked lets the application read such a body as it comes.",
     ),
     Option(
