@@ -246,7 +246,10 @@ def test_a_takeover_changes_whose_a_request_is(serve, second):
     # The job goes on where it is. It keeps no tenant, and neither does the hold.
     for header in ("X-A", "X-B", "X-None"):
         assert [version(header) for _ in range(10)] == ["four"] * 10
-    assert [job["name"] for job in three.status().generation(2)["waits_for"]["jobs"]] == ["export"]
+    # Its worker tells the new master of the job when it has said hello to it.
+    three.wait(
+        lambda s: [job["name"] for job in s.generation(2)["waits_for"]["jobs"]] == ["export"], "the job to be told of"
+    )
     assert three.question(do="tenants")["tenants"] == []
     assert version("X-B", "/job?name=second") == "four"
     three.gate("second").await_entered()
