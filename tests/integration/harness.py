@@ -424,9 +424,11 @@ class Server:
         """Every process of this server that lives.
 
         setproctitle(3) writes over /proc/PID/environ, so titled processes are known by their session, or by the unique
-        name in their title; what the application has exec'd, by the run directory in its environment.
+        name in their title; what the application has exec'd, by the run directory in its environment. A companion can
+        set a title of its own in a session of its own (Celery does): it is known by the release that it runs in.
         """
         assert self.process is not None
+        releases = f"{self.root}/releases/"
         mark = f"REUSEPORT_RUN_DIR={self.run_dir}\0".encode()
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -439,6 +441,7 @@ class Server:
                     fields[3] == str(self.process.pid)
                     or f"[{self.name}]".encode() in (entry / "cmdline").read_bytes()
                     or mark in (entry / "environ").read_bytes() + b"\0"
+                    or os.readlink(entry / "cwd").startswith(releases)
                 ):
                     yield int(entry.name)
             except OSError:
